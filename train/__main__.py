@@ -1,0 +1,96 @@
+"""Command line: ``python -m train [RECIPE] [options]``.  ``--list`` shows the recipes, ``RECIPE --help`` every option."""
+
+import dataclasses
+import difflib
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from train.recipe import Recipe
+from train.recipes import DEFAULT, RECIPES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run lives and what it says; none of this changes its result."""
+
+    out: str | None = None
+    """Run folder; runs/RECIPE unless given.  Starting again in the same folder resumes."""
+    data_dir: str | None = None
+    """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
+    quiet: bool = False
+    """Show nothing but errors."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run folder as well."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains; returns the exit status: 0 complete, 1 an error, 2 a wrong command line, 3 stopped by a signal and resumable."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--list" in arguments:
+        print_recipes()
+        return 0
+    name = DEFAULT
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "python -m train --list shows them"
+        print(f"no recipe {name!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        recipe, options = parse(RECIPES[name], arguments)
+    except ValueError as error:  # a field's value that a Config refuses
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return train(recipe, options)
+
+
+def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOptions]:
+    """The recipe with the command line's overrides.  Exits with status 2 at a wrong option."""
+
+    def command(
+        recipe: Annotated[Recipe[type(recipe.model)], tyro.conf.arg(name="")] = recipe,  # pyright: ignore
+        run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),  # noqa: B008
+    ) -> tuple[Recipe[Any], RunOptions]:
+        return recipe, run
+
+    description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: python -m train --list"
+    return tyro.cli(command, prog=f"python -m train {recipe.name}", description=description, args=arguments)
+
+
+def train(recipe: Recipe[Any], options: RunOptions) -> int:
+    """Runs a recipe and says where its results lie."""
+    from train.checkpoint import CheckpointError
+    from train.formats import DataError
+    from train.loop import Diverged, run
+    from train.run import RunError
+
+    out = options.out or str(pathlib.Path("runs") / recipe.name)
+    try:
+        result = run(recipe, out, data_dir=options.data_dir, quiet=options.quiet, tensorboard=options.tensorboard)
+    except (DataError, RunError, CheckpointError, Diverged, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not result.complete:
+        return 3
+    if not options.quiet:
+        print(f"run folder {out}; next: python -m evals {out}")
+    return 0
+
+
+def print_recipes() -> None:
+    """A table of the recipes with their targets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "what", "data", "expected", box=None, pad_edge=False, header_style="bold")
+    for recipe in RECIPES.values():
+        table.add_row(recipe.name, recipe.about, recipe.data, "\n".join(str(target) for target in recipe.targets))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a person sees while a run trains: a live line on a terminal, sparse plain lines elsewhere."""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines, evaluations apart."""
+
+
+class Progress:
+    """A context manager that shows the lines of the metrics history as they come."""
+
+    def __init__(
+        self, name: str, total: int, steps_per_epoch: int, quiet: bool = False, tensorboard: pathlib.Path | None = None
+    ) -> None:
+        """total: steps of the run.  tensorboard: folder to write event files to as well."""
+        self.name, self.total, self.steps_per_epoch, self.quiet = name, total, steps_per_epoch, quiet
+        self._live: Any = None
+        self._task: Any = None
+        self._train: dict[str, Any] = {}
+        self._validation: dict[str, Any] = {}
+        self._last_plain = 0.0
+        self._rate: tuple[int, float] | None = None
+        self._per_second = 0.0
+        self._writer: Any = None
+        if tensorboard is not None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard needs tensorboardX: pip install 'purezoo[tensorboard]'") from None
+            self._writer = SummaryWriter(str(tensorboard / "tensorboard"))
+
+    def __enter__(self) -> "Progress":
+        if not self.quiet and sys.stdout.isatty():
+            from rich import progress
+
+            self._live = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=20),
+                progress.TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+                progress.TimeRemainingColumn(),
+            )
+            self._live.start()
+            self._task = self._live.add_task(self.name, total=self.total, note="")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def say(self, message: str) -> None:
+        """A line of its own, for things that a person should not miss; shown also when quiet is not."""
+        if self.quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(message, highlight=False, markup=False)
+        else:
+            print(message, flush=True)
+
+    def update(self, line: dict[str, Any], batch_size: int) -> None:
+        """A new line of the metrics history."""
+        if self._writer is not None:
+            for name, value in _metrics(line).items():
+                self._writer.add_scalar(f"{line['split']}/{name}", value, line["step"])
+        if line["split"] == "train":
+            self._train = line
+            self._measure(line["step"], batch_size)
+        else:
+            self._validation = line
+        if self.quiet:
+            return
+        if self._live is not None:
+            self._live.update(self._task, completed=line["step"], note=self._note())
+            return
+        now = time.monotonic()
+        if now - self._last_plain >= PLAIN_SECONDS or line["step"] == self.total:
+            self._last_plain = now
+            left = (self.total - line["step"]) * batch_size / self._per_second if self._per_second else 0
+            print(f"{self.name} step {line['step']}/{self.total} {self._note()} {_clock(left)} left", flush=True)
+
+    def _measure(self, step: int, batch_size: int) -> None:
+        now = time.perf_counter()
+        if self._rate is not None and now > self._rate[1]:
+            self._per_second = (step - self._rate[0]) * batch_size / (now - self._rate[1])
+        self._rate = (step, now)
+
+    def _note(self) -> str:
+        parts = [f"epoch {self._train.get('step', 0) / self.steps_per_epoch:.1f}"]
+        parts += [f"{name} {_show(name, value)}" for name, value in _metrics(self._train).items()]
+        parts += [f"validation {name} {_show(name, value)}" for name, value in _metrics(self._validation).items()]
+        return "  ".join([*parts, f"{self._per_second:,.0f} examples/s"])
+
+
+def _metrics(line: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name not in ("step", "epoch", "split", "seconds")}
+
+
+def _show(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,125 @@
+"""A recipe is a value: everything that decides a result, and the result it is known to reach."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import cattrs
+from tyro.conf import Suppress
+
+from train.optimizer import Optimizer
+from zoo.base import Model
+
+Preprocess = Literal["none", "unit", "standardize", "zscore"]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A result that a recipe reaches: its metric (the name says the unit), the published value, and our upper (or lower) bound."""
+
+    metric: str
+    published: float | None = None
+    source: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def __str__(self) -> str:
+        """For lists: "test error % <= 1.7 (published 1.65, LISA tutorials)"."""
+        bound = f" <= {self.at_most:g}" if self.at_most is not None else ""
+        bound += f" >= {self.at_least:g}" if self.at_least is not None else ""
+        published = f"published {self.published:g}" if self.published is not None else ""
+        note = ", ".join(part for part in (published, self.source) if part)
+        return self.metric + bound + (f" ({note})" if note else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Generic[C]):
+    """A training run as data.  Lengths in epochs may be fractions."""
+
+    name: Suppress[str]
+    """Of the recipe; also the default name of the run folder."""
+    about: Suppress[str] = ""
+    """One line for lists: what it is and where it comes from."""
+    model: C
+    """The Config of a model; its module follows from it."""
+    data: str = "digits"
+    """digits, mnist, fashion_mnist, npz:PATH or folder:PATH."""
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    """folder: data only: images are resized to this height, width and number of channels."""
+    preprocess: Preprocess = "unit"
+    """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
+    train_on: Literal["train", "train+validation"] = "train"
+    """Once settings are selected on the validation split, the papers train on all of it."""
+    optimizer: Optimizer = Optimizer()
+    batch_size: int = 128
+    epochs: float = 10.0
+    steps: int | None = None
+    """Number of steps; takes precedence over epochs."""
+    seed: int = 0
+    """Decides initialisation, order of the data, dropout and sampling."""
+    eval_every: float = 1.0
+    """Epochs between evaluations on the validation split, each followed by a checkpoint."""
+    select_by: str = "accuracy"
+    """Validation metric that the best checkpoint is selected by."""
+    select_mode: Literal["max", "min"] = "max"
+    patience: int | None = None
+    """Stop after this many evaluations without a better value."""
+    steps_per_dispatch: int = 1
+    """Steps in one compiled loop: more is faster for small dense models; convolutions are slower in loops on a CPU."""
+    targets: Suppress[tuple[Target, ...]] = ()
+    after: Suppress["Recipe[Any] | None"] = None
+    """The stage before this one (pre-training); its parameters pass through `transfer`."""
+    transfer: Suppress[str] = "matching"
+    """Name in train.transfer.TRANSFERS: how the earlier stage's parameters initialise this one."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        positive = ("batch_size", "epochs", "steps", "eval_every", "patience", "steps_per_dispatch")
+        for field in positive:
+            value = getattr(self, field)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"recipe {self.name}: {field}={value!r}, allowed: a positive number")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31")
+
+    @property
+    def stages(self) -> "tuple[Recipe[Any], ...]":
+        """This recipe after all earlier stages, first one first."""
+        return (*(self.after.stages if self.after else ()), self)
+
+
+def module_of(cfg: Any) -> Model:
+    """The model module that a Config belongs to: the one that defines its class."""
+    return sys.modules[type(cfg).__module__]  # pyright: ignore[reportReturnType]
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+
+
+def to_dict(recipe: Recipe[Any]) -> dict[str, Any]:
+    """The recipe as plain JSON types, with the module of each model beside its fields."""
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(recipe.model)
+    fields["after"] = to_dict(recipe.after) if recipe.after else None
+    for name in ("optimizer", "targets", "image_shape"):
+        fields[name] = _converter.unstructure(fields[name])
+    return fields
+
+
+def from_dict(fields: dict[str, Any]) -> Recipe[Any]:
+    """The inverse of ``to_dict``.  Imports the model's module, which may be a user's own."""
+    import importlib
+
+    model = dict(fields["model"])
+    config = importlib.import_module(model.pop("module")).Config
+    after = from_dict(fields["after"]) if fields["after"] else None
+    rest = {name: value for name, value in fields.items() if name not in ("model", "after")}
+    blank = dataclasses.replace(_BLANK, **{"model": _converter.structure(model, config), "after": after})
+    types = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    values = {name: _converter.structure(value, types[name]) for name, value in rest.items()}  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(blank, **values)
+
+
+_BLANK: Recipe[Any] = Recipe(name="", model=None)

@@ -1,0 +1,9 @@
+"""Recipes by name, one module per model family.  Each module's docstring gives the commands and the measured results."""
+
+from typing import Any
+
+from train.recipe import Recipe
+from train.recipes import mlp
+
+RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in (mlp,) for recipe in family.RECIPES}
+DEFAULT = "mlp-digits"

@@ -1,0 +1,215 @@
+"""The run folder: what a run was, what it measured, and how to get its model back.
+
+    config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, versions
+    data.json       class names and scaling of the inputs: what prediction needs without the data
+    metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
+    checkpoints/    see train.checkpoint
+    summary.json    written when the run is complete
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.batches import Scaling
+from train.checkpoint import CheckpointError, Checkpoints
+from train.recipe import Recipe, from_dict, module_of, to_dict
+from train.step import TrainState, init_state
+from zoo.base import Model, Params
+
+FORMAT = 1
+
+
+class RunError(RuntimeError):
+    """A run folder that is not one, or that belongs to another run."""
+
+
+class RunFolder:
+    """Paths and small files of one run.  ``create`` and ``open`` make one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
+        """A new folder, or the same run's.  Raises RunError that says what differs if it holds another run."""
+        folder = cls(path)
+        config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint, "versions": versions()}
+        file = folder.path / "config.json"
+        if file.exists():
+            there = folder.config()
+            differences = list(_differences({"recipe": there["recipe"], "data_fingerprint": there["data_fingerprint"]}, config))
+            if differences:
+                raise RunError(
+                    f"{folder.path} holds a run with another configuration: {'; '.join(differences)}.  "
+                    "Choose another folder with --out, or repeat the same options to resume"
+                )
+            return folder
+        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+            raise RunError(f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(file, config)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """An existing run's folder.  Raises RunError if there is none."""
+        folder = cls(path)
+        folder.config()
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """config.json.  Raises RunError when it is missing, damaged or of another format."""
+        config = read_json(self.path / "config.json")
+        if config.get("format") != FORMAT:
+            raise RunError(f"{self.path / 'config.json'}: format {config.get('format')!r}, this version reads {FORMAT}")
+        return config
+
+    def recipe(self) -> Recipe[Any]:
+        """The recipe that config.json holds.  Raises RunError when it does not fit this version."""
+        try:
+            return from_dict(self.config()["recipe"])
+        except RunError:
+            raise
+        except Exception as error:
+            raise RunError(f"{self.path / 'config.json'}: not a recipe of this version: {error}") from error
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def truncate_history(self, step: int) -> list[dict[str, Any]]:
+        """Forgets lines after ``step``: a resumed run writes them again.  Returns what is kept."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
+
+    def append_history(self, line: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_data(self, name: str, classes: tuple[str, ...], scaling: Scaling | None) -> None:
+        """data.json."""
+        shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
+        write_json(
+            self.path / "data.json",
+            {"name": name, "classes": list(classes), "shift": np.asarray(shift).tolist(), "scale": np.asarray(scale).tolist()},
+        )
+
+    def data(self) -> tuple[tuple[str, ...], Scaling]:
+        """Class names and scaling of the inputs, from data.json."""
+        data = read_json(self.path / "data.json")
+        return tuple(data["classes"]), Scaling(np.float32(data["shift"]), np.float32(data["scale"]))
+
+
+def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
+    """(module, Config, params) of a run, from its best checkpoint.
+
+    Raises RunError if this is no run folder, CheckpointError if no intact checkpoint is there.
+    """
+    folder = RunFolder.open(run_dir)
+    recipe = folder.recipe()
+    state, _ = restore_best(folder, recipe)
+    return module_of(recipe.model), recipe.model, state.params
+
+
+def restore_best(folder: RunFolder, recipe: Recipe[Any]) -> tuple[TrainState, int]:
+    """The best checkpoint's state and its step."""
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        found = checkpoints.restore(abstract_state(recipe), best=True)
+    if found is None:
+        raise CheckpointError(f"{folder.checkpoints}: no checkpoint yet")
+    return found
+
+
+def abstract_state(recipe: Recipe[Any]) -> Any:
+    """Shapes and dtypes of the recipe's training state."""
+    optimizer = recipe.optimizer.build(1, 1)
+    module = module_of(recipe.model)
+    return jax.eval_shape(
+        lambda: init_state(module, recipe.model, optimizer, jax.random.key(recipe.seed), recipe.batch_size)
+    )
+
+
+def versions() -> dict[str, str]:
+    """What bit-for-bit repetition depends on."""
+    names = ("purezoo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def hardware() -> str:
+    """One line: devices, processor, cores: "cpu x1, AMD EPYC, 2 cores"."""
+    devices = jax.devices()
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{devices[0].device_kind} x{len(devices)}, {processor}, {os.cpu_count()} cores"
+
+
+def today() -> str:
+    """The date, ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object.  Raises RunError naming the file when it is missing or damaged."""
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{file.parent}: no run here ({file.name} is missing)") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{file}: unreadable: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{file}: expected a JSON object")
+    return value
+
+
+def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object atomically."""
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Writes a file atomically: a kill leaves the old or the new one."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+_NOT_COMPARED = ("recipe.about", "recipe.targets")
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """ "recipe.batch_size is 100 there and 128 here" for each difference of two JSON values, on the keys of the first."""
+    if path.replace("after.", "") in _NOT_COMPARED:
+        return
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*there, *(key for key in here if key not in there and path)]:
+            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+    elif json.loads(json.dumps(there)) != json.loads(json.dumps(here)):
+        yield f"{path.removeprefix('recipe.')} is {there!r} there and {here!r} here"

@@ -1,0 +1,143 @@
+"""The contract that every model of the zoo follows.
+
+A model is a module.  Its functions are pure and take a static ``Config`` first, so that ``jax.jit(mlp.apply)(cfg, params, x)``
+just works: equal configs share one trace, and nothing needs ``static_argnums`` or a closure.
+
+A *batch* is a dict of arrays whose leading axis is the example:
+
+    inputs    what ``apply`` receives: an array, or a dict of arrays
+    targets   what the objective compares with (absent where it is unsupervised)
+    mask      bool, [batch] or [batch, time]: False marks padding.  Always present
+    reset     bool, [batch], only for models with a carry: True restarts that row's carry before the batch
+
+Every reduction is a *sum* over unmasked items, and the number of items goes with it.  Whoever holds all the parts of a batch
+(micro-batches, devices, processes) adds them up and divides once, so ragged batches are exact and an all-padding shard
+is never 0/0.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Params = dict[str, Any]
+"""Nested dict of arrays, with the field's usual leaf names (kernel, bias, embedding)."""
+Batch = dict[str, Any]
+Carry = Any
+T = TypeVar("T")
+
+
+def static(cls: type[T]) -> type[T]:
+    """Class decorator for a Config: a pytree without leaves, part of the trace instead of its input."""
+    return jax.tree_util.register_static(cls)
+
+
+class Aux(NamedTuple):
+    """What ``loss`` returns beside its total.
+
+    count: number of unmasked items that the total sums over.
+    metrics: {name: (sum, count)}, each a scalar pair; the trainer adds up and divides.
+    carry: what the objective hands to the next batch; () for most.
+    """
+
+    count: Array
+    metrics: dict[str, tuple[Array, Array]]
+    carry: Carry = ()
+
+
+class Model(Protocol):
+    """The names of a model module, in order.  A module may add ``SAMPLED = True`` when its objective samples inside."""
+
+    Config: type
+    PRESETS: Mapping[str, Any]
+
+    def init(self, cfg: Any, key: Array) -> Params:
+        """Parameters drawn from ``key``."""
+        ...
+
+    def apply(self, cfg: Any, params: Params, inputs: Any, *, key: Array | None = None) -> Any:
+        """The model itself.  ``key``: typed keys [batch], one for each example, or None for the deterministic model."""
+        ...
+
+    def loss(self, cfg: Any, params: Params, batch: Batch, *, key: Array | None = None, carry: Carry = ()) -> tuple[Array, Aux]:
+        """Objective summed over unmasked items, to be minimised, and what goes with it."""
+        ...
+
+    def init_carry(self, cfg: Any, params: Params, batch_size: int, *, key: Array) -> Carry:
+        """What ``loss`` carries from batch to batch: leaves lead with [batch]; () if nothing."""
+        ...
+
+    def example_batch(self, cfg: Any, key: Array, batch_size: int) -> Batch:
+        """A random but valid batch."""
+        ...
+
+    def trace(self, cfg: Any, params: Params, inputs: Any) -> tuple[Any, dict[str, Array]]:
+        """The outputs of ``apply`` at key=None and every named intermediate that a person may want to see."""
+        ...
+
+
+CONTRACT = {
+    "init": ("cfg", "key"),
+    "apply": ("cfg", "params", "inputs", "key"),
+    "loss": ("cfg", "params", "batch", "key", "carry"),
+    "init_carry": ("cfg", "params", "batch_size", "key"),
+    "example_batch": ("cfg", "key", "batch_size"),
+    "trace": ("cfg", "params", "inputs"),
+}
+"""Function names of a model and their parameters, for the test that keeps them uniform."""
+
+
+def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:
+    """Raises ValueError naming the field of a Config, its value and what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{type(cfg).__module__}.Config: {field}={getattr(cfg, field)!r}, allowed: {allowed}")
+
+
+def require_choice(cfg: Any, field: str, choices: tuple[Any, ...]) -> None:
+    """``require`` that a field of a Config is one of ``choices``."""
+    require(getattr(cfg, field) in choices, cfg, field, "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+def require_rate(cfg: Any, *fields: str) -> None:
+    """``require`` that fields of a Config are probabilities of dropping: 0 <= rate < 1."""
+    for field in fields:
+        rate = getattr(cfg, field)
+        require(_is_number(rate) and 0 <= rate < 1, cfg, field, "a probability of dropping, 0 <= rate < 1")
+
+
+def require_positive(cfg: Any, *fields: str) -> None:
+    """``require`` that fields of a Config are positive finite numbers."""
+    for field in fields:
+        value = getattr(cfg, field)
+        require(_is_number(value) and 0 < value < math.inf, cfg, field, "a positive number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) -> None:
+    """Raises ValueError unless the array's shape matches.
+
+    shape: an int is the required length of that axis, a str names an axis of any length.
+    """
+    actual = jnp.shape(array)
+    fits = len(actual) == len(shape) and all(
+        not isinstance(want, int) or want == have for want, have in zip(shape, actual, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(axis) for axis in shape)
+        raise ValueError(f"{name}: shape {actual}, expected [{wanted}]")
+
+
+def replace(cfg: T, **overrides: Any) -> T:
+    """``dataclasses.replace`` whose error names the unknown field and those that exist."""
+    fields = [field.name for field in dataclasses.fields(cfg)]  # pyright: ignore[reportArgumentType]
+    for name in overrides:
+        if name not in fields:
+            raise ValueError(f"{type(cfg).__module__}.Config has no field {name!r}; fields: {', '.join(fields)}")
+    return dataclasses.replace(cfg, **overrides)  # pyright: ignore[reportType]

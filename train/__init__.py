@@ -17,29 +17,30 @@ if TYPE_CHECKING:
     from train.data import Dataset as Dataset
     from train.data import load_data as load_data
     from train.loop import Diverged as Diverged
-    from train.loop import Result as Result
-    from train.loop import fit as fit
-    from train.loop import run as run
     from train.optimizer import Optimizer as Optimizer
     from train.recipe import Recipe as Recipe
     from train.recipe import Target as Target
     from train.recipes import RECIPES as RECIPES
-    from train.run import RunError as RunError
-    from train.run import load as load
+    from train.run_folder import RunError as RunError
+    from train.run_folder import load as load
     from train.step import TrainState as TrainState
     from train.step import init_state as init_state
     from train.step import make_evaluate as make_evaluate
     from train.step import make_step as make_step
+    from train.trainer import Result as Result
+    from train.trainer import fit as fit
+    from train.trainer import run as run
 
 _HOMES = {
     "checkpoint": ["CheckpointError"],
     "data": ["DataError", "Dataset", "load_data"],
-    "loop": ["Diverged", "Result", "fit", "run"],
+    "loop": ["Diverged"],
     "optimizer": ["Optimizer"],
     "recipe": ["Recipe", "Target"],
     "recipes": ["RECIPES"],
-    "run": ["RunError", "load"],
+    "run_folder": ["RunError", "load"],
     "step": ["TrainState", "init_state", "make_evaluate", "make_step"],
+    "trainer": ["Result", "fit", "run"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
@@ -48,7 +49,6 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'train' has no attribute {name!r}")
-    # `run` is both a module and the function; the function is what people call.
     value = getattr(importlib.import_module(f"train.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -53,7 +53,7 @@ def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOp
 
     def command(
         recipe: Annotated[Recipe[type(recipe.model)], tyro.conf.arg(name="")] = recipe,  # pyright: ignore
-        run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),  # noqa: B008
+        run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),
     ) -> tuple[Recipe[Any], RunOptions]:
         return recipe, run
 
@@ -65,8 +65,9 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     """Runs a recipe and says where its results lie."""
     from train.checkpoint import CheckpointError
     from train.formats import DataError
-    from train.loop import Diverged, run
-    from train.run import RunError
+    from train.loop import Diverged
+    from train.run_folder import RunError
+    from train.trainer import run
 
     out = options.out or str(pathlib.Path("runs") / recipe.name)
     try:

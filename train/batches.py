@@ -1,5 +1,6 @@
 """Data in memory: the whole set lies on the device once, and a batch is a pure function of (seed, step)."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ class Scaling(NamedTuple):
 
     def __call__(self, raw: Array) -> Array:
         """Raw inputs [batch, ...] of any type -> float32 [batch, ...]."""
-        return (raw.astype(jnp.float32) - self.shift) * self.scale
+        shift, scale = jnp.broadcast_to(self.shift, raw.shape), jnp.broadcast_to(self.scale, raw.shape)
+        return (raw.astype(jnp.float32) - shift) * scale
 
 
 def fit_scaling(kind: str, raw: np.ndarray, input_range: tuple[float, float]) -> Scaling:
@@ -32,10 +34,11 @@ def fit_scaling(kind: str, raw: np.ndarray, input_range: tuple[float, float]) ->
             low, high = input_range
             shift, scale = np.float32(low), np.float32(1 / (high - low) if high > low else 1)
         case "standardize":
-            deviation = raw.std(dtype=np.float64)
+            deviation = raw.std(dtype=np.float64) if raw.min() < raw.max() else 0
             shift, scale = np.float32(raw.mean(dtype=np.float64)), np.float32(1 / deviation if deviation else 1)
         case "zscore":
-            deviation = raw.std(axis=0, dtype=np.float64)
+            # Asked of the values, as the deviation of a constant may be a rounding error instead of 0.
+            deviation = np.where(raw.min(axis=0) < raw.max(axis=0), raw.std(axis=0, dtype=np.float64), 0)
             # An input that never varies in training says nothing: it becomes 0, also where a test example differs.
             scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0).astype(np.float32)
             shift = raw.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -56,18 +59,26 @@ class Batches:
     ) -> None:
         """table: {"inputs": [n, ...], ...}, each an array or a dict of arrays.  seed: None keeps the order (evaluation).
 
-        Raises ValueError when lengths differ or nothing is there.
+        Raises ValueError when lengths differ, nothing is there, or integers are too large for a device.
         """
-        lengths = {jax.tree_util.keystr(path, simple=True, separator="."): len(leaf)
-                   for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))}  # fmt: skip
-        if not lengths or len(set(lengths.values())) != 1 or not min(lengths.values()):
-            raise ValueError(f"data: every array needs the same, positive number of examples; lengths are {lengths}")
-        self.size = next(iter(lengths.values()))
+        shapes = {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))}  # fmt: skip
+        sizes = {shape[:1] for shape in shapes.values()}
+        if len(sizes) != 1 or not any(*sizes):
+            raise ValueError(f"data: every array needs the same, positive number of examples; shapes are {shapes}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}, allowed: at least 1")
+        self.size = next(iter(shapes.values()))[0]
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(self.size / batch_size)
         self.seed = seed
-        self.arrays = jax.device_put((dict(table), scaling))
-        self._epoch = (-1, np.empty(0, np.int32))
+        self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
+        self._epoch: tuple[int | None, np.ndarray] = (None, np.empty(0, np.int32))
+
+    @functools.cached_property
+    def arrays(self) -> tuple[dict[str, Any], Scaling | None]:
+        """The table and the scaling on the device: what ``fetch`` reads."""
+        return jax.device_put((self.table, self.scaling))
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the table that make up batch ``step``: int32 [batch], -1 for padding."""
@@ -109,3 +120,17 @@ class Batches:
 
 
 _fetch_jit = jax.jit(Batches.fetch)
+
+
+def _portable(leaf: Any) -> Any:
+    """In this machine's byte order, as jax takes no other; ValueError for integers that jax would cut off without a word."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    if leaf.dtype.kind in "OSUMm" or leaf.dtype.names:
+        raise ValueError(f"data: an array of {leaf.dtype}, allowed: numbers")
+    leaf = leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
+    if leaf.dtype.kind in "iu":
+        limits = np.iinfo(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if leaf.itemsize > limits.dtype.itemsize and not limits.min <= leaf.min() <= leaf.max() <= limits.max:
+            raise ValueError(f"data: integers from {leaf.min()} to {leaf.max()}, allowed: those of {limits.dtype}")
+    return leaf

@@ -86,10 +86,10 @@ class Checkpoints:
         self._pending: Any = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
-            policies = ocp.training.save_decision_policies
+            always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
             self._manager = ocp.training.Checkpointer(
-                self.folder,
-                save_decision_policy=policies.FixedIntervalPolicy(1),
+                str(self.folder),
+                save_decision_policy=always,
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
             )
@@ -176,7 +176,7 @@ class Checkpoints:
     def _metadata(self, step: int) -> dict[str, Any]:
         folder = self.folder / str(step)
         with _reading(folder):
-            metadata = ocp.metadata(folder).custom_metadata
+            metadata = ocp.metadata(str(folder)).custom_metadata
         if not isinstance(metadata, dict) or not {"format", "best_step", "leaves"} <= metadata.keys():
             raise CheckpointError(f"{folder}: metadata without checksums")
         if metadata["format"] != FORMAT:
@@ -191,7 +191,7 @@ class Checkpoints:
             if have != want:
                 raise CheckpointError(f"{folder}: {path}: holds {have}, the run expects {want}")
         with _reading(folder):
-            state = ocp.load(folder, _with_sharding(abstract))
+            state = ocp.load(str(folder), _with_sharding(abstract))
         sums = jax.device_get(checksums(state))
         damaged = [path for path, total in zip(expected, sums, strict=True) if recorded[path][1] != int(total)]
         if damaged:

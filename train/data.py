@@ -4,30 +4,36 @@
                    The same writers occur in all three, so accuracies are those of known hands
     mnist          28x28 digits: 55,000 train, the last 5,000 of the training file validation, 10,000 test
     fashion_mnist  28x28 articles of clothing, split alike
-    npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_test, y_test; or train_inputs, ...
-    folder:PATH    one sub-folder of images a class (or train/, validation/, test/ with such sub-folders), resized
+    npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; or train_inputs, ...
+    folder:PATH    one sub-folder of images a class (or train/, val/, test/ with such sub-folders), resized
 
 A set without splits of its own is split 80/10/10, stratified, by a fixed seed; one with a test but no validation split gives a
-tenth of its training examples.  Files are looked up in ``data_dir``, in $ZOO_DATA_DIR, in the cache; then downloaded.
+tenth of its training examples.  Files are looked up in DIR/mnist or DIR/fashion_mnist, DIR being ``data_dir`` or $ZOO_DATA_DIR,
+then in the cache; then downloaded.  A relative PATH is looked up in the current directory, then in each DIR.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz
+from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz, reading
 
 __all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
 
 Table = dict[str, Any]
 SPLITS = ("train", "validation", "test")
+SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+"""What files and folders may call a split."""
 SPLIT_SEED = 2015
 
 
@@ -49,18 +55,17 @@ class Dataset:
         """A hash of the content: a run is resumed only on the same data."""
         digest = hashlib.blake2b(digest_size=8)
         for split in sorted(self.splits):
-            for name in sorted(self.splits[split]):
-                array = np.ascontiguousarray(self.splits[split][name])
+            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.splits[split])):
+                name, array = jax.tree_util.keystr(path, simple=True, separator="."), np.ascontiguousarray(leaf)
                 digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
-                digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+                digest.update(array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def joined(self, *names: str) -> Table:
         """Several splits as one table."""
         if len(names) == 1:
             return dict(self.splits[names[0]])
-        tables = [self.splits[name] for name in names]
-        return {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(dict(self.splits[name]) for name in names))
 
 
 def load_data(
@@ -71,7 +76,7 @@ def load_data(
     if colon and kind in _FROM_PATH:
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
-        return _FROM_PATH[kind](pathlib.Path(path).expanduser(), image_shape)
+        return _FROM_PATH[kind](name, _locate(path, data_dir), image_shape)
     if name == "digits":
         return _digits()
     if name in _IDX_SETS:
@@ -141,49 +146,69 @@ _IDX_SETS: dict[str, dict[str, Any]] = {
         ),
     },
 }
+_IDX_SIZES = {"train": 60_000, "test": 10_000}
 _IDX_VALIDATION = 5_000
 
 
 def _idx_set(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     spec = _IDX_SETS[name]
-    files = [_find(name, file, data_dir) for file in _IDX_FILES.values()]
-    if None in files:
+    files = _find(name, data_dir)
+    if not files:
         files = [_download(name, file, md5) for file, md5 in zip(_IDX_FILES.values(), spec["md5"], strict=True)]
     tables: dict[str, Table] = {"train": {}, "test": {}}
     for (split, kind), file in zip(_IDX_FILES, files, strict=True):
-        assert file is not None
-        array = read_idx(file)
+        array, size = read_idx(file), _IDX_SIZES[split]
+        expected = (size, 28, 28) if kind == "inputs" else (size,)
+        if array.dtype != np.uint8 or array.shape != expected:
+            raise DataError(f"{file}: holds {array.dtype} {list(array.shape)}, expected {kind}: uint8 {list(expected)}")
         if kind == "inputs":
-            if array.dtype != np.uint8 or array.shape[1:] != (28, 28):
-                raise DataError(f"{file}: {array.dtype} {list(array.shape)}, expected uint8 images [n, 28, 28]")
             tables[split][kind] = array[..., None]
         else:
-            images = len(tables[split]["inputs"])
-            if array.dtype != np.uint8 or array.ndim != 1:
-                raise DataError(f"{file}: {array.dtype} {list(array.shape)}, expected uint8 labels [n]")
-            tables[split][kind] = check_targets(str(file), "labels", array, images, len(spec["classes"]))
-    train, held_out = tables["train"], _IDX_VALIDATION
-    if len(train["inputs"]) <= held_out:
-        raise DataError(f"{files[0]}: {len(train['inputs'])} images, expected more than the {held_out} that validate")
+            tables[split][kind] = check_targets(str(file), "labels", array, size, len(spec["classes"]))
     splits = {
-        "train": {key: value[:-held_out] for key, value in train.items()},
-        "validation": {key: value[-held_out:] for key, value in train.items()},
+        "train": {key: value[:-_IDX_VALIDATION] for key, value in tables["train"].items()},
+        "validation": {key: value[-_IDX_VALIDATION:] for key, value in tables["train"].items()},
         "test": tables["test"],
     }
     return Dataset(name, splits, spec["classes"], (0.0, 255.0))
 
 
-def _find(name: str, file: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
-    """A file, gzipped or not, in the places where data may lie; the first that has it."""
-    for root in (data_dir, os.environ.get("ZOO_DATA_DIR")):
-        if not root:
-            continue
-        if not pathlib.Path(root).is_dir():
-            raise DataError(f"data directory {root}: no such directory (from --data-dir or ZOO_DATA_DIR)")
-        for candidate in (pathlib.Path(root) / name / file, pathlib.Path(root) / name / file.removesuffix(".gz")):
-            if candidate.is_file():
-                return candidate
-    return None
+def _roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
+    """The directories where data may lie."""
+    for origin, root in (("--data-dir", data_dir), ("ZOO_DATA_DIR", os.environ.get("ZOO_DATA_DIR"))):
+        if root:
+            with reading(f"{origin} {root}"):
+                path = pathlib.Path(root).expanduser()
+                if not path.is_dir():
+                    raise DataError(f"{origin} {root}: no such directory")
+            yield path
+
+
+def _locate(path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """The path within the current or else a data directory; an absolute path is itself within any."""
+    looked = []
+    with reading(path):
+        for root in itertools.chain([pathlib.Path.cwd()], _roots(data_dir)):
+            place = root / pathlib.Path(path).expanduser()
+            if place.exists():
+                return place
+            looked.append(str(place))
+    raise DataError(f"no such file or folder: {', '.join(dict.fromkeys(looked))}")
+
+
+def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Path]:
+    """The set's files, gzipped or not, from the first directory that has them; none if none has."""
+    for root in _roots(data_dir):
+        with reading(root / name):
+            places = [(root / name / file, root / name / file.removesuffix(".gz")) for file in _IDX_FILES.values()]
+            found = [next((place for place in pair if place.exists()), None) for pair in places]
+        files = [file for file in found if file]
+        if 0 < len(files) < len(found):
+            missing = [zipped.name for (zipped, _), file in zip(places, found, strict=True) if not file]
+            raise DataError(f"{root / name}: the set is not complete, missing: {', '.join(missing)}")
+        if files:
+            return files
+    return []
 
 
 def _download(name: str, file: str, md5: str) -> pathlib.Path:
@@ -195,34 +220,39 @@ def _download(name: str, file: str, md5: str) -> pathlib.Path:
     failures = []
     for mirror in spec["mirrors"]:
         try:
-            downloader = pooch.HTTPDownloader(progressbar=_progress_bar(file), timeout=20)
-            return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, cache, downloader=downloader))
+            with contextlib.closing(_progress_bar(file)) as bar:
+                downloader: Any = pooch.HTTPDownloader(timeout=20)
+                downloader.progressbar = bar
+                return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, cache, downloader=downloader))
         except Exception as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
-            failures.append(f"{mirror}: {type(error).__name__}")
+            failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
     raise DataError(
         f"data {name!r}: {file} is neither here nor could it be downloaded ({'; '.join(failures)}).  Put "
-        f"{', '.join(_IDX_FILES.values())} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR, or into {cache}"
+        f"{', '.join(_IDX_FILES.values())} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
     )
 
 
 class _progress_bar:  # noqa: N801 (pooch wants an object with total, update, reset, close)
-    """What pooch draws while it downloads, with rich."""
+    """What pooch draws while it downloads, with rich; nothing where there is no terminal, or nothing to download."""
 
     def __init__(self, label: str) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(TextColumn(label), BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True)
+        console = Console(stderr=True)
+        columns = (TextColumn(label), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(label, total=None)
-        self._progress.start()
 
     @property
     def total(self) -> float | None:
-        """Bytes expected."""
+        """Bytes expected; set when the first of them come."""
         return self._progress.tasks[0].total
 
     @total.setter
     def total(self, value: float) -> None:
-        self._progress.update(self._task, total=value)
+        self._progress.start()
+        self._progress.update(self._task, total=value or None)
 
     def update(self, amount: float) -> None:
         """More bytes have come."""
@@ -237,15 +267,16 @@ class _progress_bar:  # noqa: N801 (pooch wants an object with total, update, re
         self._progress.stop()
 
 
-def _from_npz(file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
     arrays = read_npz(file)
     tables: dict[str, Table] = {}
-    for split in SPLITS:
-        short = {"validation": "val"}.get(split, split)
-        for inputs, targets in ((f"{split}_inputs", f"{split}_targets"), (f"x_{split}", f"y_{split}"), (f"x_{short}", f"y_{short}")):
-            if inputs in arrays:
-                tables[split] = _pair(file, arrays, inputs, targets)
-                break
+    for word, split in SPLIT_OF.items():
+        for inputs, targets in ((f"{word}_inputs", f"{word}_targets"), (f"x_{word}", f"y_{word}")):
+            if inputs not in arrays:
+                continue
+            if split in tables:
+                raise DataError(f"{file}: {inputs}, but there is another {split} split")
+            tables[split] = _pair(file, arrays, inputs, targets)
     if not tables and "inputs" in arrays:
         tables["all"] = _pair(file, arrays, "inputs", "targets")
     if not tables or ("all" not in tables and "train" not in tables):
@@ -253,9 +284,9 @@ def _from_npz(file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
             f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected inputs and targets, or x_train, y_train, x_test, "
             "y_test, or train_inputs, train_targets, ..."
         )
-    shapes = {split: table["inputs"].shape[1:] for split, table in tables.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(f"{file}: the splits' inputs differ in shape: {shapes}")
+    kinds = {split: [(str(array.dtype), array.shape[1:]) for array in table.values()] for split, table in tables.items()}
+    if any(kind != kinds["train"] for kind in kinds.values() if "train" in kinds):
+        raise DataError(f"{file}: inputs or targets differ between the splits in type or shape: {kinds}")
     splits = _with_splits(str(file), tables)
     first = splits["train"]
     classes = ()
@@ -264,7 +295,7 @@ def _from_npz(file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
         classes = tuple(str(label) for label in range(count))
     inputs = first["inputs"]
     low, high = (0.0, 255.0) if inputs.dtype == np.uint8 else (float(inputs.min()), float(inputs.max()))
-    return Dataset(f"npz:{file}", splits, classes, (low, high))
+    return Dataset(name, splits, classes, (low, high))
 
 
 def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], inputs: str, targets: str) -> Table:
@@ -274,18 +305,19 @@ def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], inputs: str, target
     return {"inputs": checked, "targets": check_targets(str(file), targets, arrays[targets], len(checked))}
 
 
-def _from_folder(folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    parts = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
-    if "train" not in parts:
-        parts = {"all": folder}
-    names = {split: {entry.name for entry in _visible(part) if entry.is_dir()} for split, part in parts.items()}
-    classes = tuple(sorted(set().union(*names.values())))
-    if len(classes) < 2:
-        raise DataError(f"{folder}: {len(classes)} sub-folders, expected one for each of two or more classes")
-    tables = {split: _read_folder(part, classes, shape) for split, part in parts.items()}
-    return Dataset(f"folder:{folder}", _with_splits(str(folder), tables), classes, (0.0, 255.0))
+def _from_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
+    with reading(folder):
+        parts = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
+        if "train" in parts and parts.keys() <= SPLIT_OF.keys():
+            parts = {SPLIT_OF[word]: part for word, part in parts.items()}
+        else:
+            parts = {"all": folder}
+        names = {entry.name for part in parts.values() for entry in _visible(part) if entry.is_dir()}
+        if len(names) < 2:
+            raise DataError(f"{folder}: {len(names)} sub-folders, expected one for each of two or more classes")
+        classes = tuple(sorted(names))
+        tables = {split: _read_folder(part, classes, shape) for split, part in parts.items()}
+    return Dataset(name, _with_splits(str(folder), tables), classes, (0.0, 255.0))
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -298,7 +330,10 @@ def _read_folder(folder: pathlib.Path, classes: tuple[str, ...], shape: tuple[in
         files = _visible(folder / name) if (folder / name).is_dir() else []
         if not files:
             raise DataError(f"{folder / name}: no images of this class")
-        inputs += [read_image(file, shape) for file in files]
+        for file in files:
+            if file.is_dir():
+                raise DataError(f"{file}: a folder among the images of a class (splits are called {', '.join(SPLIT_OF)})")
+            inputs.append(read_image(file, shape))
         targets += [label] * len(files)
     return {"inputs": np.stack(inputs), "targets": np.asarray(targets, np.int32)}
 

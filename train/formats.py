@@ -3,15 +3,20 @@
 import contextlib
 import gzip
 import math
+import os
 import pathlib
 import warnings
+import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
-MAX_BYTES = 2**33
-"""Largest array that a file may announce: a damaged header must not ask for all the memory there is."""
+MAX_BYTES, ALWAYS_BYTES, MAX_RATIO = 2**33, 2**28, 200
+"""What a file may unfold to: ALWAYS_BYTES, or MAX_RATIO times its own size up to MAX_BYTES.  See ``_room``."""
+MAX_CLASSES = 2**20
+"""Classes are counted from the greatest label, so a damaged label must not announce a billion of them."""
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -21,24 +26,37 @@ class DataError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(file: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a decoder raises, or warns of, into one DataError that names the file."""
+def reading(source: str | pathlib.Path) -> Iterator[None]:
+    """Turns whatever the system or a decoder raises into one DataError that names the source; mere warnings are not faults."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")
             yield
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
     except Exception as error:  # decoders raise nearly anything on damaged input
         lines = str(error).strip().splitlines()
-        raise DataError(f"{file}: unreadable: {lines[0][:200] if lines else type(error).__name__}") from error
+        raise DataError(f"{source}: unreadable: {lines[0][:200] if lines else type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
+    """The file, open; what is raised while it is becomes a DataError.  Pipes and devices, which may never end, are refused."""
+    with reading(file):
+        if not file.is_file():
+            raise DataError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
+        with open(file, "rb") as raw:
+            yield raw
+
+
+def _room(raw: BinaryIO) -> int:
+    """Bytes that the contents may take: neither a damaged length nor a decompression bomb may ask for all the memory there is."""
+    return min(MAX_BYTES, max(ALWAYS_BYTES, MAX_RATIO * os.fstat(raw.fileno()).st_size))
 
 
 def read_idx(file: pathlib.Path) -> np.ndarray:
     """An idx file, plain or gzipped (LeCun's MNIST format): two zero bytes, a type, the rank, the lengths, the data."""
-    with reading(file), open(file, "rb") as raw:
+    with opened(file) as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
@@ -50,9 +68,9 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
         if len(lengths) < 4 * rank:
             raise DataError(f"{file}: truncated in its header")
         shape = tuple(int.from_bytes(lengths[4 * axis : 4 * axis + 4], "big") for axis in range(rank))
-        size = math.prod(shape) * dtype.itemsize
-        if not 0 < size <= MAX_BYTES:
-            raise DataError(f"{file}: shape {shape} announces {size} bytes, allowed: 1 to {MAX_BYTES}")
+        size, room = math.prod(shape) * dtype.itemsize, _room(raw)
+        if not 0 < size <= room:
+            raise DataError(f"{file}: shape {shape} announces {size} bytes, allowed: 1 to {room}")
         data = stream.read(size)
         if len(data) < size:
             raise DataError(f"{file}: truncated: {len(data)} of {size} bytes for shape {shape}")
@@ -63,60 +81,93 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
 
 def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file.  Pickled objects are refused."""
-    with reading(file), np.load(file, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{file}: an npy file; expected npz, with named arrays")
-        _check_announced(file, archive)
-        return {name: np.asarray(archive[name]) for name in archive.files}
+    with opened(file) as raw:
+        if not zipfile.is_zipfile(raw):
+            raise DataError(f"{file}: not an npz file (named arrays, as numpy.savez writes them), or truncated")
+        with zipfile.ZipFile(raw) as archive:
+            size, room = sum(member.file_size for member in archive.infolist()), _room(raw)
+            if size > room:
+                raise DataError(f"{file}: announces {size} bytes, allowed: {room}")
+            return {member.filename.removesuffix(".npy"): _read_npy(file, archive, member) for member in archive.infolist()}
 
 
-def _check_announced(file: pathlib.Path, archive: Any) -> None:
-    for member in archive.zip.namelist():
-        with archive.zip.open(member) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-        if math.prod(shape) * dtype.itemsize > MAX_BYTES:
-            raise DataError(f"{file}: {member} announces shape {shape}, more than {MAX_BYTES} bytes")
+def _read_npy(file: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with reading(f"{file}: {member.filename}"), archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        # The checksum is compared where the member ends, which numpy does not reach when a damaged header announces too little.
+        if stream.read(1):
+            raise DataError(f"{file}: {member.filename}: more than its shape {array.shape} needs")
+        return array
 
 
 def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file of any format -> uint8 [height, width, channels], resized; channels 1 (grey), 3 or 4."""
-    from PIL import Image
+    """An image file of any format -> uint8 [height, width, channels], resized; channels 1 (grey), 3 or 4.
 
+    Of an animation the first frame; with 1 or 3 channels, what is transparent becomes white.
+    """
     height, width, channels = shape
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None or min(height, width) < 1:
         raise DataError(f"image_shape={shape}, allowed: height, width of at least 1 and 1, 3 or 4 channels")
-    with reading(file), Image.open(file) as image:
-        resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized, np.uint8).reshape(shape)
+    Image.init()
+    formats = sorted(set(Image.OPEN) - {"EPS"})  # which is a program: Pillow would have Ghostscript run it
+    with opened(file) as raw:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(raw, formats=formats)
+        except UnidentifiedImageError:
+            raise DataError(f"{file}: not an image, or damaged") from None
+        with image:
+            resized = _converted(file, image, mode).resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(resized, np.uint8).reshape(shape)
+
+
+def _converted(file: pathlib.Path, image: Image.Image, mode: str) -> Image.Image:
+    """Like ``image.convert(mode)``, which however cuts off values beyond 8 bits and shows the colours under full transparency."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{file}: pixels of 32 bits, whose range is not known; expected 8 or 16")
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def check_inputs(source: str, name: str, inputs: np.ndarray) -> np.ndarray:
-    """Inputs [n, ...] of numbers, finite, not empty."""
-    if inputs.dtype.kind not in "buif":
+    """Finite numbers [n, ...], not empty -> float32, or integers of at most 32 bits; contiguous, in this machine's byte order."""
+    kind, size = inputs.dtype.kind, inputs.dtype.itemsize
+    if kind not in "buif":
         raise DataError(f"{source}: {name} has dtype {inputs.dtype}, expected numbers")
     if inputs.ndim < 2 or not inputs.size:
         raise DataError(f"{source}: {name} has shape {inputs.shape}, expected [examples, ...] and at least one value")
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        raise DataError(f"{source}: {name} holds values that are not finite")
-    return inputs.astype(np.float32) if inputs.dtype.kind == "f" else inputs
+    if kind == "f":
+        return _float32(source, name, inputs)
+    if size == 8 and not -(2**31) <= int(inputs.min()) <= int(inputs.max()) < 2**31:
+        raise DataError(f"{source}: {name} holds integers of more than 32 bits")  # a device would cut them off without a word
+    return np.asarray(inputs, np.int32 if size == 8 else inputs.dtype.newbyteorder("="), order="C")
 
 
-def check_targets(source: str, name: str, targets: np.ndarray, length: int, classes: int | None = None) -> np.ndarray:
+def _float32(source: str, name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        array = np.asarray(array, np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise DataError(f"{source}: {name} holds values that are not finite in float32")
+    return array
+
+
+def check_targets(source: str, name: str, targets: np.ndarray, length: int, classes: int = MAX_CLASSES) -> np.ndarray:
     """Classes [n] -> int32, or real targets [n, k] -> float32; as many as there are inputs."""
     if targets.shape[:1] != (length,):
         raise DataError(f"{source}: {name} has shape {targets.shape} for {length} inputs")
-    if targets.dtype.kind in "ui" and targets.ndim == 1:
+    if targets.dtype.kind in "bui" and targets.ndim == 1:
         low, high = int(targets.min()), int(targets.max())
-        top = classes if classes is not None else 2**31
-        if low < 0 or high >= top:
-            raise DataError(f"{source}: {name} holds class {low if low < 0 else high}, allowed: 0 to {top - 1}")
+        if low < 0 or high >= classes:
+            raise DataError(f"{source}: {name} holds class {low if low < 0 else high}, allowed: 0 to {classes - 1}")
         return targets.astype(np.int32)
-    if targets.dtype.kind == "f" and targets.ndim == 2 and np.isfinite(targets).all():
-        return targets.astype(np.float32)
+    if targets.dtype.kind == "f" and targets.ndim == 2 and targets.size:
+        return _float32(source, name, targets)
     raise DataError(
         f"{source}: {name} has dtype {targets.dtype} and shape {targets.shape}, "
-        "expected classes (integers) [n] or finite numbers [n, outputs]"
+        "expected classes (integers) [n] or numbers (floats) [n, outputs]"
     )

@@ -122,13 +122,17 @@ def kernel_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params)
 
 
+def _no_state(params: Any) -> optax.EmptyState:
+    return optax.EmptyState()
+
+
 def scale_by_factor() -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by the extra argument ``factor``: the part of the learning rate that validation decides."""
 
     def update(updates: Any, state: Any, params: Any = None, *, factor: Any = 1.0, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda update: update * jnp.asarray(factor, update.dtype), updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(_no_state, update)
 
 
 def project_max_norm(bound: float) -> optax.GradientTransformation:
@@ -147,7 +151,7 @@ def project_max_norm(bound: float) -> optax.GradientTransformation:
 
         return jax.tree.map(project, kernel_mask(params), updates, params), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(_no_state, update)
 
 
 def field_names() -> list[str]:

@@ -21,9 +21,10 @@ class Progress:
         self._task: Any = None
         self._train: dict[str, Any] = {}
         self._validation: dict[str, Any] = {}
-        self._last_plain = 0.0
+        self._last_plain = time.monotonic() - PLAIN_SECONDS + 1  # the first line comes after a second
+        self._unshown = False
         self._rate: tuple[int, float] | None = None
-        self._per_second = 0.0
+        self._per_second = self._left = 0.0
         self._writer: Any = None
         if tensorboard is not None:
             try:
@@ -49,11 +50,13 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         if self._live is not None:
             self._live.stop()
+        elif self._unshown:
+            self._print()
         if self._writer is not None:
             self._writer.close()
 
     def say(self, message: str) -> None:
-        """A line of its own, for things that a person should not miss; shown also when quiet is not."""
+        """A line of its own, for what a person should not miss; silent when quiet."""
         if self.quiet:
             return
         if self._live is not None:
@@ -76,11 +79,15 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, completed=line["step"], note=self._note())
             return
-        now = time.monotonic()
-        if now - self._last_plain >= PLAIN_SECONDS or line["step"] == self.total:
-            self._last_plain = now
-            left = (self.total - line["step"]) * batch_size / self._per_second if self._per_second else 0
-            print(f"{self.name} step {line['step']}/{self.total} {self._note()} {_clock(left)} left", flush=True)
+        self._unshown = True
+        self._left = (self.total - line["step"]) * batch_size / self._per_second if self._per_second else 0.0
+        if time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        self._last_plain, self._unshown = time.monotonic(), False
+        left = f"  {_clock(self._left)} left" if self._left else ""
+        print(f"{self.name}  step {self._train.get('step', 0)}/{self.total}  {self._note()}{left}", flush=True)
 
     def _measure(self, step: int, batch_size: int) -> None:
         now = time.perf_counter()
@@ -92,7 +99,7 @@ class Progress:
         parts = [f"epoch {self._train.get('step', 0) / self.steps_per_epoch:.1f}"]
         parts += [f"{name} {_show(name, value)}" for name, value in _metrics(self._train).items()]
         parts += [f"validation {name} {_show(name, value)}" for name, value in _metrics(self._validation).items()]
-        return "  ".join([*parts, f"{self._per_second:,.0f} examples/s"])
+        return "  ".join(parts + [f"{self._per_second:,.0f} examples/s"] * bool(self._per_second))
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A result that a recipe reaches: its metric (the name says the unit), the published value, and our upper (or lower) bound."""
+    """A result that a recipe reaches: the metric (its name says the unit), the published value, and our bound."""
 
     metric: str
     published: float | None = None
@@ -52,7 +52,7 @@ class Recipe(Generic[C]):
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"
     """Once settings are selected on the validation split, the papers train on all of it."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Optimizer()  # noqa: RUF009 (frozen)
     batch_size: int = 128
     epochs: float = 10.0
     steps: int | None = None
@@ -86,7 +86,7 @@ class Recipe(Generic[C]):
 
     @property
     def stages(self) -> "tuple[Recipe[Any], ...]":
-        """This recipe after all earlier stages, first one first."""
+        """All earlier stages, first one first, and this recipe."""
         return (*(self.after.stages if self.after else ()), self)
 
 

@@ -1,10 +1,12 @@
 """One training step as a pure function of state, batch and key; everything here can be jitted, vmapped and scanned."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -82,7 +84,7 @@ def make_step(
         # The only place that divides: sums over all parts of the batch first, then one division.
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(aux.count, 1).astype(gradient.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, factor=state.control.factor)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(state.step + 1, params, opt_state, aux.carry, state.control)
         return state, {"loss": (total, aux.count), **aux.metrics}
 
@@ -102,7 +104,9 @@ def make_steps(step: Callable, fetch: Callable[[Any, Array], Batch], many: bool)
         state, new = step(state, fetch(arrays, rows[index]), key)
         return state, jax.tree.map(jnp.add, metrics, new)
 
-    def steps(state: TrainState, metrics: Metrics, arrays: Any, rows: Array, count: Array, key: Array) -> tuple[TrainState, Metrics]:
+    def steps(
+        state: TrainState, metrics: Metrics, arrays: Any, rows: Array, count: Array, key: Array
+    ) -> tuple[TrainState, Metrics]:
         if not many:
             return one(0, (state, metrics), arrays, rows, key)
         return jax.lax.fori_loop(0, count, lambda index, loop: one(index, loop, arrays, rows, key), (state, metrics))
@@ -130,8 +134,7 @@ def decide(
     control: Control, value: float, step: int, mode: str, *, plateau_factor: float = 1.0, plateau_patience: int = 1
 ) -> Control:
     """The control state after an evaluation: a better value resets the counts, a stall shrinks the learning-rate factor."""
-    import math
-
+    value = float(np.float32(value))  # as precise as what it is compared with
     best, sign = float(control.best), 1 if mode == "max" else -1
     if not math.isnan(value) and (math.isnan(best) or sign * value > sign * best):
         return Control(jnp.float32(value), jnp.int32(step), jnp.int32(0), control.factor, jnp.int32(0))

@@ -18,7 +18,7 @@ is never 0/0.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +44,24 @@ class Aux(NamedTuple):
     carry: what the objective hands to the next batch; () for most.
     """
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: dict[str, tuple[Array, Array]]
     carry: Carry = ()
 
 
+@runtime_checkable
 class Model(Protocol):
     """The names of a model module, in order.  A module may add ``SAMPLED = True`` when its objective samples inside."""
 
-    Config: type
-    PRESETS: Mapping[str, Any]
+    @property
+    def Config(self) -> type:  # noqa: N802 (a class, in the module's namespace)
+        """What describes a model, static and hashable; raises ValueError at a bad value."""
+        ...
+
+    @property
+    def PRESETS(self) -> Mapping[str, Any]:  # noqa: N802
+        """Configs by name: always "tiny", for tests, and the published ones."""
+        ...
 
     def init(self, cfg: Any, key: Array) -> Params:
         """Parameters drawn from ``key``."""
@@ -76,7 +84,10 @@ class Model(Protocol):
         ...
 
     def trace(self, cfg: Any, params: Params, inputs: Any) -> tuple[Any, dict[str, Array]]:
-        """The outputs of ``apply`` at key=None and every named intermediate that a person may want to see."""
+        """The outputs of ``apply`` at key=None and every named intermediate that a person may want to see.
+
+        A model whose outputs are logits names their probabilities "outputs".
+        """
         ...
 
 
@@ -116,6 +127,15 @@ def require_positive(cfg: Any, *fields: str) -> None:
         require(_is_number(value) and 0 < value < math.inf, cfg, field, "a positive number")
 
 
+def require_sizes(cfg: Any, field: str, *, at_least: int) -> None:
+    """``require`` that a field of a Config is a tuple (a list is made one) of ``at_least`` or more positive integers."""
+    value = getattr(cfg, field)
+    sizes = tuple(value) if isinstance(value, list | tuple) else ()
+    valid = len(sizes) >= at_least and all(type(size) is int and size >= 1 for size in sizes)
+    require(valid, cfg, field, f"{at_least} or more positive integers")
+    object.__setattr__(cfg, field, sizes)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -140,4 +160,4 @@ def replace(cfg: T, **overrides: Any) -> T:
     for name in overrides:
         if name not in fields:
             raise ValueError(f"{type(cfg).__module__}.Config has no field {name!r}; fields: {', '.join(fields)}")
-    return dataclasses.replace(cfg, **overrides)  # pyright: ignore[reportType]
+    return dataclasses.replace(cfg, **overrides)  # pyright: ignore[reportArgumentType]

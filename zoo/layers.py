@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from zoo.base import Aux, Params
+from zoo.base import Aux, Params, require_shape
 
 Activation = Literal["relu", "tanh", "logistic", "lecun_tanh", "linear"]
 Initializer = Literal["he_normal", "glorot_uniform", "lecun_normal"]
@@ -49,11 +49,12 @@ def init_dense(key: Array, inputs: int, outputs: int, initializer: Initializer, 
     return {"kernel": gain * draw(key, (inputs, outputs)), "bias": jnp.zeros(outputs)}
 
 
-def dense(params: Params, x: Float[Array, "batch in"], compute_dtype: ComputeDtype = None) -> Float[Array, "batch out"]:
+def dense(params: Params, x: Float[Array, "*batch in"], compute_dtype: ComputeDtype = None) -> Float[Array, "*batch out"]:
     """x W + b, in ``compute_dtype`` or else in the parameters' own type."""
     kernel, bias = params["kernel"], params["bias"]
     dtype = compute_dtype or kernel.dtype
-    return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+    outputs = x.astype(dtype) @ kernel.astype(dtype)
+    return outputs + jnp.broadcast_to(bias.astype(dtype), outputs.shape)
 
 
 def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, " batch"] | None]:
@@ -108,7 +109,9 @@ def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[A
     """Sums per-item losses and metrics over unmasked items: the total and its Aux, as the contract asks.
 
     Padding is replaced, not multiplied by zero, so that whatever it holds (NaN too) stays out.
+    losses, mask and metrics have the same shape, [batch] or [batch, time].  Raises ValueError when the mask has another.
     """
+    require_shape("mask", mask, losses.shape)
     count = jnp.sum(mask, dtype=losses.dtype)
 
     def total(values: Array) -> Array:

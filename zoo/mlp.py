@@ -10,7 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, require, require_choice, require_positive, require_rate, require_shape, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    require,
+    require_choice,
+    require_positive,
+    require_rate,
+    require_shape,
+    require_sizes,
+    static,
+)
 from zoo.layers import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -60,11 +71,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        object.__setattr__(self, "sizes", tuple(self.sizes))
-        require(
-            len(self.sizes) >= 2 and all(isinstance(n, int) and n >= 1 for n in self.sizes),
-            self, "sizes", "two or more positive integers",
-        )  # fmt: skip
+        require_sizes(self, "sizes", at_least=2)
         require_choice(self, "activation", ACTIVATIONS)
         require_choice(self, "output", OUTPUTS)
         require_choice(self, "objective", (None, "cross_entropy", "squared_error"))

@@ -1,7 +1,7 @@
 """Multilayer perceptrons.
 
     python -m train mlp-digits          the default: 8x8 digits that ship with the package, seconds
-    python -m train mlp-toolbox         784-100-10 of the Matlab DeepLearnToolbox, one epoch; also -l2, -dropout, -logistic, -softmax
+    python -m train mlp-toolbox         784-100-10 of the Matlab DeepLearnToolbox; also -l2, -dropout, -logistic, -softmax
     python -m train mlp-tanh500         784-500-10 of the LISA deep learning tutorials
     python -m train mlp-dropout         784-1024x3-10, dropout and max-norm (Srivastava et al. 2014, table 2)
 
@@ -106,7 +106,7 @@ RECIPES = (
         train_on="train+validation",
         optimizer=Optimizer(learning_rate=0.05, momentum=0.95, schedule="linear", decay=0.01, max_norm=2.0),
         batch_size=128,
-        epochs=300,
+        epochs=120,
         eval_every=5,
         steps_per_dispatch=100,
         targets=(Target(metric="test error %", published=1.06, source="Srivastava et al. 2014, table 2", at_most=1.25),),

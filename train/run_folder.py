@@ -1,26 +1,32 @@
 """The run folder: what a run was, what it measured, and how to get its model back.
 
-    config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, versions
-    data.json       class names and scaling of the inputs: what prediction needs without the data
-    metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
-    checkpoints/    see train.checkpoint
-    summary.json    written when the run is complete
+config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, versions
+data.json       class names, shape, range and scaling of the inputs: what prediction needs without the data
+metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
+checkpoints/    see train.checkpoint
+lock            held while a process trains here
+summary.json    written when the run is complete
 """
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+import zoo
 from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
+from train.data import Dataset
 from train.recipe import Recipe, from_dict, module_of, to_dict
 from train.step import TrainState, init_state
 from zoo.base import Model, Params
@@ -30,6 +36,20 @@ FORMAT = 1
 
 class RunError(RuntimeError):
     """A run folder that is not one, or that belongs to another run."""
+
+
+class RunData(NamedTuple):
+    """What prediction needs to know about the data that a run was trained on.
+
+    classes: names, () if there are none.  input_shape: of one example, None for inputs of several arrays.
+    input_range: least and greatest raw value.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    scaling: Scaling
+    input_shape: tuple[int, ...] | None
+    input_range: tuple[float, float]
 
 
 class RunFolder:
@@ -42,25 +62,43 @@ class RunFolder:
         self.summary = self.path / "summary.json"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
-        """A new folder, or the same run's.  Raises RunError that says what differs if it holds another run."""
+    def check(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
+        """The folder of this run, which need not exist.  Raises RunError that says what differs if it holds another run."""
         folder = cls(path)
-        config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint, "versions": versions()}
-        file = folder.path / "config.json"
-        if file.exists():
+        if (folder.path / "config.json").exists():
             there = folder.config()
-            differences = list(_differences({"recipe": there["recipe"], "data_fingerprint": there["data_fingerprint"]}, config))
-            if differences:
+            compared = {"recipe": there["recipe"], "data_fingerprint": there["data_fingerprint"]}
+            different = list(differences(compared, {"recipe": to_dict(recipe), "data_fingerprint": fingerprint}))
+            if different:
                 raise RunError(
-                    f"{folder.path} holds a run with another configuration: {'; '.join(differences)}.  "
+                    f"{folder.path} holds a run with another configuration: {'; '.join(different)}.  "
                     "Choose another folder with --out, or repeat the same options to resume"
                 )
-            return folder
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise RunError(f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(file, config)
         return folder
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
+        """A new folder, or the same run's; raises like ``check``."""
+        folder = cls.check(path, recipe, fingerprint)
+        file = folder.path / "config.json"
+        if not file.exists():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(
+                file, {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint, "versions": versions()}
+            )
+        return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training here.  The system releases the lock when the process ends, however it ends."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path}: another process is training here; wait for it, or choose another folder") from None
+            yield
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
@@ -108,18 +146,36 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def write_data(self, name: str, classes: tuple[str, ...], scaling: Scaling | None) -> None:
+    def write_data(self, dataset: Dataset, scaling: Scaling | None) -> None:
         """data.json."""
         shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
+        inputs = next(iter(dataset.splits.values()))["inputs"]
         write_json(
             self.path / "data.json",
-            {"name": name, "classes": list(classes), "shift": np.asarray(shift).tolist(), "scale": np.asarray(scale).tolist()},
+            {
+                "name": dataset.name,
+                "classes": list(dataset.classes),
+                "input_shape": list(inputs.shape[1:]) if hasattr(inputs, "shape") else None,
+                "input_range": list(dataset.input_range),
+                "shift": np.asarray(shift).tolist(),
+                "scale": np.asarray(scale).tolist(),
+            },
         )
 
-    def data(self) -> tuple[tuple[str, ...], Scaling]:
-        """Class names and scaling of the inputs, from data.json."""
+    def data(self) -> RunData:
+        """data.json.  Raises RunError when it is missing, damaged or of another version."""
         data = read_json(self.path / "data.json")
-        return tuple(data["classes"]), Scaling(np.float32(data["shift"]), np.float32(data["scale"]))
+        try:
+            return RunData(
+                data["name"],
+                tuple(data["classes"]),
+                Scaling(np.float32(data["shift"]), np.float32(data["scale"])),
+                None if data["input_shape"] is None else tuple(data["input_shape"]),
+                (float(data["input_range"][0]), float(data["input_range"][1])),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            why = f"not written by this version ({type(error).__name__}: {error})"
+            raise RunError(f"{self.path / 'data.json'}: {why}; repeating the run's command writes it anew") from error
 
 
 def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
@@ -133,10 +189,12 @@ def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
     return module_of(recipe.model), recipe.model, state.params
 
 
-def restore_best(folder: RunFolder, recipe: Recipe[Any]) -> tuple[TrainState, int]:
-    """The best checkpoint's state and its step."""
+def restore_best(
+    folder: RunFolder, recipe: Recipe[Any], say: Callable[[str], None] = warnings.warn
+) -> tuple[TrainState, int]:
+    """The best checkpoint's state and its step; damaged ones are named through ``say``.  Raises CheckpointError if none is intact."""
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
-        found = checkpoints.restore(abstract_state(recipe), best=True)
+        found = checkpoints.restore(abstract_state(recipe), best=True, say=say)
     if found is None:
         raise CheckpointError(f"{folder.checkpoints}: no checkpoint yet")
     return found
@@ -146,15 +204,14 @@ def abstract_state(recipe: Recipe[Any]) -> Any:
     """Shapes and dtypes of the recipe's training state."""
     optimizer = recipe.optimizer.build(1, 1)
     module = module_of(recipe.model)
-    return jax.eval_shape(
-        lambda: init_state(module, recipe.model, optimizer, jax.random.key(recipe.seed), recipe.batch_size)
-    )
+    return jax.eval_shape(lambda: init_state(module, recipe.model, optimizer, jax.random.key(recipe.seed), recipe.batch_size))
 
 
 def versions() -> dict[str, str]:
     """What bit-for-bit repetition depends on."""
-    names = ("purezoo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    ours = {"python": platform.python_version(), "purezoo": zoo.__version__}
+    return ours | {name: importlib.metadata.version(name) for name in names}
 
 
 def hardware() -> str:
@@ -204,12 +261,12 @@ def write_text(file: pathlib.Path, text: str) -> None:
 _NOT_COMPARED = ("recipe.about", "recipe.targets")
 
 
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """ "recipe.batch_size is 100 there and 128 here" for each difference of two JSON values, on the keys of the first."""
+def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """Says of each difference of two JSON values: batch_size is 100 there and 128 here.  Keys are those of the first."""
     if path.replace("after.", "") in _NOT_COMPARED:
         return
     if isinstance(there, dict) and isinstance(here, dict):
         for key in [*there, *(key for key in here if key not in there and path)]:
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            yield from differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
     elif json.loads(json.dumps(there)) != json.loads(json.dumps(here)):
         yield f"{path.removeprefix('recipe.')} is {there!r} there and {here!r} here"

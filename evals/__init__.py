@@ -1,0 +1,37 @@
+"""Evaluation: metrics, reports, predictions, the ledger of results, speed.
+
+    import evals
+
+    evaluation = evals.evaluate("runs/mlp-digits")          # what ``python -m evals runs/mlp-digits`` does, without the files
+    evaluation.metrics                                      # {"test loss nats": ..., "test accuracy %": ..., ...}
+    evals.predict("runs/mlp-digits", ["seven.png"])         # [("seven.png", probabilities [classes])]
+
+Names are loaded on first use, so that importing the package stays fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.evaluation import Evaluation as Evaluation
+    from evals.evaluation import confusion_matrix as confusion_matrix
+    from evals.evaluation import evaluate as evaluate
+    from evals.evaluation import write_evaluation as write_evaluation
+    from evals.prediction import predict as predict
+    from evals.report import write_report as write_report
+
+_HOMES = {
+    "evaluation": ["Evaluation", "confusion_matrix", "evaluate", "write_evaluation"],
+    "prediction": ["predict"],
+    "report": ["write_report"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["Evaluation", "confusion_matrix", "evaluate", "predict", "write_evaluation", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'evals' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"evals.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

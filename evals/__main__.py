@@ -1,0 +1,109 @@
+"""Command line: ``python -m evals RUN_DIR`` measures a run; with ``--predict FILE ...`` it labels files instead."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from evals.evaluation import Evaluation
+
+PLOTS_NEED = "the report has no learning curves: they need matplotlib: pip install 'purezoo[evals]'"
+POLARITY = "images are taken as they are; if the training data are light on dark and yours dark on light, or so, add --invert"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measures a finished run on its test split: numbers on the terminal and in eval.json, a report in report.html.
+
+    With --predict, labels your own images or arrays instead.
+    """
+
+    run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Run folder, as python -m train made it."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Which part of the data to measure on."""
+    predict: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    """Label these files instead: images of any format, or npz files with an array "inputs"."""
+    invert: bool = False
+    """--predict: swap light and dark, where yours are the other way round than the training data (MNIST: light on dark)."""
+    data_dir: str | None = None
+    """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
+    report: bool = True
+    """Write report.html."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluates or predicts; returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    options = tyro.cli(Options, prog="python -m evals", args=arguments)
+    from train.checkpoint import CheckpointError
+    from train.formats import DataError
+    from train.run_folder import RunError
+
+    try:
+        return predict(options) if options.predict else evaluate(options)
+    except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def evaluate(options: Options) -> int:
+    """Measures, writes eval.json and report.html, and says where they are."""
+    from evals.evaluation import evaluate as measure
+    from evals.evaluation import write_evaluation
+
+    evaluation = measure(options.run_dir, options.split, options.data_dir)
+    if not write_evaluation(evaluation)["training"]["complete"]:
+        print("the run is not complete: this is its best checkpoint so far")
+    if options.report:
+        from evals.report import write_report
+
+        write_report(evaluation)
+        if importlib.util.find_spec("matplotlib") is None:
+            print(PLOTS_NEED)
+    print_results(evaluation, options.report)
+    return 0
+
+
+def print_results(evaluation: "Evaluation", report: bool) -> None:
+    """Metrics, accuracy last; then where the files are and what to try next."""
+    from evals.evaluation import show_metric
+
+    run = evaluation.run
+    print(f"{run.recipe.name}, seed {run.recipe.seed}, step {run.step}, {evaluation.count:,} {evaluation.split} examples")
+    for name in sorted(evaluation.metrics, key=lambda name: "accuracy" in name):
+        print(show_metric(name, evaluation.metrics[name], evaluation.count))
+    folder = shlex.quote(str(run.folder.path))
+    print(f"checkpoint {run.folder.checkpoints / str(run.step)}")
+    print(f"report {evaluation.report}" if report else f"numbers {evaluation.file}")
+    if evaluation.predictions is not None:
+        print(f"next: python -m evals {folder} --predict FILE   labels your own images")
+    print("next: python -m train --list   shows the other recipes")
+
+
+def predict(options: Options) -> int:
+    """Prints a line for each item of each file; a file that cannot be read is named, and the others are still labelled."""
+    from evals.evaluation import restore
+    from evals.prediction import predict_file, show_item
+    from train.formats import DataError
+
+    run = restore(options.run_dir)
+    broken = False
+    for file in options.predict:
+        try:
+            for label, outputs in predict_file(run, file, invert=options.invert):
+                print(show_item(run, label, outputs))
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            broken = True
+    if not options.invert and any(file.suffix != ".npz" for file in options.predict):
+        print(POLARITY, file=sys.stderr)
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

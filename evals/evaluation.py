@@ -1,0 +1,251 @@
+"""Evaluation of a run: its best checkpoint, measured on one split of its data.
+
+Whatever a model's ``loss`` counts is a metric.  A model whose outputs are [batch, classes] on data with classes is a classifier:
+what it says of each example is kept too, for the confusion matrix and the worst mistakes.
+"""
+
+import math
+import os
+import pathlib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+import train.loop
+from train.batches import Batches, Scaling
+from train.data import DataError, load_data
+from train.recipe import Recipe, Target, module_of
+from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
+from train.step import make_evaluate
+from train.trainer import EVAL_BATCH
+from zoo.base import Batch, Model, Params
+
+FORMAT = 1
+UNITS = ("%", "nats")
+"""Last words of metric names that are units."""
+
+
+class Restored(NamedTuple):
+    """The best model of a run.  step: of its checkpoint."""
+
+    folder: RunFolder
+    recipe: Recipe[Any]
+    module: Model
+    params: Params
+    step: int
+    data: RunData
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Of the inputs; None leaves them as they are, integers too."""
+        return None if self.recipe.preprocess == "none" else self.data.scaling
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of every example of a split, in its order.
+
+    outputs [n, classes]: probabilities, unless the model's outputs are linear.  losses [n].  targets [n]: the true classes.
+    """
+
+    outputs: np.ndarray
+    losses: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The most probable class of each example [n]."""
+        return self.outputs.argmax(axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A run, measured.
+
+    metrics: {"test accuracy %": ...}: the unit is the last word, where there is one.
+    table: the split's raw arrays.  predictions: None unless the model is a classifier.
+    """
+
+    run: Restored
+    split: str
+    table: dict[str, Any]
+    metrics: dict[str, float]
+    predictions: Predictions | None
+
+    @property
+    def count(self) -> int:
+        """Examples of the split."""
+        return len(jax.tree.leaves(self.table)[0])
+
+    @property
+    def file(self) -> pathlib.Path:
+        """eval.json of the run, for the test split; eval-validation.json, ... for others."""
+        return self._file("eval", "json")
+
+    @property
+    def report(self) -> pathlib.Path:
+        """report.html, named alike."""
+        return self._file("report", "html")
+
+    def _file(self, stem: str, suffix: str) -> pathlib.Path:
+        return self.run.folder.path / (f"{stem}.{suffix}" if self.split == "test" else f"{stem}-{self.split}.{suffix}")
+
+
+def restore(run_dir: str | os.PathLike[str]) -> Restored:
+    """The best model of a run.  Raises RunError if this is no run folder, CheckpointError if no intact checkpoint is there."""
+    folder = RunFolder.open(run_dir)
+    recipe = folder.recipe()
+    state, step = restore_best(folder, recipe)
+    return Restored(folder, recipe, module_of(recipe.model), state.params, step, folder.data())
+
+
+def evaluate(run_dir: str | os.PathLike[str], split: str = "test", data_dir: str | os.PathLike[str] | None = None) -> Evaluation:
+    """Measures a run's best checkpoint on a split ("test", "validation", "train") of its data.
+
+    Raises RunError, CheckpointError (see ``restore``), and DataError when the data are missing or not those of the run.
+    """
+    run = restore(run_dir)
+    table = _load(run, split, data_dir)
+    batches = Batches(table, max(run.recipe.batch_size, EVAL_BATCH), seed=None, scaling=run.scaling)
+    cfg = run.recipe.model
+    means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
+    predictions = _classify(run, table, batches)
+    nats = predictions is not None and _is_log_likelihood(predictions)
+    return Evaluation(run, split, table, name_metrics(split, means, nats), predictions)
+
+
+def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Writes eval.json into the run folder (eval-validation.json for another split), and returns what it holds."""
+    run = evaluation.run
+    record = {
+        "format": FORMAT,
+        "recipe": run.recipe.name,
+        "seed": run.recipe.seed,
+        "step": run.step,
+        "split": evaluation.split,
+        "count": evaluation.count,
+        "metrics": evaluation.metrics,
+        "command": "python -m evals " + shlex.join([str(run.folder.path), "--split", evaluation.split]),
+        "hardware": hardware(),
+        "date": today(),
+        "versions": versions(),
+        "training": training(run.folder),
+    }
+    write_json(evaluation.file, record)
+    return record
+
+
+def training(folder: RunFolder) -> dict[str, Any]:
+    """How the run was trained: complete, seconds (of all its stages), hardware, date, versions; None where it is not complete."""
+    keys = ("hardware", "date", "versions")
+    if not folder.summary.exists():
+        history = folder.history()
+        return {"complete": False, "seconds": history[-1]["seconds"] if history else 0.0} | dict.fromkeys(keys)
+    summaries = [read_json(file) for file in (folder.summary, *folder.path.glob("stage-*/summary.json"))]
+    seconds = round(sum(summary["seconds"] for summary in summaries), 2)
+    return {"complete": True, "seconds": seconds} | {key: summaries[0][key] for key in keys}
+
+
+def name_metrics(split: str, means: dict[str, float], nats: bool) -> dict[str, float]:
+    """Metrics by full name.  Accuracies become per cent, with the error beside; nats: the loss is a negative log-likelihood."""
+    named = {}
+    for name, value in means.items():
+        if name == "accuracy":
+            named[f"{split} accuracy %"] = 100 * value
+            named[f"{split} error %"] = 100 - 100 * value
+        else:
+            named[f"{split} {name}" + (" nats" if name == "loss" and nats else "")] = value
+    return named
+
+
+def show_metric(name: str, value: float, count: int) -> str:
+    """One line: "test accuracy 98.7 %"."""
+    return " ".join(part for part in format_metric(name, value, count) if part)
+
+
+def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
+    """Label, number, unit (or ""): per cents with as many decimals as ``count`` examples resolve."""
+    label, _, unit = name.rpartition(" ")
+    if unit not in UNITS:
+        return name, f"{value:.4f}", ""
+    decimals = max(math.ceil(math.log10(count)) - 2, 1) if unit == "%" else 4
+    return label, f"{value:.{decimals}f}", unit
+
+
+def reached(target: Target, value: float) -> bool:
+    """Whether a value keeps within a target's bounds; True where it has none."""
+    low = -math.inf if target.at_least is None else target.at_least
+    high = math.inf if target.at_most is None else target.at_most
+    return low <= value <= high
+
+
+def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts [true class, predicted class] of classes [n] and [n]."""
+    counts = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes * classes)
+    return counts.reshape(classes, classes)
+
+
+def make_predict(module: Model, cfg: Any) -> Callable[[Params, Any], Any]:
+    """``predict(params, inputs)``: what the deterministic model says: "outputs" of its trace if it has them, or its outputs."""
+
+    def predict(params: Params, inputs: Any) -> Any:
+        outputs, seen = module.trace(cfg, params, inputs)
+        return seen.get("outputs", outputs)
+
+    return predict
+
+
+def class_names(run: Restored, outputs: int) -> list[str]:
+    """A name for each output: its class, or its number where the data name no class."""
+    return [*run.data.classes, *map(str, range(len(run.data.classes), outputs))]
+
+
+def _load(run: Restored, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+    if run.recipe.data == "arrays":
+        raise DataError(f"{run.folder.path}: trained on arrays in memory, which are gone; --predict FILE.npz still works")
+    dataset = load_data(run.recipe.data, data_dir, image_shape=run.recipe.image_shape)
+    # Splits are made from the whole set: in a changed one, examples of the old training split may be among the tests.
+    if dataset.fingerprint != run.folder.config()["data_fingerprint"]:
+        raise RunError(f"{run.folder.path}: data {dataset.name!r} is not what this run was trained on: its content has changed")
+    if split not in dataset.splits:
+        raise DataError(f"data {dataset.name!r}: no {split} split; it has {', '.join(dataset.splits)}")
+    return dict(dataset.splits[split])
+
+
+def _classify(run: Restored, table: dict[str, Any], batches: Batches) -> Predictions | None:
+    """What the model says of each example, if it is a classifier and the objective carries nothing from batch to batch."""
+    cfg, targets = run.recipe.model, table.get("targets")
+    if not run.data.classes or not isinstance(targets, np.ndarray) or targets.dtype.kind not in "ui" or targets.ndim != 1:
+        return None
+    if jax.tree.leaves(run.module.init_carry(cfg, run.params, 1, key=jax.random.key(0))):
+        return None
+    predict = make_predict(run.module, cfg)
+
+    def each(params: Params, batch: Batch) -> tuple[Any, Array]:
+        def loss_of_one(example: Batch) -> Array:
+            alone = jax.tree.map(lambda leaf: leaf[None], example)
+            return run.module.loss(cfg, params, alone, key=None)[0]
+
+        return predict(params, batch["inputs"]), jax.vmap(loss_of_one)(batch)
+
+    function = jax.jit(each)
+    outputs, losses = jax.eval_shape(function, run.params, batches.batch(0))
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != 2 or outputs.shape[1] < len(run.data.classes):
+        return None
+    parts = [function(run.params, batches.batch(step)) for step in range(batches.steps_per_epoch)]
+    outputs, losses = (np.concatenate(leaves)[: len(targets)] for leaves in zip(*jax.device_get(parts), strict=True))
+    return Predictions(outputs, losses, targets)
+
+
+def _is_log_likelihood(predictions: Predictions) -> bool:
+    """Whether the losses are -log p(true class) of outputs that are a distribution, so that their unit is the nat."""
+    outputs = predictions.outputs.astype(np.float64)
+    if outputs.min() < 0 or not np.allclose(outputs.sum(axis=-1), 1, atol=1e-4):
+        return False
+    of_true = outputs[np.arange(len(outputs)), predictions.targets]
+    seen = of_true > 1e-30  # below, single precision rounds to zero
+    return np.allclose(-np.log(of_true[seen]), predictions.losses[seen], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,413 @@
+"""The contract that every model follows, run over the "tiny" preset of every registered model.
+
+Two toy members prove it where it is hard: one with a carry and resets, one with a sampled objective.  A new model gets all
+of this by being registered; one with SAMPLED = True also needs its enumerated expectation in EXPECTATIONS.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import test_util
+
+import train
+import zoo
+from tests.toys import recurrent, sampled
+from train.checkpoint import Checkpoints
+from train.step import example_keys, init_state, make_step
+from zoo.base import CONTRACT
+
+MEMBERS = {**zoo.MODELS, "toy_recurrent": recurrent, "toy_sampled": sampled}
+BATCH = 4
+
+
+def _enumerated_toy_sampled(cfg, params, batch):
+    """Sum over all 2^hidden states of the units: probability times cost."""
+    total = 0.0
+    probability = jax.nn.sigmoid(batch["inputs"] @ params["stochastic"]["kernel"] + params["stochastic"]["bias"][None])
+    for state in itertools.product((0.0, 1.0), repeat=cfg.hidden):
+        h = jnp.asarray(state)[None]
+        weight = jnp.prod(jnp.where(h == 1, probability, 1 - probability), axis=-1)
+        outputs = h @ params["output"]["kernel"] + params["output"]["bias"][None]
+        total += jnp.sum(weight * 0.5 * jnp.sum(jnp.square(outputs - batch["targets"]), axis=-1))
+    return total
+
+
+EXPECTATIONS = {"toy_sampled": _enumerated_toy_sampled}
+
+
+@pytest.fixture(params=MEMBERS, name="member")
+def _member(request):
+    module = MEMBERS[request.param]
+    return request.param, module, module.PRESETS["tiny"]
+
+
+def _setup(module, cfg, batch_size=BATCH, seed=0):
+    params = module.init(cfg, jax.random.key(seed))
+    batch = module.example_batch(cfg, jax.random.key(seed + 1), batch_size)
+    carry = module.init_carry(cfg, params, batch_size, key=jax.random.key(seed + 2))
+    return params, batch, carry
+
+
+def _keys(rows=BATCH, step=0):
+    return example_keys(jax.random.key(7), jnp.int32(step), rows)
+
+
+def _assert_close(actual, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), actual, expected)
+
+
+def _mean_loss(module, cfg, params, batch, key, carry):
+    total, aux = module.loss(cfg, params, batch, key=key, carry=carry)
+    return total / aux.count
+
+
+def test_names_and_order_of_parameters(member):
+    _, module, _ = member
+    for name, expected in CONTRACT.items():
+        parameters = inspect.signature(getattr(module, name)).parameters
+        assert tuple(parameters) == expected, name
+        for keyword in {"key", "carry"} & set(expected):
+            if name != "init":
+                required = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == "example_batch" else inspect.Parameter.KEYWORD_ONLY
+                assert parameters[keyword].kind == required, f"{name}: {keyword}"
+        assert getattr(module, name).__doc__, f"{name} has no docstring"
+    assert "tiny" in module.PRESETS
+    assert module.Config.__doc__
+
+
+def test_config_is_a_static_hashable_value(member):
+    _, module, cfg = member
+    for preset in module.PRESETS.values():
+        assert jax.tree.leaves(preset) == []
+        assert hash(preset) == hash(dataclasses.replace(preset))
+    field = dataclasses.fields(cfg)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(cfg, field, None)
+    for field in dataclasses.fields(cfg):
+        assert field.name in module.Config.__doc__ + "compute_dtype", f"Config.__doc__ does not explain {field.name}"
+
+
+def test_wrong_config_values_name_the_field(member):
+    _, module, cfg = member
+    for field in dataclasses.fields(cfg):
+        for wrong in ("no such value", -1.5, math.nan):
+            # Not through __init__, where the run-time type checker of the tests would speak first.
+            config = object.__new__(module.Config)
+            for other in dataclasses.fields(cfg):
+                object.__setattr__(config, other.name, wrong if other is field else getattr(cfg, other.name))
+            with pytest.raises(ValueError, match=f"{field.name}.*allowed"):
+                config.__post_init__()
+
+
+def test_initialisation_is_finite_and_decided_by_the_key(member):
+    _, module, cfg = member
+    params, again, other = (module.init(cfg, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    _assert_close(again, params, rtol=0)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_jit_equals_eager(member, training):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    key = _keys() if training else None
+    expected = module.apply(cfg, params, batch["inputs"], key=key), module.loss(cfg, params, batch, key=key, carry=carry)
+    actual = (
+        jax.jit(module.apply)(cfg, params, batch["inputs"], key=key),
+        jax.jit(module.loss)(cfg, params, batch, key=key, carry=carry),
+    )
+    _assert_close(actual, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_equal_configs_share_one_trace_and_steps_never_recompile(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    traces = []
+
+    @jax.jit
+    def loss(cfg, params, batch, key, carry):
+        traces.append(cfg)
+        return module.loss(cfg, params, batch, key=key, carry=carry)
+
+    optimizer = train.Optimizer(momentum=0.5).build(10, 5)
+
+    @jax.jit
+    def step(state, batch, key):
+        traces.append("step")
+        return make_step(module, cfg, optimizer)(state, batch, key)
+
+    for _ in range(3):
+        loss(dataclasses.replace(cfg), params, batch, _keys(), carry)
+    assert len(traces) == 1
+    state = init_state(module, cfg, optimizer, jax.random.key(0), BATCH)
+    for index in range(3):
+        state, _ = step(state, module.example_batch(cfg, jax.random.key(index), BATCH), jax.random.key(0))
+    assert traces.count("step") == 1
+    assert int(state.step) == 3
+
+
+def test_vmap_over_seeds_equals_a_loop(member):
+    _, module, cfg = member
+    _, batch, _ = _setup(module, cfg)
+    optimizer = train.Optimizer().build(10, 5)
+    step = make_step(module, cfg, optimizer)
+
+    def two_steps(key):
+        state = init_state(module, cfg, optimizer, key, BATCH)
+        state, _ = step(state, batch, key)
+        state, metrics = step(state, batch, key)
+        return state.params, metrics
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together, two_steps = jax.jit(jax.vmap(two_steps))(keys), jax.jit(two_steps)
+    for index, key in enumerate(keys):
+        _assert_close(jax.tree.map(lambda leaf, index=index: leaf[index], together), two_steps(key), rtol=1e-4, atol=1e-6)
+
+
+def test_padding_changes_nothing(member):
+    """Loss, count, metrics, gradients and carry of a padded batch equal those of the batch without the padded rows."""
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+
+    def pad(leaf):
+        garbage = jnp.full((2, *leaf.shape[1:]), True if leaf.dtype == bool else 1)
+        return jnp.concatenate([leaf, garbage.astype(leaf.dtype)])
+
+    padded = jax.tree.map(pad, batch)
+    padded["mask"] = padded["mask"].at[BATCH:].set(False)
+    # What is masked within rows must not matter either.
+    if batch["mask"].ndim == 2:
+        shape = (*padded["mask"].shape, 1)
+        padded["inputs"] = jnp.where(padded["mask"].reshape(shape), padded["inputs"], 9.0)
+    long_carry = jax.tree.map(pad, carry)
+
+    def loss(params, batch, carry):
+        return module.loss(cfg, params, batch, carry=carry)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, aux), gradients = gradient(params, batch, carry)
+    (padded_total, padded_aux), padded_gradients = gradient(params, padded, long_carry)
+    assert float(aux.count) == int(batch["mask"].sum()) == float(padded_aux.count)
+    _assert_close(padded_total, total, rtol=1e-6)
+    _assert_close(padded_aux.metrics, aux.metrics, rtol=1e-6)
+    _assert_close(padded_gradients, gradients, rtol=1e-5, atol=1e-7)
+    _assert_close(jax.tree.map(lambda leaf: leaf[:BATCH], padded_aux.carry), aux.carry, rtol=1e-6)
+
+
+def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    batch["mask"] = jnp.zeros_like(batch["mask"])
+    (total, aux), gradients = jax.value_and_grad(lambda params: module.loss(cfg, params, batch, carry=carry), has_aux=True)(
+        params
+    )
+    assert float(total) == float(aux.count) == 0
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+def test_an_example_depends_on_its_own_key_alone(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    keys = _keys()
+    total, aux = module.loss(cfg, params, batch, key=keys, carry=carry)
+    parts = []
+    for row in range(BATCH):
+        alone, alone_carry = (jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], tree) for tree in (batch, carry))
+        parts.append(module.loss(cfg, params, alone, key=keys[row : row + 1], carry=alone_carry))
+    _assert_close(sum(part for part, _ in parts), total, rtol=1e-5)
+    _assert_close(sum(part.count for _, part in parts), aux.count, rtol=0)
+
+
+def test_every_parameter_receives_gradient(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg, batch_size=16)
+    gradients = jax.jit(jax.grad(lambda params: module.loss(cfg, params, batch, key=_keys(16), carry=carry)[0]))(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.any(leaf), jax.tree_util.keystr(path)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_agree_with_finite_differences(member, training):
+    """Where the objective samples inside, its gradient at a key is an estimate: see the next test."""
+    _, module, cfg = member
+    if training and getattr(module, "SAMPLED", False):
+        return
+    params, batch, carry = _setup(module, cfg)
+    assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
+    key = _keys() if training else None
+    loss = jax.jit(lambda params: _mean_loss(module, cfg, params, batch, key, carry))
+    test_util.check_grads(loss, (params,), order=1, modes=("rev",), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", [name for name, module in MEMBERS.items() if getattr(module, "SAMPLED", False)])
+def test_sampled_gradients_agree_with_the_enumerated_expectation(name):
+    module, cfg = MEMBERS[name], MEMBERS[name].PRESETS["tiny"]
+    params, batch, carry = _setup(module, cfg)
+    expected = jax.grad(lambda params: EXPECTATIONS[name](cfg, params, batch))(params)
+
+    @jax.jit
+    @jax.vmap
+    def sample(step):
+        return jax.grad(lambda params: module.loss(cfg, params, batch, key=_keys(step=step), carry=carry)[0])(params)
+
+    draws = 8192
+    samples = sample(jnp.arange(draws))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(samples):
+        want = dict(jax.tree_util.tree_leaves_with_path(expected))[path]
+        error = np.std(leaf, axis=0) / math.sqrt(draws)
+        assert np.all(error < 0.1 * np.abs(want).max()), "too few draws to tell"
+        np.testing.assert_array_less(np.abs(np.mean(leaf, axis=0) - want), 5 * error + 1e-9, err_msg=jax.tree_util.keystr(path))
+
+
+def test_bfloat16_stays_near_float32(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg, batch_size=16)
+    half = dataclasses.replace(cfg, compute_dtype="bfloat16")
+    total, half_total = (module.loss(each, params, batch, carry=carry)[0] for each in (cfg, half))
+    outputs, half_outputs = (module.apply(each, params, batch["inputs"]) for each in (cfg, half))
+    assert half_total.dtype == total.dtype == jnp.float32
+    _assert_close(half_total, total, rtol=2e-2)
+    _assert_close(half_outputs, outputs, atol=5e-2, rtol=5e-2)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(half_outputs), jax.tree.leaves(outputs), strict=True)), (
+        "compute_dtype does nothing"
+    )
+
+
+def test_trace_is_apply_and_what_is_inside(member):
+    _, module, cfg = member
+    params, batch, _ = _setup(module, cfg)
+    outputs, seen = module.trace(cfg, params, batch["inputs"])
+    _assert_close(outputs, module.apply(cfg, params, batch["inputs"]), rtol=1e-6)
+    assert seen
+    assert all(isinstance(name, str) and leaf.shape[0] == BATCH for name, leaf in seen.items())
+
+
+def test_reset_restarts_the_carry(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    if not jax.tree.leaves(carry):
+        assert "reset" not in batch
+        return
+    assert all(leaf.shape[0] == BATCH for leaf in jax.tree.leaves(carry))
+    batch["reset"] = jnp.array([True, False, True, False])
+    other = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.5, leaf.dtype), carry)
+
+    def row_loss(row, carry):
+        alone, alone_carry = (jax.tree.map(lambda leaf: leaf[row : row + 1], tree) for tree in (batch, carry))
+        return module.loss(cfg, params, alone, carry=alone_carry)[0]
+
+    for row, reset in enumerate(batch["reset"]):
+        assert (row_loss(row, carry) == row_loss(row, other)) == reset
+
+
+def test_the_carry_continues_a_sequence(member):
+    """Two batches that split the time axis, the carry between them, equal the whole."""
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    if batch["mask"].ndim < 2 or not jax.tree.leaves(carry):
+        return
+    total, aux = module.loss(cfg, params, batch, carry=carry)
+    reset = batch["reset"]
+    sum_of_parts = 0.0
+    for part in (slice(0, 3), slice(3, None)):
+        piece = {name: leaf[:, part] for name, leaf in batch.items() if name != "reset"}
+        partial_total, partial_aux = module.loss(cfg, params, {**piece, "reset": reset}, carry=carry)
+        sum_of_parts, carry, reset = sum_of_parts + partial_total, partial_aux.carry, jnp.zeros_like(reset)
+    _assert_close(sum_of_parts, total, rtol=1e-5)
+    _assert_close(carry, aux.carry, rtol=1e-5)
+
+
+def test_one_batch_is_overfitted_through_the_trainer(member):
+    _, module, cfg = member
+    _, batch, _ = _setup(module, cfg, seed=3)
+    if "reset" in batch:
+        batch["reset"] = jnp.ones_like(batch["reset"])
+    optimizer = train.Optimizer(name="adam", learning_rate=0.02)
+    settings = {"optimizer": optimizer, "batch_size": BATCH, "steps": 1500, "eval_every": 1500, "steps_per_dispatch": 100}
+    result = train.fit(module, cfg, batch, validation=batch, **settings)
+    first = next(line for line in result.history if line["split"] == "train")
+    last = result.history[-1]
+    assert last["split"] == "validation"
+    if "accuracy" in last:
+        assert last["accuracy"] >= 0.99
+    assert last["loss"] < (0.5 if getattr(module, "SAMPLED", False) else 0.2) * first["loss"]
+
+
+def test_checkpoint_round_trip_is_exact(member, tmp_path):
+    _, module, cfg = member
+    optimizer = train.Optimizer(name="adam").build(10, 5)
+    state = init_state(module, cfg, optimizer, jax.random.key(0), BATCH)
+    _, batch, _ = _setup(module, cfg)
+    state, _ = make_step(module, cfg, optimizer)(state, batch, jax.random.key(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 1, best_step=1)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        found = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert found is not None
+    restored, step = found
+    assert step == 1
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_apply_and_gradients_lower_for_every_platform(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+
+    def gradients(params, batch, key_data, carry):
+        keys = jax.random.wrap_key_data(key_data)
+        return jax.grad(lambda params: module.loss(cfg, params, batch, key=keys, carry=carry)[0])(params)
+
+    platforms = ("cpu", "cuda", "tpu")
+    for function, arguments in (
+        (lambda params, inputs: module.apply(cfg, params, inputs), (params, batch["inputs"])),
+        (gradients, (params, batch, jax.random.key_data(_keys()), carry)),
+    ):
+        exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+        assert exported.platforms == platforms
+
+
+def test_wrong_shapes_name_what_is_wrong(member):
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+
+    def longer(leaf, axis):
+        return jnp.concatenate([leaf, jnp.take(leaf, jnp.array([0]), axis=axis)], axis=axis)
+
+    for name in ("inputs", "targets", "mask"):
+        if name not in batch or not isinstance(batch[name], jax.Array):
+            continue
+        wrong = {**batch, name: longer(batch[name], batch[name].ndim - 1)}
+        if name == "inputs":
+            with pytest.raises(ValueError, match=r"inputs.*expected"):
+                module.apply(cfg, params, wrong["inputs"])
+        with pytest.raises(ValueError, match=f"{name}.*expected"):
+            module.loss(cfg, params, wrong, carry=carry)
+
+
+def test_parameters_are_plain_nested_dicts_with_usual_names(member):
+    _, module, cfg = member
+    params = module.init(cfg, jax.random.key(0))
+
+    def walk(tree):
+        assert type(tree) is dict
+        for name, value in tree.items():
+            assert isinstance(name, str)
+            assert "." not in name
+            if not isinstance(value, jax.Array):
+                walk(value)
+
+    walk(params)
+    optax.sgd(0.1).init(params)  # works on any optax transformation

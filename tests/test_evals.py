@@ -1,0 +1,339 @@
+"""Evaluation, report, prediction: against scikit-learn and numpy, on a short real run of the digits."""
+
+import dataclasses
+import html.parser
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import evals
+import evals.__main__
+import evals.evaluation
+import evals.report
+import train
+import zoo
+from evals.evaluation import confusion_matrix, name_metrics, show_metric
+from train.recipes import RECIPES
+from zoo import mlp
+
+pytestmark = pytest.mark.xdist_group("evals")  # one run for all of them
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A complete run of three epochs."""
+    folder = tmp_path_factory.mktemp("evals") / "digits"
+    recipe = dataclasses.replace(RECIPES["mlp-digits"], epochs=3, about="short <script>alert(1)</script>")
+    train.run(recipe, folder, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(run_dir):
+    return evals.evaluate(run_dir)
+
+
+@pytest.fixture(scope="module")
+def regression_dir(tmp_path_factory):
+    """A complete run of a linear model on real targets, from an npz file: no classes, no images."""
+    folder = tmp_path_factory.mktemp("regression")
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(100, 4)).astype(np.float32)
+    np.savez(folder / "data.npz", inputs=inputs, targets=inputs @ rng.normal(size=(4, 2)).astype(np.float32))
+    cfg = mlp.Config(sizes=(4, 2), output="linear")
+    settings = {"select_by": "loss", "select_mode": "min", "preprocess": "none", "epochs": 2}
+    recipe = train.Recipe(name="regression", model=cfg, data=f"npz:{folder / 'data.npz'}", **settings)
+    train.run(recipe, folder / "run", quiet=True)
+    return folder / "run"
+
+
+def test_metrics_agree_with_numpy_and_scikit_learn(run_dir, evaluation):
+    """The network written out in numpy, its scores counted by scikit-learn."""
+    _, _, params = train.load(run_dir)
+    test = train.load_data("digits").splits["test"]
+    x = test["inputs"].reshape(300, 64).astype(np.float64) / 16
+    for layer in ("layer_0", "layer_1", "layer_2"):
+        x = np.maximum(x, 0) @ np.asarray(params[layer]["kernel"]) + np.asarray(params[layer]["bias"])
+    probabilities = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    accuracy = 100 * sklearn.metrics.accuracy_score(test["targets"], probabilities.argmax(axis=1))
+    nats = sklearn.metrics.log_loss(test["targets"], probabilities)
+    assert evaluation.metrics == pytest.approx(
+        {"test accuracy %": accuracy, "test error %": 100 - accuracy, "test loss nats": nats}, rel=1e-4
+    )
+    np.testing.assert_allclose(evaluation.predictions.outputs, probabilities, atol=1e-4)
+    of_true = probabilities[np.arange(300), test["targets"]]
+    np.testing.assert_allclose(evaluation.predictions.losses, -np.log(of_true), rtol=1e-3, atol=1e-4)
+    assert evaluation.predictions.losses.mean() == pytest.approx(evaluation.metrics["test loss nats"], rel=1e-5)
+
+
+def test_best_checkpoint_is_the_one_that_validation_chose(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    validation = evals.evaluate(run_dir, "validation")
+    assert validation.run.step == summary["best_step"]
+    assert validation.count == 200
+    assert validation.metrics["validation accuracy %"] == pytest.approx(100 * summary["best"]["accuracy"], rel=1e-6)
+
+
+@given(st.integers(2, 6), st.data())
+@settings(deadline=None)
+def test_confusion_matrix_agrees_with_scikit_learn(classes, data):
+    labels = st.lists(st.integers(0, classes - 1), min_size=1, max_size=30)
+    targets = np.array(data.draw(labels))
+    predicted = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=len(targets), max_size=len(targets))))
+    expected = sklearn.metrics.confusion_matrix(targets, predicted, labels=range(classes))
+    np.testing.assert_array_equal(confusion_matrix(targets, predicted, classes), expected)
+
+
+def test_names_and_units_of_metrics():
+    assert name_metrics("test", {"loss": 2.0, "accuracy": 0.25, "perplexity": 9.0}, nats=True) == {
+        "test loss nats": 2.0,
+        "test accuracy %": 25.0,
+        "test error %": 75.0,
+        "test perplexity": 9.0,
+    }
+    assert show_metric("test accuracy %", 98.6666, 300) == "test accuracy 98.7 %"
+    assert show_metric("test error %", 1.65, 10_000) == "test error 1.65 %"
+    assert show_metric("test loss nats", 0.05, 300) == "test loss 0.0500 nats"
+    assert show_metric("test perplexity", float("inf"), 300) == "test perplexity inf"
+
+
+def test_nats_only_where_the_loss_is_a_likelihood(evaluation):
+    from evals.evaluation import Predictions, _is_log_likelihood
+
+    predictions = evaluation.predictions
+    assert _is_log_likelihood(predictions)
+    assert not _is_log_likelihood(predictions._replace(losses=predictions.losses / 2))
+    assert not _is_log_likelihood(predictions._replace(outputs=predictions.outputs * 2))
+    squared = 0.5 * np.square(predictions.outputs - np.eye(10)[predictions.targets]).sum(axis=1)
+    assert not _is_log_likelihood(Predictions(predictions.outputs, squared, predictions.targets))
+
+
+def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
+    assert evals.__main__.main([str(run_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads((run_dir / "eval.json").read_text())
+    assert f"test accuracy {record['metrics']['test accuracy %']:.1f} %" in lines
+    assert f"checkpoint {run_dir}/checkpoints/{record['step']}" in lines
+    assert f"report {run_dir}/report.html" in lines
+    assert any("--predict" in line for line in lines[-2:])
+    assert any("train --list" in line for line in lines[-2:])
+    assert record["training"]["complete"]
+    assert record["training"]["seconds"] > 0
+    assert {key: record[key] for key in ("format", "recipe", "seed", "split", "count")} == {
+        "format": 1,
+        "recipe": "mlp-digits",
+        "seed": 0,
+        "split": "test",
+        "count": 300,
+    }
+    assert (run_dir / "report.html").is_file()
+
+
+def test_another_split_does_not_overwrite_the_test_numbers(run_dir, capsys):
+    assert evals.__main__.main([str(run_dir), "--split", "train", "--no-report"]) == 0
+    assert "train accuracy" in capsys.readouterr().out
+    assert json.loads((run_dir / "eval-train.json").read_text())["count"] == 1297
+    assert not (run_dir / "report-train.html").exists()
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, what they refer to, headings and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.open, self.data = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.data.append(data)
+
+
+def test_report_is_self_contained_and_escapes_names(evaluation):
+    text = evals.report.render(evaluation)
+    page = Page(text)
+    assert not page.open
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.references
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert any("<script>alert(1)</script>" in data for data in page.data)  # as text
+    for heading in ("Learning curves", "Confusion matrix", "Worst mistakes", "First-layer weights", "Configuration"):
+        assert heading in page.data
+    assert page.tags.count("svg") == 2  # loss and accuracy
+    for field in dataclasses.fields(evaluation.run.recipe.optimizer):
+        assert f"optimizer.{field.name}" in page.data
+
+
+def test_confusion_section_holds_the_counts(evaluation):
+    page = Page(evals.report.confusions(evaluation))
+    predictions = evaluation.predictions
+    expected = sklearn.metrics.confusion_matrix(predictions.targets, predictions.outputs.argmax(axis=1))
+    cells = [data for data in page.data if data.isdecimal()]
+    shown = [int(cell) for cell in cells[10:]]  # after the heading
+    wanted = [number for label, row in enumerate(expected) for number in (label, *row[row > 0])]
+    assert shown == wanted
+
+
+def test_many_classes_list_the_most_frequent_confusions(evaluation):
+    names = tuple(f"class <{index}>" for index in range(30))
+    outputs = np.eye(30)[[1, 1, 2, 3]]
+    predictions = evals.evaluation.Predictions(outputs, np.ones(4), np.array([0, 0, 2, 4]))
+    run = evaluation.run._replace(data=evaluation.run.data._replace(classes=names))
+    many = dataclasses.replace(evaluation, run=run, predictions=predictions)
+    page = Page(evals.report.confusions(many))
+    assert page.data[-4:] == ["class <0>, class <1>", "2 of 2", "class <4>, class <3>", "1 of 1"]
+
+
+def test_worst_mistakes_are_ordered_by_loss(evaluation):
+    page = Page(evals.report.mistakes(evaluation))
+    losses = [float(data.rpartition(" ")[2]) for data in page.data if "loss " in data]
+    wrong = evaluation.predictions.outputs.argmax(axis=1) != evaluation.predictions.targets
+    worst = np.sort(evaluation.predictions.losses[wrong])[::-1][: evals.report.MISTAKES]
+    assert losses == pytest.approx(worst, abs=0.006)
+    assert page.tags.count("img") == len(worst) > 0
+
+
+def test_images_round_trip_and_other_shapes_are_none():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(evals.report.as_images(pixels / np.float32(255), (0.0, 1.0)), pixels)
+    np.testing.assert_array_equal(evals.report.as_images(pixels[..., :1], (0.0, 255.0)), pixels[..., 0])
+    np.testing.assert_array_equal(evals.report.as_images(pixels[..., 0], (0.0, 255.0)), pixels[..., 0])
+    for inputs in (pixels[..., 0] / 255, pixels[:, 0, :, 0], pixels[..., :2], {"tokens": pixels}):
+        assert evals.report.as_images(inputs, (0.0, 1.0)) is None
+
+
+def test_without_matplotlib_everything_but_the_curves(run_dir, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert evals.__main__.main([str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "pip install 'purezoo[evals]'" in out
+    assert "test accuracy" in out
+    text = (run_dir / "report.html").read_text()
+    assert "<svg" not in text
+    assert "Confusion matrix" in text
+
+
+def test_unclassified_outputs_have_no_classification_extras(regression_dir, capsys):
+    assert evals.__main__.main([str(regression_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy" not in out
+    assert "--predict" not in out
+    assert "test loss" in out
+    text = (regression_dir / "report.html").read_text()
+    assert "Confusion matrix" not in text
+    assert "First-layer weights" not in text
+    evaluation = evals.evaluate(regression_dir)
+    _, _, params = train.load(regression_dir)
+    inputs, targets = evaluation.table["inputs"], evaluation.table["targets"]
+    residual = inputs @ np.asarray(params["layer_0"]["kernel"]) + np.asarray(params["layer_0"]["bias"]) - targets
+    expected = 0.5 * np.square(residual).sum(axis=1).mean()
+    assert evaluation.metrics == pytest.approx({"test loss": expected}, rel=1e-5)
+
+
+def test_changed_data_are_refused(regression_dir, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    config = json.loads((regression_dir / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"data_fingerprint": "0123"}))
+    (copy / "data.json").write_text((regression_dir / "data.json").read_text())
+    (copy / "checkpoints").symlink_to(regression_dir / "checkpoints")
+    assert evals.__main__.main([str(copy)]) == 1
+    assert "content has changed" in capsys.readouterr().err
+
+
+def test_run_in_memory_arrays_says_so(tmp_path, capsys):
+    data = {"inputs": np.eye(4, dtype=np.float32), "targets": np.arange(4) % 2}
+    train.fit(*zoo.create("mlp/tiny", sizes=(4, 2)), data, out=tmp_path / "run", epochs=1, batch_size=4)
+    assert evals.__main__.main([str(tmp_path / "run")]) == 1
+    assert "arrays in memory" in capsys.readouterr().err
+    np.savez(tmp_path / "mine.npz", inputs=data["inputs"])
+    assert len(evals.predict(tmp_path / "run", [tmp_path / "mine.npz"])) == 4
+
+
+@pytest.mark.parametrize("content", [None, "folder", "damaged"])
+def test_wrong_run_folder_is_one_clear_line(tmp_path, capsys, content):
+    folder = tmp_path / "run"
+    if content:
+        folder.mkdir()
+    if content == "damaged":
+        (folder / "config.json").write_text("{")
+    assert evals.__main__.main([str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert str(folder) in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_predictions_of_own_files_are_the_evaluation_of_the_same_examples(run_dir, evaluation, tmp_path, monkeypatch):
+    """From an npz file exactly, from an image file up to its 256 levels; without the data set; with or without channel axis."""
+    monkeypatch.setattr(evals.evaluation, "load_data", None)
+    raw = evaluation.table["inputs"]
+    np.savez(tmp_path / "all.npz", inputs=raw[..., 0])
+    items = evals.predict(run_dir, [tmp_path / "all.npz"])
+    assert items[7][0] == f"{tmp_path / 'all.npz'}[7]"
+    np.testing.assert_allclose(np.stack([outputs for _, outputs in items]), evaluation.predictions.outputs, atol=1e-6)
+    pixels = np.round(raw[3, :, :, 0] * (255 / 16)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "three.png")
+    Image.fromarray(255 - pixels).convert("RGB").save(tmp_path / "inverted.bmp")
+    ((label, upright),) = evals.predict(run_dir, [tmp_path / "three.png"])
+    ((_, inverted),) = evals.predict(run_dir, [tmp_path / "inverted.bmp"], invert=True)
+    assert label == str(tmp_path / "three.png")
+    np.testing.assert_allclose(upright, evaluation.predictions.outputs[3], atol=0.02)
+    np.testing.assert_allclose(upright, inverted, atol=1e-5)
+
+
+def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, tmp_path, capsys):
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "large.jpg")
+    np.savez(tmp_path / "two.npz", inputs=evaluation.table["inputs"][:2])
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    np.savez(tmp_path / "wrong.npz", inputs=np.zeros((2, 3, 3)))
+    np.savez(tmp_path / "empty.npz", other=np.zeros(3))
+    good = [str(tmp_path / name) for name in ("large.jpg", "two.npz")]
+    assert evals.__main__.main([str(run_dir), "--predict", *good]) == 0
+    captured = capsys.readouterr()
+    assert "--invert" in captured.err
+    lines = captured.out.splitlines()
+    assert len(lines) == 3
+    outputs = evaluation.predictions.outputs[0]
+    best = np.argsort(-outputs)[:3]
+    assert lines[1].split() == [f"{tmp_path}/two.npz[0]", *" ".join(f"{k} {100 * outputs[k]:.1f} %" for k in best).split()]
+    for name in ("broken.png", "wrong.npz", "empty.npz", "missing.png"):
+        assert evals.__main__.main([str(run_dir), "--predict", str(tmp_path / name), good[1], "--invert"]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"error: {tmp_path / name}: ")
+        assert captured.err.count("\n") == 1
+        assert len(captured.out.splitlines()) == 2
+
+
+def test_help_is_fast_because_it_does_not_load_jax():
+    program = "import sys, evals.__main__ as m; assert 'jax' not in sys.modules; sys.exit(m.main(['--help']))"
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for option in ("RUN_DIR", "--split", "--predict", "--invert", "--data-dir", "--no-report"):
+        assert option in done.stdout

@@ -1,0 +1,357 @@
+"""The trainer: what it refuses before any work, what it decides, and that an interrupted run loses nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+from tests.toys import recurrent
+from train import trainer
+from train.recipe import from_dict, module_of, to_dict
+from train.run_folder import RunError, RunFolder
+from zoo import mlp
+
+CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _data(count=40, seed=0):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, count)
+    inputs = rng.normal(size=(count, 6)).astype(np.float32)
+    inputs[np.arange(count), targets] += 3
+    return {"inputs": inputs, "targets": targets}
+
+
+def _fit(out=None, **settings):
+    defaults: dict[str, Any] = {"batch_size": 16, "steps": 24, "eval_every": 2, "steps_per_dispatch": 4}
+    return train.fit(mlp, CFG, _data(), validation=_data(seed=1), out=out, **defaults | settings)
+
+
+def _bits(state):
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
+
+
+def test_fit_learns_and_gives_back_the_best_parameters():
+    result = _fit(steps=60)
+    lines = [line for line in result.history if line["split"] == "validation"]
+    best = max(lines, key=lambda line: line["accuracy"])
+    assert best["accuracy"] > 0.8
+    assert int(result.state.control.best_step) == best["step"]
+    held_out = _data(seed=1)
+    predicted = jnp.argmax(mlp.apply(CFG, result.params, jnp.asarray(held_out["inputs"])), -1)
+    assert np.mean(predicted == held_out["targets"]) == pytest.approx(best["accuracy"])
+
+
+def test_a_run_in_memory_equals_a_run_in_a_folder_and_loads_again(tmp_path):
+    in_memory, in_folder = _fit(), _fit(tmp_path / "run")
+    assert _bits(in_memory.state) == _bits(in_folder.state)
+    assert _bits(in_memory.params) == _bits(in_folder.params)
+    module, cfg, params = train.load(tmp_path / "run")
+    assert module is mlp
+    assert cfg == CFG
+    assert _bits(params) == _bits(in_folder.params)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["complete"]
+    assert summary["step"] == 24
+
+
+def test_seeds_decide_everything():
+    same, again, other = _fit(seed=3), _fit(seed=3), _fit(seed=4)
+    assert _bits(same.state) == _bits(again.state) != _bits(other.state)
+
+
+@pytest.mark.parametrize("at", [1, 7, 17])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, at):
+    """The first SIGTERM ends the run at the next step with a checkpoint; the same call goes on, bit for bit."""
+    expected = _fit()
+    planned = trainer.Batches.plan
+
+    def plan(self, first, count, room):
+        if first <= at < first + count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return planned(self, first, count, room)
+
+    monkeypatch.setattr(trainer.Batches, "plan", plan)
+    stopped = _fit(tmp_path)
+    assert not stopped.complete
+    assert at < int(stopped.state.step) <= at + 4
+    monkeypatch.undo()
+    resumed = _fit(tmp_path)
+    assert resumed.complete
+    assert _bits(resumed.state) == _bits(expected.state)
+    assert _bits(resumed.params) == _bits(expected.params)
+
+    def validation(result):
+        return [{**line, "seconds": 0} for line in result.history if line["split"] == "validation"]
+
+    assert validation(resumed) == validation(expected)
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == resumed.history
+
+
+def _train_in_a_process(out):
+    command = [sys.executable, "-m", "train", "mlp-digits", "--epochs", "12", "--eval-every", "0.25", "--steps-per-dispatch", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    with (out.parent / "errors").open("w") as errors:
+        return subprocess.Popen([*command, "--quiet", "--out", str(out)], env=environment, stderr=errors)
+
+
+@pytest.mark.xdist_group("processes")
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
+    """SIGKILL at any moment, also while a checkpoint is written: checkpoints follow each other every five steps here."""
+    process = _train_in_a_process(tmp_path / "whole")
+    assert process.wait(240) == 0, (tmp_path / "errors").read_text()
+    chance = random.Random(os.getpid())
+    kills = 0
+    for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        process = _train_in_a_process(tmp_path / "killed")
+        metrics, start = tmp_path / "killed" / "metrics.jsonl", time.monotonic()
+        size = metrics.stat().st_size if metrics.exists() else 0
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= size):
+            time.sleep(0.002)
+            assert time.monotonic() - start < 120
+        time.sleep(chance.uniform(0, 0.4))
+        if process.poll() is not None:
+            assert process.returncode == 0, (tmp_path / "errors").read_text()
+            break
+        process.send_signal(kind)
+        status = process.wait(60)
+        assert status in (-signal.SIGKILL, 3, 0), (tmp_path / "errors").read_text()
+        kills += status != 0
+    assert kills, "the run was over before it could be killed"
+    process = _train_in_a_process(tmp_path / "killed")
+    assert process.wait(240) == 0, (tmp_path / "errors").read_text()
+    whole, killed = (trainer_state(tmp_path / name) for name in ("whole", "killed"))
+    assert int(whole.step) == 12 * 21
+    assert _bits(whole) == _bits(killed)
+
+    def lines(name):
+        return [{**line, "seconds": 0} for line in RunFolder(tmp_path / name).history() if line["split"] == "validation"]
+
+    assert lines("whole") == lines("killed")
+
+
+def trainer_state(folder):
+    from train.checkpoint import Checkpoints
+    from train.run_folder import abstract_state
+
+    recipe = RunFolder.open(folder).recipe()
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(abstract_state(recipe))
+    assert found is not None
+    return found[0]
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(tmp_path):
+    expected = _fit(tmp_path / "whole")
+    _fit(tmp_path / "damaged", steps=24)
+    newest = max((tmp_path / "damaged" / "checkpoints").iterdir(), key=lambda entry: int(entry.name))
+    assert newest.name == "24"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:5])
+    resumed = _fit(tmp_path / "damaged", steps=24)
+    assert _bits(resumed.state) == _bits(expected.state)
+    assert resumed.history[-1]["step"] == 24
+
+
+def test_starting_a_complete_run_again_changes_nothing(tmp_path, capsys):
+    first = _fit(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "summary.json").read_text()
+    again = _fit(tmp_path, quiet=False)
+    assert "the run is complete: 24 steps" in capsys.readouterr().out
+    assert _bits(first.params) == _bits(again.params)
+    assert before == ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "summary.json").read_text())
+
+
+def test_another_configuration_or_data_in_the_folder_says_what_differs(tmp_path):
+    _fit(tmp_path)
+    with pytest.raises(RunError, match=r"batch_size is 16 there and 8 here"):
+        _fit(tmp_path, batch_size=8)
+    with pytest.raises(RunError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here"):
+        _fit(tmp_path, optimizer=train.Optimizer(learning_rate=0.2))
+    with pytest.raises(RunError, match="data_fingerprint"):
+        train.fit(
+            mlp,
+            CFG,
+            _data(seed=9),
+            validation=_data(seed=1),
+            out=tmp_path,
+            batch_size=16,
+            steps=24,
+            eval_every=2,
+            steps_per_dispatch=4,
+        )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="not empty"):
+        _fit(tmp_path / "other")
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    _fit(tmp_path)
+    with RunFolder(tmp_path).locked(), pytest.raises(RunError, match="another process"):
+        _fit(tmp_path)
+    _fit(tmp_path)
+
+
+def test_config_json_of_another_format_or_damaged_is_one_clear_error(tmp_path):
+    _fit(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for text, message in (
+        (json.dumps({**config, "format": 99}), "format 99, this version reads"),
+        ("{", "unreadable"),
+        (json.dumps({**config, "recipe": {**config["recipe"], "batch_size": "many"}}), "not a recipe of this version"),
+        (json.dumps({**config, "recipe": {**config["recipe"], "surprise": 1}}), "not a recipe of this version"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(RunError, match=message):
+            train.load(tmp_path)
+    with pytest.raises(RunError, match=r"no run here \(config.json is missing\)"):
+        train.load(tmp_path / "nowhere")
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = {"inputs": rng.normal(size=(40, 6)).astype(np.float32), "targets": rng.integers(0, 3, 40)}
+    other = {"inputs": rng.normal(size=(40, 6)).astype(np.float32), "targets": rng.integers(0, 3, 40)}
+    settings: dict[str, Any] = {
+        "batch_size": 20,
+        "steps": 400,
+        "eval_every": 1,
+        "patience": 3,
+        "select_by": "loss",
+        "select_mode": "min",
+    }
+    result = train.fit(mlp, CFG, noise, validation=other, out=tmp_path, **settings)
+    losses = [line["loss"] for line in result.history if line["split"] == "validation"]
+    assert result.complete
+    assert int(result.state.step) < 400
+    assert np.argmin(losses) == len(losses) - 4
+    assert json.loads((tmp_path / "summary.json").read_text())["stopped_early"]
+    again = train.fit(mlp, CFG, noise, validation=other, out=tmp_path, **settings)
+    assert _bits(again.params) == _bits(result.params)
+
+
+def test_divergence_is_an_error_that_keeps_the_last_good_checkpoint(tmp_path):
+    cfg = dataclasses.replace(CFG, output="linear", dropout=0.0)
+    rng = np.random.default_rng(0)
+    data = {"inputs": rng.normal(size=(32, 6)), "targets": rng.normal(size=(32, 3))}
+    optimizer = train.Optimizer(learning_rate=1e4, warmup=8)
+    with pytest.raises(train.Diverged, match=r"loss is (nan|inf).*last good checkpoint: step \d+"):
+        train.fit(mlp, cfg, data, out=tmp_path, optimizer=optimizer, batch_size=16, steps=100, eval_every=1)
+    _, _, params = train.load(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0, allowed: a positive number"),
+        ({"epochs": float("inf"), "steps": None}, "epochs=inf"),
+        ({"select_by": "bleu"}, "select_by='bleu', allowed: accuracy, loss"),
+        ({"train_on": "train+validation+test"}, "it has only train, validation"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_folder_is_made(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        _fit(tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_is_refused_before_a_folder_is_made(tmp_path):
+    data = _data()
+    for wrong, message in (
+        ({**data, "inputs": data["inputs"][:, :5]}, r"inputs: shape \(16, 5\)"),
+        ({**data, "targets": data["targets"] + 5}, "train targets hold class 7, the model has 3 outputs"),
+        ({**data, "targets": data["targets"][:-1]}, "same, positive number of examples"),
+        ({"inputs": data["inputs"][:0], "targets": data["targets"][:0]}, "positive number of examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.fit(mlp, CFG, wrong, out=tmp_path / "run", batch_size=16, steps=2)
+    with pytest.raises(TypeError, match=r"no setting 'epoch'; settings:.*epochs"):
+        train.fit(mlp, CFG, data, epoch=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_regression_selects_by_loss():
+    cfg = dataclasses.replace(CFG, output="linear")
+    rng = np.random.default_rng(0)
+    data = {"inputs": rng.normal(size=(32, 6)), "targets": rng.normal(size=(32, 3))}
+    result = train.fit(mlp, cfg, data, validation=data, steps=20, eval_every=1)
+    best = min(line["loss"] for line in result.history if line["split"] == "validation")
+    assert float(result.state.control.best) == pytest.approx(best)
+
+
+def test_a_model_with_a_carry_resumes_bit_for_bit(tmp_path):
+    cfg = recurrent.PRESETS["tiny"]
+    batch = jax.tree.map(np.asarray, recurrent.example_batch(cfg, jax.random.key(0), 24))
+    settings: dict[str, Any] = {"batch_size": 8, "eval_every": 1, "steps_per_dispatch": 2}
+    whole = train.fit(recurrent, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
+    assert np.any(whole.state.carry)
+    optimizer = train.Optimizer().build(12, 3)
+    state = train.init_state(recurrent, cfg, optimizer, jax.random.key(0), 8)
+    assert jax.tree.structure(state) == jax.tree.structure(whole.state)
+    for folder in (tmp_path / "whole" / "checkpoints").iterdir():
+        if int(folder.name) > 9:
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    file.write_bytes(b"")
+    resumed = train.fit(recurrent, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
+    assert _bits(resumed.state) == _bits(whole.state)
+
+
+def test_stages_pass_parameters_on_and_resume(tmp_path):
+    """A pre-training stage on other targets, then fine-tuning from its parameters."""
+    first = dataclasses.replace(
+        train.RECIPES["mlp-digits"], name="pre", model=mlp.Config(sizes=(64, 12, 10)), steps=20, steps_per_dispatch=5
+    )
+    second = dataclasses.replace(
+        first, name="fine", model=mlp.Config(sizes=(64, 12, 10), dropout=0.5), steps=1, after=first, seed=5
+    )
+    assert [stage.name for stage in second.stages] == ["pre", "fine"]
+    result = train.run(second, tmp_path / "run", quiet=True)
+    alone = train.run(dataclasses.replace(first, seed=5), tmp_path / "alone", quiet=True)
+    _, cfg, earlier = train.load(tmp_path / "run" / "stage-1")
+    assert cfg == first.model
+    assert _bits(earlier) == _bits(alone.params)
+    moved = np.abs(np.asarray(result.state.params["layer_0"]["kernel"]) - np.asarray(earlier["layer_0"]["kernel"])).max()
+    assert moved < 0.1, "the second stage did not start from the first one's parameters"
+    again = train.run(second, tmp_path / "run", quiet=True)
+    assert _bits(again.state) == _bits(result.state)
+
+
+def test_recipes_survive_their_json():
+    for recipe in train.RECIPES.values():
+        staged = dataclasses.replace(recipe, after=recipe, transfer="matching")
+        assert from_dict(json.loads(json.dumps(to_dict(staged)))) == staged
+
+
+def test_every_recipe_builds_and_fits_its_model():
+    """Shapes only: nothing is trained."""
+    for recipe in train.RECIPES.values():
+        module = module_of(recipe.model)
+        optimizer = recipe.optimizer.build(10, 5)
+        state = jax.eval_shape(
+            lambda recipe=recipe, module=module, optimizer=optimizer: train.init_state(
+                module, recipe.model, optimizer, jax.random.key(0), recipe.batch_size
+            )
+        )
+        batch = jax.eval_shape(
+            lambda recipe=recipe, module=module: module.example_batch(recipe.model, jax.random.key(0), recipe.batch_size)
+        )
+        jax.eval_shape(train.make_step(module, recipe.model, optimizer), state, batch, jax.random.key(0))
+        assert recipe.targets
+        assert recipe.about

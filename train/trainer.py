@@ -1,0 +1,236 @@
+"""Training as a call: ``fit`` for a model and data in a program, ``run`` for a recipe and a folder."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from train.batches import Batches, fit_scaling
+from train.checkpoint import Checkpoints, describe
+from train.data import Dataset, load_data
+from train.loop import Interrupts, Loop
+from train.progress import Progress
+from train.recipe import Recipe, module_of
+from train.run_folder import RunFolder, versions, write_json
+from train.step import TrainState, init_state, make_step
+from train.transfer import TRANSFERS
+from zoo.base import Model, Params
+
+EVAL_BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run gives back.
+
+    params: of the best evaluation, or of the last step where nothing selects.  state: of the last step.
+    history: the lines of metrics.jsonl.  complete: False when a signal ended it; resume with the same call.
+    """
+
+    module: Model
+    cfg: Any
+    params: Params
+    state: TrainState
+    history: list[dict[str, Any]]
+    complete: bool
+    seconds: float
+
+
+def fit(
+    module: Model,
+    cfg: Any,
+    data: str | Dataset | Mapping[str, Any] = "digits",
+    *,
+    validation: Mapping[str, Any] | None = None,
+    params: Params | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+    **settings: Any,
+) -> Result:
+    """Trains a model and returns its best parameters::
+
+        result = train.fit(zoo.mlp, cfg, {"inputs": x, "targets": y}, epochs=20, optimizer=train.Optimizer(learning_rate=0.05))
+
+    data: the name of a data set, a Dataset, or arrays {"inputs": [n, ...], "targets": [n]}; ``validation``: arrays alike.
+    params: start from these.  out: a run folder for checkpoints (starting again there resumes).
+    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience, ...
+    Raises ValueError for bad settings or shapes before any step, Diverged when the loss is not finite.
+    """
+    names = [
+        field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "model", "data", "after", "transfer")
+    ]
+    for setting in settings:
+        if setting not in names:
+            raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
+    if isinstance(data, str):
+        dataset = load_data(data, data_dir, image_shape=settings.get("image_shape", (28, 28, 1)))
+    elif isinstance(data, Dataset):
+        dataset = data
+    else:
+        tables = {"train": data} | ({} if validation is None else {"validation": validation})
+        dataset = Dataset("arrays", {split: jax.tree.map(np.asarray, dict(table)) for split, table in tables.items()})
+        settings.setdefault("preprocess", "none")
+    recipe = Recipe(name="fit", model=cfg, data=dataset.name, **settings)
+    return _run_stage(_prepare(recipe, dataset, module), out, params, quiet)
+
+
+def run(
+    recipe: Recipe[Any],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+) -> Result:
+    """Runs every stage of a recipe, or goes on where it was interrupted.  Earlier stages lie in ``out/stage-1``, ...
+
+    Every stage takes the recipe's seed.  Raises DataError, RunError, CheckpointError, ValueError before any step, Diverged later.
+    """
+    recipes = [dataclasses.replace(stage, seed=recipe.seed) for stage in recipe.stages]
+    datasets = {each.data: load_data(each.data, data_dir, image_shape=each.image_shape) for each in recipes}
+    stages = [_prepare(each, datasets[each.data], module_of(each.model)) for each in recipes]
+    if out is not None:  # another run's folder is refused before the first stage starts
+        RunFolder.create(out, recipes[-1], stages[-1].dataset.fingerprint)
+    result = None
+    for number, stage in enumerate(stages, 1):
+        folder = out if out is None or stage is stages[-1] else os.path.join(out, f"stage-{number}")
+        params = None
+        if result is not None:
+            fresh = init_state(*stage.start, stage.recipe.batch_size).params
+            params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, fresh)
+        result = _run_stage(stage, folder, params, quiet, tensorboard)
+        if not result.complete:
+            break
+    assert result is not None
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """What one stage of a recipe needs, checked and not yet started.  start: the first arguments of ``init_state``."""
+
+    recipe: Recipe[Any]
+    module: Model
+    dataset: Dataset
+    batches: Batches
+    validation: Batches | None
+    total: int
+    start: tuple[Model, Any, optax.GradientTransformationExtraArgs, jax.Array]
+    step: Callable
+    abstract: TrainState
+    metrics: Any
+
+
+def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model) -> _Stage:
+    """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
+    cfg = recipe.model
+    batches, validation = _batches(recipe, dataset)
+    total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
+    optimizer = recipe.optimizer.build(total, batches.steps_per_epoch)
+    key = jax.random.key(recipe.seed)
+    step, start = make_step(module, cfg, optimizer), (module, cfg, optimizer, key)
+    abstract = jax.eval_shape(lambda: init_state(*start, recipe.batch_size))
+    rows = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    batch = jax.eval_shape(Batches.fetch, (batches.table, batches.scaling), rows)
+    _, metrics = jax.eval_shape(step, abstract, batch, key)
+    outputs = jax.eval_shape(lambda params, inputs: module.apply(cfg, params, inputs), abstract.params, batch["inputs"])
+    _check_classes(dataset, outputs)
+    if validation is not None:
+        recipe = _with_metric(recipe, list(metrics))
+    return _Stage(recipe, module, dataset, batches, validation, total, start, step, abstract, metrics)
+
+
+def _run_stage(
+    stage: _Stage, out: str | os.PathLike[str] | None, params: Params | None, quiet: bool, tensorboard: bool = False
+) -> Result:
+    """Trains one stage to its end, or to a signal; params: what it starts from instead of fresh ones."""
+    recipe, batches = stage.recipe, stage.batches
+    if params is not None:
+        _check_params(params, stage.abstract.params)
+    folder = None if out is None else RunFolder.create(out, recipe, stage.dataset.fingerprint)
+    with contextlib.ExitStack() as stack:
+        checkpoints, state, history = None, None, []
+        events = folder.path if folder and tensorboard else None
+        progress = stack.enter_context(Progress(recipe.name, stage.total, batches.steps_per_epoch, quiet, events))
+        if folder:
+            stack.enter_context(folder.locked())
+            folder.write_data(stage.dataset, batches.scaling)
+            checkpoints = stack.enter_context(Checkpoints(folder.checkpoints))
+            state, history = _resume(folder, checkpoints, stage.abstract, progress)
+        state = init_state(*stage.start, recipe.batch_size, params) if state is None else state
+        loop = Loop(recipe, stage.module, batches, stage.validation, stage.total, state, history, progress, folder, checkpoints)
+        with Interrupts() as interrupts:
+            loop.run(stage.step, stage.metrics, stage.start[-1], interrupts)
+        best = loop.best_params()
+        if folder and loop.complete() and not folder.summary.exists():
+            write_json(folder.summary, loop.summary())
+    return Result(stage.module, recipe.model, best, loop.state, loop.history, loop.complete(), loop.seconds())
+
+
+def _batches(recipe: Recipe[Any], dataset: Dataset) -> tuple[Batches, Batches | None]:
+    splits = recipe.train_on.split("+")
+    missing = [split for split in splits if split not in dataset.splits]
+    if missing:
+        raise ValueError(f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}")
+    table = dataset.joined(*splits)
+    scaling = None
+    if recipe.preprocess != "none":
+        if isinstance(table["inputs"], dict):
+            raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays: none")
+        scaling = fit_scaling(recipe.preprocess, table["inputs"], dataset.input_range)
+    batches = Batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling)
+    held_out = None
+    if "validation" in dataset.splits and "validation" not in splits:
+        rows = max(recipe.batch_size, EVAL_BATCH)
+        held_out = Batches(dataset.splits["validation"], rows, seed=None, scaling=scaling)
+    return batches, held_out
+
+
+def _check_classes(dataset: Dataset, outputs: Any) -> None:
+    """Raises ValueError when the targets name a class that the model has no output for: on a device that would go unnoticed."""
+    for split, table in dataset.splits.items():
+        targets = table.get("targets")
+        if not isinstance(outputs, jax.ShapeDtypeStruct) or getattr(targets, "dtype", np.dtype(float)).kind not in "ui":
+            continue
+        assert targets is not None
+        if outputs.ndim == targets.ndim + 1 and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
+            bad = targets.min() if targets.min() < 0 else targets.max()
+            raise ValueError(f"data {dataset.name}: {split} targets hold class {bad}, the model has {outputs.shape[-1]} outputs")
+
+
+def _check_params(params: Params, expected: Params) -> None:
+    """Raises ValueError naming the first leaf that the model does not have, or has in another shape."""
+    have, want = describe(params), describe(expected)
+    for path in [*want, *have]:
+        if have.get(path) != want.get(path):
+            raise ValueError(f"params: {path} is {have.get(path, 'missing')}, the model has {want.get(path, 'none')}")
+
+
+def _with_metric(recipe: Recipe[Any], metrics: list[str]) -> Recipe[Any]:
+    if recipe.select_by in metrics:
+        return recipe
+    if recipe.name == "fit" and recipe.select_by == "accuracy":  # nobody asked for it, and this model has none
+        return dataclasses.replace(recipe, select_by="loss", select_mode="min")
+    raise ValueError(f"recipe {recipe.name}: select_by={recipe.select_by!r}, allowed: {', '.join(sorted(metrics))}")
+
+
+def _resume(
+    folder: RunFolder, checkpoints: Checkpoints, abstract: Any, progress: Progress
+) -> tuple[TrainState | None, list[dict[str, Any]]]:
+    found = checkpoints.restore(abstract, say=progress.say)
+    if found is None:
+        return None, folder.truncate_history(0)
+    state, step = found
+    checkpoints.drop_after(step)
+    there, here = folder.config()["versions"], versions()
+    changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
+    if changed:
+        progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
+    return state, folder.truncate_history(step)

@@ -85,10 +85,18 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
         if not zipfile.is_zipfile(raw):
             raise DataError(f"{file}: not an npz file (named arrays, as numpy.savez writes them), or truncated")
         with zipfile.ZipFile(raw) as archive:
-            size, room = sum(member.file_size for member in archive.infolist()), _room(raw)
+            members, room = archive.infolist(), _room(raw)
+            size = sum(member.file_size for member in members)
             if size > room:
                 raise DataError(f"{file}: announces {size} bytes, allowed: {room}")
-            return {member.filename.removesuffix(".npy"): _read_npy(file, archive, member) for member in archive.infolist()}
+            arrays = {member.filename.removesuffix(".npy"): _read_npy(file, archive, member) for member in members}
+        # zipfile does not compare: one wrong bit in the length of a comment hides all later members.
+        raw.seek(max(os.fstat(raw.fileno()).st_size - 2**16 - 22, 0))
+        end = raw.read().rpartition(b"PK\5\6")[2]
+        announced = int.from_bytes(end[6:8], "little")
+        if len(arrays) != announced:
+            raise DataError(f"{file}: {len(arrays)} arrays, but it announces {announced}")
+        return arrays
 
 
 def _read_npy(file: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

@@ -105,7 +105,7 @@ class NnxModel(nnx.Module):
 
     def to_params(self) -> Params:
         """The zoo's parameters: nested dicts of arrays.  Differentiable, for ``module.loss(cfg, net.to_params(), batch)``."""
-        return jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        return jax.tree.map(lambda leaf: leaf.get_value(), self.params, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def to_nnx(module: Model, cfg: Any, *, params: Params | None = None, rngs: nnx.Rngs | None = None) -> NnxModel:
@@ -212,9 +212,8 @@ def export(
         run = jax.jit(lambda params, inputs: module.apply(cfg, params, inputs))
         return jax.export.export(run, platforms=platforms)(shapes, inputs)
     _require_fit("params", params, shapes, dtypes=False)
-    # By way of the host, or else parameters that lie on several devices would bind the artefact to as many.
-    host = jax.device_get(params)
-    run = jax.jit(lambda inputs: module.apply(cfg, jax.tree.map(jnp.asarray, host), inputs))
+    arrays = jax.tree.map(jnp.asarray, params)  # numpy's cannot be indexed by what is traced
+    run = jax.jit(lambda inputs: module.apply(cfg, arrays, inputs))
     return jax.export.export(run, platforms=platforms)(inputs)
 
 

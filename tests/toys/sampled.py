@@ -58,7 +58,7 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
 def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, Array, Array]:
     require_shape("inputs", inputs, ("batch", cfg.features))
     logits = at_least_float32(dense(params["stochastic"], inputs, cfg.compute_dtype))
-    hidden, log_probability = jax.nn.sigmoid(logits), jnp.zeros(len(inputs), logits.dtype)
+    hidden, log_probability = jax.nn.sigmoid(logits), jnp.zeros(inputs.shape[0], logits.dtype)
     if key is not None:
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (cfg.hidden,), logits.dtype))(key)
         hidden = jax.lax.stop_gradient((uniform < hidden).astype(logits.dtype))

@@ -1,0 +1,99 @@
+"""Command line: ``python -m evals.speed [ROW ...]``; see ``evals.speed``."""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from evals.speed.contenders import has_torch
+from evals.speed.rows import ROWS, Line, Options
+from train.run_folder import hardware, today, versions, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Times training steps of the zoo and of its peers: flax, and torch where it is installed."""
+
+    rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ROW ...]")] = ()
+    """Which rows; all unless given."""
+    rounds: int = 20
+    """Blocks of steps of each contender; their times are paired by round."""
+    seconds: float = 0.25
+    """Length of a block, about."""
+    json: pathlib.Path | None = None
+    """Write the results to this file too."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    command = tyro.cli(Command, prog="python -m evals.speed", description=f"Rows: {', '.join(ROWS)}.", args=arguments)
+    for row in command.rows:
+        if row not in ROWS:
+            near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0)[0]
+            print(f"no row {row!r}; did you mean {near}?  All: {', '.join(ROWS)}", file=sys.stderr)
+            return 2
+    if command.rounds < 1 or not command.seconds > 0:
+        print("error: --rounds and --seconds, allowed: positive numbers", file=sys.stderr)
+        return 2
+    if command.json is not None and not command.json.parent.is_dir():
+        print(f"error: --json {command.json}: no folder {command.json.parent}", file=sys.stderr)
+        return 2
+    if not has_torch():
+        print("torch is not installed, its comparisons are skipped: pip install 'purezoo[torch]'")
+    made = {
+        "date": today(),
+        "hardware": hardware(),
+        "versions": versions() | ({"torch": importlib.metadata.version("torch")} if has_torch() else {}),
+        "rounds": command.rounds,
+        "seconds": command.seconds,
+    }
+    lines = []
+    for row in command.rows or ROWS:
+        lines += ROWS[row](Options(command.rounds, command.seconds))
+    show(lines, f"{made['hardware']}, {made['date']}")
+    if command.json is not None:
+        rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} for line in lines]
+        try:
+            write_json(command.json, made | {"rows": rows})
+        except OSError as error:
+            print(f"error: --json {command.json}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def show(lines: Sequence[Line], title: str) -> None:
+    """Prints the comparisons as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("row", "peer", title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("zoo ms", "peer ms", "ratio", "least", "greatest", "best"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for line in lines:
+        times = f"{line.zoo_ms:.3f}", f"{line.peer_ms:.3f}"
+        ratios = line.ratio, line.ratio_min, line.ratio_max, line.zoo_ms_best / line.peer_ms_best
+        table.add_row(line.row, line.peer, *times, *(f"{ratio:.3f}" for ratio in ratios), _note(line))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _note(line: Line) -> str:
+    notes, measured, unit = [], line.ratio, ""
+    if line.zoo_growth is not None:
+        notes.append(f"cost x{line.zoo_growth:.2f} (peer x{line.peer_growth:.2f})")
+    if line.overhead_us is not None:
+        measured, unit = line.overhead_us, " us"
+        notes.append(f"{line.overhead_us:+.0f} us a step (best {line.overhead_us_best:+.0f})")
+    if line.at_most is not None:
+        verdict = "ok" if measured <= line.at_most else "[red]above[/red]"
+        notes.append(f"{verdict}: at most {line.at_most:g}{unit}")
+    return ", ".join(notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

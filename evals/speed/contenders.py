@@ -1,0 +1,175 @@
+"""Training steps that can be timed: the zoo's, flax's, torch's, and the zoo's within the trainer's loop."""
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training.train_state import TrainState as FlaxState
+from jax import Array
+
+from evals.speed.workloads import Workload
+from train.loop import LOGS_PER_EVALUATION
+from train.optimizer import Optimizer
+from train.step import TrainState, init_state, make_step
+from train.trainer import fit
+from zoo.base import Batch, Model, Params
+
+RATE, MOMENTUM = 1e-6, 0.9
+"""The learning rate is so small that thousands of steps on one batch leave the parameters as they were drawn."""
+TORCH_THREADS = 2
+
+
+class Program(NamedTuple):
+    """A training step in JAX: step(state, *arguments) -> (state, outputs).
+
+    start(params) -> state; params=None draws fresh ones.
+    """
+
+    step: Callable[..., tuple[Any, Any]]
+    start: Callable[[Params | None], Any]
+    arguments: tuple[Any, ...]
+
+
+def zoo_program(module: Model, cfg: Any, batch: Batch, rate: float = RATE) -> Program:
+    """The trainer's step."""
+    key = jax.random.key(0)
+    optimizer = Optimizer(learning_rate=rate, momentum=MOMENTUM).build(total_steps=1, steps_per_epoch=1)
+
+    def start(params: Params | None) -> TrainState:
+        return init_state(module, cfg, optimizer, key, len(batch["mask"]), params)
+
+    return Program(make_step(module, cfg, optimizer), start, (batch, key))
+
+
+def flax_program(work: Workload, rate: float = RATE) -> Program:
+    """Linen, its TrainState and optax.sgd, as flax's own examples train."""
+    optimizer = optax.sgd(rate, MOMENTUM)
+
+    def start(params: Params | None) -> FlaxState:
+        given: Any = params or work.network.init(jax.random.key(0), work.batch["inputs"])["params"]
+        return FlaxState.create(apply_fn=work.network.apply, params=given, tx=optimizer)
+
+    def step(state: FlaxState, batch: Batch) -> tuple[FlaxState, Array]:
+        def objective(params: Params) -> Array:
+            logits = state.apply_fn({"params": params}, batch["inputs"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
+
+        loss, gradients = jax.value_and_grad(objective)(state.params)
+        return state.apply_gradients(grads=gradients), loss
+
+    return Program(step, start, (work.batch,))
+
+
+def programs(work: Workload, rate: float = RATE) -> dict[str, Program]:
+    """Those in JAX."""
+    return {"zoo": zoo_program(work.module, work.cfg, work.batch, rate), "flax": flax_program(work, rate)}
+
+
+class BackToBack:
+    """A contender that calls ``step`` again and again, and ``wait`` for the last one."""
+
+    outputs: Any = None
+    """Of the last step."""
+
+    def step(self) -> None:
+        """Starts a step."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Until the last step is finished."""
+
+    def __call__(self, count: int) -> float:
+        """Seconds a step over ``count`` steps, after some that are not timed."""
+        for _ in range(1 + count // 10):
+            self.step()
+        self.wait()
+        started = time.perf_counter()
+        for _ in range(count):
+            self.step()
+        self.wait()
+        return (time.perf_counter() - started) / count
+
+
+class Jitted(BackToBack):
+    """A program's jitted step, the state donated."""
+
+    def __init__(self, program: Program, params: Params | None = None) -> None:
+        """params: copied, as the state's buffers are given away."""
+        self.jitted, self.arguments = jax.jit(program.step, donate_argnums=0), program.arguments
+        self.state = program.start(jax.tree.map(jnp.copy, params))
+
+    def step(self) -> None:
+        """Dispatches a step."""
+        self.state, self.outputs = self.jitted(self.state, *self.arguments)
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        jax.block_until_ready((self.state, self.outputs))
+
+
+class Torch(BackToBack):
+    """The same step in torch."""
+
+    def __init__(self, work: Workload, params: Params, rate: float = RATE) -> None:
+        """params: what the network starts from, as the zoo has them."""
+        import torch
+
+        torch.set_num_threads(TORCH_THREADS)
+        self.inputs = torch.tensor(np.asarray(work.batch["inputs"]))
+        self.targets = torch.tensor(np.asarray(work.batch["targets"])).long().flatten()
+        self.network = work.torch_network()
+        with torch.no_grad():
+            for mine, given in zip(self.network.parameters(), work.torch_params(params), strict=True):
+                mine.copy_(torch.tensor(np.asarray(given)))
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=rate, momentum=MOMENTUM)
+        self.loss = torch.nn.functional.cross_entropy
+
+    def step(self) -> None:
+        """Runs a step."""
+        self.optimizer.zero_grad()
+        self.outputs = self.loss(self.network(self.inputs).flatten(0, -2), self.targets)
+        self.outputs.backward()
+        self.optimizer.step()
+
+
+def has_torch() -> bool:
+    """Whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def contenders(work: Workload, rate: float = RATE) -> dict[str, Any]:
+    """The zoo, flax, and torch where it is installed, all with the same parameters."""
+    params = work.module.init(work.cfg, jax.random.key(1))
+    found: dict[str, Any] = {name: Jitted(program, params) for name, program in programs(work, rate).items()}
+    return found | ({"torch": Torch(work, params, rate)} if has_torch() else {})
+
+
+class Fit:
+    """``train.fit`` in memory, timed by its own history, from the first of its logs to the last but one.
+
+    So compilation stays out, and whatever the host does for every step, log and epoch is in.
+    """
+
+    def __init__(self, module: Model, cfg: Any, batch_size: int, steps_per_dispatch: int) -> None:
+        """Epochs of 100 steps; a log every 50 steps, as MNIST has, or after every dispatch."""
+        self.module, self.cfg, self.interval = module, cfg, max(50, steps_per_dispatch)
+        self.data = module.example_batch(cfg, jax.random.key(0), 100 * batch_size)
+        self.settings = {
+            "optimizer": Optimizer(learning_rate=RATE, momentum=MOMENTUM),
+            "batch_size": batch_size,
+            "steps_per_dispatch": steps_per_dispatch,
+            "eval_every": LOGS_PER_EVALUATION * self.interval / 100,
+        }
+
+    def __call__(self, count: int) -> float:
+        """Seconds a step over at least ``count`` steps."""
+        logs = 2 + math.ceil(count / self.interval)
+        history = fit(self.module, self.cfg, self.data, steps=logs * self.interval, **self.settings).history
+        first, last = history[0], history[-2]  # the very last log does not wait for a later dispatch, as the others do
+        return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])

@@ -1,0 +1,156 @@
+"""What is measured: interleaved times of contenders, and their comparisons."""
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from evals.speed.contenders import Fit, Jitted, contenders, programs, zoo_program
+from evals.speed.workloads import LOOPS, WORKLOADS, Workload
+from zoo import mlp
+
+LOOP_US_AT_MOST = 60.0
+DISPATCH = 100
+"""Steps in a dispatch, where the loop makes several."""
+MOST_FRESH_ROUNDS = 5
+"""Compilations take seconds: no more rounds of them than this."""
+
+K = TypeVar("K")
+Timed = Callable[[int], float]
+"""``timed(count)``: seconds a step over about ``count`` steps, the last one finished."""
+
+
+class Options(NamedTuple):
+    """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds."""
+
+    rounds: int
+    seconds: float
+
+
+def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
+    """Seconds a step [rounds] of every contender: one block each in every round, every other round backwards.
+
+    All contenders then see the same drifts of the machine.
+    """
+    counts = {name: max(round(options.seconds / contender(1)), 1) for name, contender in timed.items()}
+    times = {name: np.empty(options.rounds) for name in timed}
+    for turn in range(options.rounds):
+        for name in list(timed)[:: -1 if turn % 2 else 1]:
+            times[name][turn] = timed[name](counts[name])
+    return times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One comparison.  ratio: zoo's time / peer's in the same round, the median; ratio_min, ratio_max: the extremes.
+
+    _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
+    overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
+    at_most: what we promise of the ratio, or of the overhead where there is one.
+    """
+
+    row: str
+    peer: str
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    zoo_ms: float
+    peer_ms: float
+    zoo_ms_best: float
+    peer_ms_best: float
+    at_most: float | None = None
+    zoo_growth: float | None = None
+    peer_growth: float | None = None
+    overhead_us: float | None = None
+    overhead_us_best: float | None = None
+
+
+def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: float | None) -> Line:
+    """The comparison of two contenders' seconds a step [rounds]; more: further fields."""
+    ratios = zoo_times / peer_times
+    return Line(
+        row=row,
+        peer=peer,
+        ratio=float(np.median(ratios)),
+        ratio_min=float(ratios.min()),
+        ratio_max=float(ratios.max()),
+        zoo_ms=1e3 * float(np.median(zoo_times)),
+        peer_ms=1e3 * float(np.median(peer_times)),
+        zoo_ms_best=1e3 * float(zoo_times.min()),
+        peer_ms_best=1e3 * float(peer_times.min()),
+        **more,
+    )
+
+
+def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> list[Line]:
+    """Lines of a workload: its step at its own size, with the batch and with the width doubled, and its compilation.
+
+    make(batch=, width=): a Workload; both have defaults.  at_most: {peer: ratio}.
+    """
+    default = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    sizes = {row: {}} | {f"{row}, {name} x2": {name: 2 * default[name]} for name in ("batch", "width")}
+    timed = {(size, name): timed for size, change in sizes.items() for name, timed in contenders(make(**change)).items()}
+    times = interleave(timed, options)
+    lines = []
+    for size, peer in timed:
+        if peer == "zoo":
+            continue
+        more: dict[str, float | None] = {"at_most": at_most.get(peer)}
+        if size != row:
+            growth = {name: float(np.median(times[size, name] / times[row, name])) for name in ("zoo", peer)}
+            more = {"zoo_growth": growth["zoo"], "peer_growth": growth[peer]}
+        lines.append(compare(size, peer, times[size, "zoo"], times[size, peer], **more))
+    return lines + fresh_lines(row, make(), options)
+
+
+def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:
+    """Compilation, and the time to the first step: drawing the parameters, compiling, running it.  Nothing is cached."""
+
+    def compile_step(program: Any, abstract: Any) -> None:
+        jax.jit(program.step, donate_argnums=0).lower(abstract, *program.arguments).compile()
+
+    def first_step(program: Any, _: Any) -> None:
+        jax.block_until_ready(jax.jit(program.step, donate_argnums=0)(program.start(None), *program.arguments))
+
+    def fresh(action: Callable[[Any, Any], None], program: Any, _: int) -> float:
+        abstract = jax.eval_shape(lambda: program.start(None))
+        jax.clear_caches()
+        started = time.perf_counter()
+        action(program, abstract)
+        return time.perf_counter() - started
+
+    lines = []
+    for what, action in (("compile", compile_step), ("first step", first_step)):
+        timed = {name: functools.partial(fresh, action, program) for name, program in programs(work).items()}
+        times = interleave(timed, Options(min(options.rounds, MOST_FRESH_ROUNDS), 0))
+        lines.append(compare(f"{row}, {what}", "flax", times["zoo"], times["flax"]))
+    return lines
+
+
+def loop_row(cases: dict[str, tuple[mlp.Config, int]], options: Options) -> list[Line]:
+    """The trainer's loop over its jitted step alone, which sees the same batch again and again.
+
+    cases: {row: (Config, batch size)}.
+    """
+    lines = []
+    for row, (cfg, batch_size) in cases.items():
+        alone = Jitted(zoo_program(mlp, cfg, mlp.example_batch(cfg, jax.random.key(0), batch_size)))
+        timed: dict[int, Timed] = {0: alone, 1: Fit(mlp, cfg, batch_size, 1), DISPATCH: Fit(mlp, cfg, batch_size, DISPATCH)}
+        times = interleave(timed, options)
+        for many, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
+            overhead = 1e6 * float(np.median(times[many] - times[0]))
+            best = 1e6 * float(times[many].min() - times[0].min())
+            more = {"overhead_us": overhead, "overhead_us_best": best, "at_most": LOOP_US_AT_MOST if many == 1 else None}
+            lines.append(compare(name, "jitted step", times[many], times[0], **more))
+    return lines
+
+
+ROWS: dict[str, Callable[[Options], list[Line]]] = {
+    **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
+    "loop": functools.partial(loop_row, LOOPS),
+}

@@ -1,0 +1,62 @@
+"""What the documents show is run: their Python blocks, and the commands they name."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+import train.__main__
+from train.recipes import RECIPES
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{document.name}-{number}")
+    for document in DOCUMENTS
+    for number, block in enumerate(re.findall(r"<!-- run -->\n```python\n(.*?)```", document.read_text(), re.S))
+]
+COMMANDS = sorted(
+    {
+        match.strip()
+        for document in DOCUMENTS
+        for match in re.findall(r"python -m train ([a-z][^#`\n]*?)(?:  |`|$|, )", document.read_text(), re.M)
+    }
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(block, "block", "exec"), scope)
+    if "accuracy" in scope:
+        assert scope["accuracy"] > 0.6
+        assert scope["logits"].shape == (5, 10)
+
+
+def test_there_is_something_to_run():
+    assert len(BLOCKS) >= 2
+    assert len(COMMANDS) >= 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_train_commands_parse(command):
+    name, *options = shlex.split(command)
+    if name.isupper() or "--help" in options:
+        return
+    assert name in RECIPES
+    train.__main__.parse(RECIPES[name], options)
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_recipes_are_explained_where_they_are_defined():
+    import train.recipes.mlp as family
+
+    for name in RECIPES:
+        assert name in family.__doc__ or name.startswith("mlp-toolbox-")

@@ -1,0 +1,172 @@
+"""Speed: all contenders compute the same training step, blocks interleave, and the command line says what it measured."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from evals.speed import contenders as speed_contenders
+from evals.speed.__main__ import main
+from evals.speed.contenders import RATE, Fit, contenders
+from evals.speed.rows import ROWS, Line, Options, compare, interleave, loop_row, step_row
+from evals.speed.workloads import WORKLOADS
+from train.step import divide
+from zoo import mlp
+
+TINY = mlp.PRESETS["tiny"]
+KEYS = {"row", "peer", "ratio", "ratio_min", "ratio_max", "zoo_ms", "peer_ms"}
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.fixture
+def tiny_rows(monkeypatch):
+    """The rows as they are, of models that compile fast."""
+    for row, (make, at_most) in WORKLOADS.items():
+        tiny = functools.partial(make, batch=4, width=8)
+        monkeypatch.setitem(ROWS, row, functools.partial(step_row, row, tiny, at_most))
+    monkeypatch.setitem(ROWS, "loop", functools.partial(loop_row, {"loop": (TINY, 4)}))
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests want theirs
+
+
+@pytest.fixture(scope="module", params=WORKLOADS)
+def trained(request):
+    """A small workload, its contenders after three steps, and the losses of those."""
+    work = WORKLOADS[request.param][0](batch=7, width=9)
+    found = contenders(work, rate=0.1)
+    losses = {name: [] for name in found}
+    for name, contender in found.items():
+        for _ in range(3):
+            contender.step()
+            outputs = contender.outputs
+            loss = divide(outputs)["loss"] if name == "zoo" else outputs.item()
+            losses[name].append(loss)
+    return work, found, losses
+
+
+def test_flax_takes_the_same_steps(trained):
+    work, found, losses = trained
+    assert losses["zoo"][2] < losses["zoo"][1] < losses["zoo"][0]
+    np.testing.assert_allclose(losses["flax"], losses["zoo"], rtol=1e-5)
+    start = work.module.init(work.cfg, jax.random.key(1))
+    leaves = (jax.tree.leaves(params) for params in (start, found["zoo"].state.params, found["flax"].state.params))
+    for before, ours, theirs in zip(*leaves, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
+        assert np.abs(ours - before).max() > 1e-3
+
+
+def test_torch_takes_the_same_steps(trained):
+    pytest.importorskip("torch")
+    work, found, losses = trained
+    np.testing.assert_allclose(losses["torch"], losses["zoo"], rtol=1e-5)
+    theirs = [leaf.detach().numpy() for leaf in found["torch"].network.parameters()]
+    for mine, leaf in zip(work.torch_params(found["zoo"].state.params), theirs, strict=True):
+        np.testing.assert_allclose(leaf, mine, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_hardly_move_while_they_are_timed():
+    found = contenders(WORKLOADS["mlp"][0](batch=4, width=8))["zoo"]
+    start = jax.tree.map(np.array, found.state.params)
+    assert found(200) > 0
+    assert int(found.state.step) == 200 + 1 + 200 // 10
+    jax.tree.map(lambda before, after: np.testing.assert_allclose(after, before, atol=1e4 * RATE), start, found.state.params)
+
+
+def test_blocks_interleave_and_their_lengths_follow_the_speed():
+    calls = []
+
+    def timed(name, seconds):
+        def run(count):
+            calls.append((name, count))
+            return seconds * (1 + len(calls))
+
+        return run
+
+    times = interleave({"a": timed("a", 0.5), "b": timed("b", 1000.0)}, Options(rounds=3, seconds=10))
+    assert calls == [("a", 1), ("b", 1), *[("a", 10), ("b", 1)], *[("b", 1), ("a", 10)], *[("a", 10), ("b", 1)]]
+    np.testing.assert_allclose(times["a"], [2.0, 3.5, 4.0])
+    np.testing.assert_allclose(times["b"], [5000, 6000, 9000])
+
+
+def test_a_comparison_is_the_median_of_the_pairs():
+    line = compare("row", "peer", np.array([1.0, 6.0, 2.0]), np.array([2.0, 2.0, 1.0]), at_most=1.5)
+    # The ratio of the medians would be 1.
+    assert line == Line(
+        row="row", peer="peer", ratio=2, ratio_min=0.5, ratio_max=3, zoo_ms=2000, peer_ms=2000, zoo_ms_best=1000,
+        peer_ms_best=1000, at_most=1.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 60])
+def test_the_loop_is_timed_between_its_logs(monkeypatch, steps_per_dispatch):
+    seen = []
+
+    def fit(*arguments, **settings):
+        seen.append(real(*arguments, **settings))
+        for line in seen[-1].history:  # the first log comes late, after compilation; the last one early
+            line["seconds"] = {seen[-1].history[0]["step"]: 5.0, seen[-1].history[-1]["step"]: 5.1}.get(
+                line["step"], line["step"]
+            )
+        return seen[-1]
+
+    real = speed_contenders.fit
+    monkeypatch.setattr(speed_contenders, "fit", fit)
+    interval = max(50, steps_per_dispatch)
+    measured = Fit(mlp, TINY, 4, steps_per_dispatch)(interval + 1)
+    assert [line["step"] for line in seen[0].history] == [interval * number for number in (1, 2, 3, 4)]
+    assert measured == pytest.approx((3 * interval - 5) / (2 * interval))
+
+
+@pytest.mark.usefixtures("tiny_rows")
+def test_all_rows_from_the_command_line(tmp_path, capsys):
+    torch = [] if not speed_contenders.has_torch() else ["torch"]
+    assert main(["--rounds", "1", "--seconds", "0.001", "--json", str(tmp_path / "speed.json")]) == 0
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert {"jax", "flax", *torch} <= written["versions"].keys()
+    assert written["hardware"]
+    assert written["date"]
+    sizes = [(size, peer) for size in ("mlp", "mlp, batch x2", "mlp, width x2") for peer in ["flax", *torch]]
+    compiled = [(row, "flax") for row in ("mlp, compile", "mlp, first step")]
+    loops = [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
+    rows = {(row["row"], row["peer"]): row for row in written["rows"]}
+    assert list(rows) == sizes + compiled + loops
+    shown = capsys.readouterr().out
+    for (name, peer), row in rows.items():
+        assert row.keys() >= KEYS
+        assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+        assert name in shown
+        assert peer in shown
+    assert rows["mlp", "flax"]["at_most"] == 1.05
+    assert rows["mlp, width x2", "flax"].keys() >= KEYS | {"zoo_growth", "peer_growth"}
+    assert rows["loop", "jitted step"]["at_most"] == 60
+    assert "overhead_us" in rows["loop, 100 steps a dispatch", "jitted step"]
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_torch_its_comparisons_are_skipped(monkeypatch, capsys, tmp_path):
+    made = WORKLOADS["mlp"][0](batch=4, width=8)
+    monkeypatch.setitem(ROWS, "mlp", lambda options: [compare("mlp", peer, np.ones(1), np.ones(1)) for peer in contenders(made)])
+    assert main(["mlp", "--json", str(tmp_path / "speed.json")]) == 0
+    assert "torch is not installed" in capsys.readouterr().out
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert [row["peer"] for row in written["rows"]] == ["zoo", "flax"]
+    assert "torch" not in written["versions"]
+
+
+def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
+    for arguments, said in [
+        (["mlpp"], "no row 'mlpp'; did you mean mlp?"),
+        (["mlp", "lop"], "no row 'lop'; did you mean loop?"),
+        (["--rounds", "0"], "--rounds"),
+        (["--seconds", "nan"], "--seconds"),
+        (["--json", str(tmp_path / "absent" / "speed.json")], "absent"),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1

@@ -85,7 +85,10 @@ def test_tensorboard_files_are_written_when_asked_for(tmp_path):
 def test_packages_import_fast_and_one_way():
     """zoo needs neither train nor evals nor flax; train does not need evals."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for package, absent in (("zoo", ("train", "evals", "flax", "orbax", "matplotlib")), ("train.trainer", ("evals", "matplotlib", "torch"))):
+    for package, absent in (
+        ("zoo", ("train", "evals", "flax", "orbax", "matplotlib")),
+        ("train.trainer", ("evals", "matplotlib", "torch")),
+    ):
         script = f"import sys, {package}; print([name for name in {absent!r} if name in sys.modules])"
         shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
         assert shown.strip() == "[]"

@@ -75,6 +75,9 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     except (DataError, RunError, CheckpointError, Diverged, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print(f"stopped at once; the same command resumes {out} from its last checkpoint", file=sys.stderr)
+        return 3
     if not result.complete:
         return 3
     if not options.quiet:

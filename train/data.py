@@ -1,6 +1,6 @@
 """Data sets by name, and their fixed splits.
 
-    digits         1,797 handwritten digits 8x8 (UCI), embedded: 1,297 train, 200 validation, 300 test, stratified.
+    digits         1,797 handwritten digits 8x8 (UCI), embedded: 1,397 train, 100 validation, 300 test, stratified.
                    The same writers occur in all three, so accuracies are those of known hands
     mnist          28x28 digits: 55,000 train, the last 5,000 of the training file validation, 10,000 test
     fashion_mnist  28x28 articles of clothing, split alike

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-MAX_BYTES, ALWAYS_BYTES, MAX_RATIO = 2**33, 2**28, 200
-"""What a file may unfold to: ALWAYS_BYTES, or MAX_RATIO times its own size up to MAX_BYTES.  See ``_room``."""
+MAX_BYTES, ALWAYS_BYTES, ALWAYS_PIXELS, MAX_RATIO = 2**33, 2**28, 2**24, 200
+"""What a file may unfold to: as many bytes or pixels as these always may, or MAX_RATIO times its own size up to MAX_BYTES."""
 MAX_CLASSES = 2**20
 """Classes are counted from the greatest label, so a damaged label must not announce a billion of them."""
 
@@ -49,9 +49,9 @@ def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
             yield raw
 
 
-def _room(raw: BinaryIO) -> int:
-    """Bytes that the contents may take: neither a damaged length nor a decompression bomb may ask for all the memory there is."""
-    return min(MAX_BYTES, max(ALWAYS_BYTES, MAX_RATIO * os.fstat(raw.fileno()).st_size))
+def _room(raw: BinaryIO, always: int) -> int:
+    """How much a file may unfold to: neither a damaged length nor a decompression bomb may ask for all the memory there is."""
+    return min(MAX_BYTES, max(always, MAX_RATIO * os.fstat(raw.fileno()).st_size))
 
 
 def read_idx(file: pathlib.Path) -> np.ndarray:
@@ -68,7 +68,7 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
         if len(lengths) < 4 * rank:
             raise DataError(f"{file}: truncated in its header")
         shape = tuple(int.from_bytes(lengths[4 * axis : 4 * axis + 4], "big") for axis in range(rank))
-        size, room = math.prod(shape) * dtype.itemsize, _room(raw)
+        size, room = math.prod(shape) * dtype.itemsize, _room(raw, ALWAYS_BYTES)
         if not 0 < size <= room:
             raise DataError(f"{file}: shape {shape} announces {size} bytes, allowed: 1 to {room}")
         data = stream.read(size)
@@ -85,7 +85,7 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
         if not zipfile.is_zipfile(raw):
             raise DataError(f"{file}: not an npz file (named arrays, as numpy.savez writes them), or truncated")
         with zipfile.ZipFile(raw) as archive:
-            members, room = archive.infolist(), _room(raw)
+            members, room = archive.infolist(), _room(raw, ALWAYS_BYTES)
             size = sum(member.file_size for member in members)
             if size > room:
                 raise DataError(f"{file}: announces {size} bytes, allowed: {room}")
@@ -94,8 +94,8 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
         raw.seek(max(os.fstat(raw.fileno()).st_size - 2**16 - 22, 0))
         end = raw.read().rpartition(b"PK\5\6")[2]
         announced = int.from_bytes(end[6:8], "little")
-        if len(arrays) != announced:
-            raise DataError(f"{file}: {len(arrays)} arrays, but it announces {announced}")
+        if not 0 < len(arrays) == announced:
+            raise DataError(f"{file}: {len(arrays)} arrays where {announced} are announced, expected as many, and at least one")
         return arrays
 
 
@@ -126,6 +126,8 @@ def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
         except UnidentifiedImageError:
             raise DataError(f"{file}: not an image, or damaged") from None
         with image:
+            if image.width * image.height > _room(raw, ALWAYS_PIXELS):
+                raise DataError(f"{file}: so small a file cannot hold the {image.width} x {image.height} pixels it announces")
             resized = _converted(file, image, mode).resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(resized, np.uint8).reshape(shape)
 

@@ -189,10 +189,11 @@ def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
     return module_of(recipe.model), recipe.model, state.params
 
 
-def restore_best(
-    folder: RunFolder, recipe: Recipe[Any], say: Callable[[str], None] = warnings.warn
-) -> tuple[TrainState, int]:
-    """The best checkpoint's state and its step; damaged ones are named through ``say``.  Raises CheckpointError if none is intact."""
+def restore_best(folder: RunFolder, recipe: Recipe[Any], say: Callable[[str], None] = warnings.warn) -> tuple[TrainState, int]:
+    """The best checkpoint's state and its step; damaged ones are named through ``say``.
+
+    Raises CheckpointError if none is intact.
+    """
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         found = checkpoints.restore(abstract_state(recipe), best=True, say=say)
     if found is None:

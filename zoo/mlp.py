@@ -89,10 +89,11 @@ _toolbox = Config(sizes=(784, 100, 10), activation="lecun_tanh", output="logisti
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(sizes=(6, 5, 5, 3), activation="tanh", dropout=0.25),
-    "digits": Config(sizes=(64, 256, 256, 10), input_dropout=0.1, dropout=0.4, initializer="he_normal"),
+    "digits": Config(sizes=(64, 512, 512, 10), input_dropout=0.05, dropout=0.5, initializer="he_normal"),
     # The nets of the Matlab DeepLearnToolbox's test_example_NN (Palm 2012).
     "toolbox": _toolbox,
-    "toolbox_dropout": replace(_toolbox, dropout=0.5),
+    # The toolbox halves activations when testing; here they are doubled while training, so kernels start at half its size.
+    "toolbox_dropout": replace(_toolbox, dropout=0.5, gain=2.0),
     "toolbox_logistic": replace(_toolbox, activation="logistic"),
     "toolbox_softmax": Config(sizes=(784, 20, 10), activation="lecun_tanh", gain=4.0),
     # The MLP of the LISA deep learning tutorials.

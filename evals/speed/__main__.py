@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.metadata
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import tyro
 
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options
-from train.run_folder import hardware, today, versions, write_json
+from train.run_folder import hardware, today, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Command:
     """Which rows; all unless given."""
     rounds: int = 20
     """Blocks of steps of each contender; their times are paired by round."""
-    seconds: float = 0.25
+    seconds: float = 0.2
     """Length of a block, about."""
     json: pathlib.Path | None = None
-    """Write the results to this file too."""
+    """Write the comparisons to this file too: a list with an object for each."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         lines += ROWS[row](Options(command.rounds, command.seconds))
     show(lines, f"{made['hardware']}, {made['date']}")
     if command.json is not None:
-        rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} for line in lines]
+        rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} | made for line in lines]
         try:
-            write_json(command.json, made | {"rows": rows})
+            command.json.write_text(json.dumps(rows, indent=2) + "\n")
         except OSError as error:
             print(f"error: --json {command.json}: {error}", file=sys.stderr)
             return 1

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from train.data import stratified_split
 
-SIZES = (1297, 200, 300)
+SIZES = (1397, 100, 300)
 
 
 def main() -> None:

@@ -1,0 +1,199 @@
+"""Batches: pure functions of (seed, step), whole epochs, masked padding, and inputs scaled by what training has shown."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.batches import Batches, Scaling, fit_scaling
+
+
+def table(count: int) -> dict:
+    """Inputs that tell their row."""
+    return {"inputs": np.arange(count, dtype=np.float32)[:, None] * [1, 10], "targets": np.arange(count, dtype=np.int32)}
+
+
+def epoch_of(batches: Batches, epoch: int) -> np.ndarray:
+    first = epoch * batches.steps_per_epoch
+    return np.concatenate([batches.rows(step) for step in range(first, first + batches.steps_per_epoch)])
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (12, 3), (3, 10), (1, 1), (7, 1)])
+def test_each_epoch_is_a_permutation_whose_last_batch_is_padded(count, size):
+    batches = Batches(table(count), size, seed=5)
+    assert batches.steps_per_epoch == -(-count // size)
+    for epoch in range(4):
+        rows = epoch_of(batches, epoch)
+        assert rows.dtype == np.int32
+        assert len(rows) == batches.steps_per_epoch * size
+        assert sorted(rows[:count]) == list(range(count)), "padding comes last, and nothing is dropped"
+        assert (rows[count:] == -1).all()
+
+
+def test_rows_are_a_function_of_seed_and_step_only():
+    steps = [7, 0, 3, 3, 11, 1, 0, 7]  # back and forth over epochs
+    wandering = Batches(table(10), 3, seed=5)
+    for step in steps:
+        np.testing.assert_array_equal(wandering.rows(step), Batches(table(10), 3, seed=5).rows(step))
+    epochs = [tuple(epoch_of(Batches(table(100), 10, seed=seed), epoch)) for seed in (5, 6) for epoch in (0, 1, 2)]
+    assert len(set(epochs)) == len(epochs)
+
+
+def test_who_changes_the_rows_changes_nothing_else():
+    batches = Batches(table(10), 5, seed=5)
+    before = batches.rows(0).copy()
+    batches.rows(0)[:] = 0
+    np.testing.assert_array_equal(batches.rows(0), before)
+
+
+def test_without_a_seed_the_order_is_kept():
+    batches = Batches(table(5), 2, seed=None)
+    for epoch in (0, 1, 2):
+        assert epoch_of(batches, epoch).tolist() == [0, 1, 2, 3, 4, -1]
+
+
+def test_a_batch_holds_its_rows_and_masks_the_padding():
+    batches = Batches(table(5), 3, seed=2)
+    for step in range(4):
+        rows, batch = batches.rows(step), batches.batch(step)
+        np.testing.assert_array_equal(batch["mask"], rows >= 0)
+        valid = rows >= 0
+        np.testing.assert_array_equal(batch["targets"][valid], rows[valid])
+        np.testing.assert_array_equal(batch["inputs"][valid], rows[valid, None] * [1.0, 10.0])
+        assert np.isfinite(batch["inputs"]).all(), "padding holds valid values, or gradients of masked rows would be NaN"
+
+
+def test_a_mask_of_the_data_is_kept_under_the_padding():
+    for mask in (np.array([True, False, True]), np.array([[True, False], [True, True], [False, False]])):
+        batches = Batches({"inputs": np.zeros((3, 2)), "mask": mask}, 4, seed=None)
+        found = np.asarray(batches.batch(0)["mask"])
+        np.testing.assert_array_equal(found[:3], mask)
+        assert not found[3].any()
+
+
+def test_inputs_of_several_arrays():
+    data = {"inputs": {"tokens": np.arange(8).reshape(4, 2), "lengths": np.array([2, 1, 2, 1])}}
+    batch = Batches(data, 4, seed=1).batch(0)
+    order = np.asarray(batch["inputs"]["tokens"])[:, 0] // 2
+    assert sorted(order) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(batch["inputs"]["lengths"], np.array([2, 1, 2, 1])[order])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_plan_is_the_rows_of_its_steps_and_padding(count):
+    batches = Batches(table(5), 2, seed=3)
+    plan = batches.plan(first=2, count=count, room=3)
+    assert (plan.shape, plan.dtype) == ((3, 2), np.int32)
+    for index in range(3):
+        np.testing.assert_array_equal(plan[index], batches.rows(2 + index) if index < count else [-1, -1])
+
+
+def test_fetch_is_traceable_and_equals_the_batch():
+    batches = Batches(table(5), 2, seed=3, scaling=Scaling(np.float32(1), np.float32(2)))
+    traced = jax.jit(Batches.fetch)(batches.arrays, jnp.asarray(batches.rows(2)))
+    jax.tree.map(np.testing.assert_array_equal, traced, batches.batch(2))
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ({}, "same, positive number"),
+        ({"inputs": np.zeros((0, 2))}, "same, positive number"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.zeros(2)}, "'targets': \\(2,\\)"),
+        ({"inputs": {"a": np.zeros(3), "b": np.zeros(2)}}, "'inputs.b': \\(2,\\)"),
+        ({"inputs": np.float32(1)}, "same, positive number"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.array(["a", "b", "c"])}, "allowed: numbers"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.array([None] * 3)}, "allowed: numbers"),
+        ({"inputs": np.zeros((3, 2), [("a", "f4")])}, "allowed: numbers"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.array([0, 1, 2**31])}, "from 0 to 2147483648, allowed: those of int32"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.array([0, 1, 2**63], np.uint64)}, "allowed: those of uint32"),
+    ],
+)
+def test_faults_of_tables_are_named(data, fault):
+    with pytest.raises(ValueError, match=fault):
+        Batches(data, 2)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_that_is_none(size):
+    with pytest.raises(ValueError, match=f"batch_size={size}, allowed: at least 1"):
+        Batches(table(3), size)
+
+
+@pytest.mark.parametrize("step", [-1, -2])
+def test_there_is_no_step_before_the_first(step):
+    with pytest.raises(ValueError, match="non-negative"):
+        Batches(table(3), 2, seed=0).rows(step)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", ">u2", ">i4", "<i8", ">f2", ">f4", ">f8"])
+def test_arrays_of_any_byte_order_reach_the_device_with_their_values(dtype):
+    values = np.array([[0, 1], [1, 1], [1, 0]])
+    batch = Batches({"inputs": values.astype(dtype)}, 3, seed=None).batch(0)
+    np.testing.assert_array_equal(batch["inputs"], values)
+
+
+def test_arrays_on_a_device_are_taken_as_they_are():
+    data = {"inputs": jnp.ones((3, 2), jnp.bfloat16), "targets": np.ones((3, 1), jnp.bfloat16)}
+    batch = Batches(data, 3).batch(0)
+    assert batch["inputs"].dtype == batch["targets"].dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------- scaling
+
+
+RAW = np.random.default_rng(0).integers(0, 200, (50, 4, 3), dtype=np.uint8)
+EXPECTED = {
+    "none": lambda raw: raw,
+    "unit": lambda raw: raw / 255,
+    "standardize": lambda raw: (raw - RAW.astype(float).mean()) / RAW.astype(float).std(),
+    "zscore": lambda raw: (raw - RAW.astype(float).mean(0)) / RAW.astype(float).std(0),
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_scaling_is_what_numpy_computes_in_double_precision(kind):
+    scaling = fit_scaling(kind, RAW, (0.0, 255.0))
+    other = np.random.default_rng(1).integers(0, 256, (7, 4, 3), dtype=np.uint8)
+    for raw in (RAW, other):
+        found = scaling(jnp.asarray(raw))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, EXPECTED[kind](raw.astype(float)), rtol=2e-6, atol=2e-6)
+
+
+def test_scaled_training_inputs_have_the_promised_statistics():
+    batches = {
+        kind: np.asarray(Batches({"inputs": RAW}, 50, seed=None, scaling=fit_scaling(kind, RAW, (0.0, 199.0))).batch(0)["inputs"])
+        for kind in EXPECTED
+    }
+    assert (batches["unit"].min(), batches["unit"].max()) == (0, 1)
+    assert abs(batches["standardize"].mean()) < 1e-5
+    assert abs(batches["standardize"].std() - 1) < 1e-5
+    assert np.abs(batches["zscore"].mean(0)).max() < 1e-5
+    assert np.abs(batches["zscore"].std(0) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 7.0, -1e6])
+def test_an_input_that_never_varies_in_training_does_not_explode_in_the_test(value, dtype):
+    raw = np.full((999, 2), value, dtype)
+    raw[:, 1] = np.arange(999)
+    scaled = np.asarray(fit_scaling("zscore", raw, (0.0, 1.0))(jnp.asarray([[value + 1, 3.0], [value, 4.0]], jnp.float32)))
+    assert (scaled[:, 0] == 0).all()
+    assert np.isfinite(scaled).all()
+    for kind, size in (("standardize", 999), ("standardize", 100), ("unit", 100)):
+        scaling = fit_scaling(kind, raw[:size, :1], (value, value))
+        assert np.abs(scaling(jnp.asarray([[value], [value + 1]], jnp.float32))).max() <= 1.1
+
+
+@pytest.mark.parametrize("kind", ["unit", "standardize", "zscore"])
+def test_inputs_that_are_true_or_false_are_scaled_too(kind):
+    raw = np.array([[True, False], [False, True], [True, True]])
+    found = fit_scaling(kind, raw, (0.0, 1.0))(jnp.asarray(raw))
+    expected = fit_scaling(kind, raw.astype(np.float32), (0.0, 1.0))(jnp.asarray(raw, jnp.float32))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_kind_of_scaling_that_does_not_exist():
+    with pytest.raises(ValueError, match="preprocess='whiten', allowed: none, unit, standardize, zscore"):
+        fit_scaling("whiten", RAW, (0.0, 1.0))

@@ -1,0 +1,609 @@
+"""Readers of data files: what they read is right, and of damaged files they say one thing, DataError, whatever the damage is."""
+
+import gzip
+import io
+import os
+import pathlib
+import resource
+import struct
+import sys
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train.formats
+from train.data import load_data
+from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz
+
+CODES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}
+
+
+def idx_bytes(code: int, shape: tuple[int, ...], values) -> bytes:
+    """An idx file built with struct, independently of the reader."""
+    header = struct.pack(">BBBB", 0, 0, code, len(shape)) + struct.pack(f">{len(shape)}I", *shape)
+    return header + struct.pack(f">{len(values)}{CODES[code]}", *values)
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)  # the same damage every time
+
+
+def npz_bytes(save=np.savez, **arrays) -> bytes:
+    stream = io.BytesIO()
+    save(stream, **arrays)
+    return stream.getvalue()
+
+
+def image_bytes(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def write(file: pathlib.Path, data: bytes) -> pathlib.Path:
+    """Without emptying the file first, which makes some file systems wait for the disk at every one of thousands of writes."""
+    with open(file, "r+b" if file.exists() else "wb") as stream:
+        stream.write(data)
+        stream.truncate()
+    return file
+
+
+# ---------------------------------------------------------------- damage
+
+
+EDGES = (0, 1, 2, 4, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def damage(rng: np.random.Generator, data: bytes, donors: list[bytes]) -> bytes:
+    """One to three faults: wrong bits and bytes, lost, added and foreign parts, lengths at the edges of their range."""
+    damaged = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at, size = int(rng.integers(len(damaged) + 1)), int(rng.integers(1, 17))
+        if rng.random() < 0.4:  # headers deserve more than their share
+            at = min(at, int(rng.integers(64)))
+        donor = donors[rng.integers(len(donors))]
+        start = int(rng.integers(len(donor)))
+        match rng.integers(8):
+            case 0 if at < len(damaged):
+                damaged[at] ^= 1 << int(rng.integers(8))
+            case 1 if at < len(damaged):
+                damaged[at] = int(rng.integers(256))
+            case 2:
+                del damaged[at:]
+            case 3:
+                del damaged[at : at + size]
+            case 4:
+                damaged[at:at] = rng.bytes(size)
+            case 5:
+                edge = EDGES[rng.integers(len(EDGES))]
+                damaged[at : at + 4] = edge.to_bytes(4, "big" if rng.random() < 0.5 else "little")
+            case 6:
+                damaged[at : at + size] = donor[start : start + size]
+            case _:
+                damaged += rng.bytes(size)
+    return bytes(damaged)
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """The memory of the process grows by less than a gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 2**30 / (1 if sys.platform == "darwin" else 1024)
+
+
+def fuzz(file: pathlib.Path, valid: list[bytes], count: int, seed: int, read: Callable, check: Callable) -> None:
+    """Reads ``count`` damaged files: each is refused by a DataError that starts with its name, or passes ``check``, and soon."""
+    rng = np.random.default_rng(seed)
+    said = []
+    for _ in range(count):
+        data = damage(rng, valid[rng.integers(len(valid))], valid)
+        write(file, data)
+        start = time.process_time()
+        try:
+            found = read(file)
+        except DataError as error:
+            said.append(str(error))
+        else:
+            check(found, data)
+        assert time.process_time() - start < 5
+    assert len(said) > count / 2
+    assert all(message.startswith(str(file)) and len(message) > len(str(file)) + 5 for message in said)
+
+
+def same_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and a[name].tobytes() == b[name].tobytes() for name in a
+    )
+
+
+def idx_examples() -> list[bytes]:
+    shapes = ((5,), (2, 3), (3, 4, 4))
+    return [idx_bytes(code, shape, [(7 * i + code) % 100 for i in range(np.prod(shape))]) for code in CODES for shape in shapes]
+
+
+def test_damaged_idx_files_are_refused_or_hold_what_their_bytes_say(tmp_path, bounded):
+    def check(array, data):
+        start = 4 + 4 * array.ndim
+        assert array.dtype.isnative
+        assert struct.unpack(f">{array.ndim}I", data[4:start]) == array.shape
+        assert array.astype(array.dtype.newbyteorder(">")).tobytes() == data[start:]
+
+    fuzz(tmp_path / "plain", idx_examples(), 3_500, 1, read_idx, check)
+
+
+def test_damaged_gzipped_idx_files_are_refused_or_read_right(tmp_path, bounded):
+    valid = [gzipped(data) for data in idx_examples()]
+    rights = [read_idx(write(tmp_path / "right", data)) for data in valid]
+
+    def check(array, _):
+        assert any(same_arrays({"": array}, {"": right}) for right in rights)
+
+    fuzz(tmp_path / "damaged.gz", valid, 3_000, 2, read_idx, check)
+
+
+def test_damaged_npz_files_are_refused_or_read_right(tmp_path, bounded):
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(6, 3)).astype(np.float32), np.arange(6)
+    valid = [
+        npz_bytes(np.savez, inputs=inputs, targets=targets),
+        npz_bytes(np.savez_compressed, inputs=inputs, targets=targets),
+        npz_bytes(np.savez, x=np.asfortranarray(np.ones((3, 5))), y=np.array(["a"]), z=np.zeros(2, ">i4")),
+        npz_bytes(np.savez_compressed, zeros=np.zeros((300, 300), np.uint8)),
+    ]
+    rights = [read_npz(write(tmp_path / "right", data)) for data in valid]
+
+    def check(arrays, _):
+        assert any(same_arrays(arrays, right) for right in rights)
+
+    fuzz(tmp_path / "damaged.npz", valid, 3_500, 3, read_npz, check)
+
+
+def image_examples() -> list[bytes]:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    kinds = "PNG:L PNG:RGBA PNG:P PNG:1 JPEG:L JPEG:RGB JPEG:CMYK GIF:P BMP:L BMP:RGB PPM:L PPM:RGB TIFF:L TIFF:RGBA TIFF:CMYK"
+    kinds += " TGA:RGB ICO:RGBA PCX:P SGI:RGB DDS:RGBA"
+    return [image_bytes(image.convert(mode), kind) for kind, mode in (word.split(":") for word in kinds.split())]
+
+
+def test_damaged_images_are_refused_or_become_images_of_that_shape(tmp_path, bounded, capfd):
+    def check(image, _):
+        assert (image.shape, image.dtype) == ((8, 6, 3), np.uint8)
+
+    fuzz(tmp_path / "damaged.png", image_examples(), 2_000, 4, lambda file: read_image(file, (8, 6, 3)), check)
+
+
+def test_a_damaged_image_in_a_folder_is_refused_by_its_name_or_becomes_an_example(tmp_path):
+    valid = image_examples()
+    files = [tmp_path / label / f"{number}.png" for label in ("a", "b") for number in range(5)]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        write(file, valid[number])
+    rng = np.random.default_rng(5)
+    said = []
+    for _ in range(200):
+        number = int(rng.integers(len(files)))
+        write(files[number], damage(rng, valid[number], valid))
+        try:
+            dataset = load_data(f"folder:{tmp_path}", image_shape=(4, 4, 1))
+        except DataError as error:
+            said.append(str(error).startswith(str(files[number])))
+        else:
+            assert sum(len(table["targets"]) for table in dataset.splits.values()) == len(files)
+        write(files[number], valid[number])
+    assert all(said)
+    assert len(said) > 50
+
+
+# ---------------------------------------------------------------- idx
+
+
+@pytest.mark.parametrize("pack", [bytes, gzipped], ids=["plain", "gzipped"])
+@pytest.mark.parametrize(
+    ("code", "values", "dtype"),
+    [
+        (0x08, [0, 1, 2, 127, 128, 255], np.uint8),
+        (0x09, [0, 1, 2, 127, -128, -1], np.int8),
+        (0x0B, [0, 1, 256, -32768, 32767, -2], np.int16),
+        (0x0C, [0, 1, 65536, -(2**31), 2**31 - 1, -2], np.int32),
+        (0x0D, [0.0, 1.5, -2.25, 1e10, -1e-10, 3.0], np.float32),
+        (0x0E, [0.0, 1.5, -2.25, 1e300, -1e-300, 3.0], np.float64),
+    ],
+)
+def test_idx_files_of_every_type(tmp_path, pack, code, values, dtype):
+    array = read_idx(write(tmp_path / "file", pack(idx_bytes(code, (2, 3), values))))
+    assert array.dtype == dtype
+    assert array.dtype.isnative
+    np.testing.assert_array_equal(array, np.array(values, dtype).reshape(2, 3))
+
+
+def test_idx_bytes_written_out_by_hand(tmp_path):
+    data = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x01" + b"\x00\x00\x00\x03" + b"\x01\x02\x03\xfd\xfe\xff"
+    assert read_idx(write(tmp_path / "file", data)).tolist() == [[[1, 2, 3]], [[253, 254, 255]]]
+
+
+IDX = idx_bytes(0x08, (2, 3), range(6))
+ZIPPED = gzipped(IDX)
+
+
+FAULTS = {
+    "empty": (b"", "not an idx file: it starts with nothing"),
+    "three bytes": (b"\x00\x00\x08", "not an idx file"),
+    "an image": (b"\x89PNG\r\n", "not an idx file: it starts with 89504e47"),
+    "a type that does not exist": (b"\x00\x00\x0a" + IDX[3:], "not an idx file"),
+    "rank 0": (b"\x00\x00\x08\x00\x01", "not an idx file"),
+    "cut in the header": (IDX[:7], "truncated in its header"),
+    "cut in the data": (IDX[:-1], "truncated: 5 of 6 bytes"),
+    "longer": (IDX + b"\0", "more than the 6 bytes"),
+    "no examples": (idx_bytes(0x08, (0, 3), []), "announces 0 bytes"),
+    "enormous": (struct.pack(">BBBBIII", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "announces .* allowed: 1 to"),
+    "more axes than numpy has": (struct.pack(">BBBB100I", 0, 0, 8, 100, *[1] * 100) + b"\0", "unreadable"),
+    "gzip cut": (ZIPPED[:-9], "unreadable: Compressed file ended"),
+    "gzip checksum": (ZIPPED[:-5] + b"\0" + ZIPPED[-4:], "unreadable: CRC check failed"),
+    "gzip and garbage": (ZIPPED + b"garbage", "unreadable: Not a gzipped file"),
+    "gzip longer": (ZIPPED + gzipped(b"more"), "more than the 6 bytes"),
+    "gzip of nothing": (gzipped(b""), "it starts with nothing"),
+    "gzip of gzip": (gzipped(ZIPPED), "not an idx file"),
+}
+
+
+@pytest.mark.parametrize(("data", "fault"), FAULTS.values(), ids=FAULTS)
+def test_faults_of_idx_files_are_named(tmp_path, data, fault):
+    file = write(tmp_path / "train-images", data)
+    with pytest.raises(DataError, match=f"{file}: .*{fault}"):
+        read_idx(file)
+
+
+def peak(read: Callable) -> int:
+    """Bytes that Python and numpy allocated at most, while ``read`` failed."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"announces|so small a file"):
+            read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_small_files_that_would_unfold_to_much_are_refused_before_they_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**20)
+    zeros = bytes(2**26)
+    idx = write(tmp_path / "bomb.gz", gzipped(struct.pack(">BBBBI", 0, 0, 8, 1, len(zeros)) + zeros))
+    npz = write(tmp_path / "bomb.npz", npz_bytes(np.savez_compressed, inputs=np.frombuffer(zeros, np.uint8)))
+    many = {f"x{number}": np.zeros(2**19, np.uint8) for number in range(64)}
+    parts = write(tmp_path / "parts.npz", npz_bytes(np.savez_compressed, **many))
+    image = write(tmp_path / "bomb.png", image_bytes(Image.new("1", (8000, 8000)), "PNG"))
+    assert max(file.stat().st_size for file in (idx, npz, parts, image)) < 100_000
+    for read in (lambda: read_idx(idx), lambda: read_npz(npz), lambda: read_npz(parts), lambda: read_image(image, (8, 8, 1))):
+        assert peak(read) < 2**22
+
+
+def test_what_compresses_as_real_data_may_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**10)
+    images = np.zeros((2_000, 28, 28), np.uint8)
+    images[:, 10:18, 13:15] = np.random.default_rng(0).integers(0, 256, (2_000, 8, 2))
+    assert same_arrays(read_npz(write(tmp_path / "x.npz", npz_bytes(np.savez_compressed, x=images))), {"x": images})
+
+
+# ---------------------------------------------------------------- what is not a file
+
+
+@pytest.mark.parametrize("read", [read_idx, read_npz, lambda file: read_image(file, (8, 8, 1))], ids=["idx", "npz", "image"])
+class TestNotAFile:
+    def test_missing(self, tmp_path, read):
+        with pytest.raises(DataError, match=f"{tmp_path}/x: no such file"):
+            read(tmp_path / "x")
+
+    def test_a_directory(self, tmp_path, read):
+        with pytest.raises(DataError, match=f"{tmp_path}: not a file"):
+            read(tmp_path)
+
+    def test_a_link_that_leads_nowhere(self, tmp_path, read):
+        (tmp_path / "link").symlink_to("nowhere")
+        with pytest.raises(DataError, match="link: no such file"):
+            read(tmp_path / "link")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+    @pytest.mark.timeout(20)
+    def test_a_pipe_does_not_hang(self, tmp_path, read):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DataError, match="pipe: not a file"):
+            read(tmp_path / "pipe")
+
+    def test_a_name_that_no_system_takes(self, tmp_path, read):
+        for name in ("x" * 5000, "nul\0"):
+            with pytest.raises(DataError, match=r"unreadable|no such file"):
+                read(tmp_path / name)
+
+    def test_no_permission(self, tmp_path, read, monkeypatch):
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(train.formats, "open", refuse, raising=False)  # the superuser may read everything
+        with pytest.raises(DataError, match=r"secret: unreadable: .*Permission denied"):
+            read(write(tmp_path / "secret", b"x"))
+
+
+# ---------------------------------------------------------------- npz
+
+
+def test_npz_keeps_names_types_and_values(tmp_path):
+    arrays = {
+        "f": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
+        "empty": np.zeros((0, 3)),
+        "scalar": np.float16(2),
+        "words": np.array(["a", "bc"]),
+    }
+    for save in (np.savez, np.savez_compressed):
+        found = read_npz(write(tmp_path / "x.npz", npz_bytes(save, **arrays)))
+        assert same_arrays(found, {name: np.asarray(array) for name, array in arrays.items()})
+
+
+def test_arrays_that_python_2_wrote_are_read(tmp_path):
+    array = npz_bytes(np.savez, x=np.arange(3, dtype="<i4"))
+    with zipfile.ZipFile(io.BytesIO(array)) as archive:
+        member = archive.read("x.npy").replace(b"(3,), }", b"(3L,),}")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("x.npy", member)
+    assert read_npz(write(tmp_path / "x.npz", stream.getvalue()))["x"].tolist() == [0, 1, 2]
+
+
+def zipped(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name + ".npy", data)
+    return stream.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+NPY = npy_bytes(np.arange(9, dtype=np.uint8))
+DEEP = b"\x93NUMPY\x02\x00" + (9000).to_bytes(4, "little") + b"(" * 9000
+
+
+NPZ_FAULTS = {
+    "empty": (b"", "not an npz file"),
+    "text": (b"inputs, targets\n1, 2\n", "not an npz file"),
+    "npy": (NPY, "not an npz file"),
+    "cut": (zipped(x=NPY)[:-30], "not an npz file .*or truncated"),
+    "no members": (zipped(), "expected as many, and at least one"),
+    "a member of text": (zipped(x=NPY, y=b"text"), "y.npy: unreadable: .*magic string"),
+    "an empty member": (zipped(x=b""), "x.npy: unreadable"),
+    "a member cut": (zipped(x=NPY[:-1]), "x.npy: unreadable"),
+    "a member longer": (zipped(x=NPY + b"\0"), "x.npy: more than its shape"),
+    "a deep header": (zipped(x=DEEP), "x.npy: unreadable"),
+    "a negative length": (zipped(x=NPY.replace(b"(9,)", b"(-9,)")), "x.npy: unreadable"),
+    "enormous": (zipped(x=NPY.replace(b"(9,), }          ", b"(9999999999999,)}")), "x.npy: unreadable"),
+    "pickled objects": (npz_bytes(np.savez, x=np.array([{}, None], object)), "x.npy: unreadable: Object arrays cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize(("data", "fault"), NPZ_FAULTS.values(), ids=NPZ_FAULTS)
+def test_faults_of_npz_files_are_named(tmp_path, data, fault):
+    file = write(tmp_path / "data.npz", data)
+    with pytest.raises(DataError, match=f"{file}: .*{fault}"):
+        read_npz(file)
+
+
+def flipped(data: bytes, at: int, bits: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
+
+
+def test_an_encrypted_member_is_named(tmp_path):
+    data = zipped(x=NPY)
+    central = data.index(b"PK\x01\x02")
+    data = flipped(flipped(data, 6, 1), central + 8, 1)
+    with pytest.raises(DataError, match=r"x.npy: unreadable: .*encrypted"):
+        read_npz(write(tmp_path / "x.npz", data))
+
+
+def test_a_header_that_announces_less_than_there_is_does_not_hide_the_checksum(tmp_path):
+    data = zipped(x=npy_bytes(np.zeros(90_000, np.uint8))).replace(b"(90000,)", b"(10000,)")
+    with np.load(io.BytesIO(data)) as arrays:
+        assert arrays["x"].shape == (10_000,), "numpy does not notice; if it did, the reader could be simpler"
+    with pytest.raises(DataError, match=r"x.npy: more than its shape \(10000,\) needs"):
+        read_npz(write(tmp_path / "x.npz", data))
+
+
+def test_a_wrong_bit_does_not_hide_later_members(tmp_path):
+    data = zipped(x=NPY, y=NPY)
+    comment_length = data.index(b"PK\x01\x02") + 33
+    data = flipped(data, comment_length, 0x80)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.namelist() == ["x.npy"], "zipfile does not notice; if it did, the reader could be simpler"
+    with pytest.raises(DataError, match="1 arrays where 2 are announced"):
+        read_npz(write(tmp_path / "x.npz", data))
+
+
+def test_two_members_of_one_name(tmp_path):
+    data = zipped(x=NPY, y=NPY).replace(b"y.npy", b"x.npy")
+    with pytest.raises(DataError, match="1 arrays where 2 are announced"):
+        read_npz(write(tmp_path / "x.npz", data))
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    for channels in (1, 3, 4):
+        pixels = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+        file = write(tmp_path / "image", image_bytes(Image.fromarray(pixels.squeeze()), "PNG"))
+        np.testing.assert_array_equal(read_image(file, (5, 7, channels)), pixels)
+
+
+def test_an_image_is_resized_with_height_first(tmp_path):
+    image = np.zeros((8, 4), np.uint8)
+    image[4:] = 200
+    found = read_image(write(tmp_path / "image", image_bytes(Image.fromarray(image), "PNG")), (2, 6, 1))
+    assert found.shape == (2, 6, 1)
+    assert (found[0] < found[1]).all()
+
+
+RED = Image.new("RGB", (4, 4), (255, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize(("channels", "expected"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
+def test_red_is_red_in_any_format(tmp_path, kind, channels, expected):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    found = read_image(write(tmp_path / "image", image_bytes(RED, kind, **options)), (4, 4, channels))
+    assert np.abs(found.astype(int) - expected).max() <= (2 if kind == "JPEG" else 0)
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    blue = Image.new("RGB", (4, 4), (0, 0, 255))
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        file = write(tmp_path / "image", image_bytes(RED, kind, save_all=True, append_images=[blue], **options))
+        assert (read_image(file, (4, 4, 3)) == [255, 0, 0]).all()
+
+
+def test_what_is_transparent_becomes_white_unless_there_is_a_channel_for_it(tmp_path):
+    ink = np.zeros((2, 4, 4), np.uint8)  # black all over, but opaque only on the left
+    ink[:, :2, 3] = 255
+    rgba = write(tmp_path / "rgba", image_bytes(Image.fromarray(ink), "PNG"))
+    palette = Image.fromarray(np.repeat([[0, 0, 1, 1]], 2, 0).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 0])
+    several = write(tmp_path / "several", image_bytes(palette, "PNG", transparency=b"\xff\x00"))
+    one = write(tmp_path / "one", image_bytes(palette, "GIF", transparency=1))
+    for file in (rgba, several, one):
+        assert read_image(file, (2, 4, 1))[0, :, 0].tolist() == [0, 0, 255, 255]
+        assert read_image(file, (2, 4, 3))[0, :, 1].tolist() == [0, 0, 255, 255]
+        assert read_image(file, (2, 4, 4))[0, :, 3].tolist() == [255, 255, 0, 0]
+
+
+def test_16_bits_are_scaled_and_32_bits_refused(tmp_path):
+    values = np.array([[0, 128, 256], [0x8000, 0xFF00, 0xFFFF]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        file = write(tmp_path / "16", image_bytes(Image.fromarray(values), kind))
+        assert read_image(file, (2, 3, 1))[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
+    for dtype in (np.int32, np.float32):
+        file = write(tmp_path / "32", image_bytes(Image.fromarray(values.astype(dtype)), "TIFF"))
+        with pytest.raises(DataError, match="32: pixels of 32 bits"):
+            read_image(file, (2, 3, 1))
+
+
+NOT_IMAGES = {
+    "empty": b"",
+    "text": b"some text\n",
+    "EPS, which is a program": image_bytes(RED, "EPS"),
+}
+
+
+@pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES)
+def test_what_is_not_an_image(tmp_path, data):
+    with pytest.raises(DataError, match=f"^{tmp_path}/image: not an image, or damaged$"):
+        read_image(write(tmp_path / "image", data), (4, 4, 1))
+
+
+def test_a_truncated_image_is_not_padded(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    for kind in ("PNG", "JPEG", "BMP", "TIFF"):
+        data = image_bytes(noise, kind)
+        with pytest.raises(DataError, match="image: unreadable"):
+            read_image(write(tmp_path / "image", data[: len(data) * 3 // 4]), (64, 64, 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 1), (8, -1, 1), (8, 8, 2), (8, 8, 0)])
+def test_image_shapes_that_do_not_exist(tmp_path, shape):
+    with pytest.raises(DataError, match=r"image_shape=.*allowed"):
+        read_image(write(tmp_path / "image", image_bytes(RED, "PNG")), shape)
+
+
+# ---------------------------------------------------------------- arrays
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("?", "?"), ("u1", "u1"), ("i1", "i1"), (">u2", "u2"), (">i4", "i4"), ("<u4", "u4"), (">i8", "i4"), ("<u8", "i4"),
+        ("f2", "f4"), (">f4", "f4"), (">f8", "f4"), (np.longdouble, "f4"),
+    ],
+)  # fmt: skip
+def test_inputs_keep_their_values_in_a_type_that_devices_have(dtype, expected):
+    values = np.array([[0, 1, 1], [1, 0, 0]])
+    for order in ("C", "F"):
+        found = check_inputs("file", "x", np.asarray(values, dtype, order=order))
+        assert found.dtype == np.dtype(expected)
+        assert found.dtype.isnative
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(
+    ("array", "fault"),
+    [
+        (np.array([[1j]]), "dtype complex128"),
+        (np.array([["a"]]), "dtype <U1"),
+        (np.array([["2026-01-01"]], "M8[D]"), "dtype datetime64"),
+        (np.zeros((2, 2), [("a", "f4")]), "dtype"),
+        (np.array([[None]]), "dtype object"),
+        (np.array([[np.nan, 1.0]]), "not finite"),
+        (np.array([[-np.inf]], np.float16), "not finite"),
+        (np.array([[1e300]]), "not finite in float32"),
+        (np.array([[2**31]]), "more than 32 bits"),
+        (np.array([[-(2**31) - 1]]), "more than 32 bits"),
+        (np.array([[2**63]], np.uint64), "more than 32 bits"),
+        (np.zeros((0, 3)), "shape"),
+        (np.zeros((3, 0), np.uint8), "shape"),
+        (np.zeros(3), "shape"),
+        (np.float32(3), "shape"),
+    ],
+)
+def test_faults_of_inputs_are_named(array, fault):
+    with pytest.raises(DataError, match=f"file: x .*{fault}"):
+        check_inputs("file", "x", np.asarray(array))
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", ">i2", ">i8", "u8"])
+def test_classes_become_int32(dtype):
+    found = check_targets("file", "y", np.array([0, 1, 1], dtype), 3)
+    assert found.dtype == np.int32
+    assert found.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f4", ">f8"])
+def test_real_targets_become_float32(dtype):
+    found = check_targets("file", "y", np.array([[0, 0.5], [-1, 2]], dtype), 2)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0, 0.5], [-1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("array", "fault"),
+    [
+        (np.array([0, 1]), "for 3 inputs"),
+        (np.int32(3), "for 3 inputs"),
+        (np.array([0, -1, 2]), "class -1, allowed: 0 to 9"),
+        (np.array([0, 10, 2], np.uint8), "class 10, allowed: 0 to 9"),
+        (np.array([0, 2**63, 2], np.uint64), "class 9223372036854775808"),
+        (np.array([1.0, 2.0, 1.0]), "expected classes .integers. .n. or numbers .floats. .n, outputs."),
+        (np.array([[0, 1], [1, 0], [0, 1]]), "expected classes"),
+        (np.zeros((3, 2, 2)), "expected classes"),
+        (np.zeros((3, 0)), "expected classes"),
+        (np.array(["a", "b", "a"]), "expected classes"),
+        (np.array([[0.0], [np.nan], [1.0]]), "not finite"),
+    ],
+)
+def test_faults_of_targets_are_named(array, fault):
+    with pytest.raises(DataError, match=f"file: y .*{fault}"):
+        check_targets("file", "y", np.asarray(array), 3, classes=10)
+
+
+def test_a_damaged_label_does_not_announce_a_billion_classes():
+    with pytest.raises(DataError, match="class 2000000000, allowed: 0 to 1048575"):
+        check_targets("file", "y", np.array([0, 2_000_000_000]), 2)

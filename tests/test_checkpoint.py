@@ -10,6 +10,9 @@ import pytest
 
 from train.checkpoint import CheckpointError, Checkpoints, checksum
 
+# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 STATE = {
     "params": {"kernel": jnp.arange(600, dtype=jnp.float32).reshape(20, 30), "half": jnp.ones(7, jnp.bfloat16)},
     "step": jnp.int32(3),

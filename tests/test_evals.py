@@ -24,6 +24,9 @@ from evals.evaluation import confusion_matrix, name_metrics, show_metric
 from train.recipes import RECIPES
 from zoo import mlp
 
+# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 pytestmark = pytest.mark.xdist_group("evals")  # one run for all of them
 
 
@@ -78,7 +81,7 @@ def test_best_checkpoint_is_the_one_that_validation_chose(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     validation = evals.evaluate(run_dir, "validation")
     assert validation.run.step == summary["best_step"]
-    assert validation.count == 200
+    assert validation.count == 100
     assert validation.metrics["validation accuracy %"] == pytest.approx(100 * summary["best"]["accuracy"], rel=1e-6)
 
 

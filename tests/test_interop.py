@@ -374,7 +374,7 @@ def test_safetensors_refuse_what_would_not_come_back(params, message, tmp_path):
 
 def test_safetensors_of_another_shape_than_the_config_are_refused(tmp_path):
     case = Case("mlp")
-    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 256\)"):
+    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"):
         interop.save_safetensors(tmp_path / "file", case.params, MLP.PRESETS["digits"])
     with pytest.raises(ValueError, match=r"cfg='tiny', allowed: the Config of one of "):
         interop.save_safetensors(tmp_path / "file", case.params, "tiny")
@@ -516,7 +516,7 @@ def test_export_refuses_unknown_platforms(platforms):
 
 
 def test_export_refuses_parameters_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 256\)"):
+    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"):
         interop.export(MLP, MLP.PRESETS["digits"], params=Case("mlp").params)
 
 

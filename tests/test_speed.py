@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main
 from evals.speed.contenders import RATE, Fit, contenders
-from evals.speed.rows import ROWS, Line, Options, compare, interleave, loop_row, step_row
+from evals.speed.rows import ROWS, Line, Options, Others, compare, interleave, loop_row, step_row
 from evals.speed.workloads import WORKLOADS
 from train.step import divide
 from zoo import mlp
@@ -100,6 +101,18 @@ def test_a_comparison_is_the_median_of_the_pairs():
         row="row", peer="peer", ratio=2, ratio_min=0.5, ratio_max=3, zoo_ms=2000, peer_ms=2000, zoo_ms_best=1000,
         peer_ms_best=1000, at_most=1.5,
     )  # fmt: skip
+
+
+def test_what_other_programs_take(tmp_path, monkeypatch):
+    file, tick = tmp_path / "stat", 1 / os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr("time.process_time", lambda: 0.0)
+    file.write_text("cpu  100 10 50 1000 40 0 0 0 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    others = Others(file)
+    monkeypatch.setattr("time.process_time", lambda: 60 * tick)
+    file.write_text("cpu  150 15 75 1090 50 6 5 9 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    # 200 ticks passed; 100 of them busy, 60 of these our own.
+    assert others.share() == pytest.approx(40 / 200)
+    assert Others(tmp_path / "absent").share() is None
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 60])

@@ -84,7 +84,8 @@ class Batches:
         """Rows of the table that make up batch ``step``: int32 [batch], -1 for padding."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
-        return np.pad(order, (0, self.batch_size - len(order)), constant_values=-1)
+        missing = self.batch_size - len(order)
+        return np.pad(order, (0, missing), constant_values=-1) if missing else order.copy()
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch[0] != epoch:
@@ -95,12 +96,9 @@ class Batches:
             self._epoch = (epoch, order.astype(np.int32))
         return self._epoch[1]
 
-    def plan(self, first: int, count: int, room: int) -> np.ndarray:
-        """Rows of steps first .. first + count - 1, int32 [room, batch]; what is over count is padding."""
-        rows = np.full((room, self.batch_size), -1, np.int32)
-        for index in range(count):
-            rows[index] = self.rows(first + index)
-        return rows
+    def plan(self, first: int, count: int) -> np.ndarray:
+        """Rows of steps first .. first + count - 1, int32 [count, batch]."""
+        return np.stack([self.rows(first + index) for index in range(count)])
 
     def batch(self, step: int) -> Batch:
         """Batch ``step``, on the device."""

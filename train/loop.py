@@ -24,6 +24,8 @@ from zoo.base import Model, Params
 IN_FLIGHT = 8
 """Dispatches before the host waits for the oldest: with several CPU devices a loop that never waits deadlocks."""
 LOGS_PER_EVALUATION = 10
+PLANNED = 64
+"""Steps whose rows are sent to the device at once."""
 
 
 class Diverged(RuntimeError):  # noqa: N818
@@ -98,14 +100,20 @@ class Loop:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics_shapes)
         eval_interval = max(round(self.recipe.eval_every * self.batches.steps_per_epoch), 1)
         log_interval = max(eval_interval // LOGS_PER_EVALUATION, 1)
+        planned = max(room, PLANNED)
+        plan, planned_to, counts = None, self.step, {}
         metrics, flying = zeros, collections.deque()
         unread: tuple[int, Any] | None = None
         while not self.complete() and interrupts.received is None:
             # Dispatches, logs and evaluations end at fixed steps, wherever the run was interrupted before.
             boundary = min(self.total, _next_multiple(self.step, eval_interval))
             count = min(_next_multiple(self.step, room), boundary) - self.step
-            rows = self.batches.plan(self.step, count, room)
-            self.state, metrics = steps(self.state, metrics, self.batches.arrays, rows, np.int32(count), key)
+            if self.step + count > planned_to:
+                plan = jax.device_put((self.batches.plan(self.step, planned), np.int32(self.step)))
+                planned_to = self.step + planned
+            if count not in counts:  # on the device once: every array from the host costs a dispatch some 10 us
+                counts[count] = jax.device_put(np.int32(count))
+            self.state, metrics = steps(self.state, metrics, self.batches.arrays, plan, counts[count], key)
             log_at = _next_multiple(self.step, log_interval)
             self.step += count
             flying.append(metrics)

@@ -92,24 +92,24 @@ def make_step(
 
 
 def make_steps(step: Callable, fetch: Callable[[Any, Array], Batch], many: bool) -> Callable:
-    """``steps(state, metrics, arrays, rows, count, key)``: ``count`` steps in one dispatch, metrics added up.
+    """``steps(state, metrics, arrays, plan, count, key)``: ``count`` steps in one dispatch (else one), metrics added up.
 
-    fetch(arrays, rows [batch]) -> batch, on the device.  rows [at least count, batch].
-    The number of steps is a traced value, so the same compiled loop body runs whatever it is, and a run that was interrupted
-    in the middle of a dispatch gives the same bits as one that was not.
+    fetch(arrays, rows [batch]) -> batch, on the device.  plan: (rows [steps, batch], the step that its first row belongs to), so
+    that steady dispatches bring nothing from the host.  The number of steps is a traced value, so the same compiled loop body
+    runs whatever it is, and a run that was interrupted in the middle of a dispatch gives the same bits as one that was not.
     """
 
-    def one(index: Any, loop: tuple[TrainState, Metrics], arrays: Any, rows: Array, key: Array) -> tuple[TrainState, Metrics]:
-        state, metrics = loop
-        state, new = step(state, fetch(arrays, rows[index]), key)
+    def one(loop: tuple[TrainState, Metrics], arrays: Any, plan: tuple[Array, Array], key: Array) -> tuple[TrainState, Metrics]:
+        (state, metrics), (rows, first) = loop, plan
+        state, new = step(state, fetch(arrays, rows[state.step - first]), key)
         return state, jax.tree.map(jnp.add, metrics, new)
 
     def steps(
-        state: TrainState, metrics: Metrics, arrays: Any, rows: Array, count: Array, key: Array
+        state: TrainState, metrics: Metrics, arrays: Any, plan: tuple[Array, Array], count: Array, key: Array
     ) -> tuple[TrainState, Metrics]:
         if not many:
-            return one(0, (state, metrics), arrays, rows, key)
-        return jax.lax.fori_loop(0, count, lambda index, loop: one(index, loop, arrays, rows, key), (state, metrics))
+            return one((state, metrics), arrays, plan, key)
+        return jax.lax.fori_loop(0, count, lambda _, loop: one(loop, arrays, plan, key), (state, metrics))
 
     return steps
 

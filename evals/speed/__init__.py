@@ -8,8 +8,8 @@ round, and what is reported is the median of the rounds and their extremes.  Bel
     loop    the trainer's host loop over the jitted step alone, for a tiny model and for that of ``mlp``
 
 The zoo's step is the trainer's own: it masks padding, counts, and reports accuracy as well.  The peers only train: flax linen
-with optax.sgd in its TrainState, jitted, the state donated; torch with its modules and its SGD, on two threads.  Other work on
-the machine slows torch most, whose threads wait for each other: there, look at the fastest rounds ("best").
+with optax.sgd in its TrainState, jitted, the state donated; torch with its modules and its SGD, on two threads.  A busy machine
+flatters us, as it slows torch most, whose threads wait for each other; the command says what other programs took.
 
 ``workloads`` holds the models, ``contenders`` the training steps, ``rows`` what is measured.
 """

@@ -7,13 +7,16 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from evals.speed.contenders import has_torch
-from evals.speed.rows import ROWS, Line, Options
+from evals.speed.rows import ROWS, Line, Options, Others
 from train.run_folder import hardware, today, versions
+
+OTHERS_AT_MOST = 0.05
+"""Share of the processors' time that other programs may take before we warn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +49,23 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not has_torch():
         print("torch is not installed, its comparisons are skipped: pip install 'purezoo[torch]'")
-    made = {
+    made: dict[str, Any] = {
         "date": today(),
         "hardware": hardware(),
         "versions": versions() | ({"torch": importlib.metadata.version("torch")} if has_torch() else {}),
         "rounds": command.rounds,
         "seconds": command.seconds,
     }
-    lines = []
+    lines, others = [], Others()
     for row in command.rows or ROWS:
         lines += ROWS[row](Options(command.rounds, command.seconds))
+    made["others"] = others.share()
     show(lines, f"{made['hardware']}, {made['date']}")
+    if made["others"] is not None and made["others"] > OTHERS_AT_MOST:
+        print(
+            f"other programs took {made['others']:.0%} of the processors' time: these numbers hold for a busy machine only, "
+            "where torch, whose threads wait for each other, loses most"
+        )
     if command.json is not None:
         rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} | made for line in lines]
         try:

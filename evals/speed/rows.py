@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import os
+import pathlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +132,32 @@ def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:
         times = interleave(timed, Options(min(options.rounds, MOST_FRESH_ROUNDS), 0))
         lines.append(compare(f"{row}, {what}", "flax", times["zoo"], times["flax"]))
     return lines
+
+
+class Others:
+    """What other programs take of the processors' time, from here on."""
+
+    def __init__(self, file: pathlib.Path = pathlib.Path("/proc/stat")) -> None:
+        """file: Linux's counters since the start of the machine, in ticks."""
+        self.file, self.before = file, self._read(file)
+
+    def share(self) -> float | None:
+        """Of all processors' time; None where the system does not say."""
+        after = self._read(self.file)
+        if self.before is None or after is None:
+            return None
+        busy, total, own = (end - start for start, end in zip(self.before, after, strict=True))
+        return min(max(busy - own, 0) / total, 1) if total else 0.0
+
+    @staticmethod
+    def _read(file: pathlib.Path) -> tuple[float, float, float] | None:
+        try:
+            ticks = [int(field) for field in file.read_text().splitlines()[0].split()[1:9]]
+        except (OSError, ValueError, IndexError):
+            return None
+        idle, waiting = ticks[3:5]
+        own = time.process_time() * os.sysconf("SC_CLK_TCK")
+        return sum(ticks) - idle - waiting, sum(ticks), own
 
 
 def loop_row(cases: dict[str, tuple[mlp.Config, int]], options: Options) -> list[Line]:

@@ -118,7 +118,7 @@ class Torch(BackToBack):
 
     def __init__(self, work: Workload, params: Params, rate: float = RATE) -> None:
         """params: what the network starts from, as the zoo has them."""
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
         self.inputs = torch.tensor(np.asarray(work.batch["inputs"]))

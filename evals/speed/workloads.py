@@ -41,7 +41,7 @@ def mlp(batch: int = 128, width: int = 800) -> Workload:
             return nn.Dense(10, name="layer_2")(x)
 
     def torch_network() -> Any:
-        from torch.nn import Linear, ReLU, Sequential
+        from torch.nn import Linear, ReLU, Sequential  # pyright: ignore[reportMissingImports]
 
         return Sequential(Linear(784, width), ReLU(), Linear(width, width), ReLU(), Linear(width, 10))
 

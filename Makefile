@@ -3,12 +3,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := runs/mlp-digits
+RUN := runs/convnet-digits
 
 .PHONY: demo test lint lock clean
 
 demo: .venv/.demo
-	$(BIN)/python -m train mlp-digits --out $(RUN)
+	$(BIN)/python -m train convnet-digits --out $(RUN)
 	$(BIN)/python -m evals $(RUN)
 
 test: .venv/.test

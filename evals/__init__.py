@@ -2,9 +2,9 @@
 
     import evals
 
-    evaluation = evals.evaluate("runs/mlp-digits")          # what ``python -m evals runs/mlp-digits`` does, without the files
+    evaluation = evals.evaluate("runs/convnet-digits")      # what ``python -m evals runs/convnet-digits`` does, without the files
     evaluation.metrics                                      # {"test loss nats": ..., "test accuracy %": ..., ...}
-    evals.predict("runs/mlp-digits", ["seven.png"])         # [("seven.png", probabilities [classes])]
+    evals.predict("runs/convnet-digits", ["seven.png"])     # [("seven.png", probabilities [classes])]
 
 Names are loaded on first use, so that importing the package stays fast.
 """

@@ -35,6 +35,8 @@ class Options:
     """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
     report: bool = True
     """Write report.html."""
+    example: int = 0
+    """Which example of the split the report looks at closely: its feature maps and scores."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def evaluate(options: Options) -> int:
     from evals.evaluation import evaluate as measure
     from evals.evaluation import write_evaluation
 
-    evaluation = measure(options.run_dir, options.split, options.data_dir)
+    evaluation = measure(options.run_dir, options.split, options.data_dir, example=options.example)
     if not write_evaluation(evaluation)["training"]["complete"]:
         print("the run is not complete: this is its best checkpoint so far")
     if options.report:

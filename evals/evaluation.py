@@ -68,6 +68,7 @@ class Evaluation:
 
     metrics: {"test accuracy %": ...}: the unit is the last word, where there is one.
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
+    example: of the split, the one that the report looks at closely.
     """
 
     run: Restored
@@ -75,6 +76,7 @@ class Evaluation:
     table: dict[str, Any]
     metrics: dict[str, float]
     predictions: Predictions | None
+    example: int = 0
 
     @property
     def count(self) -> int:
@@ -103,19 +105,25 @@ def restore(run_dir: str | os.PathLike[str]) -> Restored:
     return Restored(folder, recipe, module_of(recipe.model), state.params, step, folder.data())
 
 
-def evaluate(run_dir: str | os.PathLike[str], split: str = "test", data_dir: str | os.PathLike[str] | None = None) -> Evaluation:
+def evaluate(
+    run_dir: str | os.PathLike[str], split: str = "test", data_dir: str | os.PathLike[str] | None = None, *, example: int = 0
+) -> Evaluation:
     """Measures a run's best checkpoint on a split ("test", "validation", "train") of its data.
 
-    Raises RunError, CheckpointError (see ``restore``), and DataError when the data are missing or not those of the run.
+    Raises RunError, CheckpointError (see ``restore``), DataError when the data are missing or not those of the run, and
+    ValueError when there is no such example.
     """
     run = restore(run_dir)
     table = _load(run, split, data_dir)
+    count = len(jax.tree.leaves(table)[0])
+    if not 0 <= example < count:
+        raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
     batches = Batches(table, max(run.recipe.batch_size, EVAL_BATCH), seed=None, scaling=run.scaling)
     cfg = run.recipe.model
     means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
     predictions = _classify(run, table, batches)
     nats = predictions is not None and _is_log_likelihood(predictions)
-    return Evaluation(run, split, table, name_metrics(split, means, nats), predictions)
+    return Evaluation(run, split, table, name_metrics(split, means, nats), predictions, example)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:

@@ -4,10 +4,8 @@ A section is a function of the evaluation that returns its HTML, or None where i
 sections; none of them asks which model it is.
 """
 
-import base64
 import html
 import importlib.util
-import io
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -17,17 +15,15 @@ import jax
 import numpy as np
 
 from evals.evaluation import Evaluation, class_names, confusion_matrix, format_metric, reached, training
-from evals.prediction import show_output
+from evals.maps import feature_maps, first_weights
+from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
+from evals.shifts import shifts
 from train.recipe import Target, to_dict
 from train.run_folder import write_text
 
 MISTAKES = 24
-UNITS_SHOWN = 64
 MATRIX_CLASSES = 20
 """More classes than this are too many for a matrix on a screen: the most frequent confusions are listed instead."""
-COLORS = {"train": "#4c8dff", "validation": "#e8743b"}
-INK = "#010203"
-"""What matplotlib draws in this colour takes the colour of the text, light or dark."""
 
 
 def write_report(evaluation: Evaluation) -> None:
@@ -39,7 +35,7 @@ def render(evaluation: Evaluation) -> str:
     """The whole page."""
     sections = "\n".join(part for part in (section(evaluation) for section in SECTIONS) if part)
     title = html.escape(f"{evaluation.run.recipe.name}, {evaluation.split}")
-    return _PAGE.replace("{title}", title).replace("{style}", _STYLE).replace("{sections}", sections)
+    return PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{sections}", sections)
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -55,7 +51,7 @@ def headline(evaluation: Evaluation) -> str:
         "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(run.params)):,}",
     }
     targets = [("Expected", f"{target}: {_verdict(target, evaluation.metrics)}") for target in run.recipe.targets]
-    rows = _rows([*facts.items(), *targets])
+    rows = listing([*facts.items(), *targets])
     return f'<h1>{html.escape(run.recipe.name)}</h1><div class="tiles">{"".join(tiles)}</div>{rows}'
 
 
@@ -66,10 +62,10 @@ def curves(evaluation: Evaluation) -> str | None:
     if not metrics:
         return None
     if importlib.util.find_spec("matplotlib") is None:
-        return _section("Learning curves", "<p>Drawn with matplotlib: <code>pip install 'purezoo[evals]'</code></p>")
+        return titled("Learning curves", "<p>Drawn with matplotlib: <code>pip install 'purezoo[evals]'</code></p>")
     plots = "".join(f"<figure>{_curve(history, name, evaluation.run.step)}</figure>" for name in metrics)
     note = "Training values are means over the steps since the point before, with dropout and the like at work."
-    return _section("Learning curves", f'<div class="plots">{plots}</div><p class="note">{note}</p>')
+    return titled("Learning curves", f'<div class="plots">{plots}</div><p class="note">{note}</p>')
 
 
 def confusions(evaluation: Evaluation) -> str | None:
@@ -79,7 +75,7 @@ def confusions(evaluation: Evaluation) -> str | None:
         return None
     names = class_names(evaluation.run, predictions.outputs.shape[1])
     counts = confusion_matrix(predictions.targets, predictions.classes, len(names))
-    return _section("Confusion matrix", _matrix(counts, names) if len(names) <= MATRIX_CLASSES else _pairs(counts, names))
+    return titled("Confusion matrix", _matrix(counts, names) if len(names) <= MATRIX_CLASSES else _pairs(counts, names))
 
 
 def mistakes(evaluation: Evaluation) -> str | None:
@@ -93,42 +89,17 @@ def mistakes(evaluation: Evaluation) -> str | None:
     images = as_images(evaluation.table["inputs"], evaluation.run.data.input_range)
     cards = []
     for index in worst:
-        picture = _picture(images[index], f"example {index}") if images is not None else ""
+        image = picture(images[index], f"example {index}") if images is not None else ""
         said, true = predictions.classes[index], predictions.targets[index]
         lines = [
-            f"said <b>{html.escape(names[said])}</b> {_unbroken(predictions.outputs[index, said])}",
-            f"true <b>{html.escape(names[true])}</b> {_unbroken(predictions.outputs[index, true])}",
+            f"said <b>{html.escape(names[said])}</b> {unbroken(predictions.outputs[index, said])}",
+            f"true <b>{html.escape(names[true])}</b> {unbroken(predictions.outputs[index, true])}",
             f'<span class="note">loss {predictions.losses[index]:.2f}<br>example {index}</span>',
         ]
-        cards.append(f"<figure>{picture}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+        cards.append(f"<figure>{image}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
     intro = f"{len(wrong):,} of {evaluation.count:,} examples are labelled wrongly"
     intro += f"; these {len(worst)} have the highest loss." if len(worst) < len(wrong) else "." if len(wrong) else ": none."
-    return _section("Worst mistakes", f'<p>{intro}</p><div class="cards">{"".join(cards)}</div>')
-
-
-def first_weights(evaluation: Evaluation) -> str | None:
-    """Kernels of units that see the whole image, as images."""
-    shape = evaluation.run.data.input_shape
-    if shape is None or not _is_image_shape(shape):
-        return None
-    leaves = jax.tree_util.tree_leaves_with_path(evaluation.run.params)
-    found = [(path, leaf) for path, leaf in leaves if leaf.ndim == 2 and leaf.shape[0] == math.prod(shape)]
-    if not found:
-        return None
-    path, leaf = found[0]
-    kernel = np.asarray(leaf, np.float32)
-    # Units that never learned look like noise: the largest come first.
-    shown = np.argsort(-np.square(kernel).sum(axis=0), kind="stable")[:UNITS_SHOWN]
-    pictures = []
-    for unit in shown:
-        weights = kernel[:, unit].reshape(shape)
-        image = as_images(weights[None], (-float(abs(weights).max()), float(abs(weights).max())))
-        assert image is not None
-        pictures.append(_picture(image[0], f"unit {unit}"))
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    which = f"the {len(shown)} largest of {kernel.shape[1]}" if len(shown) < kernel.shape[1] else f"all {kernel.shape[1]}"
-    intro = f"<p>Units of <code>{html.escape(name)}</code>, {which}: white excites, black inhibits, grey is zero.</p>"
-    return _section("First-layer weights", f'{intro}<div class="weights">{"".join(pictures)}</div>')
+    return titled("Worst mistakes", f'<p>{intro}</p><div class="cards">{"".join(cards)}</div>')
 
 
 def configuration(evaluation: Evaluation) -> str:
@@ -136,53 +107,27 @@ def configuration(evaluation: Evaluation) -> str:
     config = evaluation.run.folder.config()
     trained = {key: value for key, value in training(evaluation.run.folder).items() if value is not None}
     facts = {"data_fingerprint": config["data_fingerprint"], "trained": trained, "versions": config["versions"]}
-    rows = _rows(_flat(to_dict(evaluation.run.recipe) | facts))
-    return _section("Configuration", f"<details open><summary>config.json</summary>{rows}</details>")
+    rows = listing(_flat(to_dict(evaluation.run.recipe) | facts))
+    return titled("Configuration", f"<details open><summary>config.json</summary>{rows}</details>")
 
 
-SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (headline, curves, confusions, mistakes, first_weights, configuration)
-
-
-def as_images(inputs: Any, input_range: tuple[float, float]) -> np.ndarray | None:
-    """Raw inputs [n, height, width(, channels)] -> uint8 [n, height, width] or [n, height, width, 3 or 4]; None if no images.
-
-    Without a channel axis only bytes are images: other matrices are as likely sequences.
-    """
-    if not isinstance(inputs, np.ndarray):
-        return None
-    if not _is_image_shape(inputs.shape[1:]) and not (inputs.ndim == 3 and inputs.dtype == np.uint8):
-        return None
-    low, high = input_range
-    pixels = (inputs.astype(np.float32) - low) * (255 / (high - low) if high > low else 0)
-    pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-    return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
-
-
-def _is_image_shape(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[-1] in (1, 3, 4)
-
-
-def _picture(pixels: np.ndarray, alt: str) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" title="{html.escape(alt)}">'
+SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
+    headline,
+    curves,
+    confusions,
+    mistakes,
+    feature_maps,
+    first_weights,
+    shifts,
+    configuration,
+)
 
 
 def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
     """One metric as SVG; the dotted line marks the checkpoint."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     percent = name == "accuracy"
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 11, "legend.frameon": False}
-    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK)
-    buffer = io.StringIO()
-    with matplotlib.rc_context(style):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(5, 3.2), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         values = []
         for split, color in COLORS.items():
             lines = [line for line in history if line["split"] == split and name in line]
@@ -196,13 +141,9 @@ def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
             axes.axvline(best[0], color=INK, linewidth=1, linestyle=":", label="checkpoint")
         _limit(axes, values, percent)
         axes.set_xlabel("epoch")
-        axes.set_title(f"{name} %" if percent else name, loc="left", fontsize=12)
-        axes.grid(alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=10)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+    return plot(f"{name} %" if percent else name, draw)
 
 
 def _limit(axes: Any, values: list[float], percent: bool) -> None:
@@ -232,7 +173,7 @@ def _pairs(counts: np.ndarray, names: list[str]) -> str:
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES] if wrong.flat[index]]
     pairs = [divmod(int(index), len(counts)) for index in order]
-    return "<p>The most frequent confusions (true, predicted):</p>" + _rows(
+    return "<p>The most frequent confusions (true, predicted):</p>" + listing(
         (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}") for true, predicted in pairs
     )
 
@@ -251,19 +192,6 @@ def _tile(name: str, value: float, count: int) -> str:
     return f"<div><span>{html.escape(label)}</span><b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
-
-
-def _unbroken(output: Any) -> str:
-    return show_output(float(output)).replace(" ", "&nbsp;")
-
-
-def _rows(items: Iterable[tuple[Any, Any]]) -> str:
-    lines = "".join(f"<tr><th>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>" for key, value in items)
-    return f'<table class="facts">{lines}</table>'
-
-
 def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -280,49 +208,3 @@ def _duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #626a73; --page: #fff; --box: #f3f5f7; --line: #dde1e5; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ea; --soft: #9aa3ad; --page: #16191d; --box: #20252b; --line: #343b43; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { margin: .5rem 0 1rem; } h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin-bottom: 1rem; }
-.tiles div { background: var(--box); border-radius: .5rem; padding: .75rem 1rem; }
-.tiles div > span { color: var(--soft); font-size: .875rem; } .tiles b { display: block; font-size: 1.75rem; line-height: 1.3; }
-small { font-weight: normal; font-size: 1rem; } .note { color: var(--soft); font-size: .8125rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
-.facts { width: 100%; } .facts th { text-align: left; font-weight: normal; color: var(--soft); width: 34%; }
-.facts th, .facts td { padding: .25rem .75rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-.matrix th { font-weight: normal; color: var(--soft); padding: .25rem .5rem; }
-.matrix td { text-align: center; padding: .25rem; min-width: 2.4rem; border: 1px solid var(--line); }
-.matrix td.note { border: 0; padding-left: .75rem; }
-.matrix caption { text-align: left; color: var(--soft); font-size: .8125rem; }
-.hit { background: rgb(76 141 255 / var(--shade)); } .miss { background: rgb(232 116 59 / var(--shade)); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(8rem, 30%), 1fr)); gap: .75rem; }
-.cards figure { background: var(--box); border-radius: .5rem; padding: .5rem; font-size: .8125rem; }
-.weights { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.5rem, 1fr)); gap: .25rem; }
-img { width: 100%; image-rendering: pixelated; border-radius: .25rem; display: block; }
-.cards img { margin-bottom: .25rem; } summary { cursor: pointer; color: var(--soft); }
-@media (max-width: 32rem) { .matrix { font-size: .6875rem; } .matrix td, .matrix th { min-width: 0; padding: .25rem .2rem; } }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{sections}
-</body>
-</html>
-"""

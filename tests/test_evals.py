@@ -183,9 +183,16 @@ def test_report_is_self_contained_and_escapes_names(evaluation):
     assert "url(http" not in text
     assert "@import" not in text
     assert any("<script>alert(1)</script>" in data for data in page.data)  # as text
-    for heading in ("Learning curves", "Confusion matrix", "Worst mistakes", "First-layer weights", "Configuration"):
+    for heading in (
+        "Learning curves",
+        "Confusion matrix",
+        "Worst mistakes",
+        "First-layer weights",
+        "Small shifts",
+        "Configuration",
+    ):
         assert heading in page.data
-    assert page.tags.count("svg") == 2  # loss and accuracy
+    assert page.tags.count("svg") == 3  # loss, accuracy, accuracy of shifted inputs
     for field in dataclasses.fields(evaluation.run.recipe.optimizer):
         assert f"optimizer.{field.name}" in page.data
 
@@ -338,5 +345,5 @@ def test_help_is_fast_because_it_does_not_load_jax():
     root = pathlib.Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
     assert done.returncode == 0, done.stderr
-    for option in ("RUN_DIR", "--split", "--predict", "--invert", "--data-dir", "--no-report"):
+    for option in ("RUN_DIR", "--split", "--predict", "--invert", "--data-dir", "--no-report", "--example"):
         assert option in done.stdout

@@ -11,12 +11,20 @@ import pytest
 from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main
 from evals.speed.contenders import RATE, Fit, contenders
-from evals.speed.rows import ROWS, Line, Options, Others, compare, interleave, loop_row, step_row
-from evals.speed.workloads import WORKLOADS
+from evals.speed.rows import ROWS, Line, Options, Others, compare, convolutions_row, interleave, loop_row, passes, step_row
+from evals.speed.workloads import WORKLOADS, convolutional
 from train.step import divide
-from zoo import mlp
+from zoo import convnet, mlp
+from zoo.convolution import PASSES, Geometry
 
 TINY = mlp.PRESETS["tiny"]
+SMALL = {
+    "mlp": {"batch": 7, "width": 9},
+    "convnet": {"batch": 7, "side": 12},
+    "lenet5": {"batch": 7, "side": 14},
+    "vgg32": {"batch": 3, "width": 1 / 2, "side": 16},
+    "tdnn": {"batch": 7, "length": 15},
+}
 KEYS = {"row", "peer", "ratio", "ratio_min", "ratio_max", "zoo_ms", "peer_ms"}
 
 
@@ -25,21 +33,27 @@ def without_torch(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
 
+def tiny_convnet(batch=4, width=1, side=4):
+    return convolutional(convnet.Config(shape=(side, side, 1), stages=(convnet.Stage(features=2),)), batch, width)
+
+
 @pytest.fixture
 def tiny_rows(monkeypatch):
-    """The rows as they are, of models that compile fast."""
-    for row, (make, at_most) in WORKLOADS.items():
-        tiny = functools.partial(make, batch=4, width=8)
-        monkeypatch.setitem(ROWS, row, functools.partial(step_row, row, tiny, at_most))
-    monkeypatch.setitem(ROWS, "loop", functools.partial(loop_row, {"loop": (TINY, 4)}))
+    """The rows as they are, of models that compile fast: one dense, one convolutional."""
+    makes = {"mlp": functools.partial(WORKLOADS["mlp"][0], batch=4, width=8), "convnet": tiny_convnet}
+    rows = {row: functools.partial(step_row, row, make, WORKLOADS[row][1]) for row, make in makes.items()}
+    rows["loop"] = functools.partial(loop_row, {"loop": (TINY, 4)})
+    rows["convolutions"] = functools.partial(convolutions_row, list(makes.values()))
+    for row in ROWS:
+        monkeypatch.setitem(ROWS, row, rows.get(row, lambda options: []))
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests want theirs
 
 
 @pytest.fixture(scope="module", params=WORKLOADS)
 def trained(request):
     """A small workload, its contenders after three steps, and the losses of those."""
-    work = WORKLOADS[request.param][0](batch=7, width=9)
-    found = contenders(work, rate=0.1)
+    work = WORKLOADS[request.param][0](**SMALL[request.param])
+    found = contenders(work, rate=0.02)
     losses = {name: [] for name in found}
     for name, contender in found.items():
         for _ in range(3):
@@ -58,7 +72,7 @@ def test_flax_takes_the_same_steps(trained):
     leaves = (jax.tree.leaves(params) for params in (start, found["zoo"].state.params, found["flax"].state.params))
     for before, ours, theirs in zip(*leaves, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
-        assert np.abs(ours - before).max() > 1e-3
+        assert np.abs(ours - before).max() > 1e-4
 
 
 def test_torch_takes_the_same_steps(trained):
@@ -144,11 +158,16 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
         assert {"jax", "flax", *torch} <= row["versions"].keys()
         assert row["hardware"]
         assert row["date"]
-    sizes = [(size, peer) for size in ("mlp", "mlp, batch x2", "mlp, width x2") for peer in ["flax", *torch]]
-    compiled = [(row, "flax") for row in ("mlp, compile", "mlp, first step")]
-    loops = [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
+    changes = {"mlp": ["batch", "width"], "convnet": ["batch", "width", "side"]}
+    expected = []
+    for row, names in changes.items():
+        expected += [(size, peer) for size in (row, *(f"{row}, {name} x2" for name in names)) for peer in ["flax", *torch]]
+        expected += [(f"{row}, {what}", "flax") for what in ("compile", "first step")]
+    expected += [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
+    formulations = [row for row in written if row["row"].startswith("convolutions: ")]
     rows = {(row["row"], row["peer"]): row for row in written}
-    assert list(rows) == sizes + compiled + loops
+    assert list(rows) == expected + [(row["row"], row["peer"]) for row in formulations]
+    assert len(formulations) == 2  # of one convolution
     shown = capsys.readouterr().out
     for (name, peer), row in rows.items():
         assert row.keys() >= KEYS
@@ -159,6 +178,25 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     assert rows["mlp, width x2", "flax"].keys() >= KEYS | {"zoo_growth", "peer_growth"}
     assert rows["loop", "jitted step"]["at_most"] == 60
     assert "overhead_us" in rows["loop, 100 steps a dispatch", "jitted step"]
+    for row in formulations:
+        assert {row["chosen"], row["peer"]} <= row["measured_ms"].keys()
+        assert row["measured_ms"].keys() == row["estimated_ms"].keys()
+        assert row["peer_ms"] == min(row["measured_ms"].values())
+        assert row["zoo_ms"] == row["measured_ms"][row["chosen"]]
+        assert f"chose {row['chosen']} of" in shown
+
+
+def test_convolutions_are_those_of_the_workloads():
+    makes = [WORKLOADS[row][0] for row in ("mlp", "lenet5", "tdnn", "lenet5")]
+    found = passes(make(batch=2) for make in makes)
+    images = [
+        Geometry(2, (28, 28), (5, 5), (1, 1), ((2, 2), (2, 2)), 1, 6),
+        Geometry(2, (14, 14), (5, 5), (1, 1), ((0, 0),) * 2, 6, 16),
+    ]
+    # The gradient with respect to the data is not needed.
+    assert found[:5] == [(images[0], "forward"), (images[0], "kernel"), *((images[1], which) for which in PASSES)]
+    assert {shape.space for shape, _ in found[5:]} == {(100,), (50,), (25,)}
+    assert len(found) == 5 + 8
 
 
 @pytest.mark.usefixtures("without_torch")

@@ -66,9 +66,11 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.loop import Diverged
+    from train.memory import keep_memory
     from train.run_folder import RunError
     from train.trainer import run
 
+    keep_memory()
     out = options.out or str(pathlib.Path("runs") / recipe.name)
     try:
         result = run(recipe, out, data_dir=options.data_dir, quiet=options.quiet, tensorboard=options.tensorboard)

@@ -6,6 +6,13 @@
     fashion_mnist  28x28 articles of clothing, split alike
     npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; or train_inputs, ...
     folder:PATH    one sub-folder of images a class (or train/, val/, test/ with such sub-folders), resized
+    fsdd:PATH      spoken digits as log-mel frames [100, 40], from files DIGIT_SPEAKER_INDEX.wav (see train.audio): 0-4 of each
+                   digit and speaker test, 5-9 validation, the others train.  fsdd:PATH@SPEAKER tests on all of that speaker, and
+                   of the others 0-4 validate
+    moving_digits  clips [8, 16, 16, 1] of the digits above, four of each, moving in one of 8 directions, which is the class; a
+                   digit stays in its split: 5,588 train, 400 validation, 1,200 test
+    synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES
+                   generated images of any shape, such as 512x224x224x3/1000: a noisy mosaic of colours for each class
 
 A set without splits of its own is split 80/10/10, stratified, by a fixed seed; one with a test but no validation split gives a
 tenth of its training examples.  Files are looked up in DIR/mnist or DIR/fashion_mnist, DIR being ``data_dir`` or $ZOO_DATA_DIR,
@@ -20,13 +27,16 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from train.audio import read_fsdd
 from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz, reading
+from train.generated import DIRECTIONS, EXPECTED, MOST, moving_digits, synthetic
 
 __all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
 
@@ -43,12 +53,14 @@ class Dataset:
 
     splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}.
     classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
+    speakers: names, where a further column "speakers" [n] of each split is an index into them.
     """
 
     name: str
     splits: Mapping[str, Table]
     classes: tuple[str, ...] = ()
     input_range: tuple[float, float] = (0.0, 1.0)
+    speakers: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -74,14 +86,19 @@ def load_data(
     """The data set of that name (see the module).  Raises DataError that names the file and what is wrong, or where to put it."""
     kind, colon, path = name.partition(":")
     if colon and kind in _FROM_PATH:
+        path = _AT_SPEAKER.sub("", path) if kind == "fsdd" else path
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
         return _FROM_PATH[kind](name, _locate(path, data_dir), image_shape)
+    if kind == "synthetic":
+        return _synthetic(name, path)
     if name == "digits":
         return _digits()
+    if name == "moving_digits":
+        return Dataset(name, moving_digits(_digits().splits), tuple(DIRECTIONS), (0.0, float(MOST)))
     if name in _IDX_SETS:
         return _idx_set(name, data_dir)
-    known = ["digits", *_IDX_SETS, *(f"{prefix}:PATH" for prefix in _FROM_PATH)]
+    known = ["digits", *_IDX_SETS, *(f"{prefix}:PATH" for prefix in _FROM_PATH), "moving_digits", EXPECTED]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     raise DataError(f"data {name!r}: no such set; {hint}")
@@ -338,7 +355,22 @@ def _read_folder(folder: pathlib.Path, classes: tuple[str, ...], shape: tuple[in
     return {"inputs": np.stack(inputs), "targets": np.asarray(targets, np.int32)}
 
 
-_FROM_PATH = {"npz": _from_npz, "folder": _from_folder}
+_AT_SPEAKER = re.compile(r"@([^/@]+)\Z")
+
+
+def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+    held_out = _AT_SPEAKER.search(name)
+    splits, speakers = read_fsdd(folder, held_out[1] if held_out else "")
+    inputs = splits["train"]["inputs"]
+    return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers)
+
+
+_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "fsdd": _from_fsdd}
+
+
+def _synthetic(name: str, form: str) -> Dataset:
+    table, classes = synthetic(name, form)
+    return Dataset(name, _with_splits(f"data {name!r}", {"all": table}), tuple(map(str, range(classes))), (0.0, 255.0))
 
 
 def _with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from train.batches import Batches
 from train.checkpoint import Checkpoints
+from train.memory import peak_memory
 from train.progress import Progress
 from train.recipe import Recipe
 from train.run_folder import RunFolder, hardware, today, versions
@@ -133,7 +134,9 @@ class Loop:
                 self._save()
         if self.checkpoints:
             self.checkpoints.wait()
-        if not self.complete():
+        if self.complete():
+            self.progress.say(f"{self.step} steps in {self.seconds():.0f} s, peak memory {peak_memory() / 1e6:,.0f} MB")
+        else:
             name = signal.Signals(interrupts.received or signal.SIGTERM).name
             kept = "; a checkpoint is written, the same command resumes" if self.folder else ""
             self.progress.say(f"stopped by {name} at step {self.step} of {self.total}{kept}")
@@ -204,6 +207,7 @@ class Loop:
             "best_step": self.best_step(),
             "best": None if math.isnan(best) else {self.recipe.select_by: best},
             "seconds": round(self.seconds(), 2),
+            "peak_memory_mb": round(peak_memory() / 1e6),
             "hardware": hardware(),
             "date": today(),
             "versions": versions(),

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 import cattrs
 from tyro.conf import Suppress
 
+from train.augment import Augment
 from train.optimizer import Optimizer
 from zoo.base import Model
 
@@ -45,13 +46,14 @@ class Recipe(Generic[C]):
     model: C
     """The Config of a model; its module follows from it."""
     data: str = "digits"
-    """digits, mnist, fashion_mnist, npz:PATH or folder:PATH."""
+    """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, fsdd:PATH, synthetic:SHAPE (see docs/training.md)."""
     image_shape: tuple[int, int, int] = (28, 28, 1)
     """folder: data only: images are resized to this height, width and number of channels."""
     preprocess: Preprocess = "unit"
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"
     """Once settings are selected on the validation split, the papers train on all of it."""
+    augment: Augment = Augment()  # noqa: RUF009 (frozen)
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 (frozen)
     batch_size: int = 128
     epochs: float = 10.0
@@ -59,6 +61,9 @@ class Recipe(Generic[C]):
     """Number of steps; takes precedence over epochs."""
     seed: int = 0
     """Decides initialisation, order of the data, dropout and sampling."""
+    init_from: str | None = None
+    """Start from the parameters with the same names and shapes of a run folder (its best), a file of
+    zoo.interop.save_safetensors, or torchvision's weights (.safetensors, .pth)."""
     eval_every: float = 1.0
     """Epochs between evaluations on the validation split, each followed by a checkpoint."""
     select_by: str = "accuracy"
@@ -103,7 +108,7 @@ def to_dict(recipe: Recipe[Any]) -> dict[str, Any]:
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(recipe.model)
     fields["after"] = to_dict(recipe.after) if recipe.after else None
-    for name in ("optimizer", "targets", "image_shape"):
+    for name in ("augment", "optimizer", "targets", "image_shape"):
         fields[name] = _converter.unstructure(fields[name])
     return fields
 

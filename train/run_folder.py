@@ -66,8 +66,8 @@ class RunFolder:
         """The folder of this run, which need not exist.  Raises RunError that says what differs if it holds another run."""
         folder = cls(path)
         if (folder.path / "config.json").exists():
-            there = folder.config()
-            compared = {"recipe": there["recipe"], "data_fingerprint": there["data_fingerprint"]}
+            # Through the recipe, so that settings which an older version did not know have their defaults.
+            compared = {"recipe": to_dict(folder.recipe()), "data_fingerprint": folder.config()["data_fingerprint"]}
             different = list(differences(compared, {"recipe": to_dict(recipe), "data_fingerprint": fingerprint}))
             if different:
                 raise RunError(

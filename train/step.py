@@ -10,8 +10,10 @@ import numpy as np
 import optax
 from jax import Array
 
+from train.augment import Augment, deform
 from zoo.base import Batch, Carry, Model, Params
 
+NO_AUGMENT = Augment()
 Metrics = dict[str, tuple[Array, Array]]
 """{name: (sum, count)}: add them up over batches, then divide once."""
 
@@ -66,16 +68,18 @@ def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
 
 
 def make_step(
-    module: Model, cfg: Any, optimizer: optax.GradientTransformationExtraArgs
+    module: Model, cfg: Any, optimizer: optax.GradientTransformationExtraArgs, augment: Augment = NO_AUGMENT
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """``step(state, batch, key) -> (state, metrics)``: the gradient of the mean loss, one update, summed metrics.
 
     key: the run's root key, the same at every step.  metrics holds "loss" and the model's own.
+    augment: deforms the inputs first.
     A batch without any unmasked item has zero gradients.
     """
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, batch["mask"].shape[0])
+        batch = {**batch, "inputs": deform(augment, batch["inputs"], keys)}
 
         def objective(params: Params) -> tuple[Array, Any]:
             return module.loss(cfg, params, batch, key=keys, carry=state.carry)

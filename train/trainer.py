@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from train.progress import Progress
 from train.recipe import Recipe, module_of
 from train.run_folder import RunFolder, versions, write_json
 from train.step import TrainState, init_state, make_step
-from train.transfer import TRANSFERS
+from train.transfer import TRANSFERS, load_params, matching, shared
 from zoo.base import Model, Params
 
 EVAL_BATCH = 250
@@ -60,8 +60,9 @@ def fit(
 
     data: the name of a data set, a Dataset, or arrays {"inputs": [n, ...], "targets": [n]}; ``validation``: arrays alike.
     params: start from these.  out: a run folder for checkpoints (starting again there resumes).
-    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience, ...
-    Raises ValueError for bad settings or shapes before any step, Diverged when the loss is not finite.
+    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience,
+    init_from (a run folder or a file to start from), ...
+    Raises ValueError for bad settings or shapes, and what ``run`` raises, before any step, Diverged when the loss is not finite.
     """
     names = [
         field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "model", "data", "after", "transfer")
@@ -77,8 +78,13 @@ def fit(
         tables = {"train": data} | ({} if validation is None else {"validation": validation})
         dataset = Dataset("arrays", {split: jax.tree.map(np.asarray, dict(table)) for split, table in tables.items()})
         settings.setdefault("preprocess", "none")
-    recipe = Recipe(name="fit", model=cfg, data=dataset.name, **settings)
-    return _run_stage(_prepare(recipe, dataset, module), out, params, quiet)
+    if settings.get("init_from") is not None:
+        settings["init_from"] = os.fspath(settings["init_from"])
+        if params is not None:
+            raise ValueError(f"init_from={settings['init_from']!r}, allowed with params: None")
+    stage = _prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module)
+    start = _load_start(stage, out) if params is None else _Start(params)
+    return _run_stage(stage, out, start, quiet)
 
 
 def run(
@@ -91,21 +97,24 @@ def run(
 ) -> Result:
     """Runs every stage of a recipe, or goes on where it was interrupted.  Earlier stages lie in ``out/stage-1``, ...
 
-    Every stage takes the recipe's seed.  Raises DataError, RunError, CheckpointError, ValueError before any step, Diverged later.
+    Every stage takes the recipe's seed, the first one its init_from.
+    Raises DataError, RunError, CheckpointError, ValueError, OSError before any step, Diverged later.
     """
     recipes = [dataclasses.replace(stage, seed=recipe.seed) for stage in recipe.stages]
+    recipes[0] = dataclasses.replace(recipes[0], init_from=recipe.init_from or recipes[0].init_from)
     datasets = {each.data: load_data(each.data, data_dir, image_shape=each.image_shape) for each in recipes}
     stages = [_prepare(each, datasets[each.data], module_of(each.model)) for each in recipes]
+    earlier = [None if out is None else os.path.join(out, f"stage-{number}") for number in range(1, len(stages))]
+    folders = [*earlier, out]
+    start = _load_start(stages[0], folders[0])
     if out is not None:  # another run's folder is refused before the first stage starts
         RunFolder.create(out, recipes[-1], stages[-1].dataset.fingerprint)
     result = None
-    for number, stage in enumerate(stages, 1):
-        folder = out if out is None or stage is stages[-1] else os.path.join(out, f"stage-{number}")
-        params = None
+    for stage, folder in zip(stages, folders, strict=True):
         if result is not None:
-            fresh = init_state(*stage.start, stage.recipe.batch_size).params
-            params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, fresh)
-        result = _run_stage(stage, folder, params, quiet, tensorboard)
+            params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, stage.fresh())
+            start = _Start(params)
+        result = _run_stage(stage, folder, start, quiet, tensorboard)
         if not result.complete:
             break
     assert result is not None
@@ -127,6 +136,37 @@ class _Stage:
     abstract: TrainState
     metrics: Any
 
+    def fresh(self) -> Params:
+        """Parameters as the stage draws them itself."""
+        return init_state(*self.start, self.recipe.batch_size).params
+
+
+class _Start(NamedTuple):
+    """What a stage starts from: parameters, None for fresh ones, and what to say about them."""
+
+    params: Params | None = None
+    note: str = ""
+
+
+def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
+    """What the recipe's init_from gives; nothing is read where the run has a checkpoint to resume from."""
+    source = stage.recipe.init_from
+    if source is None or (out is not None and _has_checkpoint(RunFolder(out))):
+        return _Start()
+    earlier, fresh = load_params(source, stage.recipe.model), stage.fresh()
+    try:
+        params = matching(None, earlier, stage.recipe.model, fresh)
+    except ValueError as error:
+        raise ValueError(f"init_from={source!r}: {error}") from None
+    takes = shared(earlier, fresh)
+    left = [path for path, taken in takes.items() if not taken]
+    kept = f"; fresh: {', '.join(left)}" if left else ""
+    return _Start(params, f"starting from {source}: {len(takes) - len(left)} of {len(takes)} parameters{kept}")
+
+
+def _has_checkpoint(folder: RunFolder) -> bool:
+    return folder.checkpoints.is_dir() and bool(Checkpoints(folder.checkpoints, read_only=True).steps())
+
 
 def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model) -> _Stage:
     """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
@@ -135,7 +175,7 @@ def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model) -> _Stage:
     total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
     optimizer = recipe.optimizer.build(total, batches.steps_per_epoch)
     key = jax.random.key(recipe.seed)
-    step, start = make_step(module, cfg, optimizer), (module, cfg, optimizer, key)
+    step, start = make_step(module, cfg, optimizer, recipe.augment), (module, cfg, optimizer, key)
     abstract = jax.eval_shape(lambda: init_state(*start, recipe.batch_size))
     rows = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
     batch = jax.eval_shape(Batches.fetch, (batches.table, batches.scaling), rows)
@@ -148,12 +188,12 @@ def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model) -> _Stage:
 
 
 def _run_stage(
-    stage: _Stage, out: str | os.PathLike[str] | None, params: Params | None, quiet: bool, tensorboard: bool = False
+    stage: _Stage, out: str | os.PathLike[str] | None, start: _Start, quiet: bool, tensorboard: bool = False
 ) -> Result:
-    """Trains one stage to its end, or to a signal; params: what it starts from instead of fresh ones."""
+    """Trains one stage to its end, or to a signal."""
     recipe, batches = stage.recipe, stage.batches
-    if params is not None:
-        _check_params(params, stage.abstract.params)
+    if start.params is not None:
+        _check_params(start.params, stage.abstract.params)
     folder = None if out is None else RunFolder.create(out, recipe, stage.dataset.fingerprint)
     with contextlib.ExitStack() as stack:
         checkpoints, state, history = None, None, []
@@ -164,7 +204,11 @@ def _run_stage(
             folder.write_data(stage.dataset, batches.scaling)
             checkpoints = stack.enter_context(Checkpoints(folder.checkpoints))
             state, history = _resume(folder, checkpoints, stage.abstract, progress)
-        state = init_state(*stage.start, recipe.batch_size, params) if state is None else state
+        if state is None:
+            params = jax.tree.map(jnp.copy, start.params)  # the state is donated to the first step, the caller's are not
+            state = init_state(*stage.start, recipe.batch_size, params)
+            if start.note:
+                progress.say(start.note)
         loop = Loop(recipe, stage.module, batches, stage.validation, stage.total, state, history, progress, folder, checkpoints)
         with Interrupts() as interrupts:
             loop.run(stage.step, stage.metrics, stage.start[-1], interrupts)

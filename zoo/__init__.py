@@ -13,13 +13,16 @@ import difflib
 import fnmatch
 from typing import Any
 
-from zoo import base, layers, mlp
+from zoo import base, convnet, convolution, layers, mlp
 from zoo.base import Aux, Batch, Model, Params, static
 
-__all__ = ["MODELS", "Aux", "Batch", "Model", "Params", "base", "create", "layers", "list_models", "mlp", "static"]
+__all__ = [
+    "MODELS", "Aux", "Batch", "Model", "Params",
+    "base", "convnet", "convolution", "create", "layers", "list_models", "mlp", "static",
+]  # fmt: skip
 __version__ = "0.1.0"
 
-MODELS: dict[str, Model] = {"mlp": mlp}
+MODELS: dict[str, Model] = {"mlp": mlp, "convnet": convnet}
 """Every model module by name."""
 
 

@@ -105,7 +105,7 @@ CONTRACT = {
 def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:
     """Raises ValueError naming the field of a Config, its value and what is allowed, unless ``condition`` holds."""
     if not condition:
-        raise ValueError(f"{type(cfg).__module__}.Config: {field}={getattr(cfg, field)!r}, allowed: {allowed}")
+        raise ValueError(f"{type(cfg).__module__}.{type(cfg).__name__}: {field}={getattr(cfg, field)!r}, allowed: {allowed}")
 
 
 def require_choice(cfg: Any, field: str, choices: tuple[Any, ...]) -> None:
@@ -131,7 +131,7 @@ def require_sizes(cfg: Any, field: str, *, at_least: int) -> None:
     """``require`` that a field of a Config is a tuple (a list is made one) of ``at_least`` or more positive integers."""
     value = getattr(cfg, field)
     sizes = tuple(value) if isinstance(value, list | tuple) else ()
-    valid = len(sizes) >= at_least and all(type(size) is int and size >= 1 for size in sizes)
+    valid = isinstance(value, list | tuple) and len(sizes) >= at_least and all(type(size) is int and size >= 1 for size in sizes)
     require(valid, cfg, field, f"{at_least} or more positive integers")
     object.__setattr__(cfg, field, sizes)
 

@@ -9,7 +9,7 @@
 
 Parameters stay what they are, nested dicts of arrays with the same names, so going back is taking them out again.
 This module is not imported by ``import zoo``: flax takes a while.  Its safetensors functions take paths, as everyone
-expects, and are the only ones of the package that touch files.
+expects; they and ``zoo.torchvision`` are the only ones of the package that touch files.
 """
 
 import json
@@ -63,7 +63,7 @@ class LinenModel(linen.Module):
             for name, value in self.init_fn(self.cfg, _typed(self.make_rng("params"))).items():
                 self.put_variable("params", name, value)
         params = unfreeze(dict(self.variables.get("params", {})))
-        _require_fit("params", params, _shapes(self.init_fn, self.cfg), dtypes=False)
+        require_fit("params", params, shapes_of(self.init_fn, self.cfg), dtypes=False)
         key = None if deterministic else _example_keys(_typed(self.make_rng("dropout")), inputs)
         return self.apply_fn(self.cfg, params, inputs, key=key)
 
@@ -119,7 +119,7 @@ def to_nnx(module: Model, cfg: Any, *, params: Params | None = None, rngs: nnx.R
         if rngs is None:
             raise ValueError("params=None and rngs=None, allowed: parameters, or nnx.Rngs to draw them from")
         params = module.init(cfg, rngs["params"]())
-    _require_fit("params", params, _shapes(module.init, cfg), dtypes=False)
+    require_fit("params", params, shapes_of(module.init, cfg), dtypes=False)
     dropout = rngs["dropout"].fork() if rngs is not None and ("dropout" in rngs or "default" in rngs) else None
     return NnxModel(module.apply, cfg, params, dropout)
 
@@ -136,7 +136,7 @@ def save_safetensors(path: str | PathLike[str], params: Params, cfg: Any = None)
         name = next((name for name, module in MODELS.items() if type(cfg) is module.Config), None)
         if name is None:
             raise ValueError(f"cfg={cfg!r}, allowed: the Config of one of {', '.join(MODELS)}")
-        _require_fit("params", params, _shapes(MODELS[name].init, cfg), dtypes=False)
+        require_fit("params", params, shapes_of(MODELS[name].init, cfg), dtypes=False)
         metadata = {"model": name, "config": json.dumps(_converter.unstructure(cfg))}
     tensors = {}
     for keys, leaf in _leaves(params):
@@ -157,7 +157,7 @@ def load_safetensors(path: str | PathLike[str], like: Any = None) -> Params:
     cannot hold (64 bits without ``jax_enable_x64``); FileNotFoundError.
     """
     arrays: dict[str, Array] = {}
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         for name in file.keys():  # noqa: SIM118 -- not a dict
             try:
                 value = file.get_tensor(name)
@@ -171,7 +171,7 @@ def load_safetensors(path: str | PathLike[str], like: Any = None) -> Params:
             raise ValueError(f"{path}: {name} is an array, and a dict in {clash}")
     params = unflatten_dict(arrays, sep=".")
     if like is not None:
-        _require_fit(str(path), params, like, dtypes=True)
+        require_fit(str(path), params, like, dtypes=True)
     return params
 
 
@@ -180,7 +180,7 @@ def load_config(path: str | PathLike[str]) -> tuple[Model, Any]:
 
     Raises ValueError naming the file if it has none, or one that is no model of ours; FileNotFoundError.
     """
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
     if metadata.get("model") not in MODELS:
         raise ValueError(f"{path}: model {metadata.get('model')!r} in its metadata, allowed: one of {', '.join(MODELS)}")
@@ -203,7 +203,7 @@ def export(
     """
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms={platforms!r}, allowed: a tuple of {', '.join(map(repr, PLATFORMS))}")
-    shapes = _shapes(module.init, cfg)
+    shapes = shapes_of(module.init, cfg)
     example = jax.eval_shape(partial(module.example_batch, cfg, batch_size=2), jax.random.key(0))["inputs"]
     (batch,) = jax.export.symbolic_shape("batch")
     inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example)
@@ -211,20 +211,22 @@ def export(
     if params is None:
         run = jax.jit(lambda params, inputs: module.apply(cfg, params, inputs))
         return jax.export.export(run, platforms=platforms)(shapes, inputs)
-    _require_fit("params", params, shapes, dtypes=False)
+    require_fit("params", params, shapes, dtypes=False)
     arrays = jax.tree.map(jnp.asarray, params)  # numpy's cannot be indexed by what is traced
     run = jax.jit(lambda inputs: module.apply(cfg, arrays, inputs))
     return jax.export.export(run, platforms=platforms)(inputs)
 
 
-def _open(path: str | PathLike[str]) -> Any:
+def open_safetensors(path: str | PathLike[str]) -> Any:
+    """A file that can be asked for its names and tensors.  Raises ValueError naming it if it is none; FileNotFoundError."""
     try:
         return safetensors.safe_open(path, framework="np")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _shapes(init: Callable[..., Params], cfg: Any) -> Params:
+def shapes_of(init: Callable[..., Params], cfg: Any) -> Params:
+    """Shapes and types of the parameters that ``init(cfg, key)`` draws."""
     return jax.eval_shape(partial(init, cfg), jax.random.key(0))
 
 
@@ -247,7 +249,7 @@ def _leaves(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
         yield from _leaves(value, (*keys, key))
 
 
-def _require_fit(where: str, params: Any, like: Any, *, dtypes: bool) -> None:
+def require_fit(where: str, params: Any, like: Any, *, dtypes: bool) -> None:
     """Raises ValueError naming every leaf of ``params`` that is missing, unknown, or unlike that of ``like``."""
     have, want = ({".".join(map(str, keys)): leaf for keys, leaf in _leaves(tree)} for tree in (params, like))
     faults = [f"{name} is missing" for name in want if name not in have]

@@ -1,7 +1,7 @@
-"""Pure building blocks that several models share: initialisers, activations, dense layers, dropout, elementwise losses."""
+"""Pure building blocks that several models share: initialisers, activations, dense and convolutional layers, dropout, losses."""
 
 import functools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from zoo.base import Aux, Params, require_shape
+from zoo.base import Aux, Batch, Params, require, require_choice, require_positive, require_shape
+from zoo.convolution import Pads, Sizes, convolve
 
 Activation = Literal["relu", "tanh", "logistic", "lecun_tanh", "linear"]
 Initializer = Literal["he_normal", "glorot_uniform", "lecun_normal"]
@@ -43,10 +44,10 @@ def activate(name: Activation, x: Array) -> Array:
             return x
 
 
-def init_dense(key: Array, inputs: int, outputs: int, initializer: Initializer, gain: float = 1.0) -> Params:
-    """Kernel [inputs, outputs] drawn by ``initializer`` times ``gain``, bias [outputs] zero."""
+def init_layer(key: Array, shape: Sizes, initializer: Initializer, gain: float = 1.0) -> Params:
+    """Kernel [*window, in, out] of this shape drawn by ``initializer`` times ``gain``, bias [out] zero.  Dense: no window."""
     draw = getattr(jax.nn.initializers, initializer)()
-    return {"kernel": gain * draw(key, (inputs, outputs)), "bias": jnp.zeros(outputs)}
+    return {"kernel": gain * draw(key, shape), "bias": jnp.zeros(shape[-1])}
 
 
 def dense(params: Params, x: Float[Array, "*batch in"], compute_dtype: ComputeDtype = None) -> Float[Array, "*batch out"]:
@@ -55,6 +56,27 @@ def dense(params: Params, x: Float[Array, "*batch in"], compute_dtype: ComputeDt
     dtype = compute_dtype or kernel.dtype
     outputs = x.astype(dtype) @ kernel.astype(dtype)
     return outputs + jnp.broadcast_to(bias.astype(dtype), outputs.shape)
+
+
+def conv(params: Params, x: Array, strides: Sizes, pads: Pads, compute_dtype: ComputeDtype = None) -> Array:
+    """Cross-correlation of x [batch, *space, in] with kernel [*window, in, out], plus bias [out].
+
+    The kernel is not flipped, as everywhere in this field: ``flip`` it to get what mathematics and Matlab call a convolution.
+    """
+    kernel, bias = params["kernel"], params["bias"]
+    dtype = compute_dtype or kernel.dtype
+    outputs = convolve(x.astype(dtype), kernel.astype(dtype), strides, pads)
+    return outputs + jnp.broadcast_to(bias.astype(dtype), outputs.shape)
+
+
+def flip(kernel: Array) -> Array:
+    """Kernel [*window, in, out] reversed along its window.
+
+    The review slides (EQ1, EQ2) and the Matlab code convolve with ``convn``, which reverses it: ``convn(x, k, 'valid')`` is the
+    convolution here with ``flip(k)``.  Its gradients are ``convn`` as well: with respect to the inputs the 'full' convolution of
+    the error with the reversed k, and with respect to k the 'valid' convolution of the reversed inputs with the error.
+    """
+    return jnp.flip(kernel, range(kernel.ndim - 2))
 
 
 def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, " batch"] | None]:
@@ -103,6 +125,44 @@ def output_losses(output: Output, objective: Objective, logits: Float[Array, "ba
     if output == "softmax":
         return optax.softmax_cross_entropy(logits, targets)
     return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
+def require_supervised(cfg: Any) -> None:
+    """Raises ValueError unless a Config's activation, output, objective, initializer, gain and compute_dtype are allowed."""
+    require_choice(cfg, "activation", ACTIVATIONS)
+    require_choice(cfg, "output", OUTPUTS)
+    require_choice(cfg, "objective", (None, "cross_entropy", "squared_error"))
+    linear = cfg.output == "linear" and cfg.objective == "cross_entropy"
+    require(not linear, cfg, "objective", "'squared_error' or None for linear outputs")
+    require_choice(cfg, "initializer", INITIALIZERS)
+    require_positive(cfg, "gain")
+    require_choice(cfg, "compute_dtype", (None, "bfloat16"))
+
+
+def supervised_loss(cfg: Any, logits: Float[Array, "batch out"], batch: Batch) -> tuple[Array, Aux]:
+    """Summed loss over unmasked examples, by a Config's output and objective; metric "accuracy" where targets are classes.
+
+    batch: mask [batch], targets: classes [batch] (integers) or [batch, out] (0/1 or real).
+    """
+    targets = batch["targets"]
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        require_shape("targets", targets, (logits.shape[0],))
+        metrics = {"accuracy": jnp.argmax(logits, axis=-1) == targets}
+    else:
+        require_shape("targets", targets, logits.shape)
+        metrics = {}
+    losses = output_losses(cfg.output, cfg.objective or NATURAL_OBJECTIVE[cfg.output], logits, targets)
+    return summed(losses, batch["mask"], **metrics)
+
+
+def example_supervised(output: Output, key: Array, inputs: Sizes, units: int) -> Batch:
+    """Uniform inputs of this shape [batch, ...]; random classes [batch], or normal targets [batch, units] for linear outputs."""
+    input_key, target_key = jax.random.split(key)
+    if output == "linear":
+        targets = jax.random.normal(target_key, (inputs[0], units))
+    else:
+        targets = jax.random.randint(target_key, inputs[:1], 0, units)
+    return {"inputs": jax.random.uniform(input_key, inputs), "targets": targets, "mask": jnp.ones(inputs[0], bool)}
 
 
 def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[Array, Aux]:

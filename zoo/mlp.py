@@ -7,26 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Params,
-    require,
-    require_choice,
-    require_positive,
-    require_rate,
-    require_shape,
-    require_sizes,
-    static,
-)
+from zoo.base import Aux, Batch, Params, require_rate, require_sizes, static
 from zoo.layers import (
-    ACTIVATIONS,
-    INITIALIZERS,
-    NATURAL_OBJECTIVE,
-    OUTPUTS,
     Activation,
     ComputeDtype,
     Initializer,
@@ -36,11 +20,12 @@ from zoo.layers import (
     at_least_float32,
     dense,
     dropout,
-    init_dense,
+    example_supervised,
+    init_layer,
     output_activation,
-    output_losses,
+    require_supervised,
     split_keys,
-    summed,
+    supervised_loss,
 )
 
 
@@ -72,17 +57,8 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         require_sizes(self, "sizes", at_least=2)
-        require_choice(self, "activation", ACTIVATIONS)
-        require_choice(self, "output", OUTPUTS)
-        require_choice(self, "objective", (None, "cross_entropy", "squared_error"))
-        require(
-            not (self.output == "linear" and self.objective == "cross_entropy"),
-            self, "objective", "'squared_error' or None for linear outputs",
-        )  # fmt: skip
         require_rate(self, "input_dropout", "dropout")
-        require_choice(self, "initializer", INITIALIZERS)
-        require_positive(self, "gain")
-        require_choice(self, "compute_dtype", (None, "bfloat16"))
+        require_supervised(self)
 
 
 _toolbox = Config(sizes=(784, 100, 10), activation="lecun_tanh", output="logistic", objective="squared_error", gain=4.0)
@@ -107,7 +83,7 @@ def init(cfg: Config, key: Array) -> Params:
     """{"layer_0": {"kernel" [in, out], "bias" [out]}, ...}: kernels by ``cfg.initializer``, biases zero."""
     keys = jax.random.split(key, len(cfg.sizes) - 1)
     return {
-        f"layer_{index}": init_dense(keys[index], inputs, outputs, cfg.initializer, cfg.gain)
+        f"layer_{index}": init_layer(keys[index], (inputs, outputs), cfg.initializer, cfg.gain)
         for index, (inputs, outputs) in enumerate(zip(cfg.sizes[:-1], cfg.sizes[1:], strict=True))
     }
 
@@ -149,16 +125,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs [batch, ...], mask [batch], targets: classes [batch] (integers) or [batch, sizes[-1]] (0/1 or real).
     """
-    logits = apply(cfg, params, batch["inputs"], key=key)
-    targets = batch["targets"]
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        require_shape("targets", targets, (logits.shape[0],))
-        metrics = {"accuracy": jnp.argmax(logits, axis=-1) == targets}
-    else:
-        require_shape("targets", targets, logits.shape)
-        metrics = {}
-    losses = output_losses(cfg.output, cfg.objective or NATURAL_OBJECTIVE[cfg.output], logits, targets)
-    return summed(losses, batch["mask"], **metrics)
+    return supervised_loss(cfg, apply(cfg, params, batch["inputs"], key=key), batch)
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
@@ -168,13 +135,4 @@ def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> t
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     """Uniform inputs [batch, sizes[0]]; random classes [batch], or normal targets [batch, sizes[-1]] for linear outputs."""
-    input_key, target_key = jax.random.split(key)
-    if cfg.output == "linear":
-        targets = jax.random.normal(target_key, (batch_size, cfg.sizes[-1]))
-    else:
-        targets = jax.random.randint(target_key, (batch_size,), 0, cfg.sizes[-1])
-    return {
-        "inputs": jax.random.uniform(input_key, (batch_size, cfg.sizes[0])),
-        "targets": targets,
-        "mask": jnp.ones(batch_size, bool),
-    }
+    return example_supervised(cfg.output, key, (batch_size, cfg.sizes[0]), cfg.sizes[-1])

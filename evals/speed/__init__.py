@@ -4,8 +4,16 @@ A step is forward, backward and the SGD-momentum update.  All contenders of a ro
 batch and compute the same function, in interleaved blocks of one session: a ratio is the zoo's time over its peer's in the same
 round, and what is reported is the median of the rounds and their extremes.  Below 1 the zoo is faster.
 
-    mlp     784-800-800-10, batch 128: the step, the same with the batch and the width doubled, its compilation, the first step
-    loop    the trainer's host loop over the jitted step alone, for a tiny model and for that of ``mlp``
+    mlp           784-800-800-10, batch 128
+    convnet       the network of flax's MNIST example, batch 128
+    lenet5        the preset, batch 128
+    vgg32         eight 3x3 convolutions of 64 to 512 features on images of 32x32, batch 32
+    tdnn          the preset, over time, without dropout, batch 64
+    loop          the trainer's host loop over the jitted step alone, for a tiny model and for that of ``mlp``
+    convolutions  what ``zoo.convolution`` chooses over the fastest formulation, for each pass of each convolution of the above
+
+The first five time the step, the same with the batch, the width and the side of the inputs doubled, compilation, and the first
+step.  The last one shows the estimate and the measurement of every formulation that may matter.
 
 The zoo's step is the trainer's own: it masks padding, counts, and reports accuracy as well.  The peers only train: flax linen
 with optax.sgd in its TrainState, jitted, the state donated; torch with its modules and its SGD, on two threads.  A busy machine

@@ -13,6 +13,7 @@ import tyro
 
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
+from train.memory import keep_memory
 from train.run_folder import hardware, today, versions
 
 OTHERS_AT_MOST = 0.05
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command.json is not None and not command.json.parent.is_dir():
         print(f"error: --json {command.json}: no folder {command.json.parent}", file=sys.stderr)
         return 2
+    keep_memory()  # as when training, and for all contenders alike
     if not has_torch():
         print("torch is not installed, its comparisons are skipped: pip install 'purezoo[torch]'")
     made: dict[str, Any] = {
@@ -99,6 +101,9 @@ def _note(line: Line) -> str:
     if line.overhead_us is not None:
         measured, unit = line.overhead_us, " us"
         notes.append(f"{line.overhead_us:+.0f} us a step (best {line.overhead_us_best:+.0f})")
+    if line.chosen is not None and line.measured_ms and line.estimated_ms:
+        each = (f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})" for name, cost in line.estimated_ms.items())
+        notes.append(f"chose {line.chosen} of {', '.join(each)}")
     if line.at_most is not None:
         verdict = "ok" if measured <= line.at_most else "[red]above[/red]"
         notes.append(f"{verdict}: at most {line.at_most:g}{unit}")

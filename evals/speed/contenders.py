@@ -1,5 +1,6 @@
-"""Training steps that can be timed: the zoo's, flax's, torch's, and the zoo's within the trainer's loop."""
+"""What can be timed: training steps, the zoo's, flax's, torch's, and the zoo's within the trainer's loop; and convolutions."""
 
+import functools
 import importlib.util
 import math
 import time
@@ -19,6 +20,7 @@ from train.optimizer import Optimizer
 from train.step import TrainState, init_state, make_step
 from train.trainer import fit
 from zoo.base import Batch, Model, Params
+from zoo.convolution import Formulation, Geometry, Pass, formulate
 
 RATE, MOMENTUM = 1e-6, 0.9
 """The learning rate is so small that thousands of steps on one batch leave the parameters as they were drawn."""
@@ -111,6 +113,23 @@ class Jitted(BackToBack):
     def wait(self) -> None:
         """Until the device is idle."""
         jax.block_until_ready((self.state, self.outputs))
+
+
+class ConvolutionPass(BackToBack):
+    """One pass of a convolution in one formulation, jitted, on random values."""
+
+    def __init__(self, shape: Geometry, which: Pass, formulation: Formulation) -> None:
+        """which: forward, or the gradient with respect to the inputs or the kernel, which see an error too."""
+        ends = shape.channels_in, shape.channels_out
+        sizes = [(shape.batch, *shape.space, ends[0]), (*shape.window, *ends), (shape.batch, *shape.outputs, ends[1])]
+        draw = np.random.default_rng(0).standard_normal  # nothing to compile
+        self.arguments = [jnp.asarray(draw(size, np.float32)) for size in sizes[: 2 if which == "forward" else 3]]
+        run = functools.partial(formulate, which, formulation, strides=shape.strides, pads=shape.pads)
+        self.jitted = jax.jit(run)
+
+    def step(self) -> None:
+        """Runs the pass; waits for it, as nothing else keeps the next one from running beside it."""
+        self.outputs = jax.block_until_ready(self.jitted(*self.arguments))
 
 
 class Torch(BackToBack):

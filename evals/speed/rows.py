@@ -2,25 +2,31 @@
 
 import functools
 import inspect
+import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from evals.speed.contenders import Fit, Jitted, contenders, programs, zoo_program
-from evals.speed.workloads import LOOPS, WORKLOADS, Workload
-from zoo import mlp
+from evals.speed.contenders import ConvolutionPass, Fit, Jitted, contenders, programs, zoo_program
+from evals.speed.workloads import LOOPS, WORKLOADS, Workload, convolutions
+from zoo import convnet, convolution, mlp
+from zoo.convolution import PASSES, Formulation, Geometry, Pass
 
 LOOP_US_AT_MOST = 60.0
 DISPATCH = 100
 """Steps in a dispatch, where the loop makes several."""
 MOST_FRESH_ROUNDS = 5
 """Compilations take seconds: no more rounds of them than this."""
+MOST_PASS_ROUNDS, PASS_SHARE = 5, 0.1
+"""Passes of convolutions are many: no more rounds of them than this, of blocks that are this part of the others' length."""
+HOPELESS = 10
+"""Formulations are not timed if the estimate is more than this many times the least."""
 
 K = TypeVar("K")
 Timed = Callable[[int], float]
@@ -54,6 +60,8 @@ class Line:
     _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
     overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
     at_most: what we promise of the ratio, or of the overhead where there is one.
+    chosen: the zoo's formulation of a convolution; its peer is the fastest one, perhaps itself.
+    measured_ms, estimated_ms: of each formulation.
     """
 
     row: str
@@ -70,9 +78,12 @@ class Line:
     peer_growth: float | None = None
     overhead_us: float | None = None
     overhead_us_best: float | None = None
+    chosen: str | None = None
+    measured_ms: dict[str, float] | None = None
+    estimated_ms: dict[str, float] | None = None
 
 
-def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: float | None) -> Line:
+def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: Any) -> Line:
     """The comparison of two contenders' seconds a step [rounds]; more: further fields."""
     ratios = zoo_times / peer_times
     return Line(
@@ -90,12 +101,12 @@ def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, 
 
 
 def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> list[Line]:
-    """Lines of a workload: its step at its own size, with the batch and with the width doubled, and its compilation.
+    """Lines of a workload: its step at its own size and with each of its sizes doubled, and its compilation.
 
-    make(batch=, width=): a Workload; both have defaults.  at_most: {peer: ratio}.
+    make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio}.
     """
     default = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
-    sizes = {row: {}} | {f"{row}, {name} x2": {name: 2 * default[name]} for name in ("batch", "width")}
+    sizes = {row: {}} | {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
     timed = {(size, name): timed for size, change in sizes.items() for name, timed in contenders(make(**change)).items()}
     times = interleave(timed, options)
     lines = []
@@ -178,7 +189,45 @@ def loop_row(cases: dict[str, tuple[mlp.Config, int]], options: Options) -> list
     return lines
 
 
+def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> list[Line]:
+    """The formulation that ``zoo.convolution`` chooses over the fastest one, for every convolution of those workloads."""
+    options = Options(min(options.rounds, MOST_PASS_ROUNDS), PASS_SHARE * options.seconds)
+    lines = []
+    for shape, which in passes(make() for make in makes):
+        costs = convolution.costs(shape, which)
+        estimated: dict[Formulation, float] = {
+            name: cost for name, cost in costs.items() if cost <= HOPELESS * min(costs.values())
+        }
+        times = interleave({name: ConvolutionPass(shape, which, name) for name in estimated}, options)
+        measured = {name: float(np.median(taken)) for name, taken in times.items()}
+        chosen, best = convolution.choose(shape, which), min(measured, key=measured.__getitem__)
+        inputs, window = ("x".join(map(str, sizes)) for sizes in ((shape.batch, *shape.space, shape.channels_in), shape.window))
+        more = {
+            "chosen": chosen,
+            "measured_ms": {name: 1e3 * seconds for name, seconds in measured.items()},
+            "estimated_ms": {name: 1e3 * seconds for name, seconds in estimated.items()},
+        }
+        row = f"convolutions: {inputs} {window} {shape.channels_out}, {which}"
+        lines.append(compare(row, best, times[chosen], times[best], **more))
+    return lines
+
+
+def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
+    """Those of all their convolutions, each once.
+
+    The first layer's gradient with respect to its inputs is left out: nobody computes it.
+    """
+    found: dict[tuple[Geometry, Pass], None] = {}
+    for work in works:
+        shapes = convolutions(work.cfg, len(work.batch["mask"])) if isinstance(work.cfg, convnet.Config) else []
+        for (number, shape), which in itertools.product(enumerate(shapes), PASSES):
+            if number or which != "inputs":
+                found[shape, which] = None
+    return list(found)
+
+
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
     "loop": functools.partial(loop_row, LOOPS),
+    "convolutions": functools.partial(convolutions_row, [make for make, _ in WORKLOADS.values()]),
 }

@@ -1,15 +1,20 @@
-"""The models of the rows.  A further one is a function like ``mlp`` and its line in WORKLOADS."""
+"""The models of the rows.  A further one is a function like ``mlp`` or ``convnet`` and its line in WORKLOADS."""
 
+import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 import zoo
 from zoo.base import Batch, Model, Params
+from zoo.convnet import Stage
+from zoo.convolution import Geometry, Sizes
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,129 @@ def mlp(batch: int = 128, width: int = 800) -> Workload:
 
         return Sequential(Linear(784, width), ReLU(), Linear(width, width), ReLU(), Linear(width, 10))
 
-    def torch_params(params: Params) -> list[Array]:
-        return [leaf for layer in params.values() for leaf in (layer["kernel"].T, layer["bias"])]
-
     arrays = zoo.mlp.example_batch(cfg, jax.random.key(2), batch)
     return Workload(zoo.mlp, cfg, arrays, Network(), torch_network, torch_params)
 
 
-WORKLOADS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {"mlp": (mlp, {"flax": 1.05, "torch": 0.75})}
-"""{row: (function of batch and width, both with defaults; {peer: the ratio that we promise not to exceed})}."""
+def torch_params(params: Params) -> list[Array]:
+    """Kernel and bias of every layer; a kernel's axes are there the outputs, the inputs and the window, of two axes at least."""
+
+    def turned(kernel: Array) -> Array:
+        return jnp.moveaxis(kernel[None] if kernel.ndim == 3 else kernel, (-1, -2), (0, 1))
+
+    return [leaf for layer in params.values() for leaf in (turned(layer["kernel"]), layer["bias"])]
+
+
+def convnet(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
+    """The network of flax's MNIST example: 32 and 64 features in windows of 3x3, means of 2x2, 256 units."""
+    stages = tuple(Stage(features=features, pool="mean") for features in (32, 64))
+    return convolutional(zoo.convnet.Config(shape=(side, side, 1), stages=stages, dense=(256,)), batch, width)
+
+
+def lenet5(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
+    """The preset."""
+    return convolutional(zoo.create("convnet/lenet5", shape=(side, side, 1))[1], batch, width)
+
+
+def vgg32(batch: int = 32, width: float = 1, side: int = 32) -> Workload:
+    """Eight convolutions as in VGG, 64 to 512 features in windows of 3x3, for small images; no hidden dense layers."""
+    pairs = itertools.product((64, 128, 256, 512), (None, "max"))
+    stages = tuple(Stage(features=features, pool=pool) for features, pool in pairs)
+    return convolutional(zoo.convnet.Config(shape=(side, side, 3), stages=stages), batch, width)
+
+
+def tdnn(batch: int = 64, width: float = 1, length: int = 100) -> Workload:
+    """The preset: windows over time."""
+    return convolutional(zoo.create("convnet/tdnn", shape=(length, 40))[1], batch, width)
+
+
+def convolutional(cfg: zoo.convnet.Config, batch: int, width: float) -> Workload:
+    """A network for signals or images whose nonlinearities are ReLU, without its dropout.
+
+    width: a factor on all features and hidden units.
+    """
+    stages = tuple(replace(stage, features=round(width * stage.features), dropout=0.0) for stage in cfg.stages)
+    cfg = replace(cfg, stages=stages, dense=tuple(round(width * units) for units in cfg.dense), dropout=0.0)
+    arrays = zoo.convnet.example_batch(cfg, jax.random.key(2), batch)
+    return Workload(zoo.convnet, cfg, arrays, ConvolutionalNetwork(cfg), lambda: torch_convolutional(cfg), torch_params)
+
+
+def convolutions(cfg: zoo.convnet.Config, batch: int) -> list[Geometry]:
+    """Those of the stages."""
+    spaces, channels = [cfg.shape[:-1], *cfg.spaces()], [cfg.shape[-1], *(stage.features for stage in cfg.stages)]
+    found = []
+    for stage, space, ends in zip(cfg.stages, spaces[:-1], itertools.pairwise(channels), strict=True):
+        at = stage.geometry(space)
+        found.append(Geometry(batch, space, at.window, at.strides, at.pads, *ends))
+    return found
+
+
+class ConvolutionalNetwork(nn.Module):
+    """As flax's own examples have it."""
+
+    cfg: zoo.convnet.Config
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Inputs [batch, *shape] -> logits [batch, classes]."""
+        pools = {"max": nn.max_pool, "mean": nn.avg_pool}
+        for index, stage in enumerate(self.cfg.stages):
+            at = stage.geometry(x.shape[1:-1])
+            x = nn.relu(nn.Conv(stage.features, at.window, at.strides, at.pads, name=f"conv_{index}")(x))
+            if stage.pool:
+                x = pools[stage.pool](x, at.pool, at.pool_strides)
+        if self.cfg.global_pool:
+            x = pools[self.cfg.global_pool](x, x.shape[1:-1])
+        x = x.reshape(x.shape[0], -1)
+        for index, units in enumerate(self.cfg.dense):
+            x = nn.relu(nn.Dense(units, name=f"dense_{index}")(x))
+        return nn.Dense(self.cfg.classes, name=f"dense_{len(self.cfg.dense)}")(x)
+
+
+def torch_convolutional(cfg: zoo.convnet.Config) -> Any:
+    """The same in torch: channels are its second axis but the last one in memory, so turning the axes moves no data.
+
+    Signals are images of height 1: torch computes in this layout with those only, and so faster.
+    """
+    from torch import Tensor, channels_last, nn  # pyright: ignore[reportMissingImports]
+
+    class Turn(nn.Module):
+        def __init__(self, source: int, target: int) -> None:
+            super().__init__()
+            self.axes = source, target
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.movedim(*self.axes)
+
+    def lift(sizes: Sizes, other: int = 1) -> Any:
+        return (other, *sizes) if len(sizes) == 1 else sizes
+
+    pools = {"max": (nn.MaxPool2d, nn.AdaptiveMaxPool2d), "mean": (nn.AvgPool2d, nn.AdaptiveAvgPool2d)}
+    layers: list[Any] = [Turn(-1, 1)] if len(cfg.shape) == 3 else [nn.Unflatten(1, (1, -1)), Turn(-1, 1)]
+    for stage, shape in zip(cfg.stages, convolutions(cfg, batch=1), strict=True):
+        pads = lift(tuple(low for low, _ in shape.pads), other=0)
+        layers += [nn.Conv2d(shape.channels_in, shape.channels_out, lift(shape.window), lift(shape.strides), pads), nn.ReLU()]
+        if stage.pool:
+            at = stage.geometry(shape.outputs)
+            layers.append(pools[stage.pool][0](lift(at.pool), lift(at.pool_strides)))
+    if cfg.global_pool:
+        layers.append(pools[cfg.global_pool][1](1))
+    layers += [Turn(1, -1), nn.Flatten()]
+    inputs = cfg.stages[-1].features * (1 if cfg.global_pool else math.prod(cfg.spaces()[-1]))
+    for sizes in itertools.pairwise((inputs, *cfg.dense, cfg.classes)):
+        layers += [nn.Linear(*sizes), nn.ReLU()]
+    network: Any = nn.Sequential(*layers[:-1])
+    return network.to(memory_format=channels_last)
+
+
+WORKLOADS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
+    "mlp": (mlp, {"flax": 1.05, "torch": 0.75}),
+    "convnet": (convnet, {"flax": 0.6, "torch": 1.0}),
+    "lenet5": (lenet5, {"torch": 1.0}),
+    "vgg32": (vgg32, {"flax": 0.75, "torch": 1.0}),
+    "tdnn": (tdnn, {"torch": 1.0}),
+}
+"""{row: (function of batch, width and perhaps more, all with defaults; {peer: the ratio that we promise not to exceed})}."""
 
 LOOPS = {
     "loop": (zoo.mlp.Config(sizes=(64, 32, 10)), 32),

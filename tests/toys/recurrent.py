@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from zoo.base import Aux, Batch, Params, require_choice, require_positive, require_rate, require_shape, static
-from zoo.layers import ComputeDtype, at_least_float32, dense, dropout, init_dense, summed
+from zoo.layers import ComputeDtype, at_least_float32, dense, dropout, init_layer, summed
 
 
 @static
@@ -39,9 +39,9 @@ def init(cfg: Config, key: Array) -> Params:
     """Kernels of the input, the recurrence and the output."""
     keys = jax.random.split(key, 3)
     return {
-        "input": init_dense(keys[0], cfg.features, cfg.hidden, "glorot_uniform"),
-        "recurrent": {"kernel": init_dense(keys[1], cfg.hidden, cfg.hidden, "glorot_uniform")["kernel"]},
-        "output": init_dense(keys[2], cfg.hidden, cfg.classes, "glorot_uniform"),
+        "input": init_layer(keys[0], (cfg.features, cfg.hidden), "glorot_uniform"),
+        "recurrent": {"kernel": init_layer(keys[1], (cfg.hidden, cfg.hidden), "glorot_uniform")["kernel"]},
+        "output": init_layer(keys[2], (cfg.hidden, cfg.classes), "glorot_uniform"),
     }
 
 

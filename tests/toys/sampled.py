@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo.base import Aux, Batch, Params, require_choice, require_positive, require_shape, static
-from zoo.layers import ComputeDtype, at_least_float32, dense, init_dense, summed
+from zoo.layers import ComputeDtype, at_least_float32, dense, init_layer, summed
 
 SAMPLED = True
 
@@ -39,8 +39,8 @@ def init(cfg: Config, key: Array) -> Params:
     """Kernels and biases of the stochastic and of the output layer."""
     keys = jax.random.split(key)
     return {
-        "stochastic": init_dense(keys[0], cfg.features, cfg.hidden, "glorot_uniform"),
-        "output": init_dense(keys[1], cfg.hidden, cfg.outputs, "glorot_uniform"),
+        "stochastic": init_layer(keys[0], (cfg.features, cfg.hidden), "glorot_uniform"),
+        "output": init_layer(keys[1], (cfg.hidden, cfg.outputs), "glorot_uniform"),
     }
 
 

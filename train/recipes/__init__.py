@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.recipe import Recipe
-from train.recipes import mlp
+from train.recipes import convnet, mlp
 
-RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in (mlp,) for recipe in family.RECIPES}
-DEFAULT = "mlp-digits"
+RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in (mlp, convnet) for recipe in family.RECIPES}
+DEFAULT = "convnet-digits"

@@ -1,6 +1,6 @@
 """Multilayer perceptrons.
 
-    python -m train mlp-digits          the default: 8x8 digits that ship with the package, seconds
+    python -m train mlp-digits          8x8 digits that ship with the package, seconds
     python -m train mlp-toolbox         784-100-10 of the Matlab DeepLearnToolbox; also -l2, -dropout, -logistic, -softmax
     python -m train mlp-tanh500         784-500-10 of the LISA deep learning tutorials
     python -m train mlp-dropout         784-1024x3-10, dropout and max-norm (Srivastava et al. 2014, table 2)

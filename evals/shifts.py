@@ -1,0 +1,92 @@
+"""The report's section on small shifts: how much of its accuracy a classifier keeps, which pooling and shared filters buy."""
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from evals.evaluation import Evaluation, Restored, make_predict
+from evals.maps import spatial
+from evals.page import COLORS, is_image_shape, plot, titled
+from train.batches import Batches
+from train.trainer import EVAL_BATCH
+
+EXAMPLES = 2000
+VALUES = 2**24
+"""Examples that hold more numbers than this are fewer, so that the section stays quick."""
+FARTHEST = 4
+AXES = {1: (1,), 2: (1, 2), 3: (2, 3)}
+"""Axes of inputs [n, *space, channels] along which they are shifted: time; height and width, also of frames."""
+
+
+def shifts(evaluation: Evaluation) -> str | None:
+    """Accuracy of a classifier whose inputs are shifted, against the shift."""
+    inputs, predictions = evaluation.table["inputs"], evaluation.predictions
+    if predictions is None or not isinstance(inputs, np.ndarray):
+        return None
+    if not is_image_shape(inputs.shape[1:]) and not spatial(evaluation):
+        return None
+    axes = AXES[inputs.ndim - 2]
+    most = min(EXAMPLES, max(VALUES // inputs[0].size, 1))
+    rows = np.arange(0, len(inputs), math.ceil(len(inputs) / most))
+    farthest = min(FARTHEST, *(inputs.shape[axis] - 1 for axis in axes))
+    low = evaluation.run.data.input_range[0]
+    shares = accuracies(_classifier(evaluation.run), inputs[rows], predictions.targets[rows], axes, farthest, low)
+    unit, where = ("steps", "in time, either way") if axes == (1,) else ("pixels", "in each of the four directions")
+    count = f"{len(rows):,} examples" if len(rows) == len(inputs) else f"{len(rows):,} of {len(inputs):,} examples, evenly spaced"
+    intro = f"Mean accuracy on {count}, of inputs shifted {where}; the border is filled with the data's least value, {low:g}."
+    lines = "".join(f"<tr><th>{shift}</th><td>{100 * share:.1f}</td></tr>" for shift, share in enumerate(shares))
+    table = f'<table class="matrix"><tr><th>shift, {unit}</th><th>accuracy %</th></tr>{lines}</table>'
+    figure = ""
+    if importlib.util.find_spec("matplotlib") is not None:
+        figure = f"<figure>{plot('accuracy %', lambda axes: _draw(axes, shares, f'shift, {unit}'))}</figure>"
+    return titled("Small shifts", f'<p>{intro}</p><div class="plots">{figure}<div>{table}</div></div>')
+
+
+def accuracies(
+    classify: Callable[[np.ndarray], np.ndarray],
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    axes: tuple[int, ...],
+    farthest: int,
+    fill: float,
+) -> list[float]:
+    """Share of inputs [n, ...] that ``classify`` [n] gives their targets [n], shifted by 0, 1, ... places: means over both ways
+    along every axis.
+    """  # fmt: skip
+    shares = [float((classify(inputs) == targets).mean())]
+    for shift in range(1, farthest + 1):
+        ways = itertools.product(axes, (shift, -shift))
+        shares.append(float(np.mean([classify(shifted(inputs, axis, by, fill)) == targets for axis, by in ways])))
+    return shares
+
+
+def shifted(inputs: np.ndarray, axis: int, by: int, fill: float) -> np.ndarray:
+    """Inputs moved by so many places along an axis, towards its end or, by less than 0, its beginning; ``fill`` follows."""
+    result = np.full_like(inputs, fill)
+    length, before = inputs.shape[axis], (slice(None),) * axis
+    result[*before, max(by, 0) : length + min(by, 0)] = inputs[*before, max(-by, 0) : length - max(by, 0)]
+    return result
+
+
+def _classifier(run: Restored) -> Callable[[np.ndarray], np.ndarray]:
+    """Raw inputs [n, ...] -> the most probable classes [n]."""
+    predict = jax.jit(make_predict(run.module, run.recipe.model))
+
+    def classify(inputs: np.ndarray) -> np.ndarray:
+        batches = Batches({"inputs": inputs}, min(len(inputs), EVAL_BATCH), seed=None, scaling=run.scaling)
+        parts = [predict(run.params, batches.batch(step)["inputs"]).argmax(axis=-1) for step in range(batches.steps_per_epoch)]
+        return np.concatenate(jax.device_get(parts))[: len(inputs)]
+
+    return classify
+
+
+def _draw(axes: Any, shares: list[float], label: str) -> None:
+    axes.plot([100 * share for share in shares], color=COLORS["validation"], linewidth=1.8, marker="o", markersize=4)
+    axes.set_ylim(0, 102)
+    axes.set_xticks(range(len(shares)))
+    axes.set_xlabel(label)

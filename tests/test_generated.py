@@ -1,0 +1,201 @@
+"""Generated data: moving digits are digits that move, synthetic images have the form asked for, and both are always the same."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+
+import train.data
+from train import generated
+from train.data import DataError, load_data
+from train.generated import CLIPS, DIRECTIONS, FRAMES, MOST, SIZE, moving_digits, synthetic
+
+# ---------------------------------------------------------------- moving digits
+
+STEPS = list(DIRECTIONS.values())
+
+
+@pytest.fixture(scope="module")
+def clean() -> dict[str, dict[str, np.ndarray]]:
+    """Without noise."""
+    return moving_digits(load_data("digits").splits, noise=0)
+
+
+def starts(table: dict[str, np.ndarray], split: str) -> np.ndarray:
+    """Where each clip's digit is in its first frame, [n, 2], found by trying all places."""
+    digits = np.repeat(load_data("digits").splits[split]["inputs"][..., 0], CLIPS, axis=0)
+    canvas = np.zeros((len(digits), SIZE, SIZE), np.uint8)
+    canvas[:, :8, :8] = digits
+    found = np.full((len(digits), 2), -1)
+    for row in range(SIZE):
+        for column in range(SIZE):
+            found[(table["inputs"][:, 0, ..., 0] == np.roll(canvas, (row, column), (1, 2))).all(axis=(1, 2))] = row, column
+    return found
+
+
+def test_clips_have_the_documented_sizes_and_classes():
+    dataset, digits = load_data("moving_digits"), load_data("digits")
+    documented = re.search(r"in its split: ([\d,]+) train, (\d+) validation, ([\d,]+) test", train.data.__doc__ or "")
+    assert documented
+    sizes = [int(size.replace(",", "")) for size in documented.groups()]
+    assert dataset.classes == ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
+    assert dataset.input_range == (0.0, 16.0)
+    for (split, table), size in zip(dataset.splits.items(), sizes, strict=True):
+        assert size == CLIPS * len(digits.splits[split]["inputs"])
+        assert (table["inputs"].dtype, table["inputs"].shape) == (np.uint8, (size, FRAMES, SIZE, SIZE, 1))
+        assert (table["targets"].dtype, table["targets"].shape) == (np.int32, (size,))
+        assert (table["inputs"].min(), table["inputs"].max()) == (0, MOST)
+        assert np.ptp(np.bincount(table["targets"], minlength=8)) <= 1
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_each_frame_is_the_one_before_rolled_by_the_direction(clean, split):
+    table = clean[split]
+    for label, step in enumerate(STEPS):
+        clips = table["inputs"][table["targets"] == label]
+        np.testing.assert_array_equal(clips[:, 1:], np.roll(clips[:, :-1], step, (2, 3)))
+    names = dict(zip(DIRECTIONS, STEPS, strict=True))
+    assert names["E"] == (0, 1), "to the right"
+    assert names["N"] == (-1, 0), "up"
+    assert len(set(STEPS)) == 8
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_the_digits_are_those_of_the_same_split(clean, split):
+    assert (starts(clean[split], split) >= 0).all(), "each clip shows its digit, whole"
+    shown = {split: {np.sort(clip[0].ravel()).tobytes() for clip in table["inputs"]} for split, table in clean.items()}
+    assert not shown["test"] & shown["train"], "not even another digit with the same values"
+
+
+def test_a_single_frame_says_nothing_of_the_direction(clean):
+    places, targets = starts(clean["train"], "train"), clean["train"]["targets"]
+    for frame in range(FRAMES):
+        now = (places + np.array(STEPS)[targets] * frame) % SIZE
+        for axis in range(2):
+            counts = np.zeros((len(STEPS), SIZE))
+            np.add.at(counts, (targets, now[:, axis]), 1)
+            expected = counts.sum(axis=1, keepdims=True) / SIZE
+            # 120 degrees of freedom for each: beyond 200 with a probability of 1e-5.
+            assert ((counts - expected) ** 2 / expected).sum() < 200
+
+
+def test_noise_is_even_and_clipped():
+    digits = load_data("digits").splits
+    bare, noisy = (moving_digits(digits, noise)["validation"] for noise in (0, 5))
+    np.testing.assert_array_equal(bare["targets"], noisy["targets"])
+    added = noisy["inputs"].astype(int) - bare["inputs"]
+    inner = (bare["inputs"] >= 5) & (bare["inputs"] <= MOST - 5)
+    counts = np.bincount(added[inner] + 5)
+    assert len(counts) == 11
+    assert np.abs(counts / counts.mean() - 1).max() < 0.05
+    assert set(added[bare["inputs"] == 0]) == set(range(6))
+    assert set(added[bare["inputs"] == MOST]) == set(range(-5, 1))
+
+
+def test_the_noise_hides_the_direction_from_two_frames_but_not_from_eight():
+    table = load_data("moving_digits").splits["test"]
+    clips = table["inputs"][..., 0] - table["inputs"].mean()
+    pairs = np.stack([(np.roll(clips[:, :-1], step, (2, 3)) * clips[:, 1:]).sum(axis=(2, 3)) for step in STEPS], axis=-1)
+    one, every = (pairs[:, 0].argmax(axis=-1), pairs.sum(axis=1).argmax(axis=-1))
+    assert 0.5 < (one == table["targets"]).mean() < 0.8
+    assert (every == table["targets"]).mean() > 0.95
+
+
+def test_clips_are_always_the_same():
+    first, second = load_data("moving_digits"), load_data("moving_digits")
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint == "04570332ce1f8b29", "on every machine, so that runs can be resumed and evaluated"
+
+
+# ---------------------------------------------------------------- synthetic
+
+
+def test_images_have_the_form_asked_for():
+    dataset = load_data("synthetic:40x6x5x3/4")
+    assert (dataset.name, dataset.classes, dataset.input_range) == ("synthetic:40x6x5x3/4", tuple("0123"), (0.0, 255.0))
+    for split, size in {"train": 32, "validation": 4, "test": 4}.items():
+        table = dataset.splits[split]
+        assert (table["inputs"].dtype, table["inputs"].shape) == (np.uint8, (size, 6, 5, 3))
+        assert (table["targets"].dtype, np.bincount(table["targets"]).tolist()) == (np.int32, [size // 4] * 4)
+    assert dataset.fingerprint == "85553ab49aa7d90d", "always the same"
+
+
+def test_images_are_a_mosaic_of_their_class_and_noise(monkeypatch):
+    table, classes = synthetic("", "300x16x8x2/3")
+    assert classes == 3
+    for label in range(classes):
+        images = table["inputs"][table["targets"] == label].astype(int)
+        mosaic = images.min(axis=0)
+        patches = mosaic.reshape(4, 4, 4, 2, 2).min(axis=(1, 3))
+        mosaic = patches.repeat(4, axis=0).repeat(2, axis=1)
+        assert patches.max() < 192
+        assert len(np.unique(patches)) > 16
+        added = images - mosaic
+        assert (added.min(), added.max()) == (0, 63)
+        assert np.abs(np.bincount(added.ravel()) / (added.size / 64) - 1).max() < 0.25
+    monkeypatch.setattr(generated, "BLOCK_BYTES", 1000)
+    np.testing.assert_array_equal(synthetic("", "300x16x8x2/3")[0]["inputs"], table["inputs"])
+
+
+def test_classes_are_learned_from_the_training_images():
+    dataset = load_data("synthetic:400x12x12x3/20")
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    means = np.stack([train["inputs"][train["targets"] == label].mean(axis=0) for label in range(20)])
+    distance = ((test["inputs"][:, None] - means) ** 2).sum(axis=(2, 3, 4))
+    np.testing.assert_array_equal(distance.argmin(axis=1), test["targets"])
+
+
+@pytest.mark.parametrize("form", ["10x1x1x1/2", "13x3x2x1/5", "20x1x9x4/1000", "11x2x2x7/11"])
+def test_any_shape_will_do(form):
+    dataset = load_data(f"synthetic:{form}")
+    shape = tuple(map(int, form.split("/")[0].split("x")))
+    joined = dataset.joined("train", "validation", "test")
+    assert joined["inputs"].shape == shape
+    counts = np.bincount(joined["targets"], minlength=len(dataset.classes))
+    assert len(counts) == len(dataset.classes) == int(form.split("/")[1])
+    assert np.ptp(counts) <= 1
+
+
+def test_images_of_the_size_of_imagenet_are_made_soon():
+    start = time.process_time()
+    dataset = load_data("synthetic:512x224x224x3/1000")
+    assert time.process_time() - start < 10
+    assert dataset.splits["train"]["inputs"].shape == (410, 224, 224, 3)
+    assert len(dataset.classes) == 1000
+
+
+EXPECTED = "expected synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES"
+FAULTS = {
+    "synthetic": EXPECTED + ", such as synthetic:512x224x224x3/1000$",
+    "synthetic:": EXPECTED,
+    "synthetic:512x224x224x3": EXPECTED,
+    "synthetic:512x224x224/10": EXPECTED,
+    "synthetic:512x224x224x3/": EXPECTED,
+    "synthetic:512x224x224x3/10/2": EXPECTED,
+    "synthetic:512x224x0x3/10": EXPECTED,
+    "synthetic:0x224x224x3/10": EXPECTED,
+    "synthetic:-5x224x224x3/10": EXPECTED,
+    "synthetic: 512x224x224x3/10": EXPECTED,
+    "synthetic:512x224x224x3/10\n": EXPECTED,
+    "synthetic:512X224X224X3/10": EXPECTED,
+    "synthetic:٥١٢x224x224x3/10": EXPECTED,
+    "synthetic:" + "9" * 5000 + "x1x1x1/2": EXPECTED,
+    "synthetic:1000000x1000x1000x3/10": r"3000000000000 bytes, allowed: 8589934592; " + EXPECTED,
+    "synthetic:20x4x4x1/1": r"1 classes, allowed: 2 to 1048576; " + EXPECTED,
+    "synthetic:20x4x4x1/2000000": r"2000000 classes, allowed: 2 to 1048576; " + EXPECTED,
+    "synthetic:9x4x4x1/2": "9 examples, expected at least 10 to split$",
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS.items(), ids=[name[:40] for name in FAULTS])
+def test_faults_of_forms_are_explained(name, fault):
+    with pytest.raises(DataError, match=f"^data {re.escape(repr(name))}: {fault}"):
+        load_data(name)
+
+
+def test_generated_sets_are_among_the_known():
+    with pytest.raises(DataError, match=r"moving_digits, synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES$"):
+        load_data("")
+    with pytest.raises(DataError, match="did you mean 'moving_digits'"):
+        load_data("moving-digits")

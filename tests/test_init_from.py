@@ -1,0 +1,208 @@
+"""Starting from the parameters of a run or a file: what is taken, what is said, and that a resumed run needs neither."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from train.__main__ import main
+from train.loop import Loop
+from train.run_folder import RunError
+from train.transfer import matching, shared
+from zoo import convnet, interop, mlp, torchvision
+
+CFG = mlp.Config(sizes=(6, 8, 5, 3), dropout=0.2)
+WIDER = mlp.Config(sizes=(6, 8, 5, 4))
+"""The same but for the outputs."""
+LAST = "layer_2.bias, layer_2.kernel"
+TINY = train.Optimizer(learning_rate=1e-30)
+"""Steps that change no float32 number but zeros, and those by nothing that could be seen."""
+
+
+def _data(count=40, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"inputs": rng.normal(size=(count, 6)).astype(np.float32), "targets": rng.integers(0, 3, count)}
+
+
+def _fit(out=None, cfg=CFG, **settings):
+    defaults: dict[str, Any] = {"batch_size": 16, "steps": 12, "eval_every": 2}
+    return train.fit(mlp, cfg, _data(), validation=_data(seed=1), out=out, **defaults | settings)
+
+
+def _start(cfg=CFG, **settings):
+    """The parameters that a run starts from, but for what one tiny step does."""
+    return _fit(cfg=cfg, steps=1, optimizer=TINY, seed=7, **settings).state.params
+
+
+def _assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=0, atol=1e-25), actual, expected)
+
+
+def _bits(state):
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A safetensors file of random parameters, biases too, that fit ``CFG``."""
+    params = jax.tree.map(lambda leaf: leaf + 0.5, mlp.init(CFG, jax.random.key(9)))
+    interop.save_safetensors(tmp_path / "mlp.safetensors", params, CFG)
+    return tmp_path / "mlp.safetensors"
+
+
+def test_from_a_run_folder_its_best_checkpoint(tmp_path):
+    first = _fit(tmp_path / "first", optimizer=train.Optimizer(learning_rate=0.5), steps=30, eval_every=1)
+    assert int(first.state.control.best_step) < 30, "the last checkpoint is the best one: nothing is tested"
+    _assert_equal(_start(init_from=tmp_path / "first"), first.params)
+
+
+def test_from_a_safetensors_file(file):
+    _assert_equal(_start(init_from=str(file)), interop.load_safetensors(file))
+
+
+def test_leaves_that_do_not_fit_stay_fresh_and_are_named(file, capsys):
+    started, fresh = _start(WIDER, init_from=file, quiet=False), _start(WIDER)
+    assert f"starting from {file}: 4 of 6 parameters; fresh: {LAST}\n" in capsys.readouterr().out
+    known = interop.load_safetensors(file)
+    _assert_equal(started, {"layer_0": known["layer_0"], "layer_1": known["layer_1"], "layer_2": fresh["layer_2"]})
+
+
+def test_shared_says_what_matching_takes():
+    earlier = {"a": {"x": np.ones((2, 3)), "y": np.ones(2)}, "z": np.ones(1)}
+    fresh = {"a": {"x": np.zeros((2, 3), np.float32), "y": np.zeros(3)}, "b": np.zeros(1)}
+    assert shared(earlier, fresh) == {"a.x": True, "a.y": False, "b": False}
+    params = matching(None, earlier, None, fresh)
+    assert params["a"]["x"].dtype == np.float32
+    assert jax.tree.map(np.sum, params) == {"a": {"x": 6, "y": 0}, "b": 0}
+    with pytest.raises(ValueError, match=r"transfer: no earlier parameter has .* of the model's; there are z \[1\]$"):
+        matching(None, {"z": np.ones(1)}, None, {"z": np.ones(2)})
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_path, capsys):
+    cfg = dataclasses.replace(
+        convnet.PRESETS["vgg16"],
+        shape=(8, 8, 1),
+        stages=(convnet.Stage(features=4, pool="max"), convnet.Stage(features=5, pool="max")),
+        dense=(7, 6),
+        classes=12,
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.5, convnet.init(cfg, jax.random.key(9)))
+    path = tmp_path / f"vgg.{ending}"
+    if ending == "safetensors":
+        torchvision.save_torchvision(path, params, cfg)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.tensor(array) for name, array in torchvision.to_torchvision(cfg, params).items()}, path)
+    few = dataclasses.replace(cfg, classes=10)
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 16, "optimizer": TINY}
+    started = train.fit(convnet, few, "digits", init_from=path, quiet=False, **settings).state.params
+    assert f"starting from {path}: 8 of 10 parameters; fresh: dense_2.bias, dense_2.kernel\n" in capsys.readouterr().out
+    fresh = train.init_state(convnet, few, TINY.build(1, 1), jax.random.key(0), 16).params
+    _assert_equal(started, {**params, "dense_2": fresh["dense_2"]})
+
+
+def test_the_first_stage_of_several_starts_there(tmp_path):
+    base = dataclasses.replace(train.RECIPES["mlp-digits"], model=mlp.Config(sizes=(64, 6, 10)), optimizer=TINY, steps=1)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, mlp.init(base.model, jax.random.key(9)))
+    interop.save_safetensors(tmp_path / "file", params)
+    recipe = dataclasses.replace(base, name="fine", after=dataclasses.replace(base, name="pre"), init_from=str(tmp_path / "file"))
+    result = train.run(recipe, tmp_path / "run", quiet=True)
+    _assert_equal(train.load(tmp_path / "run" / "stage-1")[2], params)
+    _assert_equal(result.params, params)
+    (tmp_path / "file").unlink()
+    assert _bits(train.run(recipe, tmp_path / "run", quiet=True).state) == _bits(result.state)
+    with pytest.raises(RunError, match=r"init_from is '.*file' there and None here"):
+        train.run(dataclasses.replace(recipe, init_from=None), tmp_path / "run", quiet=True)
+
+
+def test_interrupted_and_resumed_without_the_file_equals_uninterrupted(file, tmp_path, monkeypatch):
+    expected = _fit(init_from=str(file))
+    recorded = Loop._record
+
+    def record(self, split, step, values):
+        recorded(self, split, step, values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "_record", record)
+    assert not _fit(tmp_path / "run", init_from=str(file)).complete
+    monkeypatch.undo()
+    file.unlink()
+    resumed = _fit(tmp_path / "run", init_from=str(file))
+    assert resumed.complete
+    assert _bits(resumed.state) == _bits(expected.state)
+
+
+def test_resuming_with_another_source_is_refused(file, tmp_path):
+    _fit(tmp_path / "run", init_from=file)
+    _fit(tmp_path / "plain")
+    shutil.copy(file, tmp_path / "other")
+    for folder, source, message in (
+        ("run", tmp_path / "other", r"init_from is '.*mlp\.safetensors' there and '.*other' here"),
+        ("run", None, r"init_from is '.*mlp\.safetensors' there and None here"),
+        ("plain", file, r"init_from is None there and '.*mlp\.safetensors' here"),
+    ):
+        with pytest.raises(RunError, match=message):
+            _fit(tmp_path / folder, init_from=source)
+
+
+def test_run_folders_from_before_the_option_resume(tmp_path):
+    _fit(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["recipe"]["init_from"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert _fit(tmp_path / "run").complete
+
+
+def test_parameters_given_twice_are_refused_and_given_once_stay_the_callers(file):
+    params = mlp.init(CFG, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"init_from='.*mlp\.safetensors', allowed with params: None"):
+        _fit(params=params, init_from=file)
+    before = _bits(params)
+    _fit(params=params)
+    assert _bits(params) == before
+
+
+def _faults(tmp_path):
+    """Sources that cannot be used: {what the error says: source}."""
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "empty").mkdir()
+    interop.save_safetensors(tmp_path / "foreign.safetensors", {"conv_0": {"bias": np.ones(2, np.float32)}})
+    vgg = dataclasses.replace(convnet.PRESETS["vgg16"], shape=(2, 2, 1), stages=(convnet.Stage(features=2),), dense=(), classes=3)
+    torchvision.save_torchvision(tmp_path / "vgg.safetensors", convnet.init(vgg, jax.random.key(0)), vgg)
+    return {
+        "absent.safetensors: no such run folder or file": "absent.safetensors",
+        "text.safetensors: not a safetensors file": "text.safetensors",
+        "empty: no run here (config.json is missing)": "empty",
+        "foreign.safetensors': transfer: no earlier parameter has": "foreign.safetensors",
+        "vgg.safetensors: torchvision's weights and zoo.mlp.Config, allowed: zoo.convnet.Config": "vgg.safetensors",
+    }
+
+
+def test_sources_that_cannot_be_used_are_one_line_and_no_folder_is_made(tmp_path, capsys):
+    for message, source in _faults(tmp_path).items():
+        assert main(["mlp-digits", "--steps", "1", "--out", str(tmp_path / "run"), "--init-from", str(tmp_path / source)]) == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert source in said
+        assert said.count("\n") == 1
+        assert said.startswith("error: ")
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_takes_a_source_and_says_what_it_took(tmp_path, capsys):
+    options = ("mlp-digits", "--steps", "2")
+    assert main([*options, "--quiet", "--out", str(tmp_path / "first")]) == 0
+    again = [*options, "--model.sizes", "64", "512", "512", "11", "--out", str(tmp_path / "second")]
+    assert main([*again, "--init-from", str(tmp_path / "first")]) == 0
+    assert f"starting from {tmp_path / 'first'}: 4 of 6 parameters; fresh: {LAST}" in capsys.readouterr().out
+    assert main(again) == 1
+    assert "init_from is" in capsys.readouterr().err

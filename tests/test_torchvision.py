@@ -1,0 +1,249 @@
+"""Weights in torchvision's layout, against torch networks built module for module as torchvision builds them."""
+
+import dataclasses
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from train.checkpoint import describe
+from zoo import MODELS, convnet, torchvision
+from zoo.convnet import Stage
+
+ALEXNET = dataclasses.replace(
+    convnet.PRESETS["alexnet"],
+    shape=(63, 79, 3),  # feature maps of 1x2 after the last pooling: their order shows
+    stages=tuple(
+        dataclasses.replace(stage, features=features)
+        for stage, features in zip(convnet.PRESETS["alexnet"].stages, (4, 6, 8, 5, 7), strict=True)
+    ),
+    dense=(11, 9),
+    classes=5,
+)
+VGG = dataclasses.replace(
+    convnet.PRESETS["vgg16"],
+    shape=(8, 12, 3),
+    stages=(Stage(features=4), Stage(features=6, pool="max"), Stage(features=5, pool="max")),
+    dense=(10, 8),
+    classes=7,
+)
+ALEXNET_NAMES = [*(f"features.{place}" for place in (0, 3, 6, 8, 10)), *(f"classifier.{place}" for place in (1, 4, 6))]
+VGG_NAMES = [*(f"features.{place}" for place in (0, 2, 5)), *(f"classifier.{place}" for place in (0, 3, 6))]
+NAMES = [
+    pytest.param(ALEXNET, ALEXNET_NAMES, id="alexnet"),
+    pytest.param(VGG, VGG_NAMES, id="vgg"),
+    pytest.param(dataclasses.replace(VGG, dense=()), [*VGG_NAMES[:3], "classifier.0"], id="no hidden layer"),
+    pytest.param(dataclasses.replace(ALEXNET, global_pool="mean"), ALEXNET_NAMES, id="pooled"),
+]
+
+
+def _zeros(cfg):
+    """Parameters without the time that drawing them takes, nor, of the presets, the memory."""
+    shapes = jax.eval_shape(lambda: convnet.init(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes)
+
+
+def _tensors(cfg) -> dict[str, Any]:
+    """Random tensors, biases too, by torchvision's names."""
+    rng = np.random.default_rng(0)
+    tensors = torchvision.to_torchvision(cfg, _zeros(cfg))
+    return {name: rng.normal(size=tensor.shape).astype(np.float32) / 8 for name, tensor in tensors.items()}
+
+
+def _network(cfg, torch, dropout_first):
+    """torchvision.models.alexnet.AlexNet (dropout first) and vgg.VGG, of other sizes."""
+    nn = torch.nn
+    features, channels = [], cfg.shape[-1]
+    for stage in cfg.stages:
+        padding = int(stage.padding) if stage.padding.isdecimal() else 1
+        features.append(nn.Conv2d(channels, stage.features, stage.kernel[0], stride=stage.stride[0], padding=padding))
+        features.append(nn.ReLU(inplace=True))
+        if stage.pool:
+            features.append(nn.MaxPool2d(stage.pool_size[0], stride=(stage.pool_stride or stage.pool_size)[0]))
+        channels = stage.features
+    (height, width), (first, second) = cfg.spaces()[-1], cfg.dense
+    classifier = [nn.Linear(channels * height * width, first), nn.ReLU(True), nn.Dropout()]
+    classifier += [nn.Linear(first, second), nn.ReLU(True), nn.Dropout(), nn.Linear(second, cfg.classes)]
+    if dropout_first:
+        linear_1, relu_1, drop_1, linear_2, relu_2, drop_2, linear_3 = classifier
+        classifier = [drop_1, linear_1, relu_1, drop_2, linear_2, relu_2, linear_3]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(*features)
+            self.avgpool = nn.AdaptiveAvgPool2d((height, width))
+            self.classifier = nn.Sequential(*classifier)
+
+        def forward(self, x):
+            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+def _logits(network, torch, inputs):
+    with torch.no_grad():
+        return network(torch.tensor(np.moveaxis(inputs, -1, 1).copy())).numpy()
+
+
+def _assert_agree(cfg, network, torch, batch):
+    inputs = np.random.default_rng(1).normal(size=(batch, *cfg.shape)).astype(np.float32)
+    expected = _logits(network, torch, inputs)
+    params = torchvision.from_torchvision(cfg, network.state_dict())
+    actual = jax.jit(convnet.apply)(cfg, params, jnp.asarray(inputs))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    back = torchvision.to_torchvision(cfg, params)
+    assert back.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        np.testing.assert_array_equal(back[name], tensor)
+    network.load_state_dict({name: torch.tensor(array) + 1 for name, array in back.items()})  # that it loads them at all
+
+
+@pytest.mark.parametrize(("cfg", "dropout_first"), [(ALEXNET, True), (VGG, False)], ids=["alexnet", "vgg"])
+def test_logits_equal_those_of_a_torch_network(cfg, dropout_first):
+    torch = pytest.importorskip("torch")
+    _assert_agree(cfg, _network(cfg, torch, dropout_first), torch, batch=3)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "vgg19"])
+def test_logits_equal_those_of_torchvisions_own_network(name):
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    _assert_agree(convnet.PRESETS[name], getattr(models, name)().eval(), torch, batch=1)
+
+
+@pytest.mark.parametrize(("cfg", "names"), NAMES)
+def test_names_and_exact_round_trips(cfg, names):
+    tensors = _tensors(cfg)
+    assert list(tensors) == [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
+    params = torchvision.from_torchvision(cfg, tensors)
+    assert describe(params) == describe(_zeros(cfg))
+    back = torchvision.to_torchvision(cfg, params)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
+        assert back[name].flags.c_contiguous
+
+
+@pytest.mark.parametrize("preset", ["alexnet", "vgg16", "vgg19"])
+def test_presets_have_torchvisions_shapes(preset, monkeypatch):
+    """As printed by torchvision, without drawing a hundred million numbers."""
+    cfg = convnet.PRESETS[preset]
+    monkeypatch.setattr(np, "ascontiguousarray", lambda array: array)
+    shapes = {name: tensor.shape for name, tensor in torchvision.to_torchvision(cfg, _zeros(cfg)).items()}
+    last = {"alexnet": "features.10", "vgg16": "features.28", "vgg19": "features.34"}[preset]
+    assert [name for name in shapes if name.startswith("features")][-1] == f"{last}.bias"
+    first = "classifier.1" if preset == "alexnet" else "classifier.0"
+    assert shapes[f"{first}.weight"] == (4096, 9216 if preset == "alexnet" else 25088)
+    assert shapes["classifier.6.weight"] == (1000, 4096)
+    parameters = {"alexnet": 61_100_840, "vgg16": 138_357_544, "vgg19": 143_667_240}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == parameters[preset]
+
+
+def test_a_weight_lies_where_torch_has_it():
+    tensors = _tensors(VGG)
+    params = torchvision.from_torchvision(VGG, tensors)
+    assert params["conv_1"]["kernel"][0, 2, 3, 5] == tensors["features.2.weight"][5, 3, 0, 2]
+    row, column, channel, unit = 1, 2, 3, 4  # of feature maps [2, 3, 5]
+    assert (
+        params["dense_0"]["kernel"][(row * 3 + column) * 5 + channel, unit]
+        == (tensors["classifier.0.weight"][unit, (channel * 2 + row) * 3 + column])
+    )
+    assert params["dense_1"]["kernel"][3, 2] == tensors["classifier.3.weight"][2, 3]
+
+
+def test_every_fault_is_named():
+    tensors = _tensors(VGG)
+    del tensors["features.2.bias"]
+    tensors["features.3.weight"] = np.ones(4, np.float32)
+    tensors["classifier.6.bias"] = np.ones(1000, np.float32)
+    message = (
+        "tensors: features.2.bias is missing; features.3.weight is unknown; classifier.6.bias has shape (1000,), expected (7,)"
+    )
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
+        torchvision.from_torchvision(VGG, tensors)
+    params = _zeros(VGG)
+    params["dense_2"] = {"bias": params["dense_2"]["bias"]}
+    with pytest.raises(ValueError, match=r"^params: dense_2\.kernel is missing$"):
+        torchvision.to_torchvision(VGG, params)
+
+
+def test_not_strict_leaves_out_what_does_not_fit():
+    params = torchvision.from_torchvision(dataclasses.replace(VGG, classes=3), _tensors(VGG), strict=False)
+    whole = torchvision.from_torchvision(VGG, _tensors(VGG))
+    del whole["dense_2"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, whole))
+    with pytest.raises(ValueError, match=r"^tensors: .*features\.0\.weight is missing; fc\.weight is unknown$"):
+        torchvision.from_torchvision(
+            dataclasses.replace(VGG, stages=(VGG.stages[0],), dense=()), {"fc.weight": np.ones(2)}, strict=False
+        )
+
+
+@pytest.mark.parametrize("preset", ["tdnn", "conv3d"])
+def test_other_networks_are_refused(preset):
+    with pytest.raises(ValueError, match=r"^tensors: torchvision's weights and shape=.*, allowed: \(height, width, channels\)$"):
+        torchvision.from_torchvision(convnet.PRESETS[preset], {})
+    with pytest.raises(ValueError, match=r"^params: torchvision's weights and zoo\.mlp\.Config, allowed: zoo\.convnet\.Config$"):
+        torchvision.to_torchvision(MODELS["mlp"].PRESETS["tiny"], {})
+
+
+# files
+
+
+def test_safetensors_files(tmp_path):
+    tensors, path = _tensors(ALEXNET), tmp_path / "alexnet.safetensors"
+    params = torchvision.from_torchvision(ALEXNET, tensors)
+    torchvision.save_torchvision(path, params, ALEXNET)
+    written = safetensors.numpy.load_file(path)
+    assert written.keys() == tensors.keys()
+    assert all(np.array_equal(written[name], tensors[name]) for name in tensors)
+    assert torchvision.is_torchvision(path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, torchvision.load_torchvision(path, ALEXNET), params))
+    with pytest.raises(ValueError, match=r"alexnet\.safetensors: .*features\.2\.weight is missing"):
+        torchvision.load_torchvision(path, VGG)
+    path.write_bytes(path.read_bytes()[:50])
+    for read in (torchvision.is_torchvision, lambda path: torchvision.load_torchvision(path, ALEXNET)):
+        with pytest.raises(ValueError, match=r"alexnet\.safetensors: not a safetensors file"):
+            read(path)
+        with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
+            read(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch_files(dtype, tmp_path):
+    torch = pytest.importorskip("torch")
+    network = _network(VGG, torch, dropout_first=False).to(getattr(torch, dtype))
+    torch.save(network.state_dict(), tmp_path / "vgg.pth")
+    loaded = torchvision.load_torchvision(tmp_path / "vgg.pth", VGG)
+    expected = torchvision.from_torchvision(VGG, network.float().state_dict())
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, expected))
+
+
+def test_torch_files_that_are_damaged_or_hold_something_else(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+        torchvision.load_torchvision(path, VGG)
+    torch.save(_network(VGG, torch, dropout_first=False).state_dict(), path)
+    whole = path.read_bytes()
+    for data in (b"", b"no torch file", whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$"):
+            torchvision.load_torchvision(path, VGG)
+    for value in ([1], {"state_dict": {}}, {"model": SimpleNamespace()}):
+        torch.save(value, path)
+        with pytest.raises(ValueError, match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$"):
+            torchvision.load_torchvision(path, VGG)
+
+
+def test_torch_files_need_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"vgg\.pth: torch's own files need torch: pip install 'purezoo\[torch\]'"):
+        torchvision.load_torchvision(tmp_path / "vgg.pth", VGG)

@@ -1,0 +1,129 @@
+"""Training examples by deformation: random affine and elastic maps, flips and crops, on the device, one key for each example.
+
+All of them move where each output pixel looks in the input, so they are one resampling (bilinear, the border repeated), whatever
+is switched on: y[p] = x[c + A (p - c) + t + d(p)].  Evaluation never deforms.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+AUGMENT_STREAM = 2**31 - 1
+"""What an example's key is folded with, so that no draw of a model's is the same."""
+PLANAR = ("rotate", "shear", "elastic", "flip_horizontal", "flip_vertical")
+"""Settings that need two spatial axes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random deformations of images [height, width, channels]; of signals [time, channels] only scale, shift and crop.
+
+    Each is drawn anew for every example at every step, uniformly within plus or minus the setting unless said otherwise.
+    """
+
+    rotate: float = 0.0
+    """Degrees."""
+    scale: float = 0.0
+    """Logarithm of the size's factor, along each axis on its own: 0.1 is about 10 % smaller to 10 % larger."""
+    shear: float = 0.0
+    """Degrees."""
+    shift: float = 0.0
+    """Pixels, fractions too."""
+    crop: int = 0
+    """Whole pixels: the same as padding this many on every side and cutting out a random window of the old size."""
+    flip_horizontal: bool = False
+    """Half of the examples, at random."""
+    flip_vertical: bool = False
+    elastic: float = 0.0
+    """Standard deviation, in pixels, of a smooth random displacement (Simard et al. 2003: 1.4 with smoothness 4)."""
+    smoothness: float = 4.0
+    """Pixels over which the elastic displacement varies: the deviation of its Gaussian window."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        most = {"rotate": 180.0, "scale": 2.0, "shear": 80.0, "shift": 1e4, "crop": 10_000, "elastic": 1e4}
+        for field, bound in most.items():
+            if not 0 <= getattr(self, field) <= bound:
+                raise ValueError(f"augment: {field}={getattr(self, field)!r}, allowed: 0 to {bound:g}")
+        if not 0.5 <= self.smoothness < math.inf:
+            raise ValueError(f"augment: smoothness={self.smoothness!r}, allowed: at least 0.5")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is deformed at all."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "smoothness")
+        return any(getattr(self, name) for name in fields)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless inputs of this shape, one example's, can be deformed so."""
+        if not self.active:
+            return
+        if len(shape) not in (2, 3):
+            raise ValueError(f"augment: inputs {shape}, allowed: images [height, width, channels] or signals [time, channels]")
+        for name in PLANAR if len(shape) == 2 else ():
+            if getattr(self, name):
+                raise ValueError(f"augment: {name}={getattr(self, name)!r}, allowed for signals {shape}: scale, shift and crop")
+
+
+def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
+    """Inputs [batch, height, width, channels] or [batch, time, channels], keys [batch] -> deformed, of that shape and type."""
+    if not augment.active:
+        return inputs
+    augment.check(inputs.shape[1:])
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, AUGMENT_STREAM)
+    images = inputs[:, None] if inputs.ndim == 3 else inputs
+    space = images.shape[1:3]
+    places = jax.vmap(lambda key: _places(augment, space, key))(keys)
+    return jax.vmap(_resample)(images, places).reshape(inputs.shape)
+
+
+def _places(augment: Augment, space: tuple[int, ...], key: Array) -> Array:
+    """Where each output pixel looks: [2, height, width], in pixels; for signals only along the width."""
+    key, noise_key = jax.random.split(key)
+    draws = jax.random.uniform(key, (10,), minval=-1, maxval=1)
+    angle, shear = draws[0] * math.radians(augment.rotate), jnp.tan(draws[1] * math.radians(augment.shear))
+    factors = jnp.exp(-draws[2:4] * augment.scale)
+    flips = jnp.where((draws[4:6] < 0) & jnp.array([augment.flip_vertical, augment.flip_horizontal]), -1.0, 1.0)
+    shifts = draws[6:8] * augment.shift + jnp.clip(jnp.round(draws[8:10] * (augment.crop + 0.5)), -augment.crop, augment.crop)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    turn = jnp.stack([jnp.stack([cosine, -sine]), jnp.stack([sine, cosine])])
+    lean = jnp.stack([jnp.array([1.0, 0.0]), jnp.stack([shear, jnp.ones(())])])
+    matrix = turn @ lean * (factors * flips)[:, None]
+    centre = (np.array(space, np.float32) - 1) / 2
+    grid = np.stack(np.meshgrid(*map(np.arange, space), indexing="ij")) - centre[:, None, None]
+    places = jnp.einsum("ij,jhw->ihw", matrix, grid) + (centre + shifts)[:, None, None]
+    if augment.elastic:
+        rows, columns = (_smoothing(size, augment.smoothness) for size in space)
+        noise = jax.random.normal(noise_key, (2, rows.shape[1], columns.shape[1]))
+        places += augment.elastic * jnp.einsum("hi,cij,wj->chw", rows, noise, columns)
+    return places
+
+
+def _smoothing(size: int, smoothness: float) -> Array:
+    """[size, knots]: Gaussian windows on knots a deviation apart.  Rows have norm 1, so that unit noise keeps its variance."""
+    knots = np.arange(-3 * smoothness, size + 3 * smoothness, smoothness)
+    weights = np.exp(-0.5 * np.square((np.arange(size)[:, None] - knots) / smoothness))
+    return jnp.asarray(weights / np.linalg.norm(weights, axis=1, keepdims=True), jnp.float32)
+
+
+def _resample(image: Array, places: Array) -> Array:
+    """Bilinear interpolation of image [height, width, channels] at places [2, height, width]; the border goes on beyond it."""
+    height, width, channels = image.shape
+    y, x = jnp.clip(places[0], 0, height - 1), jnp.clip(places[1], 0, width - 1)
+    top, left = jnp.floor(y), jnp.floor(x)
+    down, right = (y - top)[..., None], (x - left)[..., None]
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+    below, beside = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    pixels = image.reshape(-1, channels)
+
+    def at(row: Array, column: Array) -> Array:
+        return jnp.take(pixels, row * width + column, axis=0, mode="clip")
+
+    upper = at(top, left) * (1 - right) + at(top, beside) * right
+    lower = at(below, left) * (1 - right) + at(below, beside) * right
+    return (upper * (1 - down) + lower * down).astype(image.dtype)

@@ -1,7 +1,15 @@
 """What every test runs under: eight CPU devices, strict rank promotion, and shapes in signatures checked at run time."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+# Many tests, and the processes that some start, compile the same programs: one cache for all workers of a run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="purezoo-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # Before jax is used.  The trainer must work whatever the number of devices is.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"

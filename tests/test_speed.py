@@ -1,5 +1,6 @@
 """Speed: all contenders compute the same training step, blocks interleave, and the command line says what it measured."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -10,13 +11,27 @@ import pytest
 
 from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main
-from evals.speed.contenders import RATE, Fit, contenders
-from evals.speed.rows import ROWS, Line, Options, Others, compare, convolutions_row, interleave, loop_row, passes, step_row
-from evals.speed.workloads import WORKLOADS, convolutional
+from evals.speed.contenders import RATE, Deform, Fit, TorchDeform, contenders, example_images
+from evals.speed.rows import (
+    ROWS,
+    Line,
+    Options,
+    Others,
+    augment_row,
+    compare,
+    convolutions_row,
+    interleave,
+    loop_row,
+    passes,
+    step_row,
+)
+from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
+from train.augment import Augment
 from train.step import divide
 from zoo import convnet, mlp
 from zoo.convolution import PASSES, Geometry
 
+pytestmark = pytest.mark.xdist_group("speed")  # its fixtures are dear: one worker makes them
 TINY = mlp.PRESETS["tiny"]
 SMALL = {
     "mlp": {"batch": 7, "width": 9},
@@ -43,6 +58,7 @@ def tiny_rows(monkeypatch):
     makes = {"mlp": functools.partial(WORKLOADS["mlp"][0], batch=4, width=8), "convnet": tiny_convnet}
     rows = {row: functools.partial(step_row, row, make, WORKLOADS[row][1]) for row, make in makes.items()}
     rows["loop"] = functools.partial(loop_row, {"loop": (TINY, 4)})
+    rows["augment"] = functools.partial(augment_row, {"augment, affine": Augment(rotate=5)}, tiny_convnet)
     rows["convolutions"] = functools.partial(convolutions_row, list(makes.values()))
     for row in ROWS:
         monkeypatch.setitem(ROWS, row, rows.get(row, lambda options: []))
@@ -82,6 +98,25 @@ def test_torch_takes_the_same_steps(trained):
     theirs = [leaf.detach().numpy() for leaf in found["torch"].network.parameters()]
     for mine, leaf in zip(work.torch_params(found["zoo"].state.params), theirs, strict=True):
         np.testing.assert_allclose(leaf, mine, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_deforms_alike():
+    """Nothing where everything is tiny; and what is switched on displaces pixels about as far."""
+    pytest.importorskip("torch")
+    shape, tiny = (32, 12, 12, 1), Augment(rotate=1e-6, elastic=1e-6)
+    images = np.asarray(example_images(shape))
+    differences = {}
+    for augment in (tiny, dataclasses.replace(DEFORMATIONS["augment, elastic"], smoothness=2.0)):
+        for kind in (Deform, TorchDeform):
+            contender = kind(augment, shape)
+            contender.step()
+            outputs = np.asarray(contender.outputs)
+            outputs = np.moveaxis(outputs, 1, -1) if kind is TorchDeform else outputs
+            differences[augment, kind] = np.abs(outputs - images).mean()
+    assert max(differences[tiny, Deform], differences[tiny, TorchDeform]) < 1e-3
+    ours, theirs = (difference for (augment, _), difference in differences.items() if augment != tiny)
+    assert ours > 0.05
+    np.testing.assert_allclose(ours, theirs, rtol=0.2)
 
 
 def test_parameters_hardly_move_while_they_are_timed():
@@ -164,6 +199,7 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
         expected += [(size, peer) for size in (row, *(f"{row}, {name} x2" for name in names)) for peer in ["flax", *torch]]
         expected += [(f"{row}, {what}", "flax") for what in ("compile", "first step")]
     expected += [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
+    expected += [("augment, affine", peer) for peer in ("step", *torch)]
     formulations = [row for row in written if row["row"].startswith("convolutions: ")]
     rows = {(row["row"], row["peer"]): row for row in written}
     assert list(rows) == expected + [(row["row"], row["peer"]) for row in formulations]
@@ -178,6 +214,7 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     assert rows["mlp, width x2", "flax"].keys() >= KEYS | {"zoo_growth", "peer_growth"}
     assert rows["loop", "jitted step"]["at_most"] == 60
     assert "overhead_us" in rows["loop, 100 steps a dispatch", "jitted step"]
+    assert f"{rows['augment, affine', 'step']['images_per_second']:,.0f} images/s" in shown
     for row in formulations:
         assert {row["chosen"], row["peer"]} <= row["measured_ms"].keys()
         assert row["measured_ms"].keys() == row["estimated_ms"].keys()

@@ -10,6 +10,7 @@ round, and what is reported is the median of the rounds and their extremes.  Bel
     vgg32         eight 3x3 convolutions of 64 to 512 features on images of 32x32, batch 32
     tdnn          the preset, over time, without dropout, batch 64
     loop          the trainer's host loop over the jitted step alone, for a tiny model and for that of ``mlp``
+    augment       random deformations of a batch of LeNet-5's images, over its training step, and over torch doing the same
     convolutions  what ``zoo.convolution`` chooses over the fastest formulation, for each pass of each convolution of the above
 
 The first five time the step, the same with the batch, the width and the side of the inputs doubled, compilation, and the first

@@ -101,6 +101,8 @@ def _note(line: Line) -> str:
     if line.overhead_us is not None:
         measured, unit = line.overhead_us, " us"
         notes.append(f"{line.overhead_us:+.0f} us a step (best {line.overhead_us_best:+.0f})")
+    if line.images_per_second is not None:
+        notes.append(f"{line.images_per_second:,.0f} images/s")
     if line.chosen is not None and line.measured_ms and line.estimated_ms:
         each = (f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})" for name, cost in line.estimated_ms.items())
         notes.append(f"chose {line.chosen} of {', '.join(each)}")

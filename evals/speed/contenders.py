@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState as FlaxState
 from jax import Array
 
 from evals.speed.workloads import Workload
+from train.augment import Augment, deform
 from train.loop import LOGS_PER_EVALUATION
 from train.optimizer import Optimizer
 from train.step import TrainState, init_state, make_step
@@ -155,6 +156,63 @@ class Torch(BackToBack):
         self.outputs = self.loss(self.network(self.inputs).flatten(0, -2), self.targets)
         self.outputs.backward()
         self.optimizer.step()
+
+
+def example_images(shape: tuple[int, ...]) -> Array:
+    """Noise [batch, height, width, channels]."""
+    return jax.random.uniform(jax.random.key(3), shape)
+
+
+class Deform(BackToBack):
+    """Random deformation of a batch of images by ``train.augment``."""
+
+    def __init__(self, augment: Augment, shape: tuple[int, ...]) -> None:
+        """shape: [batch, height, width, channels]."""
+        self.images, self.keys = example_images(shape), jax.random.split(jax.random.key(0), shape[0])
+        self.jitted = jax.jit(functools.partial(deform, augment))
+
+    def step(self) -> None:
+        """Dispatches one."""
+        self.outputs = self.jitted(self.images, self.keys)
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        jax.block_until_ready(self.outputs)
+
+
+class TorchDeform(BackToBack):
+    """The same in torch: random affine grids, smoothed random displacements as in torchvision's ElasticTransform, grid_sample."""
+
+    def __init__(self, augment: Augment, shape: tuple[int, ...]) -> None:
+        """shape: [batch, height, width, channels]."""
+        import torch  # pyright: ignore[reportMissingImports]
+
+        torch.set_num_threads(TORCH_THREADS)
+        self.torch, self.augment = torch, augment
+        _, self.height, self.width, _ = shape
+        self.images = torch.tensor(np.asarray(example_images(shape))).movedim(-1, 1)
+        reach = round(3 * augment.smoothness)
+        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / augment.smoothness) ** 2)
+        self.taps = (taps / taps.norm()).repeat(2, 1)[:, None]
+
+    def step(self) -> None:
+        """Runs one."""
+        torch, batch = self.torch, len(self.images)
+        functional = torch.nn.functional
+        angles, factors, shears = (torch.rand(batch) * 2 - 1 for _ in range(3))
+        angles, shears = angles * math.radians(self.augment.rotate), torch.tan(shears * math.radians(self.augment.shear))
+        factors = torch.exp(factors * self.augment.scale)
+        maps = torch.zeros(batch, 2, 3)
+        maps[:, 0, 0], maps[:, 0, 1] = factors * torch.cos(angles), shears - torch.sin(angles)
+        maps[:, 1, 0], maps[:, 1, 1] = torch.sin(angles), factors * torch.cos(angles)
+        maps[:, :, 2] = (torch.rand(batch, 2) * 2 - 1) * self.augment.shift * 2 / self.width
+        grid = functional.affine_grid(maps, list(self.images.shape), align_corners=True)
+        if self.augment.elastic:
+            noise = torch.randn(batch, 2, self.height, self.width)
+            for taps in (self.taps[..., None], self.taps[..., None, :]):
+                noise = functional.conv2d(noise, taps, padding="same", groups=2)
+            grid = grid + noise.permute(0, 2, 3, 1) * (self.augment.elastic * 2 / self.width)
+        self.outputs = functional.grid_sample(self.images, grid, padding_mode="border", align_corners=True)
 
 
 def has_torch() -> bool:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from evals.speed.contenders import ConvolutionPass, Fit, Jitted, contenders, programs, zoo_program
-from evals.speed.workloads import LOOPS, WORKLOADS, Workload, convolutions
+from evals.speed.contenders import ConvolutionPass, Deform, Fit, Jitted, TorchDeform, contenders, has_torch, programs, zoo_program
+from evals.speed.workloads import DEFORMATIONS, LOOPS, WORKLOADS, Workload, convolutions
+from train.augment import Augment
 from zoo import convnet, convolution, mlp
 from zoo.convolution import PASSES, Formulation, Geometry, Pass
 
@@ -60,6 +61,7 @@ class Line:
     _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
     overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
     at_most: what we promise of the ratio, or of the overhead where there is one.
+    images_per_second: the zoo's.
     chosen: the zoo's formulation of a convolution; its peer is the fastest one, perhaps itself.
     measured_ms, estimated_ms: of each formulation.
     """
@@ -78,6 +80,7 @@ class Line:
     peer_growth: float | None = None
     overhead_us: float | None = None
     overhead_us_best: float | None = None
+    images_per_second: float | None = None
     chosen: str | None = None
     measured_ms: dict[str, float] | None = None
     estimated_ms: dict[str, float] | None = None
@@ -189,6 +192,20 @@ def loop_row(cases: dict[str, tuple[mlp.Config, int]], options: Options) -> list
     return lines
 
 
+def augment_row(deformations: dict[str, Augment], make: Callable[[], Workload], options: Options) -> list[Line]:
+    """Deforming a batch of a workload's images over its training step, and over torch doing the same."""
+    lines, work = [], make()
+    shape = work.batch["inputs"].shape
+    for row, augment in deformations.items():
+        timed: dict[str, Timed] = {"zoo": Deform(augment, shape), "step": Jitted(zoo_program(work.module, work.cfg, work.batch))}
+        if has_torch():
+            timed["torch"] = TorchDeform(augment, shape)
+        times = interleave(timed, options)
+        rate = shape[0] / float(np.median(times["zoo"]))
+        lines += [compare(row, peer, times["zoo"], times[peer], images_per_second=rate) for peer in timed if peer != "zoo"]
+    return lines
+
+
 def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> list[Line]:
     """The formulation that ``zoo.convolution`` chooses over the fastest one, for every convolution of those workloads."""
     options = Options(min(options.rounds, MOST_PASS_ROUNDS), PASS_SHARE * options.seconds)
@@ -229,5 +246,6 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
     "loop": functools.partial(loop_row, LOOPS),
+    "augment": functools.partial(augment_row, DEFORMATIONS, WORKLOADS["lenet5"][0]),
     "convolutions": functools.partial(convolutions_row, [make for make, _ in WORKLOADS.values()]),
 }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import zoo
+from train.augment import Augment
 from zoo.base import Batch, Model, Params
 from zoo.convnet import Stage
 from zoo.convolution import Geometry, Sizes
@@ -173,6 +174,12 @@ WORKLOADS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
     "tdnn": (tdnn, {"torch": 1.0}),
 }
 """{row: (function of batch, width and perhaps more, all with defaults; {peer: the ratio that we promise not to exceed})}."""
+
+DEFORMATIONS = {
+    "augment, affine": Augment(rotate=10, scale=0.1, shear=5, shift=1.5),
+    "augment, elastic": Augment(rotate=10, scale=0.1, shear=5, shift=1.5, elastic=0.8),
+}
+"""{row: of LeNet-5's batch of images}."""
 
 LOOPS = {
     "loop": (zoo.mlp.Config(sizes=(64, 32, 10)), 32),

@@ -22,7 +22,7 @@ from train.data import DataError, load_data
 from train.recipe import Recipe, Target, module_of
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
 from train.step import make_evaluate
-from train.trainer import EVAL_BATCH
+from train.trainer import evaluation_batches
 from zoo.base import Batch, Model, Params
 
 FORMAT = 1
@@ -118,7 +118,7 @@ def evaluate(
     count = len(jax.tree.leaves(table)[0])
     if not 0 <= example < count:
         raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
-    batches = Batches(table, max(run.recipe.batch_size, EVAL_BATCH), seed=None, scaling=run.scaling)
+    batches = evaluation_batches(table, run.recipe.batch_size, run.scaling)
     cfg = run.recipe.model
     means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
     predictions = _classify(run, table, batches)

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from evals.evaluation import Restored, class_names, make_predict, restore
-from train.batches import Batches
 from train.formats import DataError, check_inputs, read_image, read_npz
-from train.trainer import EVAL_BATCH
+from train.trainer import evaluation_batches
 
 TOP = 3
 
@@ -31,7 +30,7 @@ def predict(
 def predict_file(run: Restored, file: pathlib.Path, *, invert: bool = False) -> list[tuple[str, np.ndarray]]:
     """``predict`` for one file and a model that is already restored."""
     inputs = read_inputs(run, file, invert=invert)
-    batches = Batches({"inputs": inputs}, min(len(inputs), EVAL_BATCH), seed=None, scaling=run.scaling)
+    batches = evaluation_batches({"inputs": inputs}, run.recipe.batch_size, run.scaling)
     function = jax.jit(make_predict(run.module, run.recipe.model))
     try:
         parts = [function(run.params, batches.batch(step)["inputs"]) for step in range(batches.steps_per_epoch)]

@@ -12,8 +12,7 @@ import numpy as np
 from evals.evaluation import Evaluation, Restored, make_predict
 from evals.maps import spatial
 from evals.page import COLORS, is_image_shape, plot, titled
-from train.batches import Batches
-from train.trainer import EVAL_BATCH
+from train.trainer import evaluation_batches
 
 EXAMPLES = 2000
 VALUES = 2**24
@@ -78,7 +77,7 @@ def _classifier(run: Restored) -> Callable[[np.ndarray], np.ndarray]:
     predict = jax.jit(make_predict(run.module, run.recipe.model))
 
     def classify(inputs: np.ndarray) -> np.ndarray:
-        batches = Batches({"inputs": inputs}, min(len(inputs), EVAL_BATCH), seed=None, scaling=run.scaling)
+        batches = evaluation_batches({"inputs": inputs}, run.recipe.batch_size, run.scaling)
         parts = [predict(run.params, batches.batch(step)["inputs"]).argmax(axis=-1) for step in range(batches.steps_per_epoch)]
         return np.concatenate(jax.device_get(parts))[: len(inputs)]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from train.batches import Batches, fit_scaling
+from train.batches import Batches, Scaling, fit_scaling
 from train.checkpoint import Checkpoints, describe
 from train.data import Dataset, load_data
 from train.loop import Interrupts, Loop
@@ -22,7 +22,8 @@ from train.step import TrainState, init_state, make_step
 from train.transfer import TRANSFERS, load_params, matching, shared
 from zoo.base import Model, Params
 
-EVAL_BATCH = 250
+EVAL_BATCH, SMALL = 250, 2**14
+"""Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +233,16 @@ def _batches(recipe: Recipe[Any], dataset: Dataset) -> tuple[Batches, Batches | 
     batches = Batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling)
     held_out = None
     if "validation" in dataset.splits and "validation" not in splits:
-        rows = max(recipe.batch_size, EVAL_BATCH)
-        held_out = Batches(dataset.splits["validation"], rows, seed=None, scaling=scaling)
+        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling)
     return batches, held_out
+
+
+def evaluation_batches(table: Mapping[str, Any], batch_size: int, scaling: Scaling | None) -> Batches:
+    """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
+    leaves = jax.tree.leaves(table["inputs"])
+    small = max(leaf[0].size for leaf in leaves) <= SMALL
+    rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
+    return Batches(table, rows, seed=None, scaling=scaling)
 
 
 def _check_classes(dataset: Dataset, outputs: Any) -> None:

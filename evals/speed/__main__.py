@@ -30,6 +30,8 @@ class Command:
     """Blocks of steps of each contender; their times are paired by round."""
     seconds: float = 0.2
     """Length of a block, about."""
+    own_size: bool = False
+    """Steps at the rows' own sizes only: no doubled sizes, no compilation, which take most of the time."""
     json: pathlib.Path | None = None
     """Write the comparisons to this file too: a list with an object for each."""
 
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     lines, others = [], Others()
     for row in command.rows or ROWS:
-        lines += ROWS[row](Options(command.rounds, command.seconds))
+        lines += ROWS[row](Options(command.rounds, command.seconds, command.own_size))
     made["others"] = others.share()
     show(lines, f"{made['hardware']}, {made['date']}")
     if made["others"] is not None and made["others"] > OTHERS_AT_MOST:

@@ -35,10 +35,11 @@ Timed = Callable[[int], float]
 
 
 class Options(NamedTuple):
-    """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds."""
+    """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds; own_size: rows of steps have nothing else."""
 
     rounds: int
     seconds: float
+    own_size: bool = False
 
 
 def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
@@ -104,12 +105,14 @@ def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, 
 
 
 def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> list[Line]:
-    """Lines of a workload: its step at its own size and with each of its sizes doubled, and its compilation.
+    """Lines of a workload: its step at its own size, and unless that is all, with each of its sizes doubled; its compilation.
 
     make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio}.
     """
     default = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
-    sizes = {row: {}} | {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
+    sizes = {row: {}}
+    if not options.own_size:
+        sizes |= {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
     timed = {(size, name): timed for size, change in sizes.items() for name, timed in contenders(make(**change)).items()}
     times = interleave(timed, options)
     lines = []
@@ -121,7 +124,7 @@ def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float],
             growth = {name: float(np.median(times[size, name] / times[row, name])) for name in ("zoo", peer)}
             more = {"zoo_growth": growth["zoo"], "peer_growth": growth[peer]}
         lines.append(compare(size, peer, times[size, "zoo"], times[size, peer], **more))
-    return lines + fresh_lines(row, make(), options)
+    return lines if options.own_size else lines + fresh_lines(row, make(), options)
 
 
 def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:

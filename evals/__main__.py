@@ -54,10 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options: Options) -> int:
-    """Measures, writes eval.json and report.html, and says where they are."""
+    """Measures, writes eval.json and report.html, and says where they are; of runs trained side by side each, and compares."""
     from evals.evaluation import evaluate as measure
     from evals.evaluation import write_evaluation
+    from train.run_folder import RunFolder
 
+    members = RunFolder.open(options.run_dir).recipe().members
+    if len(members) > 1:
+        return evaluate_members(options, list(members))
     evaluation = measure(options.run_dir, options.split, options.data_dir, example=options.example)
     if not write_evaluation(evaluation)["training"]["complete"]:
         print("the run is not complete: this is its best checkpoint so far")
@@ -68,6 +72,30 @@ def evaluate(options: Options) -> int:
         if importlib.util.find_spec("matplotlib") is None:
             print(PLOTS_NEED)
     print_results(evaluation, options.report)
+    return 0
+
+
+def evaluate_members(options: Options, labels: list[str]) -> int:
+    """Measures every run of a folder that holds several, and prints a table with mean and spread."""
+    from evals.evaluation import evaluate as measure
+    from evals.evaluation import write_evaluation
+    from evals.report import write_report
+    from train.member import compare_members
+    from train.run_folder import read_json
+
+    rows, files = {}, []
+    for label in labels:
+        folder = options.run_dir / label
+        evaluation = measure(folder, options.split, options.data_dir, example=options.example)
+        write_evaluation(evaluation)
+        files.append(str(evaluation.file))
+        if options.report:
+            write_report(evaluation)
+        summary = folder / "summary.json"
+        diverged = read_json(summary).get("diverged") if summary.exists() else None
+        rows[label] = {"diverged": diverged, **evaluation.metrics}
+    print("\n".join(compare_members(rows)))
+    print(f"numbers {', '.join(files)}")
     return 0
 
 

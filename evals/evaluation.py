@@ -4,6 +4,7 @@ Whatever a model's ``loss`` counts is a metric.  A model whose outputs are [batc
 what it says of each example is kept too, for the confusion matrix and the worst mistakes.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -118,10 +119,10 @@ def evaluate(
     count = len(jax.tree.leaves(table)[0])
     if not 0 <= example < count:
         raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
-    batches = evaluation_batches(table, run.recipe.batch_size, run.scaling)
     cfg = run.recipe.model
-    means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
-    predictions = _classify(run, table, batches)
+    with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
+        means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
+        predictions = _classify(run, table, batches)
     nats = predictions is not None and _is_log_likelihood(predictions)
     return Evaluation(run, split, table, name_metrics(split, means, nats), predictions, example)
 

@@ -9,6 +9,7 @@ import numpy as np
 from evals.evaluation import Evaluation, class_names
 from evals.page import as_bytes, picture, titled, unbroken
 from train.batches import Batches
+from train.formats import Images
 
 MAPS_SHOWN = 16
 FRAMES_SHOWN = 8
@@ -28,7 +29,7 @@ def spatial(evaluation: Evaluation) -> dict[str, np.ndarray]:
     {} unless inputs are arrays [*space, channels] of one to three spatial axes.
     """
     inputs = evaluation.table["inputs"]
-    if not isinstance(inputs, np.ndarray) or inputs.ndim - 2 not in READING:
+    if not isinstance(inputs, np.ndarray | Images) or inputs.ndim - 2 not in READING:
         return {}
     run, chosen = evaluation.run, inputs[evaluation.example][None]
     batch = Batches({"inputs": chosen}, 1, seed=None, scaling=run.scaling).batch(0)

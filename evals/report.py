@@ -86,10 +86,11 @@ def mistakes(evaluation: Evaluation) -> str | None:
     names = class_names(evaluation.run, predictions.outputs.shape[1])
     wrong = np.flatnonzero(predictions.classes != predictions.targets)
     worst = wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]
-    images = as_images(evaluation.table["inputs"], evaluation.run.data.input_range)
+    inputs = evaluation.table["inputs"]
+    images = as_images(inputs[worst], evaluation.run.data.input_range) if hasattr(inputs, "shape") else None
     cards = []
-    for index in worst:
-        image = picture(images[index], f"example {index}") if images is not None else ""
+    for number, index in enumerate(worst):
+        image = picture(images[number], f"example {index}") if images is not None else ""
         said, true = predictions.classes[index], predictions.targets[index]
         lines = [
             f"said <b>{html.escape(names[said])}</b> {unbroken(predictions.outputs[index, said])}",

@@ -12,6 +12,7 @@ import numpy as np
 from evals.evaluation import Evaluation, Restored, make_predict
 from evals.maps import spatial
 from evals.page import COLORS, is_image_shape, plot, titled
+from train.formats import Images
 from train.trainer import evaluation_batches
 
 EXAMPLES = 2000
@@ -25,7 +26,7 @@ AXES = {1: (1,), 2: (1, 2), 3: (2, 3)}
 def shifts(evaluation: Evaluation) -> str | None:
     """Accuracy of a classifier whose inputs are shifted, against the shift."""
     inputs, predictions = evaluation.table["inputs"], evaluation.predictions
-    if predictions is None or not isinstance(inputs, np.ndarray):
+    if predictions is None or not isinstance(inputs, np.ndarray | Images):
         return None
     if not is_image_shape(inputs.shape[1:]) and not spatial(evaluation):
         return None

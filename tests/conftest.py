@@ -10,20 +10,33 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="purezoo-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Tests spend their time in the compiler; what they check holds without its most expensive passes as well.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Before jax is used.  The trainer must work whatever the number of devices is.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import functools
 from collections.abc import Iterator
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
-with install_import_hook(["zoo", "train"], "beartype.beartype"):
+with install_import_hook(["zoo"], "beartype.beartype"):
     import zoo  # noqa: F401
 
+from train.parallel import Parallel
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _one_device() -> Iterator[None]:
+    """What is not about devices is trained on one unless it says otherwise: eight on two cores are slow."""
+    with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo theirs
+        patch.setattr("train.trainer.Parallel", functools.partial(Parallel, devices=1))
+        yield
 
 
 @pytest.fixture

@@ -54,6 +54,13 @@ def test_an_unknown_recipe_or_option_suggests_the_nearest(capsys):
         (("--batch-size", "0"), 2, "batch_size=0, allowed: a positive number"),
         (("--select-by", "bleu"), 1, "select_by='bleu', allowed: accuracy, loss"),
         (("--seed", "-1"), 2, "seed=-1, allowed"),
+        (("--parallel", "threads"), 2, "invalid choice 'threads'"),
+        (("--devices", "99"), 1, "devices=99, allowed: 1 to 8, as many as there are"),
+        (("--accumulate", "0"), 1, "accumulate=0, allowed: a positive integer"),
+        (("--parallel", "pmap", "--replicas", "2"), 1, "replicas: 2, allowed with parallel='pmap': 1"),
+        (("--coordinator", "localhost:1234"), 1, "coordinator, num-processes, process-id: give all three"),
+        (("--replicas", "0"), 2, "replicas=0, allowed: a positive number"),
+        (("--sweep", "seed", "1", "2"), 2, "sweep of 'seed', allowed: optimizer.learning-rate"),
     ],
 )
 def test_bad_input_is_one_clear_error_before_any_work(tmp_path, capsys, options, status, message):

@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 from zoo import convolution, layers
-from zoo.convolution import FORMULATIONS, PASSES, choose, convolve, costs, formulate, geometry, padding, pool
+from zoo.convolution import FORMULATIONS, PASSES, choose, convolve, costs, formulate, geometry, padding
+from zoo.pooling import pool
 
 KEY = jax.random.key(0)
 

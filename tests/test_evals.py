@@ -22,6 +22,7 @@ import train
 import zoo
 from evals.evaluation import confusion_matrix, name_metrics, show_metric
 from train.recipes import RECIPES
+from train.run_folder import read_json, write_json
 from zoo import mlp
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
@@ -267,8 +268,7 @@ def test_unclassified_outputs_have_no_classification_extras(regression_dir, caps
 def test_changed_data_are_refused(regression_dir, tmp_path, capsys):
     copy = tmp_path / "run"
     copy.mkdir()
-    config = json.loads((regression_dir / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"data_fingerprint": "0123"}))
+    write_json(copy / "config.json", read_json(regression_dir / "config.json") | {"data_fingerprint": "0123"})
     (copy / "data.json").write_text((regression_dir / "data.json").read_text())
     (copy / "checkpoints").symlink_to(regression_dir / "checkpoints")
     assert evals.__main__.main([str(copy)]) == 1

@@ -1,7 +1,6 @@
 """Starting from the parameters of a run or a file: what is taken, what is said, and that a resumed run needs neither."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -13,8 +12,8 @@ import pytest
 
 import train
 from train.__main__ import main
-from train.loop import Loop
-from train.run_folder import RunError
+from train.member import Member
+from train.run_folder import RunError, read_json, write_json
 from train.transfer import matching, shared
 from zoo import convnet, interop, mlp, torchvision
 
@@ -126,13 +125,13 @@ def test_the_first_stage_of_several_starts_there(tmp_path):
 
 def test_interrupted_and_resumed_without_the_file_equals_uninterrupted(file, tmp_path, monkeypatch):
     expected = _fit(init_from=str(file))
-    recorded = Loop._record
+    recorded = Member.record
 
-    def record(self, split, step, values):
-        recorded(self, split, step, values)
+    def record(self, line):
+        recorded(self, line)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Loop, "_record", record)
+    monkeypatch.setattr(Member, "record", record)
     assert not _fit(tmp_path / "run", init_from=str(file)).complete
     monkeypatch.undo()
     file.unlink()
@@ -156,9 +155,10 @@ def test_resuming_with_another_source_is_refused(file, tmp_path):
 
 def test_run_folders_from_before_the_option_resume(tmp_path):
     _fit(tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    del config["recipe"]["init_from"]
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    config = read_json(tmp_path / "run" / "config.json")
+    for later in ("init_from", "replicas", "sweep", "on_nonfinite"):
+        del config["recipe"][later]
+    write_json(tmp_path / "run" / "config.json", config)
     assert _fit(tmp_path / "run").complete
 
 

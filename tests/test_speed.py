@@ -22,6 +22,7 @@ from evals.speed.rows import (
     convolutions_row,
     interleave,
     loop_row,
+    parallel_row,
     passes,
     step_row,
 )
@@ -57,7 +58,9 @@ def tiny_rows(monkeypatch):
     """The rows as they are, of models that compile fast: one dense, one convolutional."""
     makes = {"mlp": functools.partial(WORKLOADS["mlp"][0], batch=4, width=8), "convnet": tiny_convnet}
     rows = {row: functools.partial(step_row, row, make, WORKLOADS[row][1]) for row, make in makes.items()}
-    rows["loop"] = functools.partial(loop_row, {"loop": (TINY, 4)})
+    loops = {"loop": (mlp, TINY, 4, None), "loop, promised": (mlp, TINY, 4, 1.05)}
+    rows["loop"] = functools.partial(loop_row, loops)
+    rows["parallel"] = functools.partial(parallel_row, {"loop": (mlp, TINY, 4, None)})
     rows["augment"] = functools.partial(augment_row, {"augment, affine": Augment(rotate=5)}, tiny_convnet)
     rows["convolutions"] = functools.partial(convolutions_row, list(makes.values()))
     for row in ROWS:
@@ -199,6 +202,7 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
         expected += [(size, peer) for size in (row, *(f"{row}, {name} x2" for name in names)) for peer in ["flax", *torch]]
         expected += [(f"{row}, {what}", "flax") for what in ("compile", "first step")]
     expected += [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
+    expected += [("loop, promised", "jitted step"), ("parallel", "jitted step")]
     expected += [("augment, affine", peer) for peer in ("step", *torch)]
     formulations = [row for row in written if row["row"].startswith("convolutions: ")]
     rows = {(row["row"], row["peer"]): row for row in written}
@@ -213,6 +217,8 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     assert rows["mlp", "flax"]["at_most"] == 1.05
     assert rows["mlp, width x2", "flax"].keys() >= KEYS | {"zoo_growth", "peer_growth"}
     assert rows["loop", "jitted step"]["at_most"] == 60
+    assert rows["loop, promised", "jitted step"]["at_most"] == 1.05
+    assert rows["parallel", "jitted step"]["at_most"] == 1.03
     assert "overhead_us" in rows["loop, 100 steps a dispatch", "jitted step"]
     assert f"{rows['augment, affine', 'step']['images_per_second']:,.0f} images/s" in shown
     for row in formulations:

@@ -68,7 +68,7 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     batches = Batches(table, 6)
     shapes = jax.eval_shape(step, _state(optimizer), batches.batch(0), KEY)[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    many = jax.jit(make_steps(step, batches.fetch, many=True))
+    many = jax.jit(make_steps(make_step(mlp, CFG, optimizer, load=batches.load), many=True))
     together, sums = many(_state(optimizer), zeros, batches.arrays, (batches.plan(0, 9), 0), np.int32(7), KEY)
     one_by_one, total = _state(optimizer), zeros
     for index in range(7):

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -24,10 +24,30 @@ class RunOptions:
     """Show nothing but errors."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run folder as well."""
+    parallel: Literal["auto", "jit", "shard_map", "pmap"] = "auto"
+    """How several devices share a batch: auto is jit."""
+    devices: int | None = None
+    """How many devices to use; all unless given."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, one after the other, where it does not fit into memory."""
+    remat: bool = False
+    """Keep less of a deep model for the backward pass, and compute it again: less memory, more time."""
+    distributed: bool = False
+    """One of several processes, as SLURM, Open MPI, Cloud TPU, GKE or Kubernetes started them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no such environment says it; with --num-processes and --process-id."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout: float = 300.0
+    """Seconds that one of several processes waits for the others, without any progress, before it ends with an error."""
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    """Where a checkpoint cannot be written, as on a full disk: stop, or say so and go on (a single process only)."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is faster."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains; returns the exit status: 0 complete, 1 an error, 2 a wrong command line, 3 stopped by a signal and resumable."""
+    """Trains; returns the exit status: 0 complete or preempted (SIGTERM), 1 an error, 2 a wrong command line, 3 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--list" in arguments:
         print_recipes()
@@ -63,26 +83,59 @@ def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOp
 
 def train(recipe: Recipe[Any], options: RunOptions) -> int:
     """Runs a recipe and says where its results lie."""
+    from train import cluster
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.loop import Diverged
-    from train.memory import keep_memory
+    from train.memory import keep_memory, keep_programs
+    from train.parallel import Parallel
     from train.run_folder import RunError
     from train.trainer import run
 
+    several = options.distributed or any(
+        value is not None for value in (options.coordinator, options.num_processes, options.process_id)
+    )
+    joined = False
     keep_memory()
+    if options.compilation_cache:
+        keep_programs()
     out = options.out or str(pathlib.Path("runs") / recipe.name)
     try:
-        result = run(recipe, out, data_dir=options.data_dir, quiet=options.quiet, tensorboard=options.tensorboard)
-    except (DataError, RunError, CheckpointError, Diverged, ValueError, OSError) as error:
+        parallel = Parallel(
+            strategy=options.parallel, devices=options.devices, accumulate=options.accumulate, remat=options.remat
+        )
+        if several:
+            meeting = cluster.Cluster(
+                coordinator=options.coordinator,
+                processes=options.num_processes,
+                process=options.process_id,
+                timeout=options.timeout,
+            )
+            meeting.join()
+            joined = True
+        result = run(
+            recipe,
+            out,
+            data_dir=options.data_dir,
+            quiet=options.quiet,
+            tensorboard=options.tensorboard,
+            parallel=parallel,
+            timeout=options.timeout,
+            on_save_failure=options.on_save_failure,
+        )
+    except (DataError, RunError, CheckpointError, Diverged, cluster.ClusterError, ValueError, OSError, RuntimeError) as error:
+        if joined:
+            cluster.fail(cluster.explain(error))
+        if type(error) is RuntimeError:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"stopped at once; the same command resumes {out} from its last checkpoint", file=sys.stderr)
         return 3
     if not result.complete:
-        return 3
-    if not options.quiet:
+        return 0 if result.stopped_by == "SIGTERM" else 3
+    if not options.quiet and cluster.first():
         print(f"run folder {out}; next: python -m evals {out}")
     return 0
 

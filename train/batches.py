@@ -1,5 +1,6 @@
 """Data in memory: the whole set lies on the device once, and a batch is a pure function of (seed, step)."""
 
+import copy
 import functools
 import math
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from train.formats import Images
+from train.parallel import Layout, Parallel
 from zoo.base import Batch
 
 
@@ -25,8 +28,14 @@ class Scaling(NamedTuple):
         return (raw.astype(jnp.float32) - shift) * scale
 
 
-def fit_scaling(kind: str, raw: np.ndarray, input_range: tuple[float, float]) -> Scaling:
-    """Statistics of the training inputs ``raw`` [n, ...].  kind: none, unit, standardize, zscore (see Recipe.preprocess)."""
+def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scaling:
+    """Statistics of the training inputs ``raw``, an array [n, ...] or Images.
+
+    kind: none, unit, standardize, zscore (see Recipe.preprocess).  Raises ValueError for another one, and for one that would
+    have to decode all Images first.
+    """
+    if kind in ("standardize", "zscore") and isinstance(raw, Images):
+        raise ValueError(f"preprocess={kind!r}, allowed for streamed data: none, unit")
     match kind:
         case "none":
             shift, scale = np.float32(0), np.float32(1)
@@ -47,6 +56,36 @@ def fit_scaling(kind: str, raw: np.ndarray, input_range: tuple[float, float]) ->
     return Scaling(shift, scale)
 
 
+class Order:
+    """Which rows make up each batch: a pure function of the step, where every epoch is a permutation by (seed, epoch)."""
+
+    def __init__(self, size: int, batch_size: int, padded: int, seed: int | None) -> None:
+        """size: rows of the table.  padded: of a batch after padding.  seed: None keeps the order."""
+        self.size, self.batch_size, self.padded, self.seed = size, batch_size, padded, seed
+        self.steps_per_epoch = math.ceil(size / batch_size)
+        self._epoch: tuple[int | None, np.ndarray] = (None, np.empty(0, np.int32))
+
+    def rows(self, step: int) -> np.ndarray:
+        """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self._permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        missing = self.padded - len(order)
+        return np.pad(order, (0, missing), constant_values=-1) if missing else order.copy()
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._epoch[0] != epoch:
+            if self.seed is None:
+                order = np.arange(self.size)
+            else:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+            self._epoch = (epoch, order.astype(np.int32))
+        return self._epoch[1]
+
+
+PLANNED = 64
+"""Steps whose rows are sent to the device at once."""
+
+
 class Batches:
     """Batches of a table of arrays that share their leading axis.
 
@@ -54,10 +93,20 @@ class Batches:
     between steps: ``rows(step)`` is pure, so resuming needs only the step.
     """
 
+    planned = PLANNED
+
     def __init__(
-        self, table: Mapping[str, Any], batch_size: int, *, seed: int | None = 0, scaling: Scaling | None = None
+        self,
+        table: Mapping[str, Any],
+        batch_size: int,
+        *,
+        seed: int | None = 0,
+        scaling: Scaling | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """table: {"inputs": [n, ...], ...}, each an array or a dict of arrays.  seed: None keeps the order (evaluation).
+
+        layout: of the devices; one unless given.
 
         Raises ValueError when lengths differ, nothing is there, or integers are too large for a device.
         """
@@ -69,55 +118,70 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}, allowed: at least 1")
         self.size = next(iter(shapes.values()))[0]
-        self.batch_size = batch_size
-        self.steps_per_epoch = math.ceil(self.size / batch_size)
-        self.seed = seed
+        self.batch_size, self.layout = batch_size, layout or Layout(Parallel(devices=1), devices=jax.local_devices()[:1])
+        self.padded = self.layout.rows(batch_size)
+        self.order = Order(self.size, batch_size, self.padded, seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
         self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
-        self._epoch: tuple[int | None, np.ndarray] = (None, np.empty(0, np.int32))
 
     @functools.cached_property
-    def arrays(self) -> tuple[dict[str, Any], Scaling | None]:
-        """The table and the scaling on the device: what ``fetch`` reads."""
-        return jax.device_put((self.table, self.scaling))
+    def arrays(self) -> Any:
+        """The table and the scaling on every device: what ``load`` reads."""
+        return self.layout.share((self.table, self.scaling))
+
+    @property
+    def seed(self) -> int | None:
+        """That decides the order; None keeps it."""
+        return self.order.seed
+
+    def with_seed(self, seed: int) -> "Batches":
+        """The same data, in another order."""
+        other = copy.copy(self)
+        other.order = Order(self.size, self.batch_size, self.padded, seed)
+        return other
 
     def rows(self, step: int) -> np.ndarray:
-        """Rows of the table that make up batch ``step``: int32 [batch], -1 for padding."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
-        missing = self.batch_size - len(order)
-        return np.pad(order, (0, missing), constant_values=-1) if missing else order.copy()
+        """Rows of the table that make up batch ``step``: int32 [batch], or more where they are to be divided; -1 for padding."""
+        return self.order.rows(step)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._epoch[0] != epoch:
-            if self.seed is None:
-                order = np.arange(self.size)
-            else:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-            self._epoch = (epoch, order.astype(np.int32))
-        return self._epoch[1]
-
-    def plan(self, first: int, count: int) -> np.ndarray:
+    def rows_of(self, first: int, count: int) -> np.ndarray:
         """Rows of steps first .. first + count - 1, int32 [count, batch]."""
         return np.stack([self.rows(first + index) for index in range(count)])
 
+    def plan(self, first: int, count: int) -> Any:
+        """The same on the devices, divided among them: what ``load`` needs to know of those steps."""
+        return self.layout.deal_rows(self.rows_of(first, count), axis=1)
+
     def batch(self, step: int) -> Batch:
-        """Batch ``step``, on the device."""
-        return _fetch_jit(self.arrays, self.rows(step))
+        """Batch ``step``, on the devices."""
+        return _load_jit((self.arrays, self.layout.deal_rows(self.rows(step))))
+
+    def close(self) -> None:
+        """Ends whatever reads ahead: nothing, as all is in memory."""
+
+    def example(self, rows: int) -> Any:
+        """Shapes of what ``load`` receives for a batch of so many rows."""
+        return jax.eval_shape(lambda: ((self.table, self.scaling), jnp.zeros(rows, jnp.int32)))
 
     @staticmethod
-    def fetch(arrays: tuple[dict[str, Any], Scaling | None], rows: Array) -> Batch:
-        """The rows [batch] of the table as a batch; pure, traced into the step.  Rows of -1 are masked."""
-        table, scaling = arrays
-        valid = rows >= 0
+    def load(source: Any) -> Batch:
+        """((table, scaling), rows [batch]) -> a batch; pure, traced into the step.  Rows of -1 are masked."""
+        (table, scaling), rows = source
         batch = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(rows, 0), axis=0), table)
-        if scaling is not None:
-            batch["inputs"] = scaling(batch["inputs"])
-        mask = batch.get("mask")
-        batch["mask"] = valid if mask is None else mask & valid.reshape(-1, *[1] * (mask.ndim - 1))
-        return batch
+        return finish(batch, rows >= 0, scaling)
 
 
-_fetch_jit = jax.jit(Batches.fetch)
+def finish(batch: dict[str, Any], valid: Array, scaling: Scaling | None) -> Batch:
+    """Raw columns {"inputs": [batch, ...], ...} -> a batch: inputs scaled, and what is not ``valid`` [batch] masked."""
+    batch = dict(batch)
+    if scaling is not None:
+        batch["inputs"] = scaling(batch["inputs"])
+    mask = batch.get("mask")
+    batch["mask"] = valid if mask is None else mask & valid.reshape(-1, *[1] * (mask.ndim - 1))
+    return batch
+
+
+_load_jit = jax.jit(Batches.load)
 
 
 def _portable(leaf: Any) -> Any:

@@ -6,10 +6,15 @@ checkpoint also records shape, dtype and checksum of every leaf, and loading ver
 
 import contextlib
 import gc
+import json
 import logging
+import os
 import pathlib
+import re
 import shutil
+import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,12 +23,14 @@ import jax.numpy as jnp
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-FORMAT = 1
+from train import cluster
+
+FORMAT = 2
 KEEP_LATEST = 2
 
 
 class CheckpointError(RuntimeError):
-    """No intact checkpoint, or one that does not fit the run."""
+    """No intact checkpoint, one that does not fit the run, or one that could not be written."""
 
 
 def checksum(leaf: Array) -> Array:
@@ -76,9 +83,21 @@ class _KeepBestAndLatest:
 class Checkpoints:
     """The checkpoints of one run, in a folder.  A context manager: leaving it waits for the save under way."""
 
-    def __init__(self, folder: str | pathlib.Path, *, read_only: bool = False) -> None:
-        """folder is made unless ``read_only``, which also never deletes."""
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        *,
+        read_only: bool = False,
+        on_failure: Callable[[CheckpointError], None] | None = None,
+    ) -> None:
+        """folder is made unless ``read_only``, which also never deletes.
+
+        on_failure: is given what ``save`` and ``wait`` would raise when a checkpoint cannot be written, for a run that goes on
+        without it.  Of several processes, whose disks need not be full at the same step, a failure is always raised.
+        """
         self.folder = pathlib.Path(folder).resolve()
+        self._on_failure = on_failure
+        self._silence = contextlib.ExitStack()
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: no checkpoints here")
         self._policy = _KeepBestAndLatest()
@@ -86,13 +105,18 @@ class Checkpoints:
         self._pending: Any = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
-            always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-            self._manager = ocp.training.Checkpointer(
-                str(self.folder),
-                save_decision_policy=always,
-                preservation_policy=self._policy,
-                cleanup_tmp_directories=True,
-            )
+            self._manager = self._open()
+            self._silence.enter_context(_silent())
+
+    def _open(self) -> Any:
+        """orbax's manager of the folder, in which it removes what an earlier one has not finished."""
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        return ocp.training.Checkpointer(
+            str(self.folder),
+            save_decision_policy=always,
+            preservation_policy=self._policy,
+            cleanup_tmp_directories=True,
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -101,11 +125,14 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        if self._manager is not None:
-            self.wait()
-            self._manager.close()
-            self._manager = None
+        """Waits for the save under way.  Raises CheckpointError naming the step if it failed."""
+        with self._silence:
+            try:
+                self.wait()
+            finally:
+                if self._manager is not None:
+                    self._manager.close()
+                    self._manager = None
 
     def wait(self) -> None:
         """Until the save under way is on disk.  Raises CheckpointError naming the step if it failed."""
@@ -114,26 +141,51 @@ class Checkpoints:
         (step, response), self._pending = self._pending, None
         try:
             response.result()
+            if cluster.first():
+                self._metadata(step)  # orbax finishes a checkpoint whose metadata it could not write
         except Exception as error:
-            raise CheckpointError(f"{self.folder / str(step)}: saving step {step} failed: {error}") from error
+            self._fail(step, error)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Removes what was written of the step, makes the next save possible, and raises or reports CheckpointError."""
+        several = cluster.several()
+        manager, self._manager = self._manager, None
+        if not several:
+            with contextlib.suppress(Exception):  # orbax raises the same error once more
+                manager.close()
+            for left in (self.folder / str(step), *self.folder.glob("*.orbax-checkpoint-tmp*")):  # orbax would only later
+                shutil.rmtree(left, ignore_errors=True)
+            self._manager = self._open()
+        kept = self.steps()
+        newest = f"the newest checkpoint is that of step {kept[-1]}" if kept else "there is no earlier checkpoint"
+        failure = CheckpointError(f"{self.folder / str(step)}: saving step {step} failed: {_reason(error)}; {newest}")
+        if several or self._on_failure is None:
+            raise failure from error
+        self._on_failure(failure)
 
     def save(self, state: Any, step: int, best_step: int) -> None:
         """Starts to write the state; returns when it is safe to go on training.
 
         best_step: the checkpoint to keep as the best one, named by the newest checkpoint.
+        Raises CheckpointError if this save or the one before failed: often that is known at the next call only.
         """
         self.wait()
         sums = [int(value) for value in jax.device_get(checksums(state))]
         self._policy.best_step = best_step
         leaves = {path: [kind, total] for (path, kind), total in zip(describe(state).items(), sums, strict=True)}
-        response = self._manager.save_async(
-            step,
-            state,
-            force=True,
-            overwrite=True,
-            custom_metadata={"format": FORMAT, "best_step": best_step, "leaves": leaves},
-        )
-        self._pending = (step, response)
+        metadata = {"format": FORMAT, "best_step": best_step, "leaves": leaves}
+        try:
+            response = self._manager.save_async(
+                step,
+                state,
+                force=True,
+                overwrite=True,
+                custom_metadata={**metadata, "crc32": _crc32(metadata)},
+            )
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._pending = (step, response)
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, ascending."""
@@ -146,51 +198,70 @@ class Checkpoints:
         ``say`` and passed over; if none is intact, CheckpointError names them all.
         """
         steps = self.steps()[::-1]
-        if best and (best_step := self._best_step(steps)) in steps:
+        problems: dict[int, str] = {}
+
+        def passed_over(step: int, problem: CheckpointError) -> None:
+            if step not in problems:
+                problems[step] = str(problem)
+                say(f"damaged checkpoint passed over: {problem}")
+
+        best_step = self._best_step(steps, passed_over) if best else None
+        if best_step in steps:
             steps = [best_step, *(step for step in steps if step != best_step)]
-        problems = []
+        elif best_step is not None:
+            say(f"{self.folder}: the best checkpoint, of step {best_step}, is not there; the newest one is used instead")
         for step in steps:
             try:
-                return self._load(abstract, step), step
+                return self.load(abstract, step), step
             except CheckpointError as problem:
-                problems.append(str(problem))
-                say(f"damaged checkpoint passed over: {problem}")
+                passed_over(step, problem)
         if problems:
-            raise CheckpointError(f"{self.folder}: no intact checkpoint: " + "; ".join(problems))
+            raise CheckpointError(f"{self.folder}: no intact checkpoint: " + "; ".join(problems.values()))
         return None
 
     def drop_after(self, step: int) -> None:
-        """Deletes checkpoints of later steps: damaged ones, which the run is about to write again."""
-        for later in [known for known in self.steps() if known > step]:
-            shutil.rmtree(self.folder / str(later))
+        """Deletes checkpoints of later steps, which the run is about to write again; all processes together."""
+
+        def drop() -> None:
+            for later in [known for known in self.steps() if known > step] if cluster.first() else []:
+                shutil.rmtree(self.folder / str(later))
+
+        cluster.together(drop)
         self._manager.reload()
 
-    def _best_step(self, steps: list[int]) -> int | None:
+    def _best_step(self, steps: list[int], passed_over: Callable[[int, CheckpointError], None]) -> int | None:
+        """As the newest checkpoint whose metadata is intact names it."""
         for step in steps:
             try:
                 return self._metadata(step)["best_step"]
-            except CheckpointError:
-                continue
+            except CheckpointError as problem:
+                passed_over(step, problem)
         return None
 
     def _metadata(self, step: int) -> dict[str, Any]:
         folder = self.folder / str(step)
-        with _reading(folder):
-            metadata = ocp.metadata(str(folder)).custom_metadata
+        try:  # ocp.metadata takes as long as loading, and this is read after every save
+            metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{folder}: unreadable: {_first_line(error)}") from error
         if not isinstance(metadata, dict) or not {"format", "best_step", "leaves"} <= metadata.keys():
             raise CheckpointError(f"{folder}: metadata without checksums")
+        recorded = metadata.pop("crc32", None)  # without which best_step might silently be another one
+        if recorded not in (None, _crc32(metadata)):
+            raise CheckpointError(f"{folder}: checksum differs in the metadata")
         if metadata["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {metadata['format']!r}, this version reads {FORMAT}")
         return metadata
 
-    def _load(self, abstract: Any, step: int) -> Any:
+    def load(self, abstract: Any, step: int) -> Any:
+        """The state of that step, for this process alone.  Raises CheckpointError if damaged, or not what the run expects."""
         folder = self.folder / str(step)
         recorded, expected = self._metadata(step)["leaves"], describe(abstract)
         for path in recorded.keys() | expected.keys():
             have, want = recorded.get(path, ["nothing"])[0], expected.get(path, "nothing")
             if have != want:
                 raise CheckpointError(f"{folder}: {path}: holds {have}, the run expects {want}")
-        with _reading(folder):
+        with _reading(folder), _alone():
             state = ocp.load(str(folder), _with_sharding(abstract))
         sums = jax.device_get(checksums(state))
         damaged = [path for path, total in zip(expected, sums, strict=True) if recorded[path][1] != int(total)]
@@ -199,19 +270,28 @@ class Checkpoints:
         return state
 
 
+def _crc32(metadata: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
 def _with_sharding(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+
+
+def _alone() -> contextlib.AbstractContextManager[Any]:
+    """Each process reads by itself: whether all could is agreed on afterwards, and none waits for another that found damage."""
+    if not cluster.several():
+        return contextlib.nullcontext()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read-{me}")
+    return ocp.Context(multiprocessing_options=options)
 
 
 @contextlib.contextmanager
 def _reading(folder: pathlib.Path) -> Iterator[None]:
     """Turns whatever orbax raises for damaged files into one CheckpointError, without the pages that its tasks log besides."""
-    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
+    with _silent():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -222,9 +302,38 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
                 return
             gc.collect()  # "Task exception was never retrieved" is said when the task is collected
         raise CheckpointError(f"{folder}: unreadable: {message}")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the pages that orbax's threads and tasks log about an error which they raise as well."""
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    def unraisable(problem: Any) -> None:
+        if str(problem.exc_value) != "Event loop is closed":  # of reads and writes that were still under way
+            previous(problem)
+
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    for logger in loggers:
+        logger.addFilter(nothing)
+    previous, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(nothing)
+        if sys.unraisablehook is unraisable:
+            sys.unraisablehook = previous
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words where a file could not be written, such as "No space left on device"."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@
     fashion_mnist  28x28 articles of clothing, split alike
     npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; or train_inputs, ...
     folder:PATH    one sub-folder of images a class (or train/, val/, test/ with such sub-folders), resized
+    stream:PATH    the same examples, decoded while they are needed (see train.stream): for more than fits in memory
     fsdd:PATH      spoken digits as log-mel frames [100, 40], from files DIGIT_SPEAKER_INDEX.wav (see train.audio): 0-4 of each
                    digit and speaker test, 5-9 validation, the others train.  fsdd:PATH@SPEAKER tests on all of that speaker, and
                    of the others 0-4 validate
@@ -35,7 +36,7 @@ import jax
 import numpy as np
 
 from train.audio import read_fsdd
-from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz, reading
+from train.formats import DataError, Images, check_image_shape, check_inputs, check_targets, read_idx, read_npz, reading
 from train.generated import DIRECTIONS, EXPECTED, MOST, moving_digits, synthetic
 
 __all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
@@ -49,7 +50,7 @@ SPLIT_SEED = 2015
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory.
+    """A data set in memory, but for inputs that are ``Images``.
 
     splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}.
     classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
@@ -68,16 +69,17 @@ class Dataset:
         digest = hashlib.blake2b(digest_size=8)
         for split in sorted(self.splits):
             for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.splits[split])):
-                name, array = jax.tree_util.keystr(path, simple=True, separator="."), np.ascontiguousarray(leaf)
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                array = leaf if isinstance(leaf, Images) else np.ascontiguousarray(leaf)
                 digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
-                digest.update(array.reshape(-1).view(np.uint8).data)
+                digest.update(array.digest() if isinstance(array, Images) else array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def joined(self, *names: str) -> Table:
         """Several splits as one table."""
         if len(names) == 1:
             return dict(self.splits[names[0]])
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(dict(self.splits[name]) for name in names))
+        return jax.tree.map(_joined, *(dict(self.splits[name]) for name in names))
 
 
 def load_data(
@@ -323,6 +325,14 @@ def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], inputs: str, target
 
 
 def _from_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
+    streamed = _streamed_folder(name, folder, shape)
+    splits = {split: {**table, "inputs": table["inputs"][:]} for split, table in streamed.splits.items()}
+    return dataclasses.replace(streamed, splits=splits)
+
+
+def _streamed_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
+    """An index of the files in their splits, of which none is opened."""
+    check_image_shape(shape)
     with reading(folder):
         parts = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
         if "train" in parts and parts.keys() <= SPLIT_OF.keys():
@@ -333,7 +343,7 @@ def _from_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -
         if len(names) < 2:
             raise DataError(f"{folder}: {len(names)} sub-folders, expected one for each of two or more classes")
         classes = tuple(sorted(names))
-        tables = {split: _read_folder(part, classes, shape) for split, part in parts.items()}
+        tables = {split: _index(folder, part, classes, shape) for split, part in parts.items()}
     return Dataset(name, _with_splits(str(folder), tables), classes, (0.0, 255.0))
 
 
@@ -341,18 +351,18 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _read_folder(folder: pathlib.Path, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Table:
-    inputs, targets = [], []
+def _index(root: pathlib.Path, part: pathlib.Path, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Table:
+    files, targets = [], []
     for label, name in enumerate(classes):
-        files = _visible(folder / name) if (folder / name).is_dir() else []
-        if not files:
-            raise DataError(f"{folder / name}: no images of this class")
-        for file in files:
+        found = _visible(part / name) if (part / name).is_dir() else []
+        if not found:
+            raise DataError(f"{part / name}: no images of this class")
+        for file in found:
             if file.is_dir():
                 raise DataError(f"{file}: a folder among the images of a class (splits are called {', '.join(SPLIT_OF)})")
-            inputs.append(read_image(file, shape))
-        targets += [label] * len(files)
-    return {"inputs": np.stack(inputs), "targets": np.asarray(targets, np.int32)}
+        files += found
+        targets += [label] * len(found)
+    return {"inputs": Images.find(root, files, shape), "targets": np.asarray(targets, np.int32)}
 
 
 _AT_SPEAKER = re.compile(r"@([^/@]+)\Z")
@@ -365,7 +375,7 @@ def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Data
     return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers)
 
 
-_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "fsdd": _from_fsdd}
+_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "stream": _streamed_folder, "fsdd": _from_fsdd}
 
 
 def _synthetic(name: str, form: str) -> Dataset:
@@ -388,5 +398,13 @@ def _with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:
     labels = table["targets"] if table["targets"].ndim == 1 else np.zeros(count, np.int32)
     sizes = (count - tenth * (len(parts) - 1), *[tenth] * (len(parts) - 1))
     blocks = stratified_split(labels, sizes)
-    made = {part: {key: value[rows] for key, value in table.items()} for part, rows in zip(parts, blocks, strict=True)}
+    made = {part: {key: _chosen(value, rows) for key, value in table.items()} for part, rows in zip(parts, blocks, strict=True)}
     return {**made, **{split: value for split, value in tables.items() if split == "test"}}
+
+
+def _chosen(column: Any, rows: np.ndarray) -> Any:
+    return column.select(rows) if isinstance(column, Images) else column[rows]
+
+
+def _joined(first: Any, *others: Any) -> Any:
+    return first.followed_by(*others) if isinstance(first, Images) else np.concatenate([first, *others])

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
-import math
+import itertools
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -13,24 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train import cluster
 from train.batches import Batches
-from train.checkpoint import Checkpoints
+from train.cluster import Watchdog
+from train.member import Member
 from train.memory import peak_memory
 from train.progress import Progress
 from train.recipe import Recipe
 from train.run_folder import RunFolder, hardware, today, versions
-from train.step import TrainState, decide, divide, make_evaluate, make_steps
+from train.step import TrainState, divide, make_evaluate
 from zoo.base import Model, Params
 
 IN_FLIGHT = 8
 """Dispatches before the host waits for the oldest: with several CPU devices a loop that never waits deadlocks."""
 LOGS_PER_EVALUATION = 10
-PLANNED = 64
-"""Steps whose rows are sent to the device at once."""
 
 
 class Diverged(RuntimeError):  # noqa: N818
-    """The loss is not finite."""
+    """The loss or its gradient is not finite."""
 
 
 class Interrupts:
@@ -42,7 +43,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            # Of several processes SIGTERM is the runtime's, so that all agree on a step.
+            for number in (signal.SIGINT,) if cluster.several() else (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -54,11 +56,13 @@ class Interrupts:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        if cluster.several():
+            cluster.pass_on_interrupt()
 
 
 @dataclasses.dataclass
 class Loop:
-    """One run of one stage.  folder and checkpoints are both None for a run in memory."""
+    """A stage on its way.  Its members, usually one, are trained side by side; of several, state leaves lead with [members]."""
 
     recipe: Recipe[Any]
     module: Model
@@ -66,147 +70,226 @@ class Loop:
     validation: Batches | None
     total: int
     state: TrainState
-    history: list[dict[str, Any]]
+    members: list[Member]
     progress: Progress
     folder: RunFolder | None = None
-    checkpoints: Checkpoints | None = None
+    watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
 
     def __post_init__(self) -> None:
-        self.step = int(self.state.step)
-        self._saved = self.step if self.checkpoints and self.checkpoints.steps() else -1
-        self._best: Params | None = None
-        self._earlier = self.history[-1]["seconds"] if self.history else 0.0
+        self.layout = self.batches.layout
+        self.many = self.layout.replicas > 1
+        control = self._host(self.state.control)
+        troubles = self._host(self.state.trouble)
+        for member, each, trouble in zip(self.members, control, troubles, strict=True):
+            member.control = each
+            if self.many and self.recipe.on_nonfinite == "stop" and int(trouble.count):
+                member.diverged = int(trouble.step)
+        self.stopped_by: str | None = None
+        self.step = int(np.max(jax.device_get(self.state.step)))
+        histories = [member.history[-1]["seconds"] for member in self.members if member.history]
+        self._earlier = max(histories, default=0.0)
         self._started = time.perf_counter()
-        self._evaluate = jax.jit(make_evaluate(self.module, self.recipe.model))
+        function = make_evaluate(self.module, self.recipe.model)
+        self._evaluate = jax.jit(jax.vmap(function, (0, 0, None)) if self.many else function)
 
     def seconds(self) -> float:
         """Of training, over all resumptions."""
         return self._earlier + time.perf_counter() - self._started
 
     def complete(self) -> bool:
-        """All steps are done, or patience has run out."""
-        patience = self.recipe.patience
-        return self.step >= self.total or (patience is not None and int(self.state.control.stale) >= patience)
+        """All steps are done, or every run is over."""
+        return self.step >= self.total or all(member.stopped() for member in self.members)
 
-    def run(self, step_function: Callable, metrics_shapes: Any, key: Any, interrupts: Interrupts) -> None:
-        """Trains to the end, or to a signal.  Every evaluation decides and is followed by a checkpoint."""
+    def run(self, steps: Callable, metrics_shapes: Any, key: Any, interrupts: Interrupts) -> None:
+        """Trains to the end, or to a signal.  Every evaluation decides and is followed by a checkpoint.
+
+        steps: of ``Layout.steps``.  metrics_shapes: of one member's metrics.  key: its root key, or one for each member.
+        """
         where = f" in {self.folder.path}" if self.folder else ""
         if self.complete():
             self.progress.say(f"the run is complete: {self.step} steps{where}")
             return
         if self.step:
             self.progress.say(f"resuming at step {self.step} of {self.total}{where}")
+        self._train(steps, metrics_shapes, key, interrupts)
+        if self.complete():
+            self.progress.say(f"{self.step} steps in {self.seconds():.0f} s, peak memory {peak_memory() / 1e6:,.0f} MB")
+        else:
+            name = self.stopped_by = signal.Signals(interrupts.received or signal.SIGTERM).name
+            kept = "; a checkpoint is written, the same command resumes" if self.folder else ""
+            self.progress.say(f"stopped by {name} at step {self.step} of {self.total}{kept}")
+
+    def _train(self, steps: Callable, shapes: Any, key: Any, interrupts: Interrupts) -> None:
         room = self.recipe.steps_per_dispatch
-        steps = jax.jit(make_steps(step_function, self.batches.fetch, many=room > 1), donate_argnums=0)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics_shapes)
+        put = self.layout.deal if self.many else self.layout.share
+        lead = (len(self.members),) * self.many
+        zeros = put(jax.tree.map(lambda leaf: np.zeros(lead + leaf.shape, leaf.dtype), shapes))
+        key = put(key)
         eval_interval = max(round(self.recipe.eval_every * self.batches.steps_per_epoch), 1)
         log_interval = max(eval_interval // LOGS_PER_EVALUATION, 1)
-        planned = max(room, PLANNED)
+        planned = max(room, self.batches.planned)
         plan, planned_to, counts = None, self.step, {}
         metrics, flying = zeros, collections.deque()
         unread: tuple[int, Any] | None = None
-        while not self.complete() and interrupts.received is None:
+        stop, dispatches = False, itertools.count()
+        while not self.complete() and not stop:
             # Dispatches, logs and evaluations end at fixed steps, wherever the run was interrupted before.
             boundary = min(self.total, _next_multiple(self.step, eval_interval))
             count = min(_next_multiple(self.step, room), boundary) - self.step
             if self.step + count > planned_to:
-                plan = jax.device_put((self.batches.plan(self.step, planned), np.int32(self.step)))
+                plan = self._plan(planned)
                 planned_to = self.step + planned
             if count not in counts:  # on the device once: every array from the host costs a dispatch some 10 us
-                counts[count] = jax.device_put(np.int32(count))
+                counts[count] = self.layout.share(np.int32(count))
             self.state, metrics = steps(self.state, metrics, self.batches.arrays, plan, counts[count], key)
             log_at = _next_multiple(self.step, log_interval)
             self.step += count
-            flying.append(metrics)
+            flying.append((self.step, metrics))
             if len(flying) > IN_FLIGHT:
-                jax.block_until_ready(flying.popleft())
+                finished, oldest = flying.popleft()
+                jax.block_until_ready(oldest)
+                self.watchdog.beat(f"step {finished}")
             if unread is not None:  # one dispatch late, so that the device never waits for the host
                 self._log_training(*unread)
                 unread = None
             if self.step >= log_at or self.step == boundary:
                 unread, metrics = (self.step, metrics), zeros
-            if self.step == boundary or interrupts.received is not None:
+            stop = cluster.stop_requested(next(dispatches), interrupts.received is not None)
+            if self.step == boundary or stop:
+                if unread is None and stop:  # what is not finite must not be saved
+                    unread, metrics = (self.step, metrics), zeros
                 if unread is not None:
                     self._log_training(*unread)
                     unread = None
+                self.watchdog.beat(f"step {self.step}")
                 if self.step == boundary:
                     self._validate()
                 self._save()
-        if self.checkpoints:
-            self.checkpoints.wait()
-        if self.complete():
-            self.progress.say(f"{self.step} steps in {self.seconds():.0f} s, peak memory {peak_memory() / 1e6:,.0f} MB")
-        else:
-            name = signal.Signals(interrupts.received or signal.SIGTERM).name
-            kept = "; a checkpoint is written, the same command resumes" if self.folder else ""
-            self.progress.say(f"stopped by {name} at step {self.step} of {self.total}{kept}")
+                self.watchdog.beat(f"saving step {self.step}")
+        for member in self.members:
+            if member.checkpoints:
+                member.checkpoints.wait()
 
-    def _record(self, split: str, step: int, values: dict[str, float]) -> None:
+    def _plan(self, count: int) -> Any:
+        """The next steps' entries on the devices, and the step that they begin with."""
+        first = self.layout.share(np.int32(self.step))
+        if not self.many:
+            return self.batches.plan(self.step, count), first
+        plans = [self.batches.with_seed(member.recipe.seed).rows_of(self.step, count) for member in self.members]
+        return self.layout.deal(np.stack(plans)), first
+
+    def _host(self, tree: Any) -> list[Any]:
+        """A tree of arrays of the state or of its metrics, on the host, one for each member."""
+        tree = jax.device_get(tree)
+        return (
+            [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(len(self.members))]
+            if self.many
+            else [tree]
+        )
+
+    def member_state(self, index: int) -> TrainState:
+        """The state of one member, of its own, as if it had been trained alone."""
+        if not self.many:
+            return self.state
+        return jax.tree.map(lambda leaf: leaf[index], self.layout.local(self.state))
+
+    def _record(self, member: Member, split: str, step: int, values: dict[str, float]) -> None:
         epoch = step / self.batches.steps_per_epoch
         line = {"step": step, "epoch": round(epoch, 4), "split": split, "seconds": round(self.seconds(), 3), **values}
-        self.history.append(line)
-        if self.folder:
-            self.folder.append_history(line)
-        self.progress.update(line, self.recipe.batch_size)
+        member.record(line)
+
+    def _show(self, split: str, step: int) -> None:
+        """The newest line of the only member; of several the mean of those that are still trained."""
+        lines = [member.history[-1] for member in self.members if member.history and member.history[-1]["step"] == step]
+        lines = [line for line in lines if line["split"] == split]
+        if lines:
+            mean = {
+                name: value if isinstance(value, str) else statistics.fmean(line[name] for line in lines)
+                for name, value in lines[0].items()
+            }
+            self.progress.update({**mean, "step": step}, self.recipe.batch_size * len(self.members))
 
     def _log_training(self, step: int, metrics: Any) -> None:
-        values = divide(metrics)
-        if not math.isfinite(values["loss"]):
-            kept = f"; last good checkpoint: step {self._saved}" if self._saved >= 0 else ""
-            before = max((line["step"] for line in self.history if line["split"] == "train"), default=0)
-            raise Diverged(
-                f"loss is {values['loss']} between steps {before} and {step}{kept}; a smaller optimizer.learning_rate may help"
-            )
-        self._record("train", step, values)
+        for index, (member, sums) in enumerate(zip(self.members, self._host(metrics), strict=True)):
+            values = divide(sums)
+            if values.pop("nonfinite") and member.diverged is None:
+                self._not_finite(index, member, round(float(sums["nonfinite"][0])))
+            if member.diverged is None:
+                self._record(member, "train", step, values)
+        self._show("train", step)
+
+    def _not_finite(self, index: int, member: Member, count: int) -> None:
+        """Some of the last steps had a loss or gradient that is not finite, and changed nothing."""
+        trouble = self._host(self.state.trouble)[index]
+        what = f"loss is {float(trouble.loss):g}, gradient norm {float(trouble.norm):g} at step {int(trouble.step)}"
+        name = f"{member.label}: " if member.label else ""
+        if self.recipe.on_nonfinite == "skip":
+            times = f", the last of {count}" if count > 1 else ""
+            self.progress.say(f"{name}{what}{times}: skipped, {int(trouble.count)} so far")
+            return
+        if member.checkpoints:
+            member.checkpoints.wait()
+        saved = max(member.checkpoints.steps(), default=-1) if member.checkpoints else -1
+        kept = f"; last good checkpoint: step {saved}" if saved >= 0 else ""
+        advice = "a smaller optimizer.learning_rate may help, or on_nonfinite=skip"
+        member.diverged = int(trouble.step)
+        if all(each.diverged is not None for each in self.members):
+            raise Diverged(f"{name}{what}{kept}; {advice}")
+        self.progress.say(f"{name}{what}: this run stands still from here on; the others go on")
 
     def _validate(self) -> None:
         """Evaluates on the validation split and updates the control state; without one, the last step is the best."""
         if self.validation is None:
             return
-        values = evaluate(self._evaluate, self.module, self.recipe.model, self.state.params, self.validation)
-        self._record("validation", self.step, values)
-        control = decide(
-            self.state.control,
-            values[self.recipe.select_by],
-            self.step,
-            self.recipe.select_mode,
-            plateau_factor=self.recipe.optimizer.plateau_factor,
-            plateau_patience=self.recipe.optimizer.plateau_patience,
-        )
+        key = jax.random.key(0)
+        sums = evaluate_sums(self._evaluate, self.module, self.recipe.model, self.state.params, self.validation, key, self.many)
+        for index, (member, each) in enumerate(zip(self.members, self._host(sums), strict=True)):
+            if member.stopped():
+                continue
+            values = divide(each)
+            self._record(member, "validation", self.step, values)
+            member.decide(values, self.step, self.member_state(index))
+        self._show("validation", self.step)
+        controls = [member.control for member in self.members]
+        if self.many:
+            control = self.layout.deal(jax.tree.map(lambda *leaves: np.stack(leaves), *controls))
+        else:
+            control = self.layout.share(jax.tree.map(np.array, controls[0]))  # copies: the state's are donated
         self.state = self.state._replace(control=control)
-        if int(control.best_step) == self.step and self.checkpoints is None:
-            self._best = jax.tree.map(jnp.copy, self.state.params)  # the state itself is donated to the next step
 
     def _save(self) -> None:
-        if self.checkpoints and self._saved != self.step:
-            self.checkpoints.save(self.state, self.step, self.best_step())
-            self._saved = self.step
+        for index, member in enumerate(self.members):
+            if member.checkpoints:
+                member.save(self.member_state(index), self.step, self.validation is not None)
 
-    def best_step(self) -> int:
-        """Of the best evaluation so far; the last step where nothing selects."""
-        return (int(self.state.control.best_step) if self.validation is not None else 0) or self.step
+    def best_step(self, member: Member) -> int:
+        """Of the member's best evaluation so far; the last step where nothing selects."""
+        return member.best_step(self.step, self.validation is not None)
 
-    def best_params(self) -> Params:
-        """The parameters at ``best_step``."""
-        if self.best_step() == self.step:
-            return self.state.params
-        if self._best is not None:
-            return self._best
-        assert self.checkpoints is not None
-        found = self.checkpoints.restore(jax.eval_shape(lambda: self.state), best=True, say=self.progress.say)
+    def best_params(self, index: int = 0) -> Params:
+        """A member's parameters at its ``best_step``."""
+        member, state = self.members[index], self.layout.local(self.member_state(index))
+        if self.best_step(member) == self.step:
+            return state.params
+        if member.best is not None:
+            return self.layout.local(member.best)
+        assert member.checkpoints is not None
+        found = member.checkpoints.restore(jax.eval_shape(lambda: state), best=True, say=self.progress.say)
         assert found is not None
         return found[0].params
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, member: Member) -> dict[str, Any]:
         """What summary.json says of a complete run."""
-        best = float(self.state.control.best)
+        best = member.best_value()
         return {
             "complete": True,
             "step": self.step,
-            "stopped_early": self.step < self.total,
-            "best_step": self.best_step(),
-            "best": None if math.isnan(best) else {self.recipe.select_by: best},
+            "stopped_early": self.step < self.total or member.stopped(),
+            "diverged": member.diverged,
+            "best_step": self.best_step(member),
+            "best": None if best is None else {self.recipe.select_by: best},
             "seconds": round(self.seconds(), 2),
+            "side_by_side": len(self.members),
             "peak_memory_mb": round(peak_memory() / 1e6),
             "hardware": hardware(),
             "date": today(),
@@ -216,12 +299,22 @@ class Loop:
 
 def evaluate(function: Callable, module: Model, cfg: Any, params: Params, batches: Batches) -> dict[str, float]:
     """Mean metrics over all batches, once each and in order, the carry threaded through; function: a jitted make_evaluate."""
-    carry = module.init_carry(cfg, params, batches.batch_size, key=jax.random.key(0))
-    total = None
+    return divide(evaluate_sums(function, module, cfg, params, batches, jax.random.key(0)))
+
+
+def evaluate_sums(
+    function: Callable, module: Model, cfg: Any, params: Params, batches: Batches, key: Any, many: bool = False
+) -> Any:
+    """The same as sums; many: of parameters that lead with [members]."""
+    if many:
+        carry = jax.vmap(lambda params: module.init_carry(cfg, params, batches.padded, key=key))(params)
+    else:
+        carry = module.init_carry(cfg, params, batches.padded, key=key)
+    total = {}
     for step in range(batches.steps_per_epoch):
         carry, metrics = function(params, carry, batches.batch(step))
-        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-    return divide(total or {})
+        total = jax.tree.map(jnp.add, total, metrics) if total else metrics
+    return total
 
 
 def _next_multiple(step: int, interval: int) -> int:

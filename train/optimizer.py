@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,33 +89,71 @@ class Optimizer:
 
     def build(self, total_steps: int, steps_per_epoch: float) -> optax.GradientTransformationExtraArgs:
         """The optax transformation; its update takes ``factor=``, an extra factor on the learning rate."""
-        parts: list[optax.GradientTransformation] = []
-        if self.clip_norm is not None:
-            parts.append(optax.clip_by_global_norm(self.clip_norm))
-        if self.l2:
-            parts.append(optax.add_decayed_weights(self.l2, mask=kernel_mask))
-        match self.name:
-            case "sgd":
-                parts.append(self._trace(steps_per_epoch))
-            case "adam":
-                parts.append(optax.scale_by_adam(b1=self.momentum, nesterov=self.nesterov))
-            case "rmsprop":
-                parts.append(optax.scale_by_rms())
-                parts.append(optax.trace(self.momentum, nesterov=self.nesterov))
-        if self.weight_decay:
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask=kernel_mask))
-        parts.append(optax.scale_by_learning_rate(self.rate(total_steps, steps_per_epoch)))
-        parts.append(scale_by_factor())
-        if self.max_norm is not None:
-            parts.append(project_max_norm(self.max_norm))
-        return optax.with_extra_args_support(optax.chain(*parts))
+        return build_one_of((self,), 0, total_steps, steps_per_epoch)
 
-    def _trace(self, steps_per_epoch: float) -> optax.GradientTransformation:
-        if self.momentum_start is None:
-            return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
-        steps = max(round(self.momentum_epochs * steps_per_epoch), 1)
-        momentum = optax.linear_schedule(self.momentum_start, self.momentum, steps)
-        return optax.inject_hyperparams(optax.trace, static_args="nesterov")(decay=momentum, nesterov=self.nesterov)
+
+def build_one_of(
+    optimizers: Sequence[Optimizer], index: Any, total_steps: int, steps_per_epoch: float
+) -> optax.GradientTransformationExtraArgs:
+    """``optimizers[index].build(...)``, where they may differ in numbers only, and the index may be traced.
+
+    The schedules of all are computed at every step, which are a few numbers, and one is taken.
+    """
+    first = optimizers[0]
+
+    def has(field: str) -> bool:
+        return any(getattr(each, field) for each in optimizers)
+
+    def number(field: str) -> Any:
+        values = [getattr(each, field) for each in optimizers]
+        return values[0] if len(set(values)) == 1 else jnp.asarray(values)[index]
+
+    def schedule(make: Callable[[Optimizer], optax.Schedule]) -> optax.Schedule:
+        schedules = [make(each) for each in dict.fromkeys(optimizers)]
+        if len(schedules) == 1:
+            return schedules[0]
+        schedules = [make(each) for each in optimizers]
+        return lambda step: jnp.stack([jnp.asarray(each(step), jnp.float32) for each in schedules])[index]
+
+    def momentum() -> optax.GradientTransformation:
+        if first.momentum_start is None:
+            return optax.trace(number("momentum"), nesterov=first.nesterov)
+
+        def rise(each: Optimizer) -> optax.Schedule:
+            assert each.momentum_start is not None
+            return optax.linear_schedule(
+                each.momentum_start, each.momentum, max(round(each.momentum_epochs * steps_per_epoch), 1)
+            )
+
+        return optax.inject_hyperparams(optax.trace, static_args="nesterov")(decay=schedule(rise), nesterov=first.nesterov)
+
+    none = optax.identity()
+    match first.name:
+        case "sgd":
+            direction = momentum()
+        case "adam":
+            direction = optax.scale_by_adam(b1=number("momentum"), nesterov=first.nesterov)
+        case "rmsprop":
+            direction = optax.chain(optax.scale_by_rms(), optax.trace(number("momentum"), nesterov=first.nesterov))
+    # Always as many parts: what a checkpoint holds does not depend on whether a number is 0, which one of several may be.
+    parts: list[optax.GradientTransformation] = [
+        optax.clip_by_global_norm(number("clip_norm")) if has("clip_norm") else none,
+        optax.add_decayed_weights(number("l2"), mask=kernel_mask) if has("l2") else none,
+        direction,
+        optax.add_decayed_weights(number("weight_decay"), mask=kernel_mask) if has("weight_decay") else none,
+        optax.scale_by_learning_rate(schedule(lambda each: each.rate(total_steps, steps_per_epoch))),
+        scale_by_factor(),
+        project_max_norm(number("max_norm")) if has("max_norm") else none,
+    ]
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def numeric_fields() -> list[str]:
+    """Settings that are numbers, so that several values of one can be trained at once."""
+    return [field.name for field in dataclasses.fields(Optimizer) if field.type in _NUMERIC]
+
+
+_NUMERIC = (float, int, float | None)
 
 
 def kernel_mask(params: Any) -> Any:
@@ -135,7 +174,7 @@ def scale_by_factor() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(_no_state, update)
 
 
-def project_max_norm(bound: float) -> optax.GradientTransformation:
+def project_max_norm(bound: Any) -> optax.GradientTransformation:
     """Shrinks each unit's incoming weights to norm ``bound`` after the step, as an update: project(p + u) - p.
 
     The incoming weights of a unit are a kernel's column: all axes but the last.  Must be the last of a chain.

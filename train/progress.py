@@ -7,6 +7,8 @@ from typing import Any
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines, evaluations apart."""
+NOT_METRICS = ("step", "epoch", "split", "seconds")
+"""Of a line of the history."""
 
 
 class Progress:
@@ -103,7 +105,7 @@ class Progress:
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name not in ("step", "epoch", "split", "seconds")}
+    return {name: value for name, value in line.items() if name not in NOT_METRICS}
 
 
 def _show(name: str, value: float) -> str:

@@ -9,7 +9,7 @@ import cattrs
 from tyro.conf import Suppress
 
 from train.augment import Augment
-from train.optimizer import Optimizer
+from train.optimizer import Optimizer, numeric_fields
 from zoo.base import Model
 
 Preprocess = Literal["none", "unit", "standardize", "zscore"]
@@ -46,9 +46,10 @@ class Recipe(Generic[C]):
     model: C
     """The Config of a model; its module follows from it."""
     data: str = "digits"
-    """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, fsdd:PATH, synthetic:SHAPE (see docs/training.md)."""
+    """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, stream:PATH, fsdd:PATH, synthetic:SHAPE (see
+    docs/training.md)."""
     image_shape: tuple[int, int, int] = (28, 28, 1)
-    """folder: data only: images are resized to this height, width and number of channels."""
+    """folder: and stream: data only: images are resized to this height, width and number of channels."""
     preprocess: Preprocess = "unit"
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"
@@ -71,6 +72,12 @@ class Recipe(Generic[C]):
     select_mode: Literal["max", "min"] = "max"
     patience: int | None = None
     """Stop after this many evaluations without a better value."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a step whose loss or gradient is not finite, which changes no parameter: stop there, or go on without it."""
+    replicas: int = 1
+    """Runs of this recipe with this and the following seeds, trained side by side in one program."""
+    sweep: tuple[str, ...] = ()
+    """A numeric optimizer setting and its values, trained side by side: optimizer.learning-rate 0.01 0.03 0.1."""
     steps_per_dispatch: int = 1
     """Steps in one compiled loop: more is faster for small dense models; convolutions are slower in loops on a CPU."""
     targets: Suppress[tuple[Target, ...]] = ()
@@ -81,18 +88,63 @@ class Recipe(Generic[C]):
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        positive = ("batch_size", "epochs", "steps", "eval_every", "patience", "steps_per_dispatch")
+        positive = ("batch_size", "epochs", "steps", "eval_every", "patience", "steps_per_dispatch", "replicas")
         for field in positive:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"recipe {self.name}: {field}={value!r}, allowed: a positive number")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31")
+        if not 0 <= self.seed < 2**31 - self.replicas + 1:
+            raise ValueError(f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31, also of replicas")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"recipe {self.name}: on_nonfinite={self.on_nonfinite!r}, allowed: stop, skip")
+        if self.after and (self.replicas > 1 or self.sweep):
+            raise ValueError(
+                f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, allowed after another stage: 1, ()"
+            )
+        if self.sweep:
+            _swept(self)
+
+    @property
+    def members(self) -> "dict[str, Recipe[Any]]":
+        """The runs that this recipe trains side by side, by their folders' names: {"": itself} if it is the only one."""
+        if self.replicas == 1 and not self.sweep:
+            return {"": self}
+        values = _swept(self) if self.sweep else {"": self.optimizer}
+        members = {}
+        for name, optimizer in values.items():
+            for seed in range(self.seed, self.seed + self.replicas):
+                label = "-".join(part for part in (name, f"seed-{seed}" if self.replicas > 1 else "") if part)
+                members[label] = dataclasses.replace(self, replicas=1, sweep=(), seed=seed, optimizer=optimizer)
+        return members
 
     @property
     def stages(self) -> "tuple[Recipe[Any], ...]":
         """All earlier stages, first one first, and this recipe."""
         return (*(self.after.stages if self.after else ()), self)
+
+
+def _swept(recipe: Recipe[Any]) -> dict[str, Optimizer]:
+    """{"learning_rate-0.01": the optimizer with that value, ...} of a recipe with a sweep.
+
+    Raises ValueError naming what is wrong with it.
+    """
+    path, *values = recipe.sweep
+    group, _, name = path.replace("-", "_").rpartition(".")
+    if group != "optimizer" or name not in numeric_fields():
+        allowed = ", ".join(f"optimizer.{field}".replace("_", "-") for field in numeric_fields())
+        raise ValueError(f"recipe {recipe.name}: sweep of {path!r}, allowed: {allowed}")
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise ValueError(
+            f"recipe {recipe.name}: sweep={' '.join(recipe.sweep)!r}, allowed: two or more different values after {path}"
+        )
+    swept = {}
+    for text in values:
+        try:
+            value = int(text) if type(getattr(recipe.optimizer, name)) is int else float(text)
+        except ValueError:
+            raise ValueError(f"recipe {recipe.name}: sweep of {path}: {text!r}, allowed: numbers") from None
+        swept[f"{name}-{text}"] = dataclasses.replace(recipe.optimizer, **{name: value})
+    return swept
 
 
 def module_of(cfg: Any) -> Model:
@@ -108,7 +160,7 @@ def to_dict(recipe: Recipe[Any]) -> dict[str, Any]:
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(recipe.model)
     fields["after"] = to_dict(recipe.after) if recipe.after else None
-    for name in ("augment", "optimizer", "targets", "image_shape"):
+    for name in ("augment", "optimizer", "targets", "image_shape", "sweep"):
         fields[name] = _converter.unstructure(fields[name])
     return fields
 

@@ -10,6 +10,7 @@ summary.json    written when the run is complete
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -17,6 +18,7 @@ import os
 import pathlib
 import platform
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ import jax
 import numpy as np
 
 import zoo
+from train import cluster
 from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
 from train.data import Dataset
@@ -32,6 +35,7 @@ from train.step import TrainState, init_state
 from zoo.base import Model, Params
 
 FORMAT = 1
+_LINE = {"step": int, "split": str, "seconds": (int, float)}
 
 
 class RunError(RuntimeError):
@@ -65,6 +69,8 @@ class RunFolder:
     def check(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
         """The folder of this run, which need not exist.  Raises RunError that says what differs if it holds another run."""
         folder = cls(path)
+        if not cluster.first():  # of several processes, the first one looks and writes
+            return folder
         if (folder.path / "config.json").exists():
             # Through the recipe, so that settings which an older version did not know have their defaults.
             compared = {"recipe": to_dict(folder.recipe()), "data_fingerprint": folder.config()["data_fingerprint"]}
@@ -83,7 +89,7 @@ class RunFolder:
         """A new folder, or the same run's; raises like ``check``."""
         folder = cls.check(path, recipe, fingerprint)
         file = folder.path / "config.json"
-        if not file.exists():
+        if cluster.first() and not file.exists():
             folder.path.mkdir(parents=True, exist_ok=True)
             write_json(
                 file, {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint, "versions": versions()}
@@ -93,6 +99,9 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training here.  The system releases the lock when the process ends, however it ends."""
+        if not cluster.first():
+            yield
+            return
         with (self.path / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,30 +133,42 @@ class RunFolder:
             raise RunError(f"{self.path / 'config.json'}: not a recipe of this version: {error}") from error
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+        """The lines of metrics.jsonl; a line that is damaged, or was cut off by a kill, is left out."""
         if not self.metrics.exists():
             return []
         lines = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        for text in self.metrics.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _LINE.items()):
+                    lines.append(line)
         return lines
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
         """Forgets lines after ``step``: a resumed run writes them again.  Returns what is kept."""
         kept = [line for line in self.history() if line["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        if cluster.first():
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
     def append_history(self, line: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Adds one line to metrics.jsonl.  Raises OSError naming the file when it does not fit, and leaves no part of it."""
+        if not cluster.first():
+            return
+        text = json.dumps(line).encode() + b"\n"
+        with self.metrics.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self.metrics)) from error
 
     def write_data(self, dataset: Dataset, scaling: Scaling | None) -> None:
         """data.json."""
+        if not cluster.first():
+            return
         shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
         inputs = next(iter(dataset.splits.values()))["inputs"]
         write_json(
@@ -192,8 +213,12 @@ def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
 def restore_best(folder: RunFolder, recipe: Recipe[Any], say: Callable[[str], None] = warnings.warn) -> tuple[TrainState, int]:
     """The best checkpoint's state and its step; damaged ones are named through ``say``.
 
-    Raises CheckpointError if none is intact.
+    Raises CheckpointError if none is intact, RunError if the folder holds several runs.
     """
+    if len(recipe.members) > 1:
+        raise RunError(
+            f"{folder.path} holds {len(recipe.members)} runs, trained side by side; choose one: {', '.join(recipe.members)}"
+        )
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         found = checkpoints.restore(abstract_state(recipe), best=True, say=say)
     if found is None:
@@ -235,7 +260,7 @@ def today() -> str:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON object.  Raises RunError naming the file when it is missing or damaged."""
+    """A JSON object of ``write_json``.  Raises RunError naming the file when it is missing or damaged."""
     try:
         value = json.loads(file.read_text())
     except FileNotFoundError:
@@ -244,18 +269,30 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         raise RunError(f"{file}: unreadable: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"{file}: expected a JSON object")
+    recorded = value.pop("crc32", None)  # absent in files of other programs, and of earlier versions
+    if recorded not in (None, _crc32(value)):
+        raise RunError(f"{file}: damaged, or changed by hand: its checksum differs")
     return value
 
 
 def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object atomically."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON object atomically, with a checksum."""
+    value = {key: entry for key, entry in value.items() if key != "crc32"}  # of a file that was read as it is
+    write_text(file, json.dumps({**value, "crc32": _crc32(value)}, indent=2) + "\n")
+
+
+def _crc32(value: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Writes a file atomically: a kill leaves the old or the new one."""
+    """Writes a file atomically: a kill, or a full disk, leaves the old or the new one.  Raises OSError naming the file."""
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text)
+    try:
+        temporary.write_text(text)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
     os.replace(temporary, file)
 
 

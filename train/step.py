@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import optax
 from jax import Array
 
 from train.augment import Augment, deform
-from zoo.base import Batch, Carry, Model, Params
+from zoo.base import BLOCK, Batch, Carry, Model, Params
 
 NO_AUGMENT = Augment()
+REMAT = jax.checkpoint_policies.save_only_these_names(BLOCK)
 Metrics = dict[str, tuple[Array, Array]]
 """{name: (sum, count)}: add them up over batches, then divide once."""
 
@@ -32,6 +33,19 @@ class Control(NamedTuple):
     waited: Array
 
 
+class Trouble(NamedTuple):
+    """Steps whose loss or gradient was not finite.
+
+    count: how many.  step: of the first of them, counted from 1; of the latest, where they are skipped.  loss: its mean;
+    norm: of its gradient.
+    """
+
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    step: Array
+    loss: Array
+    norm: Array
+
+
 class TrainState(NamedTuple):
     """Everything that a run needs to go on, and all that a checkpoint holds."""
 
@@ -40,11 +54,17 @@ class TrainState(NamedTuple):
     opt_state: Any
     carry: Carry
     control: Control
+    trouble: Trouble
 
 
 def init_control() -> Control:
     """Nothing evaluated yet."""
     return Control(jnp.float32(jnp.nan), jnp.int32(0), jnp.int32(0), jnp.float32(1), jnp.int32(0))
+
+
+def no_trouble() -> Trouble:
+    """None so far."""
+    return Trouble(jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.float32(0))
 
 
 def init_state(
@@ -54,7 +74,7 @@ def init_state(
     params_key, carry_key, _ = jax.random.split(key, 3)
     params = module.init(cfg, params_key) if params is None else params
     carry = module.init_carry(cfg, params, batch_size, key=carry_key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), carry, init_control())
+    return TrainState(jnp.int32(0), params, optimizer.init(params), carry, init_control(), no_trouble())
 
 
 def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
@@ -67,49 +87,137 @@ def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows)
 
 
-def make_step(
-    module: Model, cfg: Any, optimizer: optax.GradientTransformationExtraArgs, augment: Augment = NO_AUGMENT
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-    """``step(state, batch, key) -> (state, metrics)``: the gradient of the mean loss, one update, summed metrics.
+def whole(batch: Batch) -> Batch:
+    """A batch that is one already."""
+    return batch
 
-    key: the run's root key, the same at every step.  metrics holds "loss" and the model's own.
-    augment: deforms the inputs first.
-    A batch without any unmasked item has zero gradients.
-    """
 
-    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        keys = example_keys(key, state.step, batch["mask"].shape[0])
+def make_gradients(
+    module: Model,
+    cfg: Any,
+    augment: Augment = NO_AUGMENT,
+    *,
+    load: Callable[[Any], Batch] = whole,
+    accumulate: int = 1,
+    axis: str | None = None,
+    remat: bool = False,
+) -> Callable[[Params, Carry, Any, Array, Array], tuple[Params, Metrics, Carry]]:
+    """``gradients(params, carry, source, key, step) -> (gradients, metrics, carry)``, all sums over the unmasked items.
+
+    load(source) -> batch.  accumulate: parts that the batch is worked through in, one after the other, to take less memory.
+    axis: the mesh axis whose devices hold a part of the batch each, in their order; sums are then over all of them.  The function
+    is to be run on each device (``jax.shard_map``, ``jax.pmap``), and each gradient is reduced once, in its parameter's type.
+    remat: for the backward pass only what the model calls a block's result is kept (``zoo.base.block``), the rest computed again.
+    """  # fmt: skip
+
+    def part(params: Params, carry: Carry, batch: Batch, keys: Array) -> tuple[Params, Metrics, Carry]:
         batch = {**batch, "inputs": deform(augment, batch["inputs"], keys)}
 
         def objective(params: Params) -> tuple[Array, Any]:
-            return module.loss(cfg, params, batch, key=keys, carry=state.carry)
+            return module.loss(cfg, params, batch, key=keys, carry=carry)
 
-        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        objective = jax.checkpoint(objective, policy=REMAT) if remat else objective
+        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return gradients, {"loss": (total, aux.count), **aux.metrics}, aux.carry
+
+    def gradients(params: Params, carry: Carry, source: Any, key: Array, step: Array) -> tuple[Params, Metrics, Carry]:
+        batch = load(source)
+        rows = batch["mask"].shape[0]
+        first = jax.lax.axis_index(axis) * rows if axis else 0
+        keys = example_keys(key, step, first + jnp.arange(rows))
+        if accumulate == 1:
+            sums, metrics, carry = part(params, carry, batch, keys)
+        else:
+            carries, batches, all_keys = jax.tree.map(lambda leaf: _split(leaf, accumulate), (carry, batch, keys))
+
+            def add(sums: Any, each: Any) -> tuple[Any, Carry]:
+                *more, carry = part(params, *each)
+                return jax.tree.map(jnp.add, sums, tuple(more)), carry
+
+            *shapes, _ = jax.eval_shape(part, params, *jax.tree.map(lambda leaf: leaf[0], (carries, batches, all_keys)))
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
+            (sums, metrics), carry = jax.lax.scan(add, zeros, (carries, batches, all_keys))
+            carry = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry)
+        if axis:
+            sums, metrics = jax.lax.psum((sums, metrics), axis)
+        return sums, metrics, carry
+
+    return gradients
+
+
+def _split(leaf: Array, parts: int) -> Array:
+    """[rows, ...] -> [parts, rows / parts, ...]."""
+    return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+
+def make_step(
+    module: Model,
+    cfg: Any,
+    optimizer: optax.GradientTransformationExtraArgs,
+    augment: Augment = NO_AUGMENT,
+    *,
+    nonfinite: Literal["note", "freeze", "skip"] = "note",
+    spread: Callable[[Callable], Callable] = lambda gradients: gradients,
+    **how: Any,
+) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
+    """``step(state, batch, key) -> (state, metrics)``: the gradient of the mean loss, one update, summed metrics.
+
+    key: the run's root key, the same at every step.  metrics holds "loss", the model's own, and "nonfinite": (steps, 1).
+    augment: deforms the inputs first.
+    A batch without any unmasked item has zero gradients.
+    nonfinite: what happens where the loss or gradient is not finite.  note: ``state.trouble`` says which step was the first, and
+    the state is lost.  freeze: from there on nothing changes but that.  skip: such a step changes nothing but that.  The last two
+    need memory for another gradient, as no parameter may change before all of it is known.
+    how: see ``make_gradients``.  spread: puts that function onto several devices.
+    """
+    gradients_of = spread(make_gradients(module, cfg, augment, **how))
+
+    def step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, Metrics]:
+        sums, metrics, carry = gradients_of(state.params, state.carry, batch, key, state.step)
         # The only place that divides: sums over all parts of the batch first, then one division.
-        gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(aux.count, 1).astype(gradient.dtype), gradients)
+        total, count = metrics["loss"]
+        divisor = jnp.maximum(count, 1)
+        gradients = jax.tree.map(lambda gradient: gradient / divisor.astype(gradient.dtype), sums)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, factor=state.control.factor)
         params: Any = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, opt_state, aux.carry, state.control)
-        return state, {"loss": (total, aux.count), **aux.metrics}
+        loss, norm = total / divisor.astype(total.dtype), optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        first = state.trouble.count == 0
+        found = Trouble(state.trouble.count + 1, state.step + 1, loss.astype(jnp.float32), norm.astype(jnp.float32))
+        trouble = _choose(~finite if nonfinite == "skip" else ~finite & first, found, state.trouble)
+        metrics["nonfinite"] = ((~finite).astype(jnp.int32), jnp.int32(1))
+        if nonfinite != "note":
+            good = finite if nonfinite == "skip" else finite & first
+            old = state.params, state.opt_state, state.carry
+            params, opt_state, carry = _choose(good, (params, opt_state, carry), old)
+            sums = {name: sum_and_count for name, sum_and_count in metrics.items() if name != "nonfinite"}
+            metrics |= _choose(good, sums, jax.tree.map(jnp.zeros_like, sums))
+        return TrainState(state.step + 1, params, opt_state, carry, state.control, trouble), metrics
 
     return step
 
 
-def make_steps(step: Callable, fetch: Callable[[Any, Array], Batch], many: bool) -> Callable:
+def _choose(condition: Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda yes, no: jnp.where(condition, yes, no), yes, no)
+
+
+def make_steps(step: Callable, many: bool) -> Callable:
     """``steps(state, metrics, arrays, plan, count, key)``: ``count`` steps in one dispatch (else one), metrics added up.
 
-    fetch(arrays, rows [batch]) -> batch, on the device.  plan: (rows [steps, batch], the step that its first row belongs to), so
-    that steady dispatches bring nothing from the host.  The number of steps is a traced value, so the same compiled loop body
-    runs whatever it is, and a run that was interrupted in the middle of a dispatch gives the same bits as one that was not.
+    The batch of a step is (arrays, its part of the plan), for the step's ``load``.  plan: (what tells its steps apart, such as
+    rows [steps, batch]; the step that its first entry belongs to), so that steady dispatches bring nothing from the host.  The
+    number of steps is a traced value, so the same compiled loop body runs whatever it is, and a run that was interrupted in
+    the middle of a dispatch gives the same bits as one that was not.
     """
 
-    def one(loop: tuple[TrainState, Metrics], arrays: Any, plan: tuple[Array, Array], key: Array) -> tuple[TrainState, Metrics]:
-        (state, metrics), (rows, first) = loop, plan
-        state, new = step(state, fetch(arrays, rows[state.step - first]), key)
+    def one(loop: tuple[TrainState, Metrics], arrays: Any, plan: tuple[Any, Array], key: Array) -> tuple[TrainState, Metrics]:
+        (state, metrics), (entries, first) = loop, plan
+        entry = jax.tree.map(lambda leaf: leaf[state.step - first], entries)
+        state, new = step(state, (arrays, entry), key)
         return state, jax.tree.map(jnp.add, metrics, new)
 
     def steps(
-        state: TrainState, metrics: Metrics, arrays: Any, plan: tuple[Array, Array], count: Array, key: Array
+        state: TrainState, metrics: Metrics, arrays: Any, plan: tuple[Any, Array], count: Array, key: Array
     ) -> tuple[TrainState, Metrics]:
         if not many:
             return one((state, metrics), arrays, plan, key)

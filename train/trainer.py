@@ -2,23 +2,31 @@
 
 import contextlib
 import dataclasses
+import json
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from train import cluster
 from train.batches import Batches, Scaling, fit_scaling
-from train.checkpoint import Checkpoints, describe
+from train.checkpoint import CheckpointError, Checkpoints, describe
 from train.data import Dataset, load_data
 from train.loop import Interrupts, Loop
-from train.progress import Progress
-from train.recipe import Recipe, module_of
-from train.run_folder import RunFolder, versions, write_json
+from train.member import Member, compare_members
+from train.optimizer import build_one_of
+from train.parallel import Layout, Parallel
+from train.progress import NOT_METRICS, Progress
+from train.recipe import Recipe, module_of, to_dict
+from train.run_folder import RunFolder, differences, versions, write_json
 from train.step import TrainState, init_state, make_step
+from train.stream import make_batches
 from train.transfer import TRANSFERS, load_params, matching, shared
 from zoo.base import Model, Params
 
@@ -32,6 +40,8 @@ class Result:
 
     params: of the best evaluation, or of the last step where nothing selects.  state: of the last step.
     history: the lines of metrics.jsonl.  complete: False when a signal ended it; resume with the same call.
+    stopped_by: the signal's name, such as "SIGTERM".
+    members: the results of runs that were trained side by side, by label, of which this is the first; {} of a single run.
     """
 
     module: Model
@@ -41,6 +51,8 @@ class Result:
     history: list[dict[str, Any]]
     complete: bool
     seconds: float
+    stopped_by: str | None = None
+    members: "dict[str, Result]" = dataclasses.field(default_factory=dict)
 
 
 def fit(
@@ -53,6 +65,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     quiet: bool = True,
+    parallel: Parallel | None = None,
     **settings: Any,
 ) -> Result:
     """Trains a model and returns its best parameters::
@@ -61,6 +74,7 @@ def fit(
 
     data: the name of a data set, a Dataset, or arrays {"inputs": [n, ...], "targets": [n]}; ``validation``: arrays alike.
     params: start from these.  out: a run folder for checkpoints (starting again there resumes).
+    parallel: how to use the devices; all of them unless given.
     settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience,
     init_from (a run folder or a file to start from), ...
     Raises ValueError for bad settings or shapes, and what ``run`` raises, before any step, Diverged when the loss is not finite.
@@ -83,9 +97,9 @@ def fit(
         settings["init_from"] = os.fspath(settings["init_from"])
         if params is not None:
             raise ValueError(f"init_from={settings['init_from']!r}, allowed with params: None")
-    stage = _prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module)
+    stage = _prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module, parallel or Parallel())
     start = _load_start(stage, out) if params is None else _Start(params)
-    return _run_stage(stage, out, start, quiet)
+    return _run_stage(stage, out, start, _Manner(quiet))
 
 
 def run(
@@ -95,36 +109,74 @@ def run(
     data_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
+    parallel: Parallel | None = None,
+    timeout: float = math.inf,
+    on_save_failure: Literal["stop", "continue"] = "stop",
 ) -> Result:
     """Runs every stage of a recipe, or goes on where it was interrupted.  Earlier stages lie in ``out/stage-1``, ...
 
-    Every stage takes the recipe's seed, the first one its init_from.
-    Raises DataError, RunError, CheckpointError, ValueError, OSError before any step, Diverged later.
+    Every stage takes the recipe's seed, the first one its init_from.  A recipe of several members (replicas, a sweep) trains them
+    side by side, each in a folder of its own in ``out``; the result is the first one's, ``Result.members`` has all.
+    parallel: how to use the devices; all of them unless given.  timeout: seconds without any progress after which one of several
+    processes ends, as the others seem to be stuck.
+    on_save_failure: what to do where a checkpoint or the history cannot be written, as on a full disk: stop, or say so and go on
+    (a run of a single process only).
+    Raises DataError, RunError, CheckpointError, ClusterError, ValueError, OSError before any step, Diverged later.
     """
     recipes = [dataclasses.replace(stage, seed=recipe.seed) for stage in recipe.stages]
     recipes[0] = dataclasses.replace(recipes[0], init_from=recipe.init_from or recipes[0].init_from)
-    datasets = {each.data: load_data(each.data, data_dir, image_shape=each.image_shape) for each in recipes}
-    stages = [_prepare(each, datasets[each.data], module_of(each.model)) for each in recipes]
+    with cluster.Watchdog(timeout) as watchdog:
+        return _run(
+            recipes, out, data_dir, parallel or Parallel(), _Manner(quiet, tensorboard, watchdog, on_save_failure == "continue")
+        )
+
+
+def _run(
+    recipes: list[Recipe[Any]],
+    out: str | os.PathLike[str] | None,
+    data_dir: str | os.PathLike[str] | None,
+    parallel: Parallel,
+    manner: "_Manner",
+) -> Result:
+    def prepare() -> list[_Stage]:
+        datasets = {each.data: load_data(each.data, data_dir, image_shape=each.image_shape) for each in recipes}
+        return [_prepare(each, datasets[each.data], module_of(each.model), parallel) for each in recipes]
+
+    stages = cluster.together(prepare)
+    _agree(stages, parallel)
     earlier = [None if out is None else os.path.join(out, f"stage-{number}") for number in range(1, len(stages))]
     folders = [*earlier, out]
-    start = _load_start(stages[0], folders[0])
+    start = cluster.together(lambda: _load_start(stages[0], folders[0]))
     if out is not None:  # another run's folder is refused before the first stage starts
-        RunFolder.create(out, recipes[-1], stages[-1].dataset.fingerprint)
+        cluster.together(lambda: RunFolder.create(out, stages[-1].recipe, stages[-1].dataset.fingerprint))
     result = None
     for stage, folder in zip(stages, folders, strict=True):
         if result is not None:
             params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, stage.fresh())
             start = _Start(params)
-        result = _run_stage(stage, folder, start, quiet, tensorboard)
+        result = _run_stage(stage, folder, start, manner)
         if not result.complete:
             break
     assert result is not None
     return result
 
 
+class _Manner(NamedTuple):
+    """What a person sees of a run, what watches it, and whether it goes on when something cannot be written."""
+
+    quiet: bool = False
+    tensorboard: bool = False
+    watchdog: cluster.Watchdog = cluster.Watchdog()
+    go_on: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """What one stage of a recipe needs, checked and not yet started.  start: the first arguments of ``init_state``."""
+    """What one stage of a recipe needs, checked and not yet started.
+
+    members: the recipes that it trains side by side, by label.  build: make_step but for what the layout decides; for several
+    members of (index, **how).  abstract, metrics: of one member.
+    """
 
     recipe: Recipe[Any]
     module: Model
@@ -132,14 +184,24 @@ class _Stage:
     batches: Batches
     validation: Batches | None
     total: int
-    start: tuple[Model, Any, optax.GradientTransformationExtraArgs, jax.Array]
-    step: Callable
+    members: dict[str, Recipe[Any]]
+    optimizer: Callable[[Any], optax.GradientTransformationExtraArgs]
+    build: Callable[..., Callable]
     abstract: TrainState
     metrics: Any
 
+    def key(self, index: int = 0) -> jax.Array:
+        """A member's root key."""
+        return jax.random.key(list(self.members.values())[index].seed)
+
+    def init(self, index: int = 0, params: Params | None = None) -> TrainState:
+        """A member's state before its first step."""
+        cfg, key = self.recipe.model, self.key(index)
+        return init_state(self.module, cfg, self.optimizer(index), key, self.recipe.batch_size, params)
+
     def fresh(self) -> Params:
         """Parameters as the stage draws them itself."""
-        return init_state(*self.start, self.recipe.batch_size).params
+        return self.init().params
 
 
 class _Start(NamedTuple):
@@ -147,6 +209,24 @@ class _Start(NamedTuple):
 
     params: Params | None = None
     note: str = ""
+
+
+def _agree(stages: list[_Stage], parallel: Parallel) -> None:
+    """Raises ClusterError unless all processes are about to do the same, on the same data."""
+    if not cluster.several():
+        return
+    mine = {
+        "recipe": [to_dict(stage.recipe) for stage in stages][-1],
+        "data_fingerprint": [stage.dataset.fingerprint for stage in stages],
+        "versions": versions(),
+        "parallel": dataclasses.asdict(parallel),
+    }
+    all_of_them = [json.loads(text) for text in cluster.exchange(json.dumps(mine))]
+    for process, theirs in enumerate(all_of_them):
+        different = list(differences(all_of_them[0], theirs))
+        if different:
+            what = "; ".join(different).replace(" there ", " in process 0 ").replace(" here", f" in process {process}")
+            raise cluster.ClusterError(f"the processes want different runs: {what}")
 
 
 def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
@@ -169,57 +249,181 @@ def _has_checkpoint(folder: RunFolder) -> bool:
     return folder.checkpoints.is_dir() and bool(Checkpoints(folder.checkpoints, read_only=True).steps())
 
 
-def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model) -> _Stage:
+def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel) -> _Stage:
     """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
-    cfg = recipe.model
-    batches, validation = _batches(recipe, dataset)
+    cfg, members = recipe.model, recipe.members
+    layout = Layout(parallel, len(members))
+    batches, validation = _batches(recipe, dataset, layout)
     total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
-    optimizer = recipe.optimizer.build(total, batches.steps_per_epoch)
+    optimizers = tuple(member.optimizer for member in members.values())
+
+    def optimizer(index: Any) -> optax.GradientTransformationExtraArgs:
+        return build_one_of(optimizers, index, total, batches.steps_per_epoch)
+
+    def build(index: Any = 0, **how: Any) -> Callable:
+        stops = "freeze" if len(members) > 1 else "note"
+        nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
+        return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, **how)
+
     key = jax.random.key(recipe.seed)
-    step, start = make_step(module, cfg, optimizer, recipe.augment), (module, cfg, optimizer, key)
-    abstract = jax.eval_shape(lambda: init_state(*start, recipe.batch_size))
-    rows = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    batch = jax.eval_shape(Batches.fetch, (batches.table, batches.scaling), rows)
-    _, metrics = jax.eval_shape(step, abstract, batch, key)
+    abstract = jax.eval_shape(lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size))
+    source = batches.example(recipe.batch_size)
+    batch = jax.eval_shape(batches.load, source)
+    _, metrics = jax.eval_shape(build(), abstract, source, key)
     outputs = jax.eval_shape(lambda params, inputs: module.apply(cfg, params, inputs), abstract.params, batch["inputs"])
     _check_classes(dataset, outputs)
     if validation is not None:
-        recipe = _with_metric(recipe, list(metrics))
-    return _Stage(recipe, module, dataset, batches, validation, total, start, step, abstract, metrics)
+        recipe = _with_metric(recipe, [name for name in metrics if name != "nonfinite"])
+        members = recipe.members
+    return _Stage(recipe, module, dataset, batches, validation, total, members, optimizer, build, abstract, metrics)
 
 
-def _run_stage(
-    stage: _Stage, out: str | os.PathLike[str] | None, start: _Start, quiet: bool, tensorboard: bool = False
-) -> Result:
+def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start, manner: _Manner) -> Result:
     """Trains one stage to its end, or to a signal."""
-    recipe, batches = stage.recipe, stage.batches
+    recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
+    many = len(stage.members) > 1
     if start.params is not None:
         _check_params(start.params, stage.abstract.params)
-    folder = None if out is None else RunFolder.create(out, recipe, stage.dataset.fingerprint)
+    members = [Member(member, label) for label, member in stage.members.items()]
     with contextlib.ExitStack() as stack:
-        checkpoints, state, history = None, None, []
-        events = folder.path if folder and tensorboard else None
+        for each in (batches, stage.validation):
+            if each is not None:
+                stack.callback(each.close)
+        folder, state = None, None
+        if out is not None:
+            folder = cluster.together(lambda: _open(stage, out, stack))
+        # Of several processes, the first one reports.
+        events = folder.path if folder and manner.tensorboard and cluster.first() else None
+        quiet = manner.quiet or not cluster.first()
         progress = stack.enter_context(Progress(recipe.name, stage.total, batches.steps_per_epoch, quiet, events))
-        if folder:
-            stack.enter_context(folder.locked())
-            folder.write_data(stage.dataset, batches.scaling)
-            checkpoints = stack.enter_context(Checkpoints(folder.checkpoints))
-            state, history = _resume(folder, checkpoints, stage.abstract, progress)
+        if folder is not None:
+            for member in members:
+                # A run that is the only one lies in the folder itself.
+                member.folder = cluster.together(lambda member=member: _member_folder(stage, folder, member))
+                member.on_failure = _complain if manner.go_on else None
+                checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure)
+                member.checkpoints = stack.enter_context(checkpoints)
+            states = _resume(members, stage.abstract, progress)
+            if states is not None:
+                state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
         if state is None:
-            params = jax.tree.map(jnp.copy, start.params)  # the state is donated to the first step, the caller's are not
-            state = init_state(*stage.start, recipe.batch_size, params)
+            # Copies: the state is donated to the first step, the caller's parameters are not.
+            states = [stage.init(index, jax.tree.map(jnp.copy, start.params)) for index in range(len(members))]
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
             if start.note:
                 progress.say(start.note)
-        loop = Loop(recipe, stage.module, batches, stage.validation, stage.total, state, history, progress, folder, checkpoints)
+        if not layout.single:
+            progress.say(f"training on {layout.describe()}")
+        state = layout.put_state(state, recipe.batch_size)
+        loop = Loop(
+            recipe, stage.module, batches, stage.validation, stage.total, state, members, progress, folder, manner.watchdog
+        )
+        keys = jnp.stack([stage.key(index) for index in range(len(members))]) if many else stage.key()
+        steps = layout.steps(stage.build, recipe.steps_per_dispatch > 1, recipe.batch_size)
         with Interrupts() as interrupts:
-            loop.run(stage.step, stage.metrics, stage.start[-1], interrupts)
-        best = loop.best_params()
-        if folder and loop.complete() and not folder.summary.exists():
-            write_json(folder.summary, loop.summary())
-    return Result(stage.module, recipe.model, best, loop.state, loop.history, loop.complete(), loop.seconds())
+            loop.run(steps, stage.metrics, keys, interrupts)
+        params = [loop.best_params(index) for index in range(len(members))]
+        if loop.complete() and cluster.first():
+            _summarise(loop, folder, progress)
+    results = [
+        Result(
+            stage.module,
+            recipe.model,
+            best,
+            loop.member_state(index),
+            member.history,
+            loop.complete(),
+            loop.seconds(),
+            loop.stopped_by,
+        )
+        for index, (member, best) in enumerate(zip(members, params, strict=True))
+    ]
+    labelled = dict(zip(stage.members, results, strict=True)) if many else {}
+    return dataclasses.replace(results[0], state=layout.local(results[0].state), members=labelled)
 
 
-def _batches(recipe: Recipe[Any], dataset: Dataset) -> tuple[Batches, Batches | None]:
+def _complain(error: Exception) -> None:
+    print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+
+
+def _open(stage: _Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
+    folder = RunFolder.create(out, stage.recipe, stage.dataset.fingerprint)
+    stack.enter_context(folder.locked())
+    folder.write_data(stage.dataset, stage.batches.scaling)
+    return folder
+
+
+def _member_folder(stage: _Stage, folder: RunFolder, member: Member) -> RunFolder:
+    if not member.label:
+        return folder
+    own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
+    own.write_data(stage.dataset, stage.batches.scaling)
+    return own
+
+
+def _resume(members: list[Member], abstract: Any, progress: Progress) -> list[TrainState] | None:
+    """The states at the newest step whose checkpoints are intact in all members, for all processes; None to begin anew."""
+    stores = [member.checkpoints for member in members if member.checkpoints]
+    steps = set.intersection(*(set(store.steps()) for store in stores))
+    if cluster.several():
+        steps = set(json.loads(cluster.exchange(json.dumps(sorted(steps)))[0]))
+    problems = []
+    for step in sorted(steps, reverse=True):
+        states, problem = [], ""
+        try:
+            states = [store.load(abstract, step) for store in stores]
+        except CheckpointError as error:
+            problem = str(error)
+        seen = next(filter(None, cluster.exchange(problem) if cluster.several() else [problem]), "")
+        if not seen:
+            _go_on(members, step, progress)
+            return states
+        problems.append(seen)
+        progress.say(f"damaged checkpoint passed over: {seen}")
+    if problems:
+        raise CheckpointError(f"no intact checkpoint: {'; '.join(problems)}")
+    _go_on(members, -1, progress)
+    return None
+
+
+def _go_on(members: list[Member], step: int, progress: Progress) -> None:
+    """Forgets what came after ``step``, damaged or not: the run is about to do it again."""
+    for member in members:
+        assert member.folder is not None
+        assert member.checkpoints is not None
+        member.checkpoints.drop_after(step)
+        member.saved = step
+        member.history = cluster.together(lambda folder=member.folder: folder.truncate_history(max(step, 0)))
+    folder = members[0].folder
+    if step >= 0 and folder is not None:
+        there, here = folder.config()["versions"], versions()
+        changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
+        if changed:
+            progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
+
+
+def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
+    """summary.json of every member; of several a table as well, and the group's summary.json."""
+    for member in loop.members:
+        if member.folder and not member.folder.summary.exists():
+            write_json(member.folder.summary, loop.summary(member))
+    if loop.many:
+        rows = {member.label: {"diverged": member.diverged, **_last_values(loop, member)} for member in loop.members}
+        if folder and not folder.summary.exists():
+            write_json(folder.summary, {**loop.summary(loop.members[0]), "best_step": None, "best": None, "members": rows})
+        for line in compare_members(rows, loop.recipe.select_by, loop.recipe.select_mode):
+            progress.say(line)
+
+
+def _last_values(loop: Loop, member: Member) -> dict[str, float]:
+    """Metrics of the member's best step on the validation split, or of its last steps in training."""
+    step = loop.best_step(member)
+    lines = [line for line in member.history if line["split"] == "validation" and line["step"] == step]
+    lines = lines or [line for line in member.history if line["split"] == "train"]
+    return {name: value for name, value in lines[-1].items() if name not in NOT_METRICS} if lines else {}
+
+
+def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Batches, Batches | None]:
     splits = recipe.train_on.split("+")
     missing = [split for split in splits if split not in dataset.splits]
     if missing:
@@ -230,19 +434,21 @@ def _batches(recipe: Recipe[Any], dataset: Dataset) -> tuple[Batches, Batches | 
         if isinstance(table["inputs"], dict):
             raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays: none")
         scaling = fit_scaling(recipe.preprocess, table["inputs"], dataset.input_range)
-    batches = Batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling)
+    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling, layout=layout)
     held_out = None
     if "validation" in dataset.splits and "validation" not in splits:
-        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling)
+        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling, layout)
     return batches, held_out
 
 
-def evaluation_batches(table: Mapping[str, Any], batch_size: int, scaling: Scaling | None) -> Batches:
+def evaluation_batches(
+    table: Mapping[str, Any], batch_size: int, scaling: Scaling | None, layout: Layout | None = None
+) -> Batches:
     """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
     leaves = jax.tree.leaves(table["inputs"])
-    small = max(leaf[0].size for leaf in leaves) <= SMALL
+    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL
     rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
-    return Batches(table, rows, seed=None, scaling=scaling)
+    return make_batches(table, rows, seed=None, scaling=scaling, layout=layout)
 
 
 def _check_classes(dataset: Dataset, outputs: Any) -> None:
@@ -271,18 +477,3 @@ def _with_metric(recipe: Recipe[Any], metrics: list[str]) -> Recipe[Any]:
     if recipe.name == "fit" and recipe.select_by == "accuracy":  # nobody asked for it, and this model has none
         return dataclasses.replace(recipe, select_by="loss", select_mode="min")
     raise ValueError(f"recipe {recipe.name}: select_by={recipe.select_by!r}, allowed: {', '.join(sorted(metrics))}")
-
-
-def _resume(
-    folder: RunFolder, checkpoints: Checkpoints, abstract: Any, progress: Progress
-) -> tuple[TrainState | None, list[dict[str, Any]]]:
-    found = checkpoints.restore(abstract, say=progress.say)
-    if found is None:
-        return None, folder.truncate_history(0)
-    state, step = found
-    checkpoints.drop_after(step)
-    there, here = folder.config()["versions"], versions()
-    changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
-    if changed:
-        progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
-    return state, folder.truncate_history(step)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 Params = dict[str, Any]
 """Nested dict of arrays, with the field's usual leaf names (kernel, bias, embedding)."""
@@ -100,6 +101,14 @@ CONTRACT = {
     "trace": ("cfg", "params", "inputs"),
 }
 """Function names of a model and their parameters, for the test that keeps them uniform."""
+
+
+BLOCK = "block"
+
+
+def block(x: T) -> T:
+    """The result of a part of a deep model: when memory is short, only these are kept for the backward pass."""
+    return checkpoint_name(x, BLOCK)
 
 
 def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, require, require_choice, require_rate, require_shape, require_sizes, static
-from zoo.convolution import Pads, Pooling, Sizes, output_sizes, padding, pool
+from zoo.base import Aux, Batch, Params, block, require, require_choice, require_rate, require_shape, require_sizes, static
+from zoo.convolution import Pads, Sizes, output_sizes, padding
 from zoo.layers import (
     ACTIVATIONS,
     Activation,
@@ -34,6 +34,7 @@ from zoo.layers import (
     split_keys,
     supervised_loss,
 )
+from zoo.pooling import Pooling, pool
 
 
 @static
@@ -279,7 +280,7 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
         x = conv(params[f"conv_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
         x = seen[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
         if stage.pool:
-            x = seen[f"pool_{index}"] = pool(x, stage.pool, at.pool, at.pool_strides)
+            x = seen[f"pool_{index}"] = block(pool(x, stage.pool, at.pool, at.pool_strides))
         x = dropout(x, stage.dropout, next(keys))
     if cfg.global_pool:
         x = (jnp.max if cfg.global_pool == "max" else jnp.mean)(x, axis=tuple(range(1, x.ndim - 1)))

@@ -1,4 +1,4 @@
-"""Convolution and pooling over any number of spatial axes, channels last, and what makes them fast on a CPU.
+"""Convolution over any number of spatial axes, channels last, and what makes them fast on a CPU.
 
 ``convolve`` is a cross-correlation, as everywhere in this field but in signal processing:
 
@@ -21,7 +21,7 @@ First derivatives are by reverse mode only (``jax.custom_vjp``); their own deriv
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -30,7 +30,6 @@ import numpy as np
 from jax import Array, lax
 
 Padding = Literal["valid", "same"] | int
-Pooling = Literal["max", "mean"]
 Formulation = Literal["plain", "patches", "banded", "winograd"]
 Pass = Literal["forward", "inputs", "kernel"]
 """inputs, kernel: the gradient with respect to them."""
@@ -40,8 +39,6 @@ Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
 
-MOST_TAPS = 32
-"""Windows with more values are pooled by XLA's own reduction everywhere."""
 ANY_BATCH = 32
 """Costs are those of this batch size where it is not known."""
 
@@ -205,7 +202,7 @@ def _plain(x: Array, kernel: Array, strides: Sizes, pads: Pads) -> Array:
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"))
 
 
-def _taps(x: Array, window: Sizes, outputs: Sizes, strides: Sizes) -> list[Array]:
+def window_taps(x: Array, window: Sizes, outputs: Sizes, strides: Sizes) -> list[Array]:
     """What lies under each tap of the window at all of its positions: [batch, *outputs, channels] each, row-major."""
     parts = []
     for offset in itertools.product(*map(range, window)):
@@ -214,14 +211,15 @@ def _taps(x: Array, window: Sizes, outputs: Sizes, strides: Sizes) -> list[Array
     return parts
 
 
-def _pad(x: Array, pads: Pads) -> Array:
+def pad_space(x: Array, pads: Pads) -> Array:
+    """Zeros around the spatial axes."""
     return jnp.pad(x, ((0, 0), *pads, (0, 0))) if any(map(any, pads)) else x
 
 
 def _patches(x: Array, kernel: Array, strides: Sizes, pads: Pads) -> Array:
     window, out = kernel.shape[:-2], kernel.shape[-1]
     outputs = output_sizes(x.shape[1:-1], window, strides, pads)
-    taps = _taps(_pad(x, pads), window, outputs, strides)
+    taps = window_taps(pad_space(x, pads), window, outputs, strides)
     if x.shape[-1] == 1:  # the taps as rows: whole blocks are copied instead of single values
         patches = jnp.stack(taps).reshape(len(taps), -1)
         product = lax.dot_general(patches, kernel.reshape(-1, out), (((0,), (0,)), ((), ())))
@@ -284,12 +282,12 @@ def _tiles(x: Array, pads: Pads, length: int) -> tuple[list[Array], Sizes]:
     sizes = [size + sum(pad) for size, pad in zip(x.shape[1:-1], pads, strict=True)]
     counts = tuple(-(-(size - length) // TILE) + 1 for size in sizes)
     ends = [(count - 1) * TILE + length - size for count, size in zip(counts, sizes, strict=True)]
-    x = _pad(x, tuple((low, high + end) for (low, high), end in zip(pads, ends, strict=True)))
-    parts = _taps(x, (length,) * len(counts), counts, (TILE,) * len(counts))
+    x = pad_space(x, tuple((low, high + end) for (low, high), end in zip(pads, ends, strict=True)))
+    parts = window_taps(x, (length,) * len(counts), counts, (TILE,) * len(counts))
     return [part.reshape(-1, x.shape[-1]) for part in parts], counts
 
 
-def _interleave(parts: Sequence[Array], sizes: Sizes) -> Array:
+def interleave(parts: Sequence[Array], sizes: Sizes) -> Array:
     """Undoes cutting into tiles of these sizes: parts [batch, *tiles, channels] -> [batch, *(tiles * sizes), channels]."""
     for axis, size in reversed(list(enumerate(sizes, 1))):
         groups = [parts[start : start + size] for start in range(0, len(parts), size)]
@@ -311,7 +309,7 @@ def _winograd(x: Array, kernel: Array, pads: Pads, contract: int = 0) -> Array:
     kernels = _along_axes(FILTER_KERNEL, list(kernel.reshape(-1, *kernel.shape[-2:])))
     products = [lax.dot_general(tile, each, (((1,), (contract,)), ((), ()))) for tile, each in zip(tiles, kernels, strict=True)]
     results = [part.reshape(x.shape[0], *counts, part.shape[-1]) for part in _along_axes(FILTER_OUTPUTS, products)]
-    return _interleave(results, (TILE,) * len(counts))[(slice(None), *(slice(count) for count in outputs))]
+    return interleave(results, (TILE,) * len(counts))[(slice(None), *(slice(count) for count in outputs))]
 
 
 def _winograd_inputs(x: Array, kernel: Array, error: Array, pads: Pads) -> Array:
@@ -327,80 +325,3 @@ def _winograd_kernel(x: Array, kernel: Array, error: Array, pads: Pads) -> Array
     errors = _along_axes(FILTER_OUTPUTS.T, _tiles(error, ((0, 0),) * len(pads), TILE)[0])
     products = [lax.dot_general(*pair, (((0,), (0,)), ((), ()))) for pair in zip(inputs, errors, strict=True)]
     return jnp.stack(_along_axes(FILTER_KERNEL.T, products)).reshape(kernel.shape)
-
-
-def pool(x: Array, kind: Pooling, window: Sizes, strides: Sizes | None = None) -> Array:
-    """Maximum or mean over windows: [batch, *space, channels] -> [batch, *outputs, channels].  What fills no window is left out.
-
-    strides: the window's sizes unless given; less makes windows overlap.  Of equal maxima the first one has the gradient.
-    """
-    strides = strides or window
-    if x.ndim != len(window) + 2 or min(output_sizes(x.shape[1:-1], window, strides, ((0, 0),) * len(window))) < 1:
-        raise ValueError(f"inputs: shape {x.shape}, expected [batch, {len(window)} spatial axes of at least {window}, channels]")
-    return _maximum(x, window, strides) if kind == "max" else _mean(x, window, strides)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
-def _mean(x: Array, window: Sizes, strides: Sizes) -> Array:
-    def plain(x: Array) -> Array:
-        return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, *window, 1), (1, *strides, 1), "VALID")
-
-    def taps(x: Array) -> Array:
-        return functools.reduce(jnp.add, _window_taps(x, window, strides))
-
-    return _by_platform(window, taps, plain, x) / jnp.asarray(math.prod(window), x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _maximum(x: Array, window: Sizes, strides: Sizes) -> Array:
-    return _highest(x, window, strides)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
-def _highest(x: Array, window: Sizes, strides: Sizes) -> Array:
-    def taps(x: Array) -> Array:
-        return functools.reduce(jnp.maximum, _window_taps(x, window, strides))
-
-    return _by_platform(window, taps, functools.partial(_plain_maximum, window=window, strides=strides), x)
-
-
-def _plain_maximum(x: Array, window: Sizes, strides: Sizes) -> Array:
-    return lax.reduce_window(x, np.asarray(-np.inf, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), "VALID")
-
-
-def _maximum_forward(x: Array, window: Sizes, strides: Sizes) -> tuple[Array, tuple[Array, Array]]:
-    result = _highest(x, window, strides)
-    return result, (x, result)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _maximum_backward(window: Sizes, strides: Sizes, saved: tuple[Array, Array], error: Array) -> tuple[Array]:
-    def plain(x: Array, _: Array, error: Array) -> Array:
-        return jax.vjp(functools.partial(_plain_maximum, window=window, strides=strides), x)[1](error)[0]
-
-    def taps(x: Array, result: Array, error: Array) -> Array:
-        parts, free = [], jnp.ones(result.shape, bool)
-        for tap in _window_taps(x, window, strides):
-            hit = free & (tap == result)
-            parts.append(jnp.where(hit, error, 0))
-            free &= ~hit
-        if window != strides:
-            return jax.linear_transpose(lambda x: _window_taps(x, window, strides), x)(parts)[0]
-        whole = _interleave(parts, window)
-        return _pad(whole, tuple((0, size - have) for size, have in zip(x.shape[1:-1], whole.shape[1:-1], strict=True)))
-
-    return (_by_platform(window, taps, plain, *saved, error),)
-
-
-_maximum.defvjp(_maximum_forward, _maximum_backward)
-
-
-def _by_platform(window: Sizes, taps: Callable[..., Array], plain: Callable[..., Array], *arguments: Array) -> Array:
-    """On a CPU, tap by tap: XLA's own gradient of a maximum is 20 times slower there.  Many taps would be a large program."""
-    if math.prod(window) > MOST_TAPS:
-        return plain(*arguments)
-    return lax.platform_dependent(*arguments, cpu=taps, default=plain)
-
-
-def _window_taps(x: Array, window: Sizes, strides: Sizes) -> list[Array]:
-    return _taps(x, window, output_sizes(x.shape[1:-1], window, strides, ((0, 0),) * len(window)), strides)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, require_rate, require_sizes, static
+from zoo.base import Aux, Batch, Params, block, require_rate, require_sizes, static
 from zoo.layers import (
     Activation,
     ComputeDtype,
@@ -104,7 +104,7 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
     seen = {}
     x = dropout(x, cfg.input_dropout, keys[0])
     for index in range(len(cfg.sizes) - 2):
-        x = activate(cfg.activation, dense(params[f"layer_{index}"], x, cfg.compute_dtype))
+        x = block(activate(cfg.activation, dense(params[f"layer_{index}"], x, cfg.compute_dtype)))
         seen[f"hidden_{index}"] = x
         x = dropout(x, cfg.dropout, keys[index + 1])
     logits = at_least_float32(dense(params[f"layer_{len(cfg.sizes) - 2}"], x, cfg.compute_dtype))

@@ -9,7 +9,10 @@ round, and what is reported is the median of the rounds and their extremes.  Bel
     lenet5        the preset, batch 128
     vgg32         eight 3x3 convolutions of 64 to 512 features on images of 32x32, batch 32
     tdnn          the preset, over time, without dropout, batch 64
-    loop          the trainer's host loop over the jitted step alone, for a tiny model and for that of ``mlp``
+    loop          the trainer's host loop over the jitted step alone, for a tiny model, for that of ``mlp``, and for LeNet-5
+    parallel      the step as ``train.parallel`` compiles it over the jitted step alone, for the same models
+    replicas      eight runs side by side over as many one after the other: whole processes
+    start         from the first trace to the end of the first step, in a new process, over the same without cached programs
     augment       random deformations of a batch of LeNet-5's images, over its training step, and over torch doing the same
     convolutions  what ``zoo.convolution`` chooses over the fastest formulation, for each pass of each convolution of the above
 

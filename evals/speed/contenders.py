@@ -3,8 +3,10 @@
 import functools
 import importlib.util
 import math
+import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from evals.speed.workloads import Workload
 from train.augment import Augment, deform
 from train.loop import LOGS_PER_EVALUATION
 from train.optimizer import Optimizer
+from train.parallel import Layout, Parallel
 from train.step import TrainState, init_state, make_step
 from train.trainer import fit
 from zoo.base import Batch, Model, Params
@@ -114,6 +117,53 @@ class Jitted(BackToBack):
     def wait(self) -> None:
         """Until the device is idle."""
         jax.block_until_ready((self.state, self.outputs))
+
+
+class Spread(BackToBack):
+    """The trainer's step as ``train.parallel`` compiles it for one device, on a batch that lies there."""
+
+    def __init__(self, module: Model, cfg: Any, batch: Batch) -> None:
+        """batch: on one device."""
+        layout, rows = Layout(Parallel(devices=1)), len(batch["mask"])
+        optimizer = Optimizer(learning_rate=RATE, momentum=MOMENTUM).build(total_steps=1, steps_per_epoch=1)
+
+        def build(**how: Any) -> Callable:
+            return make_step(module, cfg, optimizer, load=lambda source: source[1], **how)
+
+        key = jax.random.key(0)
+        state = init_state(module, cfg, optimizer, key, rows)
+        shapes = jax.eval_shape(make_step(module, cfg, optimizer), state, batch, key)[1]
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        self.state, self.outputs = layout.put_state(state, rows), layout.share(zeros)
+        self.entries = layout.deal(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
+        self.count, self.key = layout.share((np.int32(1), key))
+        # Entries are found by the step's number; here there is one, for whatever step.
+        self.places = layout.share(np.int32(0))
+        self.jitted = layout.steps(build, False, rows)
+
+    def step(self) -> None:
+        """Dispatches a step."""
+        plan = self.entries, self.places
+        self.state, self.outputs = self.jitted(self.state, self.outputs, (), plan, self.count, self.key)
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        jax.block_until_ready((self.state, self.outputs))
+
+
+class Command:
+    """Whole processes, one after the other; the seconds of all, whatever ``count`` is."""
+
+    def __init__(self, *commands: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """environment: beside this process's own."""
+        self.commands, self.environment = commands, os.environ | dict(environment or {})
+
+    def __call__(self, count: int) -> float:
+        """Runs them.  Raises subprocess.CalledProcessError when one fails."""
+        started = time.perf_counter()
+        for command in self.commands:
+            subprocess.run(command, env=self.environment, check=True, capture_output=True)
+        return time.perf_counter() - started
 
 
 class ConvolutionPass(BackToBack):

@@ -5,6 +5,9 @@ import inspect
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +16,31 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from evals.speed.contenders import ConvolutionPass, Deform, Fit, Jitted, TorchDeform, contenders, has_torch, programs, zoo_program
-from evals.speed.workloads import DEFORMATIONS, LOOPS, WORKLOADS, Workload, convolutions
+from evals.speed.contenders import (
+    Command,
+    ConvolutionPass,
+    Deform,
+    Fit,
+    Jitted,
+    Spread,
+    TorchDeform,
+    contenders,
+    has_torch,
+    programs,
+    zoo_program,
+)
+from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
 from train.augment import Augment
-from zoo import convnet, convolution, mlp
+from zoo import convnet, convolution
+from zoo.base import Model
 from zoo.convolution import PASSES, Formulation, Geometry, Pass
 
 LOOP_US_AT_MOST = 60.0
+PARALLEL_AT_MOST = 1.03
+REPLICAS = 8
+START_AT_MOST = 0.5
+MOST_PROCESS_ROUNDS = 3
+"""Whole processes take long: no more rounds of them than this."""
 DISPATCH = 100
 """Steps in a dispatch, where the loop makes several."""
 MOST_FRESH_ROUNDS = 5
@@ -177,21 +198,92 @@ class Others:
         return sum(ticks) - idle - waiting, sum(ticks), own
 
 
-def loop_row(cases: dict[str, tuple[mlp.Config, int]], options: Options) -> list[Line]:
+def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> list[Line]:
     """The trainer's loop over its jitted step alone, which sees the same batch again and again.
 
-    cases: {row: (Config, batch size)}.
+    cases: {row: (module, Config, batch size, at most this ratio)}; without a ratio the overhead of a step counts, and the loop is
+    timed with many steps in a dispatch as well.
     """
     lines = []
-    for row, (cfg, batch_size) in cases.items():
-        alone = Jitted(zoo_program(mlp, cfg, mlp.example_batch(cfg, jax.random.key(0), batch_size)))
-        timed: dict[int, Timed] = {0: alone, 1: Fit(mlp, cfg, batch_size, 1), DISPATCH: Fit(mlp, cfg, batch_size, DISPATCH)}
+    for row, (module, cfg, batch_size, at_most) in cases.items():
+        alone = Jitted(zoo_program(module, cfg, module.example_batch(cfg, jax.random.key(0), batch_size)))
+        timed: dict[int, Timed] = {0: alone, 1: Fit(module, cfg, batch_size, 1)}
+        if at_most is None:
+            timed[DISPATCH] = Fit(module, cfg, batch_size, DISPATCH)
         times = interleave(timed, options)
+        if at_most is not None:
+            lines.append(compare(row, "jitted step", times[1], times[0], at_most=at_most))
+            continue
         for many, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
             overhead = 1e6 * float(np.median(times[many] - times[0]))
             best = 1e6 * float(times[many].min() - times[0].min())
             more = {"overhead_us": overhead, "overhead_us_best": best, "at_most": LOOP_US_AT_MOST if many == 1 else None}
             lines.append(compare(name, "jitted step", times[many], times[0], **more))
+    return lines
+
+
+def parallel_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> list[Line]:
+    """The step as ``train.parallel`` compiles it for one device over the same step under ``jax.jit`` alone."""
+    lines = []
+    for row, (module, cfg, batch_size, _) in cases.items():
+        batch = module.example_batch(cfg, jax.random.key(0), batch_size)
+        timed: dict[str, Timed] = {"zoo": Spread(module, cfg, batch), "jit": Jitted(zoo_program(module, cfg, batch))}
+        times = interleave(timed, options)
+        lines.append(
+            compare(row.replace("loop", "parallel"), "jitted step", times["zoo"], times["jit"], at_most=PARALLEL_AT_MOST)
+        )
+    return lines
+
+
+def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> list[Line]:
+    """Whole processes: REPLICAS runs side by side over as many one after the other, compiled programs cached as ever."""
+    lines = []
+    for row, (recipe, *more) in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            command = (sys.executable, "-m", "train", recipe, *more, "--quiet", "--out")
+            rounds = min(options.rounds, MOST_PROCESS_ROUNDS)
+            times = {name: np.empty(rounds) for name in ("side by side", "one by one")}
+            for turn in range(rounds):
+                alone = [(*command, f"{folder}/{turn}-{seed}", "--seed", str(seed)) for seed in range(REPLICAS)]
+                together = (*command, f"{folder}/{turn}", "--replicas", str(REPLICAS))
+                times["side by side"][turn] = Command(together)(1)
+                times["one by one"][turn] = Command(*alone)(1)
+        lines.append(compare(f"{row} x{REPLICAS}", "one by one", times["side by side"], times["one by one"]))
+    return lines
+
+
+START = """
+import sys, time
+from train.data import load_data
+from train.memory import keep_programs
+from train.recipes import RECIPES
+from train.trainer import fit
+from zoo import mlp, convnet
+keep_programs()
+recipe = RECIPES[sys.argv[1]]
+module = {"mlp": mlp, "convnet": convnet}[sys.argv[1].partition("-")[0]]
+data = load_data(recipe.data)
+started = time.perf_counter()
+fit(module, recipe.model, data, batch_size=recipe.batch_size, steps=1, augment=recipe.augment, optimizer=recipe.optimizer)
+print(time.perf_counter() - started)
+"""
+
+
+def start_row(recipes: Sequence[str], options: Options) -> list[Line]:
+    """From the first trace to the end of the first step, in a new process: with its compiled programs cached, and without."""
+    lines = []
+    for recipe in recipes:
+        rounds = min(options.rounds, MOST_PROCESS_ROUNDS)
+        times = {name: np.empty(rounds) for name in ("second", "first")}
+        for turn in range(rounds):
+            with tempfile.TemporaryDirectory() as cache:
+                environment = {**os.environ, "XDG_CACHE_HOME": cache}
+                environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+                for name in ("first", "second"):
+                    command = [sys.executable, "-c", START, recipe]
+                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                    times[name][turn] = float(done.stdout)
+        lines.append(compare(f"start, {recipe}", "first start", times["second"], times["first"], at_most=START_AT_MOST))
     return lines
 
 
@@ -249,6 +341,9 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
     "loop": functools.partial(loop_row, LOOPS),
+    "parallel": functools.partial(parallel_row, LOOPS),
+    "replicas": functools.partial(replicas_row, SIDE_BY_SIDE),
+    "start": functools.partial(start_row, ("mlp-digits", "convnet-digits")),
     "augment": functools.partial(augment_row, DEFORMATIONS, WORKLOADS["lenet5"][0]),
     "convolutions": functools.partial(convolutions_row, [make for make, _ in WORKLOADS.values()]),
 }

@@ -181,8 +181,18 @@ DEFORMATIONS = {
 }
 """{row: of LeNet-5's batch of images}."""
 
-LOOPS = {
-    "loop": (zoo.mlp.Config(sizes=(64, 32, 10)), 32),
-    "loop, mlp": (zoo.mlp.Config(sizes=(784, 800, 800, 10)), 128),
+LOOPS: dict[str, tuple[Model, Any, int, float | None]] = {
+    "loop": (zoo.mlp, zoo.mlp.Config(sizes=(64, 32, 10)), 32, None),
+    "loop, mlp": (zoo.mlp, zoo.mlp.Config(sizes=(784, 800, 800, 10)), 128, None),
+    "loop, lenet5": (zoo.convnet, zoo.convnet.PRESETS["lenet5"], 128, 1.05),
 }
-"""{row: (Config of an MLP, batch size)}: one where the host's work shows, and one where most of it hides behind the device's."""
+"""{row: (module, Config, batch size, the ratio that we promise not to exceed or None)}.
+
+One where the host's work shows; one where most of it hides behind the device's; a recipe's, dispatched step by step.
+"""
+
+SIDE_BY_SIDE = {
+    "replicas, mlp": ("mlp-digits", "--epochs", "20"),
+    "replicas, lenet5": ("convnet-lenet5", "--data", "synthetic:3200x28x28x1/10", "--train-on", "train", "--epochs", "2"),
+}
+"""{row: a recipe and its options}."""

@@ -1,0 +1,206 @@
+"""Command line: ``python -m evals.aot [RECIPE ...] --topology v5e:16x16``; see ``evals.aot``."""
+
+import dataclasses
+import difflib
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import tyro
+
+from evals.aot.chips import CHIPS, Chip, Scaling, scaling, step_seconds
+from evals.aot.operations import total
+from evals.aot.program import (
+    ONCE,
+    OVERLAP,
+    MissingCompilerError,
+    Platform,
+    Program,
+    compile_step,
+    devices_of,
+    make,
+    reduced,
+    reductions,
+    volumes,
+    with_type,
+)
+from evals.hlo import Collective
+from train.recipe import Recipe
+from train.recipes import RECIPES
+
+TOPOLOGIES: dict[str, str] = {"tpu": "v5e:16x16", "cuda": "1x32x8"}
+GATES = {"convnet-alexnet": 256, "convnet-vgg16": 64}
+"""Examples on each TPU that have to fit, and to scale to the largest slice with an efficiency of at least EFFICIENCY."""
+EFFICIENCY = 0.9
+COLUMNS = ("recipe", "batch a chip", "type", "memory", "collectives", "gradients", "TFLOP", "GB", "step ms", "all-reduce ms")
+BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Compiles the training step of recipes for accelerators that need not be there, and predicts how it scales."""
+
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE ...]")] = ()
+    """Which recipes; all unless given."""
+    topology: str | None = None
+    """Chips: v5e:16x16 unless given (also v4, v5p, v6e); for cuda slices x machines x GPUs of each, 1x32x8 unless given."""
+    platform: Platform = "tpu"
+    target: pathlib.Path | None = None
+    """cuda: text file that describes the GPU (XLA's GpuTargetConfigProto)."""
+    per_chip: int | None = None
+    """Examples on each chip; the recipe's batch unless given, but 256 for convnet-alexnet and 64 for convnet-vgg16."""
+    global_batch: tuple[int, ...] = ()
+    """Examples on all chips together instead, one row each."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """Type to compute in; the recipe's own unless given."""
+    compile: bool = True
+    """--no-compile: operations, times and scaling only, which need no compiler."""
+    overlap: bool = True
+    """--no-overlap: without the compiler's options that let communication overlap with computation."""
+    docs: pathlib.Path | None = None
+    """Put the rows into this Markdown file's table, in place of those of the same recipe, batch and type."""
+
+
+class Row(NamedTuple):
+    """A line of the table.  failed: why it counts as an error, or ""."""
+
+    cells: tuple[str, ...]
+    failed: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compiles and prints; returns the exit status: 0 all fit and scale, 1 an error or one does not, 2 a wrong command line."""
+    command = tyro.cli(Command, prog="python -m evals.aot", description=f"Recipes: {', '.join(RECIPES)}.", args=arguments)
+    topology = command.topology or TOPOLOGIES[command.platform]
+    problem = _problem(command, topology)
+    if problem:
+        print(problem, file=sys.stderr)
+        return 2
+    jax.config.update("jax_platforms", "cpu")  # what is there is not what we compile for
+    chip = CHIPS["h100" if command.platform == "cuda" else topology.partition(":")[0]]
+    try:
+        devices = devices_of(command.platform, topology, command.target) if command.compile else None
+    except MissingCompilerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    chips = len(devices) if devices else math.prod(chip.slices[-1])
+    header = (*COLUMNS, *(f"efficiency at {math.prod(slice_)}" for slice_ in chip.slices))
+    table = [header, ["---"] * 3 + ["--:" if name.endswith("ms") or name in ("TFLOP", "GB") else "---" for name in header[3:]]]
+    print(f"{topology}, {chips} chips ({chip.kind}), jax {jax.__version__}\n", flush=True)
+    print("\n".join(_line(cells) for cells in table), flush=True)
+    rows = []
+    for name in command.recipes or RECIPES:
+        recipe = with_type(RECIPES[name], command.compute_dtype)
+        each = command.per_chip or GATES.get(name, recipe.batch_size)
+        for batch in command.global_batch or (each * chips,):
+            rows.append(measure(command, recipe, batch, chips, devices, chip))
+            print(_line(rows[-1].cells), flush=True)
+    for row in rows:
+        if row.failed:
+            print(f"{row.cells[0]}, {row.cells[1]} a chip: {row.failed}", file=sys.stderr)
+    if command.docs is not None:
+        command.docs.write_text(merged(command.docs.read_text(), table, [row.cells for row in rows]))
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def _problem(command: Command, topology: str) -> str:
+    """What is wrong with the command line, or ""."""
+    for name in command.recipes:
+        if name not in RECIPES:
+            near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
+            return f"no recipe {name!r}; did you mean {near}?  All: {', '.join(RECIPES)}"
+    for value in (command.per_chip, *command.global_batch):
+        if value is not None and value < 1:
+            return "error: --per-chip and --global-batch, allowed: positive integers"
+    if command.per_chip and command.global_batch:
+        return "error: --per-chip, allowed without --global-batch only"
+    kind = topology.partition(":")[0]
+    if command.platform == "tpu" and (kind not in CHIPS or kind == "h100"):
+        return f"error: --topology {topology}, allowed: v4, v5e, v5p or v6e and sizes, such as v5e:16x16"
+    if command.platform == "tpu" and command.target is not None:
+        return "error: --target, allowed with --platform cuda only"
+    if command.platform == "cuda" and command.compile and command.target is None:
+        return "error: --platform cuda needs --target FILE, which describes the GPU"
+    if command.docs is not None and not (command.docs.is_file() and BEGIN in command.docs.read_text()):
+        return f"error: --docs {command.docs}, allowed: a file with a line {BEGIN}"
+    return ""
+
+
+def measure(command: Command, recipe: Recipe[Any], batch: int, chips: int, devices: Sequence[Any] | None, chip: Chip) -> Row:
+    """A recipe's line.  batch: examples on all chips.  devices: to compile for; None does not compile."""
+    share = math.ceil(batch / chips)
+    step = make(recipe, batch if devices else share, devices or jax.devices()[:1], command.platform)
+    seconds = step_seconds(step.operations, step.moved, chip)
+    backward = step_seconds(step.operations, 0, chip) - step_seconds(step.forward, 0, chip)
+    program, memory, gradients, failed = None, "", "", ""
+    if devices:
+        try:
+            program = compile_step(step, command.platform, OVERLAP[command.platform] if command.overlap else None)
+            memory = f"{program.memory / 1e9:.3g} of {chip.memory / 1e9:.0f} GB"
+            gradients = reduced(program.collectives, step.params, step.metrics)
+            failed = memory if program.memory > chip.memory else "" if gradients == ONCE else f"gradients: {gradients}"
+        except RuntimeError as error:
+            memory, failed = "does not compile", f"does not compile: {str(error).splitlines()[0]}"
+    found = program.collectives if program else []
+    volume = sum(reductions(found).values()) or float(step.params)
+    scales = scaling(seconds, backward, volume, sum(reductions(found, asynchronous=True).values()), chip, chip.slices)
+    gated = command.platform == "tpu" and not command.global_batch and share == GATES.get(recipe.name)
+    if program and gated and not failed:
+        reached = scales[-1].compiled
+        failed = "" if reached >= EFFICIENCY else f"efficiency {reached:.3f} at {scales[-1].chips}, expected {EFFICIENCY}"
+    sums = total(step.operations)
+    cells = (
+        recipe.name,
+        f"{share:,}",
+        getattr(recipe.model, "compute_dtype", None) or "float32",
+        memory,
+        _collectives(found),
+        gradients,
+        f"{sums.products / 1e12:.3g}",
+        f"{(sums.bytes + step.moved) / 1e9:.3g}",
+        f"{1e3 * seconds:.3g}",
+        f"{1e3 * scales[-1].all_reduce:.3g}",
+        *(_efficiency(each, program) for each in scales),
+    )
+    return Row(cells, failed)
+
+
+def _collectives(found: Sequence[Collective]) -> str:
+    """Such as "9 all-reduce, 244.4 MB f32, 240.1 MB overlap"; those of a loop over steps once."""
+    parts = []
+    for kind in dict.fromkeys(each.kind for each in found):
+        these = [each for each in found if each.kind == kind]
+        sizes = [f"{volume / 1e6:,.1f} MB {dtype}" for dtype, volume in volumes(these).items()]
+        behind = sum(each.bytes for each in these if each.asynchronous)
+        parts += [f"{len(these)} {kind}", *sizes, *([f"{behind / 1e6:,.1f} MB overlap"] if behind else [])]
+    return ", ".join(parts)
+
+
+def _efficiency(scale: Scaling, program: Program | None) -> str:
+    """No overlap / as compiled / all that can be hidden is."""
+    values = (scale.apart, scale.compiled, scale.hidden) if program else (scale.apart, scale.hidden)
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def merged(text: str, header: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
+    """A document whose table, between its marks, has these rows, in place of those with the same first three cells."""
+    before, rest = text.split(BEGIN)
+    table, after = rest.split(END)
+    lines = [_line(cells) for cells in header]
+    old = [line for line in table.strip().splitlines() if line not in lines]
+    kept = {tuple(line.split(" | ")[:3]): line for line in (*old, *(_line(cells) for cells in rows))}
+    return "\n".join([before + BEGIN, *lines, *kept.values(), END + after])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The training step of a recipe as the trainer runs it, for devices that need not be there, and no data."""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from evals.aot.operations import Operation, operations, size
+from evals.hlo import Collective, collectives
+from train.augment import deform
+from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
+from train.recipe import Recipe, module_of
+from train.step import example_keys, init_state, make_step
+from zoo.base import Model, Params
+
+Platform = Literal["tpu", "cuda"]
+PACKAGES = {
+    "tpu": (("libtpu",), "pip install 'purezoo[tpu]'"),
+    "cuda": (("jax_cuda12_plugin", "jax_plugins.xla_cuda12"), "pip install jax-cuda12-plugin jax-cuda12-pjrt, of jax's version"),
+}
+"""What each platform's compiler is in, as modules, and how to install it."""
+
+
+ONCE = "float32, once"
+"""How gradients are to be reduced over devices."""
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # otherwise it asks the network what machine this is,
+    "TPU_ACCELERATOR_TYPE": "v5litepod-256",  # and complains that there is no answer
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise one process at a time may load it
+}
+"""Environment in which libtpu compiles without hardware; which chips for, the topology says."""
+OVERLAP = {
+    "tpu": {
+        # Collectives in the background of products, which all-reduces are only when asked for.
+        "xla_enable_async_all_reduce": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+        # One for each parameter: combined, all would wait for the last gradient, when nothing is left to hide them behind.
+        "xla_jf_crs_combiner_threshold_in_bytes": 0,
+        "xla_jf_crs_combiner_threshold_count": 1,
+    },
+    "cuda": {},
+}
+"""Options of the compiler with which gradients are reduced while others are still being computed."""
+
+
+class MissingCompilerError(RuntimeError):
+    """The packages that compile for a platform are not installed."""
+
+
+class Step(NamedTuple):
+    """A traced step, which ``lower`` and ``compile`` turn into a program, and what one device has to do in it.
+
+    forward: operations of augmentation and loss alone.  moved: bytes of its arguments and results, but for the batch the same.
+    params, metrics: bytes of the parameters, and of the sums that are reduced beside their gradients.
+    """
+
+    traced: Any
+    operations: list[Operation]
+    forward: list[Operation]
+    moved: int
+    params: int
+    metrics: int
+
+
+class Program(NamedTuple):
+    """A compiled step.  memory: bytes on one device, of arguments, results, intermediate results and the program itself."""
+
+    memory: int
+    collectives: list[Collective]
+
+
+def devices_of(platform: Platform, topology: str, target: pathlib.Path | None = None) -> Sequence[Any]:
+    """Devices of a topology such as "v5e:16x16", or of GPUs "1x32x8" (slices, machines, each one's GPUs) as ``target`` describes.
+
+    target: a text file of XLA's GpuTargetConfigProto.
+    Raises MissingCompilerError, and ValueError for topologies that do not exist.
+    """
+    from jax.experimental import topologies
+
+    modules, install = PACKAGES[platform]
+    if not any(_importable(module) for module in modules):
+        raise MissingCompilerError(f"--platform {platform} needs its compiler, which needs no hardware: {install}")
+    if platform == "tpu":
+        for name, value in LIBTPU.items():
+            os.environ.setdefault(name, value)
+    try:
+        if target is not None:
+            text = target.read_text()
+            return topologies.get_topology_desc(platform=platform, target_config=text, topology=topology).devices
+        # A v4 chip's two cores are one device only when asked for.
+        how = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+        return topologies.get_topology_desc(platform=platform, topology_name=topology, **how).devices
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str) -> Step:
+    """The step of a recipe, spread over devices as the trainer does unless told otherwise.
+
+    batch: examples in all, in place of the recipe's.  They are the model's example batch, which the plan of steps holds itself.
+    """
+    cfg, module = recipe.model, module_of(recipe.model)
+    layout = Layout(Parallel(), devices=devices)
+    optimizer = recipe.optimizer.build(recipe.steps or 1000, 100)
+
+    def build(**how: Any) -> Any:
+        nonfinite = "skip" if recipe.on_nonfinite == "skip" else "note"
+        return make_step(module, cfg, optimizer, recipe.augment, nonfinite=nonfinite, load=lambda source: source[1], **how)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
+    examples = jax.eval_shape(lambda key: module.example_batch(cfg, key, layout.rows(batch)), key)
+    _, metrics = jax.eval_shape(build(), state, ((), examples), key)
+    plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), examples)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def put(tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
+        sharding = None if layout.single else NamedSharding(layout.mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    spread = put(plan, PartitionSpec(None, AXIS))
+    steps: Any = layout.steps(build, recipe.steps_per_dispatch > 1, batch)
+    traced = steps.trace(put(state), put(metrics), (), (spread, put(number)), put(number), put(key))
+    share = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype), examples
+    )
+    return Step(
+        traced,
+        operations(traced.jaxpr, platform),
+        operations(_forward(recipe, module, state.params, share, key), platform),
+        2 * size(state) + size(share),
+        size(state.params),
+        size(metrics),
+    )
+
+
+def _forward(recipe: Recipe[Any], module: Model, params: Params, batch: Any, key: Any) -> Any:
+    def loss(params: Params, batch: Any, key: jax.Array) -> Any:
+        keys = example_keys(key, jnp.int32(0), batch["mask"].shape[0])
+        batch = {**batch, "inputs": deform(recipe.augment, batch["inputs"], keys)}
+        return module.loss(recipe.model, params, batch, key=keys)[0]
+
+    return jax.make_jaxpr(loss)(params, batch, key)
+
+
+def compile_step(step: Step, platform: str, options: dict[str, Any] | None = None) -> Program:
+    """options: of the compiler.  Raises RuntimeError when it refuses, for example because the step does not fit into memory."""
+    compiled = step.traced.lower(lowering_platforms=(platform,)).compile(compiler_options=options)
+    memory = compiled.memory_analysis()
+    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return Program(taken + memory.generated_code_size_in_bytes, collectives(compiled.as_text()))
+
+
+def reduced(found: Sequence[Collective], params: float, metrics: float) -> str:
+    """How gradients are reduced: ONCE, or what is different.
+
+    params, metrics: bytes of what has to be reduced; equal metrics may be reduced as one.
+    """
+    sums = reductions(found)
+    narrow = [f"{dtype} {volume / 1e6:,.1f} MB" for dtype, volume in sums.items() if dtype in ("bf16", "f16")]
+    if narrow:
+        return ", ".join(narrow)
+    volume = sums.get("f32", 0)
+    return ONCE if params <= volume <= params + metrics else f"float32, {volume / params:.2f} times"
+
+
+def reductions(found: Sequence[Collective], asynchronous: bool = False) -> dict[str, float]:
+    """Bytes by element type that a step adds up over devices.  asynchronous: only those that something else is done meanwhile."""
+    these = [each for each in found if each.kind in ("all-reduce", "reduce-scatter")]
+    return volumes([each for each in these if each.asynchronous or not asynchronous])
+
+
+def volumes(found: Sequence[Collective]) -> dict[str, float]:
+    """Bytes by element type of collectives in one step: what is in the loop over steps, which ends when it is told to, once."""
+    sums: dict[str, float] = {}
+    for each in found:
+        for dtype, volume in each.sizes.items():
+            sums[dtype] = sums.get(dtype, 0) + volume * (1 if each.times is None else each.times)
+    return sums
+
+
+def with_type(recipe: Recipe[Any], compute_dtype: str | None) -> Recipe[Any]:
+    """The recipe, computed in this type; in its own if None."""
+    if compute_dtype is None:
+        return recipe
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compute_dtype=compute_dtype))

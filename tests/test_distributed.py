@@ -22,8 +22,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 RUN = ("mlp-digits", "--steps", "30", "--eval-every", "0.2", "--steps-per-dispatch", "2")
 LONG = ("mlp-digits", "--epochs", "400", "--eval-every", "0.5", "--steps-per-dispatch", "4")
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 def _environment(devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"

@@ -28,8 +28,6 @@ from zoo import mlp
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-pytestmark = pytest.mark.xdist_group("evals")  # one run for all of them
-
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):

@@ -24,7 +24,6 @@ from train.recipes import RECIPES
 from zoo.convnet import Config, Stage
 
 # One process makes all the runs.
-pytestmark = pytest.mark.xdist_group("report_maps")
 
 
 class Parts(html.parser.HTMLParser):

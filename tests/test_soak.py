@@ -4,11 +4,8 @@ import pytest
 
 from evals import soak
 
-pytestmark = [
-    pytest.mark.xdist_group("processes"),
-    # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def test_killed_runs_end_as_the_uninterrupted_one(tmp_path, capsys):

@@ -32,7 +32,6 @@ from train.step import divide
 from zoo import convnet, mlp
 from zoo.convolution import PASSES, Geometry
 
-pytestmark = pytest.mark.xdist_group("speed")  # its fixtures are dear: one worker makes them
 TINY = mlp.PRESETS["tiny"]
 SMALL = {
     "mlp": {"batch": 7, "width": 9},

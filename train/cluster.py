@@ -133,13 +133,11 @@ def together(action: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
-def stop_requested(calls: int, wanted: bool) -> bool:
-    """Whether to stop now, the same in all processes, once one of them has received SIGTERM or Ctrl-C.
+def stop_requested(calls: int) -> bool:
+    """Whether to stop now, the same in all of several processes, once one of them has received SIGTERM or Ctrl-C.
 
     calls: how often this was asked before, in every process alike.
     """
-    if not several():
-        return wanted
     # JAX's runtime has taken SIGTERM over; all agree on the next number that none has asked with, so none may be left out.
     return multihost_utils.reached_preemption_sync_point(calls)
 

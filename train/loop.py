@@ -131,7 +131,7 @@ class Loop:
         plan, planned_to, counts = None, self.step, {}
         metrics, flying = zeros, collections.deque()
         unread: tuple[int, Any] | None = None
-        stop, dispatches = False, itertools.count()
+        stop, dispatches, several = False, itertools.count(), cluster.several()
         while not self.complete() and not stop:
             # Dispatches, logs and evaluations end at fixed steps, wherever the run was interrupted before.
             boundary = min(self.total, _next_multiple(self.step, eval_interval))
@@ -154,7 +154,7 @@ class Loop:
                 unread = None
             if self.step >= log_at or self.step == boundary:
                 unread, metrics = (self.step, metrics), zeros
-            stop = cluster.stop_requested(next(dispatches), interrupts.received is not None)
+            stop = cluster.stop_requested(next(dispatches)) if several else interrupts.received is not None
             if self.step == boundary or stop:
                 if unread is None and stop:  # what is not finite must not be saved
                     unread, metrics = (self.step, metrics), zeros

@@ -1,6 +1,7 @@
 """One of the runs that are trained side by side, usually the only one: its history, its checkpoints, what was decided."""
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.checkpoint import Checkpoints
+from train import cluster
+from train.checkpoint import CheckpointError, Checkpoints
+from train.progress import Progress
 from train.recipe import Recipe
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, versions
 from train.step import Control, TrainState, decide
 from zoo.base import Params
 
@@ -88,6 +91,50 @@ class Member:
         assert self.control is not None
         best = float(self.control.best)
         return None if math.isnan(best) else best
+
+
+def resume(members: list[Member], abstract: Any, progress: Progress) -> list[TrainState] | None:
+    """The states at the newest step whose checkpoints are intact in all members, for all processes; None to begin anew.
+
+    abstract: of one member.  What came after that step is forgotten.  Raises CheckpointError if none of some is intact.
+    """
+    stores = [member.checkpoints for member in members if member.checkpoints]
+    steps = set.intersection(*(set(store.steps()) for store in stores))
+    if cluster.several():
+        steps = set(json.loads(cluster.exchange(json.dumps(sorted(steps)))[0]))
+    problems = []
+    for step in sorted(steps, reverse=True):
+        states, problem = [], ""
+        try:
+            states = [store.load(abstract, step) for store in stores]
+        except CheckpointError as error:
+            problem = str(error)
+        seen = next(filter(None, cluster.exchange(problem) if cluster.several() else [problem]), "")
+        if not seen:
+            _go_on(members, step, progress)
+            return states
+        problems.append(seen)
+        progress.say(f"damaged checkpoint passed over: {seen}")
+    if problems:
+        raise CheckpointError(f"no intact checkpoint: {'; '.join(problems)}")
+    _go_on(members, -1, progress)
+    return None
+
+
+def _go_on(members: list[Member], step: int, progress: Progress) -> None:
+    """Forgets what came after ``step``, damaged or not: the run is about to do it again."""
+    for member in members:
+        assert member.folder is not None
+        assert member.checkpoints is not None
+        member.checkpoints.drop_after(step)
+        member.saved = step
+        member.history = cluster.together(lambda folder=member.folder: folder.truncate_history(max(step, 0)))
+    folder = members[0].folder
+    if step >= 0 and folder is not None:
+        there, here = folder.config()["versions"], versions()
+        changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
+        if changed:
+            progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
 
 
 def compare_members(rows: dict[str, dict[str, Any]], select_by: str = "", mode: str = "max") -> list[str]:

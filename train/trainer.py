@@ -16,10 +16,10 @@ import optax
 
 from train import cluster
 from train.batches import Batches, Scaling, fit_scaling
-from train.checkpoint import CheckpointError, Checkpoints, describe
+from train.checkpoint import Checkpoints, describe
 from train.data import Dataset, load_data
 from train.loop import Interrupts, Loop
-from train.member import Member, compare_members
+from train.member import Member, compare_members, resume
 from train.optimizer import build_one_of
 from train.parallel import Layout, Parallel
 from train.progress import NOT_METRICS, Progress
@@ -303,7 +303,7 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
                 member.on_failure = _complain if manner.go_on else None
                 checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure)
                 member.checkpoints = stack.enter_context(checkpoints)
-            states = _resume(members, stage.abstract, progress)
+            states = resume(members, stage.abstract, progress)
             if states is not None:
                 state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
         if state is None:
@@ -359,47 +359,6 @@ def _member_folder(stage: _Stage, folder: RunFolder, member: Member) -> RunFolde
     own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
     own.write_data(stage.dataset, stage.batches.scaling)
     return own
-
-
-def _resume(members: list[Member], abstract: Any, progress: Progress) -> list[TrainState] | None:
-    """The states at the newest step whose checkpoints are intact in all members, for all processes; None to begin anew."""
-    stores = [member.checkpoints for member in members if member.checkpoints]
-    steps = set.intersection(*(set(store.steps()) for store in stores))
-    if cluster.several():
-        steps = set(json.loads(cluster.exchange(json.dumps(sorted(steps)))[0]))
-    problems = []
-    for step in sorted(steps, reverse=True):
-        states, problem = [], ""
-        try:
-            states = [store.load(abstract, step) for store in stores]
-        except CheckpointError as error:
-            problem = str(error)
-        seen = next(filter(None, cluster.exchange(problem) if cluster.several() else [problem]), "")
-        if not seen:
-            _go_on(members, step, progress)
-            return states
-        problems.append(seen)
-        progress.say(f"damaged checkpoint passed over: {seen}")
-    if problems:
-        raise CheckpointError(f"no intact checkpoint: {'; '.join(problems)}")
-    _go_on(members, -1, progress)
-    return None
-
-
-def _go_on(members: list[Member], step: int, progress: Progress) -> None:
-    """Forgets what came after ``step``, damaged or not: the run is about to do it again."""
-    for member in members:
-        assert member.folder is not None
-        assert member.checkpoints is not None
-        member.checkpoints.drop_after(step)
-        member.saved = step
-        member.history = cluster.together(lambda folder=member.folder: folder.truncate_history(max(step, 0)))
-    folder = members[0].folder
-    if step >= 0 and folder is not None:
-        there, here = folder.config()["versions"], versions()
-        changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
-        if changed:
-            progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
 
 
 def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:

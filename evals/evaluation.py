@@ -1,7 +1,7 @@
 """Evaluation of a run: its best checkpoint, measured on one split of its data.
 
-Whatever a model's ``loss`` counts is a metric.  A model whose outputs are [batch, classes] on data with classes is a classifier:
-what it says of each example is kept too, for the confusion matrix and the worst mistakes.
+Whatever a model's ``loss`` counts is a metric.  A model that counts its accuracy on data with classes is a classifier: what it
+says of each example is kept too, for the confusion matrix and the worst mistakes.
 """
 
 import contextlib
@@ -122,7 +122,7 @@ def evaluate(
     cfg = run.recipe.model
     with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
-        predictions = _classify(run, table, batches)
+        predictions = _classify(run, table, batches) if "accuracy" in means else None
     nats = predictions is not None and _is_log_likelihood(predictions)
     return Evaluation(run, split, table, name_metrics(split, means, nats), predictions, example)
 

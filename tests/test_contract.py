@@ -39,7 +39,40 @@ def _enumerated_toy_sampled(cfg, params, batch):
     return total
 
 
-EXPECTATIONS = {"toy_sampled": _enumerated_toy_sampled}
+def _binary(units):
+    """All states [2^units, units]."""
+    return jnp.asarray(list(itertools.product((0.0, 1.0), repeat=units)))
+
+
+def _log_bernoulli(probability, state):
+    return jnp.sum(jnp.where(state == 1, jnp.log(probability), jnp.log1p(-probability)), axis=-1)
+
+
+def _enumerated_rbm(cfg, params, batch):
+    """Expected free-energy difference of CD-1: over all hidden states given the data, and all visible states given those."""
+    fixed = jax.lax.stop_gradient(params)
+    hidden, visible = _binary(cfg.hidden), _binary(cfg.visible)
+    total = 0.0
+    for v in batch["inputs"]:
+        hidden_log = _log_bernoulli(jax.nn.sigmoid(v @ fixed["kernel"] + fixed["bias"])[None], hidden)
+        means = jax.nn.sigmoid(hidden @ fixed["kernel"].T + fixed["visible_bias"][None])
+        visible_log = visible @ jnp.log(means).T + (1 - visible) @ jnp.log1p(-means).T  # [visible states, hidden states]
+        chance = jnp.exp(visible_log) @ jnp.exp(hidden_log)
+        total += zoo.rbm.free_energy(cfg, params, v[None])[0] - chance @ zoo.rbm.free_energy(cfg, params, visible)
+    return total
+
+
+def _enumerated_dbn(cfg, params, batch):
+    """The same for each machine, on the means of the one below."""
+    total, seen = 0.0, batch["inputs"]
+    for index, machine in enumerate(cfg.machines):
+        layer = params[f"layer_{index}"]
+        total += _enumerated_rbm(machine, layer, {"inputs": jax.lax.stop_gradient(seen)})
+        seen = jax.nn.sigmoid(seen @ layer["kernel"] + layer["bias"][None])
+    return total
+
+
+EXPECTATIONS = {"toy_sampled": _enumerated_toy_sampled, "rbm": _enumerated_rbm, "dbn": _enumerated_dbn}
 
 
 @pytest.fixture(params=MEMBERS, name="member")

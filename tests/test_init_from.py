@@ -14,8 +14,9 @@ import train
 from train.__main__ import main
 from train.member import Member
 from train.run_folder import RunError, read_json, write_json
-from train.transfer import matching, shared
+from train.transfer import matching
 from zoo import convnet, interop, mlp, torchvision
+from zoo.base import shared
 
 CFG = mlp.Config(sizes=(6, 8, 5, 3), dropout=0.2)
 WIDER = mlp.Config(sizes=(6, 8, 5, 4))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from train.data import stratified_split
 from train.formats import Images
 from train.parallel import Layout, Parallel
 from zoo.base import Batch
@@ -59,11 +60,26 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
 class Order:
     """Which rows make up each batch: a pure function of the step, where every epoch is a permutation by (seed, epoch)."""
 
-    def __init__(self, size: int, batch_size: int, padded: int, seed: int | None) -> None:
-        """size: rows of the table.  padded: of a batch after padding.  seed: None keeps the order."""
-        self.size, self.batch_size, self.padded, self.seed = size, batch_size, padded, seed
-        self.steps_per_epoch = math.ceil(size / batch_size)
+    def __init__(
+        self, size: int, batch_size: int, padded: int, seed: int | None, labels: tuple[np.ndarray, int] | None = None
+    ) -> None:
+        """size: rows of the table.  padded: of a batch after padding.  seed: None keeps the order.
+
+        labels: (classes [size], number): an epoch has only so many rows, as many of each class, drawn by the seed.
+        """
+        self.batch_size, self.padded, self.seed, self.labels = batch_size, padded, seed, labels
+        self.table_size = size
+        if labels is None:
+            self.pool = np.arange(size, dtype=np.int32)
+        else:
+            classes, count = labels
+            self.pool = stratified_split(classes, (count, size - count), seed or 0)[0].astype(np.int32)
+        self.steps_per_epoch = math.ceil(len(self.pool) / batch_size)
         self._epoch: tuple[int | None, np.ndarray] = (None, np.empty(0, np.int32))
+
+    def with_seed(self, seed: int) -> "Order":
+        """The same, drawn anew."""
+        return Order(self.table_size, self.batch_size, self.padded, seed, self.labels)
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
@@ -74,11 +90,10 @@ class Order:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._epoch[0] != epoch:
-            if self.seed is None:
-                order = np.arange(self.size)
-            else:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-            self._epoch = (epoch, order.astype(np.int32))
+            order = self.pool
+            if self.seed is not None:
+                order = order[np.random.default_rng([self.seed, epoch]).permutation(len(order))]
+            self._epoch = (epoch, order)
         return self._epoch[1]
 
 
@@ -103,12 +118,14 @@ class Batches:
         seed: int | None = 0,
         scaling: Scaling | None = None,
         layout: Layout | None = None,
+        labels: int | None = None,
     ) -> None:
         """table: {"inputs": [n, ...], ...}, each an array or a dict of arrays.  seed: None keeps the order (evaluation).
 
-        layout: of the devices; one unless given.
+        layout: of the devices; one unless given.  labels: examples to draw by the seed, as many of each class; others are unseen.
 
-        Raises ValueError when lengths differ, nothing is there, or integers are too large for a device.
+        Raises ValueError when lengths differ, nothing is there, integers are too large for a device, or so many labels are not
+        there.
         """
         shapes = {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
                   for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))}  # fmt: skip
@@ -120,7 +137,7 @@ class Batches:
         self.size = next(iter(shapes.values()))[0]
         self.batch_size, self.layout = batch_size, layout or Layout(Parallel(devices=1), devices=jax.local_devices()[:1])
         self.padded = self.layout.rows(batch_size)
-        self.order = Order(self.size, batch_size, self.padded, seed)
+        self.order = Order(self.size, batch_size, self.padded, seed, _labels(table, self.size, labels))
         self.steps_per_epoch = self.order.steps_per_epoch
         self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
 
@@ -137,7 +154,7 @@ class Batches:
     def with_seed(self, seed: int) -> "Batches":
         """The same data, in another order."""
         other = copy.copy(self)
-        other.order = Order(self.size, self.batch_size, self.padded, seed)
+        other.order = self.order.with_seed(seed)
         return other
 
     def rows(self, step: int) -> np.ndarray:
@@ -169,6 +186,17 @@ class Batches:
         (table, scaling), rows = source
         batch = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.maximum(rows, 0), axis=0), table)
         return finish(batch, rows >= 0, scaling)
+
+
+def _labels(table: Mapping[str, Any], size: int, labels: int | None) -> tuple[np.ndarray, int] | None:
+    if labels is None:
+        return None
+    classes = table.get("targets")
+    if not isinstance(classes, np.ndarray) or classes.ndim != 1 or classes.dtype.kind not in "ui":
+        raise ValueError(f"labels={labels}, allowed for data whose targets are no classes: None")
+    if not 0 < labels <= size:
+        raise ValueError(f"labels={labels}, allowed: 1 to {size}, the number of training examples")
+    return classes, labels
 
 
 def finish(batch: dict[str, Any], valid: Array, scaling: Scaling | None) -> Batch:

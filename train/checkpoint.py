@@ -71,13 +71,18 @@ def describe(state: Any) -> dict[str, str]:
 
 
 class _KeepBestAndLatest:
-    """orbax preservation policy: the best checkpoint and the latest ones."""
+    """orbax preservation policy: the best checkpoint, the latest ones, and those at multiples of ``keep_every`` steps."""
 
     best_step: int | None = None
+    keep_every: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         first_kept = len(checkpoints) - KEEP_LATEST
-        return [index >= first_kept or info.step == self.best_step for index, info in enumerate(checkpoints)]
+
+        def forever(step: int) -> bool:
+            return step == self.best_step or (self.keep_every is not None and step % self.keep_every == 0)
+
+        return [index >= first_kept or forever(info.step) for index, info in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -89,11 +94,13 @@ class Checkpoints:
         *,
         read_only: bool = False,
         on_failure: Callable[[CheckpointError], None] | None = None,
+        keep_every: int | None = None,
     ) -> None:
         """folder is made unless ``read_only``, which also never deletes.
 
         on_failure: is given what ``save`` and ``wait`` would raise when a checkpoint cannot be written, for a run that goes on
         without it.  Of several processes, whose disks need not be full at the same step, a failure is always raised.
+        keep_every: checkpoints at multiples of so many steps stay, beside the best and the latest ones.
         """
         self.folder = pathlib.Path(folder).resolve()
         self._on_failure = on_failure
@@ -101,6 +108,7 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: no checkpoints here")
         self._policy = _KeepBestAndLatest()
+        self._policy.keep_every = keep_every
         self._manager: Any = None
         self._pending: Any = None
         if not read_only:

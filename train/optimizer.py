@@ -1,6 +1,8 @@
 """Optimizers as data: a frozen dataclass that builds an optax transformation."""
 
 import dataclasses
+import fnmatch
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+
+from zoo.base import leaves_by_path
 
 Schedule = Literal["constant", "step", "exponential", "linear", "cosine"]
 
@@ -45,6 +49,8 @@ class Optimizer:
     plateau_factor: float = 1.0
     """Factor on the learning rate whenever validation has not improved for `plateau_patience` evaluations."""
     plateau_patience: int = 1
+    only: tuple[str, ...] = ()
+    """Patterns such as layer_1.* of the parameters that are trained; the others stay as they are.  Without any, all are."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -145,7 +151,20 @@ def build_one_of(
         scale_by_factor(),
         project_max_norm(number("max_norm")) if has("max_norm") else none,
     ]
-    return optax.with_extra_args_support(optax.chain(*parts))
+    whole = optax.with_extra_args_support(optax.chain(*parts))
+    if not first.only:
+        return whole
+    return optax.partition({True: whole, False: optax.set_to_zero()}, functools.partial(trained, patterns=first.only))
+
+
+def trained(params: Any, patterns: Sequence[str]) -> Any:
+    """True for leaves whose path ("layer_1.kernel") one of the patterns fits.  Raises ValueError for a pattern without any."""
+    paths = list(leaves_by_path(params))
+    for pattern in patterns:
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(f"optimizer: only={pattern!r}, allowed: patterns of {', '.join(paths)}")
+    flags = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 
 def numeric_fields() -> list[str]:

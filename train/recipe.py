@@ -54,6 +54,8 @@ class Recipe(Generic[C]):
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"
     """Once settings are selected on the validation split, the papers train on all of it."""
+    labels: int | None = None
+    """Learn from so many training examples only, as many of each class, drawn by the seed."""
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 (frozen)
     batch_size: int = 128
@@ -67,6 +69,8 @@ class Recipe(Generic[C]):
     zoo.interop.save_safetensors, or torchvision's weights (.safetensors, .pth)."""
     eval_every: float = 1.0
     """Epochs between evaluations on the validation split, each followed by a checkpoint."""
+    keep_every: float | None = None
+    """Epochs between checkpoints that are kept to the end, for a look at how learning went (python -m evals)."""
     select_by: str = "accuracy"
     """Validation metric that the best checkpoint is selected by."""
     select_mode: Literal["max", "min"] = "max"
@@ -88,7 +92,17 @@ class Recipe(Generic[C]):
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        positive = ("batch_size", "epochs", "steps", "eval_every", "patience", "steps_per_dispatch", "replicas")
+        positive = (
+            "batch_size",
+            "epochs",
+            "steps",
+            "eval_every",
+            "keep_every",
+            "labels",
+            "patience",
+            "steps_per_dispatch",
+            "replicas",
+        )
         for field in positive:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):

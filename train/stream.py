@@ -58,13 +58,14 @@ class Stream(Batches):
         seed: int | None = 0,
         scaling: Scaling | None = None,
         layout: Layout | None = None,
+        labels: int | None = None,
         workers: int | None = None,
     ) -> None:
         """See ``Batches``.  workers: processes that decode, 0 for a thread here, None for $ZOO_STREAM_WORKERS or its default.
 
         Raises ValueError as ``Batches`` does, when grain is not installed, and for runs side by side, whose orders differ.
         """
-        super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout)
+        super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels)
         if self.layout.replicas > 1:
             raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1; folder: has all in memory")
         _grain()
@@ -145,9 +146,8 @@ class Stream(Batches):
     def _start(self, step: int) -> None:
         """Starts the workers at a step, and a thread that puts on the devices what they have ready."""
         grain, mine = _grain(), self.layout.mine(self.padded)
-        order = Order(self.size, self.batch_size, self.padded, self.seed)
         # An element is a batch: the number of workers does not change what it holds, and one message brings all of it.
-        source = _Decoded(dict(self.table), order, mine, self._place(step))
+        source = _Decoded(dict(self.table), self.order, mine, self._place(step))
         examples = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         examples = examples.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=1), _live_with_parent)
         dealt = examples.map(functools.partial(_deal, self.layout, self.padded))

@@ -27,8 +27,8 @@ from train.recipe import Recipe, module_of, to_dict
 from train.run_folder import RunFolder, differences, versions, write_json
 from train.step import TrainState, init_state, make_step
 from train.stream import make_batches
-from train.transfer import TRANSFERS, load_params, matching, shared
-from zoo.base import Model, Params
+from train.transfer import TRANSFERS, load_params, matching
+from zoo.base import Model, Params, require_range, shared
 
 EVAL_BATCH, SMALL = 250, 2**14
 """Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
@@ -271,7 +271,9 @@ def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Par
     batch = jax.eval_shape(batches.load, source)
     _, metrics = jax.eval_shape(build(), abstract, source, key)
     outputs = jax.eval_shape(lambda params, inputs: module.apply(cfg, params, inputs), abstract.params, batch["inputs"])
-    _check_classes(dataset, outputs)
+    if "accuracy" in metrics:  # otherwise the model does not look at the classes that the data may have
+        _check_classes(dataset, outputs)
+    _check_range(recipe, dataset, batches.scaling)
     if validation is not None:
         recipe = _with_metric(recipe, [name for name in metrics if name != "nonfinite"])
         members = recipe.members
@@ -301,7 +303,8 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
                 # A run that is the only one lies in the folder itself.
                 member.folder = cluster.together(lambda member=member: _member_folder(stage, folder, member))
                 member.on_failure = _complain if manner.go_on else None
-                checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure)
+                keep = None if recipe.keep_every is None else max(round(recipe.keep_every * batches.steps_per_epoch), 1)
+                checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure, keep_every=keep)
                 member.checkpoints = stack.enter_context(checkpoints)
             states = resume(members, stage.abstract, progress)
             if states is not None:
@@ -393,7 +396,7 @@ def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Bat
         if isinstance(table["inputs"], dict):
             raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays: none")
         scaling = fit_scaling(recipe.preprocess, table["inputs"], dataset.input_range)
-    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling, layout=layout)
+    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling, layout=layout, labels=recipe.labels)
     held_out = None
     if "validation" in dataset.splits and "validation" not in splits:
         held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling, layout)
@@ -420,6 +423,21 @@ def _check_classes(dataset: Dataset, outputs: Any) -> None:
         if outputs.ndim == targets.ndim + 1 and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
             bad = targets.min() if targets.min() < 0 else targets.max()
             raise ValueError(f"data {dataset.name}: {split} targets hold class {bad}, the model has {outputs.shape[-1]} outputs")
+
+
+def _check_range(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None) -> None:
+    """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
+    allowed = getattr(recipe.model, "input_range", None)
+    if allowed is None:
+        return
+    for split, table in dataset.splits.items():
+        inputs = table["inputs"]
+        if isinstance(inputs, np.ndarray):
+            extremes = np.stack([inputs.min(axis=0), inputs.max(axis=0)])
+        else:
+            extremes = np.asarray(dataset.input_range).reshape(2, *[1] * (inputs.ndim - 1))
+        scaled = extremes if scaling is None else np.asarray(scaling(jnp.asarray(extremes)))
+        require_range(f"data {dataset.name}: {split} inputs, preprocess={recipe.preprocess!r}", scaled, allowed)
 
 
 def _check_params(params: Params, expected: Params) -> None:

@@ -8,33 +8,17 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from zoo.base import Params
+from zoo.base import Params, unfold
 
 Transfer = Callable[[Any, Params, Any, Params], Params]
 
 
-def shared(earlier: Params, fresh: Params) -> dict[str, bool]:
-    """{path of every fresh leaf: whether there is an earlier one with the same path and shape}."""
-    known = _leaves(earlier)
-    return {path: path in known and known[path].shape == leaf.shape for path, leaf in _leaves(fresh).items()}
-
-
 def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
-    """Takes every leaf that has the same path and shape in the earlier stage, and keeps the fresh one elsewhere.
+    """Takes every leaf that has the same path and shape in the earlier stage, and keeps the fresh one elsewhere: see ``unfold``.
 
     Raises ValueError when nothing matches.
     """
-    known, takes = _leaves(earlier), shared(earlier, fresh)
-    if not any(takes.values()):
-        there = ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in known.items())
-        raise ValueError(f"transfer: no earlier parameter has the path and shape of one of the model's; there are {there}")
-
-    def choose(path: Any, leaf: Any) -> Any:
-        return known[_name(path)].astype(leaf.dtype) if takes[_name(path)] else leaf
-
-    return jax.tree_util.tree_map_with_path(choose, fresh)
+    return unfold(earlier, fresh)
 
 
 TRANSFERS: dict[str, Transfer] = {"matching": matching}
@@ -56,11 +40,3 @@ def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
     if path.is_dir():
         return load(path)[2]
     return load_torchvision(path, cfg, strict=False) if is_torchvision(path) else load_safetensors(path)
-
-
-def _leaves(params: Params) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -13,16 +13,24 @@ import difflib
 import fnmatch
 from typing import Any
 
-from zoo import base, convnet, convolution, layers, mlp
+from zoo import autoencoder, base, conv_autoencoder, convnet, convolution, dbn, layers, mlp, rbm
 from zoo.base import Aux, Batch, Model, Params, static
 
 __all__ = [
     "MODELS", "Aux", "Batch", "Model", "Params",
-    "base", "convnet", "convolution", "create", "layers", "list_models", "mlp", "static",
+    "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "layers", "list_models", "mlp", "rbm",
+    "static",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
-MODELS: dict[str, Model] = {"mlp": mlp, "convnet": convnet}
+MODELS: dict[str, Model] = {
+    "mlp": mlp,
+    "convnet": convnet,
+    "rbm": rbm,
+    "dbn": dbn,
+    "autoencoder": autoencoder,
+    "conv_autoencoder": conv_autoencoder,
+}
 """Every model module by name."""
 
 

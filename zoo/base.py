@@ -22,8 +22,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 
 Params = dict[str, Any]
 """Nested dict of arrays, with the field's usual leaf names (kernel, bias, embedding)."""
@@ -117,6 +119,12 @@ def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:
         raise ValueError(f"{type(cfg).__module__}.{type(cfg).__name__}: {field}={getattr(cfg, field)!r}, allowed: {allowed}")
 
 
+def require_count(cfg: Any, field: str) -> None:
+    """``require`` that a field of a Config is a positive integer."""
+    value = getattr(cfg, field)
+    require(type(value) is int and value >= 1, cfg, field, "a positive integer")
+
+
 def require_choice(cfg: Any, field: str, choices: tuple[Any, ...]) -> None:
     """``require`` that a field of a Config is one of ``choices``."""
     require(getattr(cfg, field) in choices, cfg, field, "one of " + ", ".join(repr(choice) for choice in choices))
@@ -161,6 +169,55 @@ def require_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) ->
     if not fits:
         wanted = ", ".join(str(axis) for axis in shape)
         raise ValueError(f"{name}: shape {actual}, expected [{wanted}]")
+
+
+def require_inputs(inputs: Array, size: int, values: tuple[float, float] | None, what: str) -> Array:
+    """Inputs [batch, ...] of ``size`` values each as [batch, size]; ``what``: the name of that size in the Config.
+
+    Raises ValueError naming what is wrong, also with concrete values outside of the range ``values``; traced ones are unknown.
+    """
+    if inputs.ndim < 2 or math.prod(inputs.shape[1:]) != size:
+        raise ValueError(f"inputs: shape {inputs.shape}, expected [batch, ...] with {what}={size} values each")
+    if values is not None and not isinstance(inputs, Tracer):
+        require_range("inputs", inputs, values)
+    return inputs.reshape(inputs.shape[0], size)
+
+
+def require_range(name: str, array: Any, values: tuple[float, float]) -> None:
+    """Raises ValueError unless all of an array is within ``values``, to rounding in single precision."""
+    low, high = values
+    array = np.asarray(array)  # on the host: within a traced function, jax would trace this too
+    least, greatest = (array.min(), array.max()) if array.size else values
+    slack = 1e-6 * (high - low)
+    if not low - slack <= least <= greatest <= high + slack:
+        raise ValueError(f"{name}: values from {least:g} to {greatest:g}, allowed: {low:g} to {high:g}")
+
+
+def unfold(earlier: Params, fresh: Params) -> Params:
+    """``fresh`` with every leaf that has the same path and shape in ``earlier`` taken from there.
+
+    So an MLP or a ConvNet starts from a deep belief net or an autoencoder, whose encoders have the names of its layers, and keeps
+    its fresh output layer.  Raises ValueError when nothing is taken.
+    """
+    known, takes = leaves_by_path(earlier), shared(earlier, fresh)
+    if not any(takes.values()):
+        there = ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in known.items())
+        raise ValueError(f"transfer: no earlier parameter has the path and shape of one of the model's; there are {there}")
+    flat, structure = jax.tree.flatten(fresh)
+    taken = [known[path].astype(leaf.dtype) if takes[path] else leaf for path, leaf in zip(takes, flat, strict=True)]
+    return jax.tree.unflatten(structure, taken)
+
+
+def shared(earlier: Params, fresh: Params) -> dict[str, bool]:
+    """{path of every fresh leaf: whether ``unfold`` takes it from ``earlier``}."""
+    known = leaves_by_path(earlier)
+    return {path: path in known and known[path].shape == leaf.shape for path, leaf in leaves_by_path(fresh).items()}
+
+
+def leaves_by_path(params: Params) -> dict[str, Any]:
+    """{"layer_0.kernel": leaf, ...}."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in named}
 
 
 def replace(cfg: T, **overrides: Any) -> T:

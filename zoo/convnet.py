@@ -13,7 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, block, require, require_choice, require_rate, require_shape, require_sizes, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    block,
+    require,
+    require_choice,
+    require_count,
+    require_rate,
+    require_shape,
+    require_sizes,
+    static,
+)
 from zoo.convolution import Pads, Sizes, output_sizes, padding
 from zoo.layers import (
     ACTIVATIONS,
@@ -60,7 +72,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require(type(self.features) is int and self.features >= 1, self, "features", "a positive integer")
+        require_count(self, "features")
         for field in ("kernel", "stride", "pool_size"):
             require_sizes(self, field, at_least=1)
         if self.pool_stride is not None:
@@ -146,7 +158,7 @@ class Config:
             require(fits, stage, field, f"one number, or one for each of the {axes} spatial axes of shape={self.shape}")
         require_choice(self, "global_pool", (None, "max", "mean"))
         require_sizes(self, "dense", at_least=0)
-        require(type(self.classes) is int and self.classes >= 1, self, "classes", "a positive integer")
+        require_count(self, "classes")
         require_rate(self, "dropout")
         require_supervised(self)
         for number, sizes in enumerate(self.spaces()):

@@ -1,6 +1,7 @@
 """Pure building blocks that several models share: initialisers, activations, dense and convolutional layers, dropout, losses."""
 
 import functools
+import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,11 +17,13 @@ Activation = Literal["relu", "tanh", "logistic", "lecun_tanh", "linear"]
 Initializer = Literal["he_normal", "glorot_uniform", "lecun_normal"]
 Output = Literal["softmax", "logistic", "linear"]
 Objective = Literal["cross_entropy", "squared_error"]
+Noise = Literal["none", "mask", "gaussian", "salt_pepper"]
 ComputeDtype = Literal["bfloat16"] | None
 
 ACTIVATIONS = get_args(Activation)
 INITIALIZERS = get_args(Initializer)
 OUTPUTS = get_args(Output)
+NOISES = get_args(Noise)
 NATURAL_OBJECTIVE: dict[Output, Objective] = {
     "softmax": "cross_entropy",
     "logistic": "cross_entropy",
@@ -86,6 +89,21 @@ def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, 
     return [jax.vmap(jax.random.fold_in, (0, None))(key, index) for index in range(count)]
 
 
+def uniforms(key: Key[Array, " batch"], units: int) -> Float[Array, "batch units"]:
+    """Numbers between 0 and 1 in steps of 2^-16, a row for each key: two of each word of random bits, as these cost most."""
+
+    def row(key: Array) -> Array:
+        words = jax.random.bits(key, (-(-units // 2),), jnp.uint32)
+        return jnp.concatenate([words & 0xFFFF, words >> 16])[:units]
+
+    return (jax.vmap(row)(key).astype(float) + 0.5) / 2**16
+
+
+def bernoulli(key: Key[Array, " batch"], probability: Float[Array, "batch units"]) -> Float[Array, "batch units"]:
+    """1 with this probability (to within 2^-17), else 0, in the same type; a key for each row."""
+    return (uniforms(key, probability.shape[-1]) < probability).astype(probability.dtype)
+
+
 def dropout(x: Array, rate: float, key: Key[Array, " batch"] | None) -> Array:
     """Drops each unit with probability ``rate`` and divides the others by 1 - rate (Srivastava et al. 2014, section 10).
 
@@ -96,6 +114,22 @@ def dropout(x: Array, rate: float, key: Key[Array, " batch"] | None) -> Array:
         return x
     keep = jax.vmap(functools.partial(jax.random.bernoulli, p=1 - rate, shape=x.shape[1:]))(key)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | None) -> Array:
+    """What a denoising autoencoder sees of clean units (Vincent et al. 2008, 2010); at key=None the clean ones.
+
+    mask, salt_pepper: each unit is, with probability ``level``, set to 0, or to 0 or 1 alike; nothing makes up for it.
+    gaussian: a normal number of deviation ``level`` is added to each.
+    x [batch, ...]; key: one for each example.
+    """
+    if key is None or noise == "none":
+        return x
+    if noise == "gaussian":
+        return x + level * jax.vmap(functools.partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype))(key)
+    chance = uniforms(key, math.prod(x.shape[1:])).reshape(x.shape)
+    peak = chance < level / 2 if noise == "salt_pepper" else jnp.zeros(x.shape, bool)
+    return jnp.where(chance < level, peak.astype(x.dtype), x)
 
 
 def output_activation(output: Output, logits: Array) -> Array:
@@ -153,6 +187,39 @@ def supervised_loss(cfg: Any, logits: Float[Array, "batch out"], batch: Batch) -
         metrics = {}
     losses = output_losses(cfg.output, cfg.objective or NATURAL_OBJECTIVE[cfg.output], logits, targets)
     return summed(losses, batch["mask"], **metrics)
+
+
+def require_reconstructing(cfg: Any) -> None:
+    """``require_supervised`` for an autoencoder: outputs are logistic or linear; noise and noise_level are checked as well."""
+    require_choice(cfg, "output", ("logistic", "linear"))
+    require_supervised(cfg)
+    require_choice(cfg, "noise", NOISES)
+    if cfg.noise == "none":
+        # A level alone is a kind forgotten.
+        require(cfg.noise_level == 0, cfg, "noise_level", "0 without noise; noise is one of " + ", ".join(NOISES[1:]))
+    elif cfg.noise == "gaussian":
+        require_positive(cfg, "noise_level")
+    else:
+        level = cfg.noise_level
+        valid = isinstance(level, int | float) and not isinstance(level, bool) and 0 <= level < 1
+        require(valid, cfg, "noise_level", "a probability of corruption, 0 <= noise_level < 1")
+
+
+def reconstruction_loss(cfg: Any, logits: Array, clean: Array, mask: Array) -> tuple[Array, Aux]:
+    """Summed loss over unmasked examples, by a Config's output and objective, against the clean inputs themselves.
+
+    Metric "reconstruction_error": the squared difference, summed over units.  logits, clean [batch, ...]; mask [batch].
+    """
+    logits, clean = (at_least_float32(x.reshape(x.shape[0], -1)) for x in (logits, clean))
+    losses = output_losses(cfg.output, cfg.objective or NATURAL_OBJECTIVE[cfg.output], logits, clean)
+    errors = jnp.sum(jnp.square(output_activation(cfg.output, logits) - clean), axis=-1)
+    return summed(losses, mask, reconstruction_error=errors)
+
+
+def example_reconstructed(output: Output, key: Array, inputs: Sizes) -> Batch:
+    """Random bits of this shape [batch, ...], normal numbers for linear outputs; no targets."""
+    values = jax.random.normal(key, inputs) if output == "linear" else jax.random.bernoulli(key, 0.5, inputs).astype(float)
+    return {"inputs": values, "mask": jnp.ones(inputs[0], bool)}
 
 
 def example_supervised(output: Output, key: Array, inputs: Sizes, units: int) -> Batch:

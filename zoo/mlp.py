@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, block, require_rate, require_sizes, static
+from zoo.base import Aux, Batch, Params, block, require_inputs, require_rate, require_sizes, static
 from zoo.layers import (
     Activation,
     ComputeDtype,
@@ -99,7 +99,7 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
 
 
 def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
-    x = _flat(cfg, inputs)
+    x = require_inputs(inputs, cfg.sizes[0], None, "sizes[0]")
     keys = split_keys(key, len(cfg.sizes) - 1)
     seen = {}
     x = dropout(x, cfg.input_dropout, keys[0])
@@ -109,15 +109,6 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
         x = dropout(x, cfg.dropout, keys[index + 1])
     logits = at_least_float32(dense(params[f"layer_{len(cfg.sizes) - 2}"], x, cfg.compute_dtype))
     return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
-
-
-def _flat(cfg: Config, inputs: Array) -> Array:
-    size = 1
-    for axis in inputs.shape[1:]:
-        size *= axis
-    if inputs.ndim < 2 or size != cfg.sizes[0]:
-        raise ValueError(f"inputs: shape {inputs.shape}, expected [batch, ...] with sizes[0]={cfg.sizes[0]} values each")
-    return inputs.reshape(inputs.shape[0], size)
 
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:

@@ -1,0 +1,222 @@
+"""Convolutional autoencoders (Masci et al. 2011): a ConvNet's stages up to a code of feature maps, and their mirror image down.
+
+Where a stage pools, the decoder repeats every value over the window; then a convolution leads back to the features below.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from zoo import convnet
+from zoo.base import Aux, Batch, Params, block, require, require_shape, require_sizes, static
+from zoo.convnet import Stage
+from zoo.convolution import Sizes
+from zoo.layers import (
+    Activation,
+    ComputeDtype,
+    Initializer,
+    Noise,
+    Objective,
+    activate,
+    at_least_float32,
+    conv,
+    corrupt,
+    dropout,
+    example_reconstructed,
+    init_layer,
+    output_activation,
+    reconstruction_loss,
+    require_reconstructing,
+    split_keys,
+)
+from zoo.pooling import pool
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A convolutional autoencoder.
+
+    shape: of one example, channels last: (28, 28, 1) for images, (100, 40) for signals, (8, 16, 16, 1) for volumes or video.
+    stages: of the encoder, the first one sees the inputs.  Padding is "same", strides are 1, pooling windows do not overlap and
+        divide the sizes that they see; dropout is the encoder's.
+    activation: nonlinearity of stages without their own, and of their mirror images; lecun_tanh is 1.7159 tanh(2x/3).
+    output: what the units of the reconstruction are, logistic or linear.
+    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one (see zoo.autoencoder).
+    noise: what corrupts the inputs while training: none, mask (zeros), gaussian, salt_pepper (zeros and ones).
+    noise_level: the probability that a unit is corrupted; the deviation of gaussian noise.
+    initializer, gain: how kernels are drawn, and a factor on them; biases are zero.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    """
+
+    shape: tuple[int, ...]
+    stages: tuple[Stage, ...]
+    activation: Activation = "relu"
+    output: Literal["logistic", "linear"] = "logistic"
+    objective: Objective | None = None
+    noise: Noise = "none"
+    noise_level: float = 0.0
+    initializer: Initializer = "he_normal"
+    gain: float = 1.0
+    compute_dtype: ComputeDtype = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        require_sizes(self, "shape", at_least=2)
+        stages = tuple(self.stages) if isinstance(self.stages, list | tuple) else ()
+        valid = bool(stages) and all(isinstance(stage, Stage) for stage in stages)
+        require(valid, self, "stages", "one or more of zoo.convnet.Stage")
+        object.__setattr__(self, "stages", stages)
+        require_reconstructing(self)
+        space = self.shape[:-1]
+        for number, stage in enumerate(stages):
+            for field in ("kernel", "stride", "pool_size"):
+                fits = len(getattr(stage, field)) in (1, len(space))
+                require(fits, stage, field, f"one number, or one for each of the {len(space)} spatial axes of shape={self.shape}")
+            require(stage.padding == "same", stage, "padding", "'same' in an autoencoder")
+            require(set(stage.stride) == {1}, stage, "stride", "1 in an autoencoder")
+            at = stage.geometry(space)
+            require(at.pool == at.pool_strides, stage, "pool_stride", "None, or pool_size, in an autoencoder")
+            if stage.pool:
+                divides = all(size % window == 0 for size, window in zip(space, at.pool, strict=True))
+                require(
+                    divides, self, "shape", f"sizes that the windows {at.pool} of stage {number} divide; they are {space} there"
+                )
+            space = stage.outputs(space)
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """What inputs must lie in; None is anything."""
+        return (0.0, 1.0) if self.output == "logistic" else None
+
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(
+        shape=(4, 4, 2),
+        stages=(Stage(features=5, pool="max", dropout=0.05), Stage(features=6, kernel=(2,), pool="mean")),
+        activation="tanh",
+        noise="mask",
+        noise_level=0.05,
+    ),
+    # The stages of convnet "digits", for the 8x8 digits that ship with the package.
+    "digits": Config(
+        shape=(8, 8, 1),
+        stages=tuple(replace(stage, dropout=0.0) for stage in convnet.PRESETS["digits"].stages),
+        noise="mask",
+        noise_level=0.3,
+    ),
+    # Kernels of the shapes that convnet "lenet5" has; its second stage has no padding.
+    "lenet5": Config(
+        shape=(28, 28, 1),
+        stages=tuple(replace(stage, padding="same") for stage in convnet.PRESETS["lenet5"].stages),
+        noise="mask",
+        noise_level=0.3,
+    ),
+}
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """{"conv_0": {"kernel" [*window, in, out], "bias" [out]}, ..., "decoder_0": {"kernel" [*window, out, in], "bias" [in]}, ...}.
+
+    The encoder's stages are named like a ConvNet's; decoder_0 inverts conv_0.
+    """
+    up, down = jax.random.split(key, (2, len(cfg.stages)))
+    axes = cfg.shape[:-1]
+    params: Params = {}
+    for index, (inputs, outputs) in enumerate(itertools.pairwise((cfg.shape[-1], *(stage.features for stage in cfg.stages)))):
+        window = cfg.stages[index].geometry(axes).window
+        params[f"conv_{index}"] = init_layer(up[index], (*window, inputs, outputs), cfg.initializer, cfg.gain)
+        params[f"decoder_{index}"] = init_layer(down[index], (*window, outputs, inputs), cfg.initializer, cfg.gain)
+    return params
+
+
+def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
+    """Inputs [batch, *shape] -> their reconstruction alike: probabilities unless the outputs are linear; at least float32.
+
+    Inputs are corrupted, and units dropped, only with a key.
+    """
+    return _forward(cfg, params, inputs, key)["outputs"]
+
+
+def encode(cfg: Config, params: Params, inputs: Array) -> Array:
+    """Inputs [batch, *shape], clean -> code [batch, *space, features], at least float32."""
+    return at_least_float32(_up(cfg, params, inputs, None)["code"])
+
+
+def decode(cfg: Config, params: Params, code: Array) -> Array:
+    """Code [batch, *space, features] -> reconstruction [batch, *shape]."""
+    space = cfg.shape[:-1]
+    for stage in cfg.stages:
+        space = stage.outputs(space)
+    require_shape("code", code, ("batch", *space, cfg.stages[-1].features))
+    return _down(cfg, params, code)["outputs"]
+
+
+def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    """The reconstruction, and every feature map "conv_0" (after the nonlinearity), "pool_0", ..., "code", the decoder's
+    "decoded_1" (of what the second stage sees), ..., "logits", "outputs" (the reconstruction) [batch, *space, features].
+    """  # fmt: skip
+    seen = _forward(cfg, params, inputs, None)
+    return seen["outputs"], seen
+
+
+def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
+    seen = _up(cfg, params, inputs, key)
+    return seen | _down(cfg, params, seen["code"])
+
+
+def _up(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
+    require_shape("inputs", inputs, ("batch", *cfg.shape))
+    keys = split_keys(key, len(cfg.stages) + 1)
+    x, seen = corrupt(inputs, cfg.noise, cfg.noise_level, keys[-1]), {}
+    for index, stage in enumerate(cfg.stages):
+        at = stage.geometry(x.shape[1:-1])
+        x = conv(params[f"conv_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
+        x = seen[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
+        if stage.pool:
+            x = seen[f"pool_{index}"] = block(pool(x, stage.pool, at.pool, at.pool_strides))
+        x = dropout(x, stage.dropout, keys[index])
+    return seen | {"code": x}
+
+
+def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
+    seen = {}
+    for index in reversed(range(len(cfg.stages))):
+        stage = cfg.stages[index]
+        if stage.pool:
+            x = _repeat(x, stage.geometry(x.shape[1:-1]).pool)
+        at = stage.geometry(x.shape[1:-1])
+        x = conv(params[f"decoder_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
+        if index:
+            x = seen[f"decoded_{index}"] = block(activate(cfg.stages[index - 1].activation or cfg.activation, x))
+    logits = at_least_float32(x)
+    return seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+
+
+def _repeat(x: Array, window: Sizes) -> Array:
+    for axis, size in enumerate(window, start=1):
+        x = jnp.repeat(x, size, axis)
+    return x
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """Summed loss of the reconstruction against the clean inputs over unmasked examples; metric "reconstruction_error".
+
+    batch: inputs [batch, *shape], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the
+    squared error of an example, summed over units.
+    """
+    return reconstruction_loss(cfg, _forward(cfg, params, batch["inputs"], key)["logits"], batch["inputs"], batch["mask"])
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
+    """(): nothing is carried."""
+    return ()
+
+
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Inputs [batch, *shape]: random bits, or normal numbers for linear outputs."""
+    return example_reconstructed(cfg.output, key, (batch_size, *cfg.shape))

@@ -1,0 +1,278 @@
+"""Restricted Boltzmann machines (Smolensky 1986) trained by contrastive divergence (Hinton 2002).
+
+Visible units v and hidden units h without connections within a layer, and an energy:
+
+    E(v, h) = Q(v) + Q(h) - b v - c h - v W h        Q(x) = 0 for Bernoulli units, 1/2 |x|^2 for Gaussian ones of variance 1
+
+so that every unit is independent of its own layer given the other one:
+
+    p(h = 1 | v) = sigmoid(c + v W)        p(v = 1 | h) = sigmoid(b + h W^T)        (Gaussian: a normal around the same sum)
+
+Learning goes down the difference of two free energies F(v) = -log sum_h exp(-E(v, h)): that of the data, and that of what a Gibbs
+chain makes of them (CD-k) or of a chain that never restarts (persistent CD; Tieleman 2008).  Its gradient is the rule
+dW = <v h>_data - <v h>_chain, so that neither needs a trainer of its own.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Key
+
+from zoo.base import Aux, Batch, Params, require, require_choice, require_count, require_inputs, require_positive, static
+from zoo.layers import ComputeDtype, at_least_float32, bernoulli, dense, summed
+
+SAMPLED = True
+
+Units = Literal["bernoulli", "gaussian"]
+UNITS = ("bernoulli", "gaussian")
+HIDDEN, VISIBLE, CHAIN, BINARIZE = range(4)
+"""What an example's key is used for, so that each has its own."""
+Binarize = Literal["none", "sample", "threshold"]
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A restricted Boltzmann machine and how it learns.
+
+    visible, hidden: number of units.
+    visible_units, hidden_units: bernoulli, or gaussian of variance 1 (then the other layer must be bernoulli).
+    binarize: of inputs between 0 and 1 that are not binary.  none takes them as probabilities, as if they were states; sample
+        draws states anew whenever an example is seen (where nothing is drawn they stay probabilities); threshold cuts at 1/2.
+    steps: of the Gibbs chain, the k of CD-k.
+    persistent: the chains go on from one batch to the next, whatever the data are, instead of starting at them.
+    positive_phase: mean uses the hidden units' probabilities given the data; sampled the states that start the chain (Palm 2012).
+    sparsity_target, sparsity_cost: how often a hidden unit should be on, and the weight of the cross-entropy between that and how
+        often it is (Hinton 2010, section 11); no target, no cost.
+    initializer_deviation: of the normal that kernels are drawn from; 0 leaves it to the sampled states to tell units apart.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    """
+
+    visible: int
+    hidden: int
+    visible_units: Units = "bernoulli"
+    hidden_units: Units = "bernoulli"
+    binarize: Binarize = "none"
+    steps: int = 1
+    persistent: bool = False
+    positive_phase: Literal["mean", "sampled"] = "mean"
+    sparsity_target: float | None = None
+    sparsity_cost: float = 0.1
+    initializer_deviation: float = 0.01
+    compute_dtype: ComputeDtype = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for field in ("visible", "hidden"):
+            require_count(self, field)
+        require_units(self, "visible_units", "hidden_units")
+        require_learning(self)
+        target = self.sparsity_target
+        probability = target is None or (isinstance(target, float) and 0 < target < 1)
+        require(probability, self, "sparsity_target", "a probability, 0 < target < 1, or None")
+        require(target is None or self.hidden_units == "bernoulli", self, "sparsity_target", "None for gaussian hidden units")
+        require_positive(self, "sparsity_cost")
+
+    @property
+    def input_range(self) -> tuple[float, float] | None:
+        """What inputs must lie in; None is anything."""
+        return (0.0, 1.0) if self.visible_units == "bernoulli" else None
+
+
+def require_units(cfg: Any, visible: str, hidden: str) -> None:
+    """Raises ValueError unless these two fields of a Config are kinds of units that can be beside each other."""
+    require_choice(cfg, visible, UNITS)
+    require_choice(cfg, hidden, UNITS)
+    both = getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
+    require(not both, cfg, hidden, "'bernoulli' beside gaussian visible units: the energy would have no least value")
+
+
+def require_learning(cfg: Any) -> None:
+    """Raises ValueError unless the fields of a Config that say how a machine starts and learns are allowed."""
+    require_choice(cfg, "binarize", ("none", "sample", "threshold"))
+    binary = cfg.visible_units == "bernoulli" or cfg.binarize == "none"
+    require(binary, cfg, "binarize", "'none' for gaussian visible units")
+    require_count(cfg, "steps")
+    require_choice(cfg, "persistent", (True, False))
+    require_choice(cfg, "positive_phase", ("mean", "sampled"))
+    deviation = cfg.initializer_deviation
+    number = isinstance(deviation, int | float) and 0 <= deviation < math.inf
+    require(number, cfg, "initializer_deviation", "a number of at least 0")
+    require_choice(cfg, "compute_dtype", (None, "bfloat16"))
+
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(visible=6, hidden=5, initializer_deviation=0.5),
+    "digits": Config(visible=64, hidden=100),
+    # The first layer of the Matlab DeepLearnToolbox's test_example_DBN (Palm 2012).
+    "toolbox": Config(visible=784, hidden=100, positive_phase="sampled", initializer_deviation=0.0),
+    # Salakhutdinov and Murray 2008, table 1.
+    "mnist20": Config(visible=784, hidden=20, binarize="sample"),
+    "mnist500": Config(visible=784, hidden=500, binarize="sample"),
+}
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """Kernel [visible, hidden] normal, bias [hidden] (of hidden units) and visible_bias [visible] zero."""
+    kernel = cfg.initializer_deviation * jax.random.normal(key, (cfg.visible, cfg.hidden))
+    return {"kernel": kernel, "bias": jnp.zeros(cfg.hidden), "visible_bias": jnp.zeros(cfg.visible)}
+
+
+def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
+    """Inputs [batch, ...] of ``visible`` values each -> hidden units [batch, hidden]: their means, with a key their states."""
+    field = hidden_field(cfg, params, states(cfg, inputs, key))
+    return mean(cfg.hidden_units, field) if key is None else draw(cfg.hidden_units, field, key)
+
+
+def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    """Hidden means, and "hidden" [batch, hidden], "reconstruction" [batch, visible]: the visible means given those."""
+    hidden = apply(cfg, params, inputs)
+    return hidden, {"hidden": hidden, "reconstruction": mean(cfg.visible_units, visible_field(cfg, params, hidden))}
+
+
+def states(cfg: Config, inputs: Array, key: Key[Array, " batch"] | None = None) -> Float[Array, "batch visible"]:
+    """Visible states for inputs [batch, ...]: flat, binarised as ``cfg`` says.
+
+    Raises ValueError for another number of values, and where concrete inputs leave ``cfg.input_range``.
+    """
+    visible = require_inputs(inputs, cfg.visible, cfg.input_range, "visible")
+    if cfg.binarize == "sample" and key is not None:
+        return bernoulli(_fold(key, BINARIZE), visible)
+    return (visible > 0.5).astype(visible.dtype) if cfg.binarize == "threshold" else visible
+
+
+def hidden_field(cfg: Config, params: Params, visible: Float[Array, "batch visible"]) -> Float[Array, "batch hidden"]:
+    """c + v W: what the hidden units receive."""
+    return at_least_float32(dense(params, visible, cfg.compute_dtype))
+
+
+def visible_field(cfg: Config, params: Params, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch visible"]:
+    """b + h W^T: what the visible units receive."""
+    downwards = {"kernel": params["kernel"].T, "bias": params["visible_bias"]}
+    return at_least_float32(dense(downwards, hidden, cfg.compute_dtype))
+
+
+def mean(units: Units, field: Array) -> Array:
+    """Expectation of units that receive ``field``, for Bernoulli ones the probability of being on."""
+    return jax.nn.sigmoid(field) if units == "bernoulli" else field
+
+
+def draw(units: Units, field: Float[Array, "batch units"], key: Key[Array, " batch"]) -> Float[Array, "batch units"]:
+    """States of units that receive ``field``."""
+    if units == "bernoulli":
+        return bernoulli(key, mean(units, field))
+    return field + jax.vmap(lambda key: jax.random.normal(key, field.shape[1:], field.dtype))(key)
+
+
+def log_normalizer(units: Units, field: Array) -> Array:
+    """Log sum (or integral) over a unit's states x of exp(field x - Q(x)); its derivative is ``mean``."""
+    return jax.nn.softplus(field) if units == "bernoulli" else 0.5 * jnp.square(field) + 0.5 * jnp.log(2 * jnp.pi)
+
+
+def energy(cfg: Config, params: Params, visible: Array, hidden: Array) -> Float[Array, " batch"]:
+    """E(v, h) of states [batch, visible] and [batch, hidden]."""
+    interaction = jnp.sum(hidden_field(cfg, params, visible) * hidden, axis=-1)  # c h + v W h
+    return (
+        _quadratic(cfg.visible_units, visible)
+        + _quadratic(cfg.hidden_units, hidden)
+        - visible @ params["visible_bias"]
+        - interaction
+    )
+
+
+def free_energy(cfg: Config, params: Params, visible: Array) -> Float[Array, " batch"]:
+    """F(v) = -log sum_h exp(-E(v, h)) = Q(v) - b v - sum_j log(1 + exp(c_j + (v W)_j)) for Bernoulli hidden units."""
+    return _free_energy(cfg, params, visible, hidden_field(cfg, params, visible))
+
+
+def _free_energy(cfg: Config, params: Params, visible: Array, field: Array) -> Array:
+    normalizers = jnp.sum(log_normalizer(cfg.hidden_units, field), axis=-1)
+    return _quadratic(cfg.visible_units, visible) - visible @ params["visible_bias"] - normalizers
+
+
+def _quadratic(units: Units, x: Array) -> Array:
+    return jnp.zeros(x.shape[0], x.dtype) if units == "bernoulli" else 0.5 * jnp.sum(jnp.square(x), axis=-1)
+
+
+def _fold(key: Key[Array, " batch"], use: int | Array) -> Key[Array, " batch"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(key, use)
+
+
+def gibbs_step(
+    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"]
+) -> tuple[Float[Array, "batch visible"], Float[Array, "batch hidden"]]:
+    """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
+    hidden = draw(cfg.hidden_units, hidden_field(cfg, params, visible), _fold(key, HIDDEN))
+    return draw(cfg.visible_units, visible_field(cfg, params, hidden), _fold(key, VISIBLE)), hidden
+
+
+def sample(
+    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"], steps: int | Array
+) -> Float[Array, "batch visible"]:
+    """Visible states after so many Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number."""
+    return jax.lax.fori_loop(0, steps, lambda index, visible: gibbs_step(cfg, params, visible, _fold(key, index))[0], visible)
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """Squared reconstruction error, summed over units and unmasked examples; its *gradient* is that of contrastive divergence.
+
+    CD is the gradient of no function that could be watched falling (Sutskever and Tieleman 2010), so the value is what is watched
+    instead: with a key the distance from the data to the chain's first states (persistent: to the means), without one to the
+    means given hidden means, and then the gradient is its own.
+    Metrics: "reconstruction_error", and "free_energy" of the data, which says nothing but in comparison with other data's.
+    carry: the persistent chains' visible states [batch, visible].
+    """
+    visible, mask = states(cfg, batch["inputs"], key), batch["mask"]
+    field = hidden_field(cfg, params, visible)
+    data_energy = _free_energy(cfg, params, visible, field)
+
+    def error(reconstruction: Array) -> Array:
+        return jnp.sum(jnp.square(visible - reconstruction), axis=-1)
+
+    def summary(losses: Array, errors: Array, carry: Any) -> tuple[Array, Aux]:
+        total, aux = summed(losses, mask, reconstruction_error=errors, free_energy=data_energy)
+        return total, aux._replace(carry=carry)
+
+    if key is None:
+        errors = error(mean(cfg.visible_units, visible_field(cfg, params, mean(cfg.hidden_units, field))))
+        return summary(errors, errors, carry)
+    fixed = jax.lax.stop_gradient(params)
+    reconstruction, hidden = gibbs_step(cfg, fixed, visible, key)
+    if cfg.persistent:
+        chain = jnp.where(batch["reset"][:, None], visible, carry) if "reset" in batch else carry
+        chain = sample(cfg, fixed, chain, _fold(key, CHAIN), cfg.steps)
+        errors = error(mean(cfg.visible_units, visible_field(cfg, fixed, mean(cfg.hidden_units, jax.lax.stop_gradient(field)))))
+    elif cfg.steps == 1:
+        chain, errors = reconstruction, error(reconstruction)
+    else:
+        chain, errors = sample(cfg, fixed, reconstruction, _fold(key, CHAIN), cfg.steps - 1), error(reconstruction)
+    chain = jax.lax.stop_gradient(chain)
+    positive = energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
+    difference = positive - free_energy(cfg, params, chain) + _sparsity(cfg, field)
+    losses = errors + difference - jax.lax.stop_gradient(difference)
+    return summary(losses, errors, chain if cfg.persistent else carry)
+
+
+def _sparsity(cfg: Config, field: Array) -> Array:
+    """Cross-entropy [batch] between how often hidden units should be on and are: its derivative at the field is is - should."""
+    if cfg.sparsity_target is None:
+        return jnp.zeros(field.shape[0], field.dtype)
+    return cfg.sparsity_cost * jnp.sum(jax.nn.softplus(field) - cfg.sparsity_target * field, axis=-1)
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
+    """Visible states [batch, visible] that persistent chains begin with, drawn from the visible biases alone; () without."""
+    if not cfg.persistent:
+        return ()
+    keys = jax.random.split(key, batch_size)
+    return draw(cfg.visible_units, jnp.broadcast_to(params["visible_bias"], (batch_size, cfg.visible)), keys)
+
+
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Random states [batch, visible]."""
+    keys, zeros = jax.random.split(key, batch_size), jnp.zeros((batch_size, cfg.visible))
+    return {"inputs": draw(cfg.visible_units, zeros, keys), "mask": jnp.ones(batch_size, bool)}

@@ -115,7 +115,7 @@ def evaluate(
     ValueError when there is no such example.
     """
     run = restore(run_dir)
-    table = _load(run, split, data_dir)
+    table = load_split(run, split, data_dir)
     count = len(jax.tree.leaves(table)[0])
     if not 0 <= example < count:
         raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
@@ -124,7 +124,12 @@ def evaluate(
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
         predictions = _classify(run, table, batches) if "accuracy" in means else None
     nats = predictions is not None and _is_log_likelihood(predictions)
-    return Evaluation(run, split, table, name_metrics(split, means, nats), predictions, example)
+    metrics = name_metrics(split, means, nats)
+    if hasattr(run.module, "free_energy"):
+        from evals.likelihood import likelihoods
+
+        metrics |= likelihoods(run, split, table, load_split(run, "train", data_dir))
+    return Evaluation(run, split, table, metrics, predictions, example)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
@@ -213,7 +218,8 @@ def class_names(run: Restored, outputs: int) -> list[str]:
     return [*run.data.classes, *map(str, range(len(run.data.classes), outputs))]
 
 
-def _load(run: Restored, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+def load_split(run: Restored, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """A split of the run's data, raw.  Raises DataError, RunError: see ``evaluate``."""
     if run.recipe.data == "arrays":
         raise DataError(f"{run.folder.path}: trained on arrays in memory, which are gone; --predict FILE.npz still works")
     dataset = load_data(run.recipe.data, data_dir, image_shape=run.recipe.image_shape)

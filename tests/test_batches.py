@@ -1,11 +1,15 @@
 """Batches: pure functions of (seed, step), whole epochs, masked padding, and inputs scaled by what training has shown."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
 from train.batches import Batches, Scaling, fit_scaling
+from zoo import mlp
 
 
 def table(count: int) -> dict:
@@ -137,6 +141,105 @@ def test_arrays_on_a_device_are_taken_as_they_are():
     data = {"inputs": jnp.ones((3, 2), jnp.bfloat16), "targets": np.ones((3, 1), jnp.bfloat16)}
     batch = Batches(data, 3).batch(0)
     assert batch["inputs"].dtype == batch["targets"].dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------- a few labels
+
+
+def labelled(count: int = 200, seed: int = 0) -> dict:
+    """Four classes, of which some are rarer."""
+    targets = np.random.default_rng(seed).choice(4, count, p=[0.4, 0.3, 0.2, 0.1]).astype(np.int32)
+    return {"inputs": np.arange(count, dtype=np.float32)[:, None], "targets": targets}
+
+
+def rows_with_labels(batches: Batches, epoch: int = 0) -> list[int]:
+    rows = epoch_of(batches, epoch)
+    return sorted(rows[rows >= 0].tolist())
+
+
+@pytest.mark.parametrize("labels", [4, 20, 41, 200])
+def test_labels_are_of_every_class_as_often_as_the_data(labels):
+    data = labelled()
+    batches = Batches(data, 8, seed=3, labels=labels)
+    assert batches.steps_per_epoch == -(-labels // 8)
+    rows = rows_with_labels(batches)
+    assert len(set(rows)) == labels
+    found, share = np.bincount(data["targets"][rows], minlength=4), np.bincount(data["targets"], minlength=4) / 200
+    assert np.abs(found - labels * share).max() <= 1, "each class to within one of its share"
+    even = np.repeat(np.arange(4), 50)
+    same = Batches({**data, "targets": even}, 8, seed=3, labels=labels)
+    counts = np.bincount(even[rows_with_labels(same)], minlength=4)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_every_epoch_has_the_same_labels_in_another_order():
+    batches = Batches(labelled(), 8, seed=3, labels=20)
+    epochs = [epoch_of(batches, epoch) for epoch in range(3)]
+    assert all((rows[20:] == -1).all() and sorted(rows[:20]) == sorted(epochs[0][:20]) for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) == 3
+    for step in (0, 2, 5):
+        batch, rows = batches.batch(step), batches.rows(step)
+        valid = rows >= 0
+        np.testing.assert_array_equal(batch["inputs"][valid, 0], rows[valid])
+        np.testing.assert_array_equal(batch["mask"], valid)
+
+
+def test_the_seed_decides_which_labels_they_are():
+    drawn = [rows_with_labels(Batches(labelled(), 8, seed=seed, labels=20)) for seed in (3, 3, 4, 5)]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(rows) for rows in drawn}) == 3
+    # Runs side by side draw their own, each as if it were alone.
+    first = Batches(labelled(), 8, seed=3, labels=20)
+    for seed, expected in ((4, drawn[2]), (5, drawn[3])):
+        other = first.with_seed(seed)
+        assert rows_with_labels(other) == expected
+        alone = Batches(labelled(), 8, seed=seed, labels=20)
+        np.testing.assert_array_equal(other.rows_of(0, 9), alone.rows_of(0, 9))
+    assert rows_with_labels(first) == drawn[0]
+
+
+def test_replicas_learn_from_labels_of_their_own(monkeypatch):
+    seen = {}
+    recorded = Batches.rows_of
+
+    def rows_of(self, first, count):
+        rows = recorded(self, first, count)
+        seen.setdefault(self.seed, set()).update(rows[rows >= 0].tolist())
+        return rows
+
+    monkeypatch.setattr(Batches, "rows_of", rows_of)
+    data = labelled()
+    fit: dict[str, Any] = {"batch_size": 8, "epochs": 2, "labels": 12, "seed": 3}
+    together = train.fit(mlp, mlp.Config(sizes=(1, 4)), data, replicas=2, **fit)
+    assert {seed: len(rows) for seed, rows in seen.items() if seed in (3, 4)} == {3: 12, 4: 12}
+    assert seen[3] != seen[4]
+    for seed in (3, 4):
+        assert sorted(seen[seed]) == rows_with_labels(Batches(data, 8, seed=seed, labels=12))
+        assert int(together.members[f"seed-{seed}"].state.step) == 4, "two epochs of 12 examples, not of 200"
+
+
+def test_all_labels_are_all_data():
+    batches = Batches(labelled(), 8, seed=3, labels=200)
+    assert rows_with_labels(batches) == list(range(200))
+    assert batches.steps_per_epoch == Batches(labelled(), 8, seed=3).steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "fault"),
+    [
+        ({}, 0, "labels=0, allowed: 1 to 200, the number of training examples"),
+        ({}, -1, "labels=-1, allowed: 1 to 200"),
+        ({}, 201, "labels=201, allowed: 1 to 200"),
+        ({"targets": np.zeros(200, np.float32)}, 4, "labels=4, allowed for data whose targets are no classes: None"),
+        ({"targets": np.zeros((200, 2), np.int32)}, 4, "labels=4, allowed for data whose targets are no classes: None"),
+        ({"targets": {"a": np.zeros(200, np.int32)}}, 4, "labels=4, allowed for data whose targets are no classes: None"),
+    ],
+)
+def test_labels_that_are_not_there(change, labels, fault):
+    with pytest.raises(ValueError, match=fault):
+        Batches({**labelled(), **change}, 8, labels=labels)
+    with pytest.raises(ValueError, match="labels=4, allowed for data whose targets are no classes: None"):
+        Batches({"inputs": labelled()["inputs"]}, 8, labels=4)
 
 
 # ---------------------------------------------------------------- scaling

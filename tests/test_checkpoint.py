@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
 from train.checkpoint import CheckpointError, Checkpoints, checksum
+from zoo import mlp
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -61,6 +63,45 @@ def test_the_best_and_the_two_latest_are_kept(tmp_path):
         assert checkpoints.steps() == [2, 4, 5]
     assert _restore(tmp_path)[0][1] == 5
     assert _restore(tmp_path, best=True)[0][1] == 2
+
+
+@pytest.mark.parametrize(
+    ("keep_every", "best", "kept"),
+    [
+        (3, 2, [2, 3, 6, 9, 10, 11]),
+        (4, 11, [4, 8, 10, 11]),
+        (100, 5, [5, 10, 11]),
+    ],
+)
+def test_multiples_are_kept_beside_the_best_and_the_latest(tmp_path, keep_every, best, kept):
+    with Checkpoints(tmp_path, keep_every=keep_every) as checkpoints:
+        for step in range(1, 12):
+            checkpoints.save({"step": jnp.int32(step)}, step, best_step=min(best, step))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == kept
+        for step in kept:
+            assert int(checkpoints.load({"step": jax.ShapeDtypeStruct((), jnp.int32)}, step)["step"]) == step
+
+
+def test_what_was_kept_stays_when_the_run_goes_on(tmp_path):
+    """Another process: what it keeps is decided by steps alone, and what lies after the step that it resumes at goes."""
+    for steps, best in (((2, 4, 6, 8, 10), 4), ((10, 12, 14, 16), 14)):
+        with Checkpoints(tmp_path, keep_every=6) as checkpoints:
+            checkpoints.drop_after(steps[0] - 1)
+            for step in steps:
+                checkpoints.save({"step": jnp.int32(step)}, step, best_step=min(best, step))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [6, 12, 14, 16]
+
+
+@pytest.mark.parametrize("keep_every", [2, 1.6])
+def test_a_run_keeps_some_of_its_evaluations_checkpoints(tmp_path, keep_every):
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {"inputs": rng.normal(size=(9, 2)).astype(np.float32), "targets": rng.integers(0, 2, 9)}
+    settings: dict[str, Any] = {"batch_size": 3, "epochs": 8, "eval_every": 1, "keep_every": keep_every}
+    result = train.fit(mlp, mlp.Config(sizes=(2, 2)), data, validation=data, out=tmp_path, **settings)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == sorted({6, 12, 18, 21, 24, int(result.state.control.best_step)})
 
 
 def test_no_checkpoint_yet(tmp_path):

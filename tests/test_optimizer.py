@@ -1,6 +1,8 @@
 """Optimizers as data, against plain numpy update rules."""
 
 import dataclasses
+import os
+import signal
 from typing import Any
 
 import jax
@@ -10,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.optimizer import Optimizer, project_max_norm
+import train
+from train.member import Member
+from train.optimizer import Optimizer, project_max_norm, trained
+from zoo import mlp
 
 PARAMS: Any = {"layer": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, -1.0])}}
 
@@ -132,3 +137,104 @@ def test_momentum_rises_linearly_over_its_epochs():
 def test_bad_values_name_the_field(field, value):
     with pytest.raises(ValueError, match=f"optimizer: {field}=.*allowed"):
         dataclasses.replace(Optimizer(), **{field: value})
+
+
+# ---------------------------------------------------------------- a part of the parameters
+
+DEEP: Any = {
+    name: jax.tree.map(lambda leaf, by=by: leaf * by, PARAMS["layer"])
+    for name, by in (("layer_1", 1.0), ("layer_11", 2.0), ("head", -1.0))
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("layer_1.*",), {"layer_1.kernel", "layer_1.bias"}),
+        (("layer_1*",), {"layer_1.kernel", "layer_1.bias", "layer_11.kernel", "layer_11.bias"}),
+        (("*.bias", "head.kernel"), {"layer_1.bias", "layer_11.bias", "head.bias", "head.kernel"}),
+        (("layer_?.kernel",), {"layer_1.kernel"}),
+        (("*",), {f"{layer}.{leaf}" for layer in DEEP for leaf in ("kernel", "bias")}),
+    ],
+)
+def test_patterns_say_what_is_trained(patterns, expected):
+    flags = trained(DEEP, patterns)
+    assert {f"{layer}.{leaf}" for layer, leaves in flags.items() for leaf, flag in leaves.items() if flag} == expected
+
+
+@pytest.mark.parametrize("pattern", ["layer_2.*", "Layer_1.*", "layer_1", "kernel", ""])
+def test_a_pattern_of_nothing_names_what_there_is(pattern):
+    optimizer = Optimizer(only=("head.*", pattern))
+    with pytest.raises(
+        ValueError, match=rf"optimizer: only='{pattern.replace('*', '[*]')}', allowed: patterns of .*layer_11.kernel"
+    ):
+        optimizer.build(10, 5).init(DEEP)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"l2": 0.3},
+        {"weight_decay": 0.2, "nesterov": True},
+        {"max_norm": 0.5},
+        {"momentum_start": 0.5, "momentum_epochs": 1.0, "l2": 0.1},
+        {"name": "adam", "weight_decay": 0.2, "clip_norm": 0.1},
+        {"name": "rmsprop", "l2": 0.3, "warmup": 0.5, "schedule": "cosine"},
+    ],
+)
+def test_what_is_not_trained_keeps_its_bits_and_the_rest_moves_as_if_it_were_alone(fields):
+    """Decay has a gradient wherever there is a kernel, a norm is clipped for what moves: neither may see the frozen leaves."""
+    rng = np.random.default_rng(1)
+    gradients = [jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), DEEP) for _ in range(4)]
+    optimizer = Optimizer(learning_rate=0.1, **fields)
+    history = _updates(dataclasses.replace(optimizer, only=("layer_1.*",)), gradients, DEEP, factor=0.5)
+    alone = _updates(optimizer, [{"layer_1": each["layer_1"]} for each in gradients], {"layer_1": DEEP["layer_1"]}, factor=0.5)
+    for after, expected in zip(history, alone, strict=True):
+        for name in ("layer_11", "head"):
+            jax.tree.map(np.testing.assert_array_equal, after[name], DEEP[name])
+        jax.tree.map(np.testing.assert_array_equal, after["layer_1"], expected["layer_1"])
+    assert not np.array_equal(history[-1]["layer_1"]["kernel"], DEEP["layer_1"]["kernel"])
+
+
+def test_training_a_part_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    """The checkpoint holds the moments of that part, and the recipe in the folder its patterns."""
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {"inputs": rng.normal(size=(24, 4)).astype(np.float32), "targets": rng.integers(0, 3, 24)}
+    cfg = mlp.Config(sizes=(4, 5, 3))
+    start = mlp.init(cfg, jax.random.key(7))
+
+    def fit(out=None):
+        optimizer = Optimizer(name="adam", learning_rate=0.05, l2=0.1, only=("layer_1.*",))
+        settings: dict[str, Any] = {"batch_size": 8, "steps": 12, "eval_every": 1, "steps_per_dispatch": 3}
+        return train.fit(
+            mlp,
+            cfg,
+            data,
+            validation=data,
+            params=start,
+            out=out,
+            optimizer=optimizer,
+            select_by="loss",
+            select_mode="min",
+            **settings,
+        )
+
+    expected, recorded = fit(), Member.record
+
+    def record(self, line):
+        recorded(self, line)
+        if line["step"] >= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Member, "record", record)
+    stopped = fit(tmp_path)
+    assert not stopped.complete
+    monkeypatch.undo()
+    resumed = fit(tmp_path)
+    assert resumed.complete
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, expected.state)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state.params["layer_0"], start["layer_0"])
+    for leaves in zip(
+        *(jax.tree.leaves(each["layer_1"]) for each in (resumed.state.params, stopped.state.params, start)), strict=True
+    ):
+        assert len({np.asarray(leaf).tobytes() for leaf in leaves}) == 3

@@ -125,7 +125,7 @@ class Loop:
         lead = (len(self.members),) * self.many
         zeros = put(jax.tree.map(lambda leaf: np.zeros(lead + leaf.shape, leaf.dtype), shapes))
         key = put(key)
-        eval_interval = max(round(self.recipe.eval_every * self.batches.steps_per_epoch), 1)
+        eval_interval = self.recipe.evaluation_interval(self.batches.steps_per_epoch)
         log_interval = max(eval_interval // LOGS_PER_EVALUATION, 1)
         planned = max(room, self.batches.planned)
         plan, planned_to, counts = None, self.step, {}

@@ -70,7 +70,7 @@ class Recipe(Generic[C]):
     eval_every: float = 1.0
     """Epochs between evaluations on the validation split, each followed by a checkpoint."""
     keep_every: float | None = None
-    """Epochs between checkpoints that are kept to the end, for a look at how learning went (python -m evals)."""
+    """Epochs, or so, between checkpoints that are kept to the end, for a look at how learning went: some of eval_every's."""
     select_by: str = "accuracy"
     """Validation metric that the best checkpoint is selected by."""
     select_mode: Literal["max", "min"] = "max"
@@ -130,6 +130,10 @@ class Recipe(Generic[C]):
                 label = "-".join(part for part in (name, f"seed-{seed}" if self.replicas > 1 else "") if part)
                 members[label] = dataclasses.replace(self, replicas=1, sweep=(), seed=seed, optimizer=optimizer)
         return members
+
+    def evaluation_interval(self, steps_per_epoch: int) -> int:
+        """Steps between evaluations."""
+        return max(round(self.eval_every * steps_per_epoch), 1)
 
     @property
     def stages(self) -> "tuple[Recipe[Any], ...]":

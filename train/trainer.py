@@ -98,7 +98,7 @@ def fit(
         if params is not None:
             raise ValueError(f"init_from={settings['init_from']!r}, allowed with params: None")
     stage = _prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module, parallel or Parallel())
-    start = _load_start(stage, out) if params is None else _Start(params)
+    start = _load_start(stage, out) if params is None else _Start(lambda _: params)
     return _run_stage(stage, out, start, _Manner(quiet))
 
 
@@ -153,7 +153,7 @@ def _run(
     for stage, folder in zip(stages, folders, strict=True):
         if result is not None:
             params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, stage.fresh())
-            start = _Start(params)
+            start = _Start(lambda _, params=params: params)
         result = _run_stage(stage, folder, start, manner)
         if not result.complete:
             break
@@ -199,15 +199,15 @@ class _Stage:
         cfg, key = self.recipe.model, self.key(index)
         return init_state(self.module, cfg, self.optimizer(index), key, self.recipe.batch_size, params)
 
-    def fresh(self) -> Params:
-        """Parameters as the stage draws them itself."""
-        return self.init().params
+    def fresh(self, index: int = 0) -> Params:
+        """Parameters as the stage draws them itself for a member."""
+        return self.init(index).params
 
 
 class _Start(NamedTuple):
-    """What a stage starts from: parameters, None for fresh ones, and what to say about them."""
+    """What a stage starts from: a member's parameters, None for fresh ones, and what to say about them."""
 
-    params: Params | None = None
+    params: Callable[[int], Params] | None = None
     note: str = ""
 
 
@@ -236,12 +236,16 @@ def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
         return _Start()
     earlier, fresh = load_params(source, stage.recipe.model), stage.fresh()
     try:
-        params = matching(None, earlier, stage.recipe.model, fresh)
+        matching(None, earlier, stage.recipe.model, fresh)
     except ValueError as error:
         raise ValueError(f"init_from={source!r}: {error}") from None
     takes = shared(earlier, fresh)
     left = [path for path, taken in takes.items() if not taken]
     kept = f"; fresh: {', '.join(left)}" if left else ""
+
+    def params(index: int) -> Params:  # what is fresh is each member's own, as in a run of its own
+        return matching(None, earlier, stage.recipe.model, stage.fresh(index))
+
     return _Start(params, f"starting from {source}: {len(takes) - len(left)} of {len(takes)} parameters{kept}")
 
 
@@ -285,7 +289,7 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
     recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
     many = len(stage.members) > 1
     if start.params is not None:
-        _check_params(start.params, stage.abstract.params)
+        _check_params(start.params(0), stage.abstract.params)
     members = [Member(member, label) for label, member in stage.members.items()]
     with contextlib.ExitStack() as stack:
         for each in (batches, stage.validation):
@@ -303,15 +307,15 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
                 # A run that is the only one lies in the folder itself.
                 member.folder = cluster.together(lambda member=member: _member_folder(stage, folder, member))
                 member.on_failure = _complain if manner.go_on else None
-                keep = None if recipe.keep_every is None else max(round(recipe.keep_every * batches.steps_per_epoch), 1)
-                checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure, keep_every=keep)
+                checkpoints = Checkpoints(member.folder.checkpoints, on_failure=member.on_failure, keep_every=_kept(stage))
                 member.checkpoints = stack.enter_context(checkpoints)
             states = resume(members, stage.abstract, progress)
             if states is not None:
                 state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
         if state is None:
             # Copies: the state is donated to the first step, the caller's parameters are not.
-            states = [stage.init(index, jax.tree.map(jnp.copy, start.params)) for index in range(len(members))]
+            given = [None if start.params is None else start.params(index) for index in range(len(members))]
+            states = [stage.init(index, jax.tree.map(jnp.copy, params)) for index, params in enumerate(given)]
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
             if start.note:
                 progress.say(start.note)
@@ -354,6 +358,15 @@ def _open(stage: _Stage, out: str | os.PathLike[str], stack: contextlib.ExitStac
     stack.enter_context(folder.locked())
     folder.write_data(stage.dataset, stage.batches.scaling)
     return folder
+
+
+def _kept(stage: _Stage) -> int | None:
+    """Steps between checkpoints that are kept to the end: a multiple of those between any."""
+    recipe, epoch = stage.recipe, stage.batches.steps_per_epoch
+    if recipe.keep_every is None:
+        return None
+    interval = recipe.evaluation_interval(epoch)
+    return max(round(recipe.keep_every * epoch / interval), 1) * interval
 
 
 def _member_folder(stage: _Stage, folder: RunFolder, member: Member) -> RunFolder:
@@ -432,6 +445,8 @@ def _check_range(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None)
         return
     for split, table in dataset.splits.items():
         inputs = table["inputs"]
+        if isinstance(inputs, dict):
+            continue
         if isinstance(inputs, np.ndarray):
             extremes = np.stack([inputs.min(axis=0), inputs.max(axis=0)])
         else:

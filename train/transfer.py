@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from zoo import autoencoder
 from zoo.base import Params, unfold
 
 Transfer = Callable[[Any, Params, Any, Params], Params]
@@ -21,7 +22,12 @@ def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Para
     return unfold(earlier, fresh)
 
 
-TRANSFERS: dict[str, Transfer] = {"matching": matching}
+def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
+    """A deep belief net becomes an autoencoder: see ``zoo.autoencoder.unroll``."""
+    return autoencoder.unroll(cfg, earlier)
+
+
+TRANSFERS: dict[str, Transfer] = {"matching": matching, "unroll": unroll}
 
 
 def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:

@@ -58,7 +58,10 @@ class Model(Protocol):
 
     @property
     def Config(self) -> type:  # noqa: N802 (a class, in the module's namespace)
-        """What describes a model, static and hashable; raises ValueError at a bad value."""
+        """What describes a model, static and hashable; raises ValueError at a bad value.
+
+        A property ``input_range``, (least, greatest) or None, says what inputs must lie in, where that is not everything.
+        """
         ...
 
     @property

@@ -48,7 +48,7 @@ class Config:
         """Raises ValueError naming the field, its value and what is allowed."""
         require_sizes(self, "sizes", at_least=2)
         require_choice(self, "trains", ("top", "all"))
-        rbm.require_units(self, "visible_units", "top_units")
+        rbm.require_units(self, "visible_units", "top_units", adjacent=len(self.sizes) == 2)
         rbm.require_learning(self)
 
     @property

@@ -83,11 +83,11 @@ class Config:
         return (0.0, 1.0) if self.visible_units == "bernoulli" else None
 
 
-def require_units(cfg: Any, visible: str, hidden: str) -> None:
-    """Raises ValueError unless these two fields of a Config are kinds of units that can be beside each other."""
+def require_units(cfg: Any, visible: str, hidden: str, *, adjacent: bool = True) -> None:
+    """Raises ValueError unless these two fields of a Config are kinds of units, that can be beside each other if they are."""
     require_choice(cfg, visible, UNITS)
     require_choice(cfg, hidden, UNITS)
-    both = getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
+    both = adjacent and getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
     require(not both, cfg, hidden, "'bernoulli' beside gaussian visible units: the energy would have no least value")
 
 

@@ -13,6 +13,8 @@ round, and what is reported is the median of the rounds and their extremes.  Bel
     parallel      the step as ``train.parallel`` compiles it over the jitted step alone, for the same models
     replicas      eight runs side by side over as many one after the other: whole processes
     start         from the first trace to the end of the first step, in a new process, over the same without cached programs
+    cd1, cd25     a step of contrastive divergence of 1 and 25 Gibbs steps, 784-500, batch 100, over plain torch and numpy
+    ais           an estimate of log Z of the same machine: 1,000 temperatures, 100 chains, over the same
     augment       random deformations of a batch of LeNet-5's images, over its training step, and over torch doing the same
     convolutions  what ``zoo.convolution`` chooses over the fastest formulation, for each pass of each convolution of the above
 
@@ -23,5 +25,6 @@ The zoo's step is the trainer's own: it masks padding, counts, and reports accur
 with optax.sgd in its TrainState, jitted, the state donated; torch with its modules and its SGD, on two threads.  A busy machine
 flatters us, as it slows torch most, whose threads wait for each other; the command says what other programs took.
 
-``workloads`` holds the models, ``contenders`` the training steps, ``rows`` what is measured.
+``workloads`` holds the models, ``contenders`` the training steps, ``energy`` what has no gradient of a loss, ``rows`` what is
+measured.
 """

@@ -29,6 +29,7 @@ from evals.speed.contenders import (
     programs,
     zoo_program,
 )
+from evals.speed.energy import ENERGY
 from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
 from train.augment import Augment
 from zoo import convnet, convolution
@@ -130,11 +131,21 @@ def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float],
 
     make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio}.
     """
-    default = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
-    sizes = {row: {}}
+    lines = sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
+    return lines if options.own_size else lines + fresh_lines(row, make(), options)
+
+
+def sized_lines(
+    row: str, make: Callable[..., dict[str, Timed]], default: dict[str, Any], at_most: dict[str, float], options: Options
+) -> list[Line]:
+    """The zoo over each of its peers, among the contenders that ``make`` makes; and how their costs grow.
+
+    default: sizes that are doubled one after the other, unless the own size is all.  at_most: {peer: ratio}.
+    """
+    sizes: dict[str, dict[str, Any]] = {row: {}}
     if not options.own_size:
         sizes |= {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
-    timed = {(size, name): timed for size, change in sizes.items() for name, timed in contenders(make(**change)).items()}
+    timed = {(size, name): timed for size, change in sizes.items() for name, timed in make(**change).items()}
     times = interleave(timed, options)
     lines = []
     for size, peer in timed:
@@ -145,7 +156,11 @@ def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float],
             growth = {name: float(np.median(times[size, name] / times[row, name])) for name in ("zoo", peer)}
             more = {"zoo_growth": growth["zoo"], "peer_growth": growth[peer]}
         lines.append(compare(size, peer, times[size, "zoo"], times[size, peer], **more))
-    return lines if options.own_size else lines + fresh_lines(row, make(), options)
+    return lines
+
+
+def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
 
 
 def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:
@@ -338,12 +353,18 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
     return list(found)
 
 
+def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> list[Line]:
+    """Lines of an algorithm at the sizes that are the defaults of ``make``, and with each of them doubled."""
+    return sized_lines(row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options)
+
+
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),
     "replicas": functools.partial(replicas_row, SIDE_BY_SIDE),
     "start": functools.partial(start_row, ("mlp-digits", "convnet-digits")),
+    **{row: functools.partial(energy_row, row, make) for row, make in ENERGY.items()},
     "augment": functools.partial(augment_row, DEFORMATIONS, WORKLOADS["lenet5"][0]),
     "convolutions": functools.partial(convolutions_row, [make for make, _ in WORKLOADS.values()]),
 }

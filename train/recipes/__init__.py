@@ -3,7 +3,9 @@
 from typing import Any
 
 from train.recipe import Recipe
-from train.recipes import convnet, mlp
+from train.recipes import autoencoder, convnet, dbn, mlp, rbm
 
-RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in (mlp, convnet) for recipe in family.RECIPES}
+RECIPES: dict[str, Recipe[Any]] = {
+    recipe.name: recipe for family in (mlp, convnet, rbm, dbn, autoencoder) for recipe in family.RECIPES
+}
 DEFAULT = "convnet-digits"

@@ -1,0 +1,184 @@
+"""What pre-training without labels is worth where labels are few (LeCun, Bengio, Hinton 2015).
+
+    python -m train dbn-mnist --out runs/dbn-mnist
+    python -m evals.labels runs/dbn-mnist --docs docs/pretraining.md
+
+Fine-tunes the recipe of a run from what its stages before learned without labels, and trains the same net from random kernels,
+on some numbers of labelled examples: several seeds at once, each of which draws its own examples, as many of each class, its
+own output layer and its own order.  All seeds start from the same pre-trained machines.  Nothing is selected: the last step
+counts, as with few labels there are none to spare for validation.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+BEGIN, END = "<!-- labels:begin -->", "<!-- labels:end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Test error of a net that was pre-trained without labels, and of one that was not, for several numbers of labels."""
+
+    run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """A complete run of a recipe with stages, the last one supervised, such as dbn-mnist."""
+    labels: tuple[int, ...] = (100, 300, 1000, 3000)
+    """Numbers of labelled training examples."""
+    replicas: int = 5
+    """Seeds, trained side by side."""
+    steps: int = 1500
+    """Of each training, whatever the number of labels."""
+    gain: float = 4.0
+    """Factor on the random kernels: logistic nets as deep as dbn-mnist's hardly start to learn from smaller ones."""
+    seed: int = 0
+    """The first seed."""
+    docs: pathlib.Path | None = None
+    """Write the table between the markers of this Markdown file, and the plot beside it."""
+    data_dir: str | None = None
+    """Where data sets are looked up first (also $ZOO_DATA_DIR)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    options = tyro.cli(Options, prog="python -m evals.labels", args=arguments)
+    from train.checkpoint import CheckpointError
+    from train.formats import DataError
+    from train.run_folder import RunError
+
+    try:
+        results = measure(options)
+    except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(results))
+    if options.docs is not None:
+        write(options, results)
+    return 0
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """A row for each number of labels and start: {"labels", "start", "errors" [seeds] in per cent}."""
+    from train.data import load_data
+    from train.run_folder import RunFolder
+
+    folder = RunFolder.open(options.run_dir)
+    recipe = folder.recipe()
+    if recipe.after is None or not (earlier := options.run_dir / f"stage-{len(recipe.stages) - 1}").is_dir():
+        raise ValueError(
+            f"{options.run_dir}: no run of a recipe with stages, allowed: one such as dbn-mnist, with its stage folders"
+        )
+    dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape)
+    rows = []
+    for count in options.labels:
+        for start, source in (("random", None), ("pre-trained", str(earlier))):
+            errors = train_and_test(recipe, dataset, count, source, options)
+            rows.append({"labels": count, "start": start, "errors": errors})
+            print(f"{count} labels, {start}: {_figures(errors)} %", flush=True)
+    return rows
+
+
+def train_and_test(recipe: Any, dataset: Any, count: int, source: str | None, options: Options) -> list[float]:
+    """Test errors in per cent, a seed each, of nets trained on so many labels, from a run's parameters or from random ones."""
+    import jax
+
+    import train
+    import train.loop
+    from train.batches import fit_scaling
+    from train.recipe import module_of
+    from train.step import make_evaluate
+    from train.trainer import evaluation_batches, fit
+    from zoo import base
+
+    module, cfg = module_of(recipe.model), recipe.model
+    if source is None:
+        cfg = base.replace(cfg, gain=options.gain)
+    result = fit(
+        module,
+        cfg,
+        dataset,
+        init_from=source,
+        labels=count,
+        replicas=options.replicas,
+        seed=options.seed,
+        steps=options.steps,
+        batch_size=min(recipe.batch_size, count),
+        steps_per_dispatch=recipe.steps_per_dispatch,
+        preprocess=recipe.preprocess,
+        optimizer=recipe.optimizer,
+        train_on="train+validation",
+    )
+    scaling = fit_scaling(recipe.preprocess, dataset.joined("train", "validation")["inputs"], dataset.input_range)
+    batches = evaluation_batches(dataset.splits["test"], recipe.batch_size, scaling)
+    function = jax.jit(make_evaluate(module, cfg))
+    errors = []
+    for member in result.members.values() if result.members else (result,):
+        means = train.loop.evaluate(function, module, cfg, member.params, batches)
+        errors.append(round(100 - 100 * means["accuracy"], 4))
+    return errors
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and deviation over seeds, a line for each number of labels."""
+    lines = ["| labels | random | pre-trained | difference of means |", "| ---: | ---: | ---: | ---: |"]
+    for count in dict.fromkeys(row["labels"] for row in rows):
+        random, pretrained = (
+            next(row["errors"] for row in rows if (row["labels"], row["start"]) == (count, start))
+            for start in ("random", "pre-trained")
+        )
+        difference = statistics.fmean(pretrained) - statistics.fmean(random)
+        lines.append(f"| {count:,} | {_figures(random)} | {_figures(pretrained)} | {difference:+.2f} |")
+    return "\n".join(lines)
+
+
+def _figures(errors: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{statistics.fmean(errors):.2f}{deviation}"
+
+
+def write(options: Options, rows: list[dict[str, Any]]) -> None:
+    """The table, how it was made, and the plot."""
+    from train.run_folder import RunFolder, hardware, today, write_text
+
+    assert options.docs is not None
+    text = options.docs.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{options.docs}: no lines {BEGIN} and {END}, between which the table goes")
+    picture = options.docs.with_suffix(".svg")
+    write_text(picture, draw(rows))
+    recipe = RunFolder.open(options.run_dir).recipe()
+    note = f"Test error in per cent, mean ± deviation of {options.replicas} seeds, {options.steps:,} steps each, of "
+    note += f"`{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
+    note += f"\n\n![test error against labels]({picture.name})"
+    values = "<!-- " + json.dumps(rows) + " -->"
+    write_text(options.docs, f"{before}{BEGIN}\n{table(rows)}\n\n{note}\n\n{values}\n{END}{after}")
+    print(f"{options.docs}, {picture}: written")
+
+
+def draw(rows: list[dict[str, Any]]) -> str:
+    """SVG of the mean error against the number of labels, with the deviation over seeds as bars."""
+    from evals.page import COLORS, plot
+
+    def each(axes: Any) -> None:
+        for start, color in zip(("random", "pre-trained"), COLORS.values(), strict=True):
+            mine = [row for row in rows if row["start"] == start]
+            means = [statistics.fmean(row["errors"]) for row in mine]
+            bars = [statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0 for row in mine]
+            axes.errorbar([row["labels"] for row in mine], means, bars, label=start, color=color, marker="o", capsize=4)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("labelled examples")
+        axes.set_ylabel("test error %")
+        axes.legend()
+
+    return plot("pre-trained against random", each)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

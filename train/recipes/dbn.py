@@ -1,0 +1,116 @@
+"""Deep belief nets, pre-trained layer by layer without labels, then fine-tuned as multilayer perceptrons.
+
+    python -m train dbn-digits        8x8 digits that ship with the package, seconds
+    python -m train dbn-toolbox       784-100-100-10, 1 epoch each, of the Matlab DeepLearnToolbox
+    python -m train dbn-mnist         784-500-500-2000-10 (Hinton, Osindero and Teh 2006)
+
+What they reach: ``python -m evals.ledger``.  Each machine is a stage of the recipe, in RUN/stage-1, ..., which
+``python -m evals`` shows as well: what the net dreams, for example.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from train.optimizer import Optimizer
+from train.recipe import Recipe, Target
+from zoo import dbn, mlp
+
+
+def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any]:
+    """Stages that train the machines of a deep belief net one at a time, the lowest first; the last one is returned.
+
+    recipe: the last one, but for its optimizer.  optimizers: of each machine.
+    """
+    after, stage = None, recipe
+    sizes, top = recipe.model.sizes, recipe.model.top_units
+    for number, optimizer in enumerate(optimizers, start=1):
+        last = number == len(optimizers)
+        stage = replace(
+            recipe,
+            name=f"{recipe.name}-{number}",
+            about=f"{'-'.join(map(str, sizes[: number + 1]))}: machine {number} of {len(optimizers)}",
+            model=replace(recipe.model, sizes=sizes[: number + 1], top_units=top if last else "bernoulli"),
+            optimizer=replace(optimizer, only=(f"layer_{number - 1}.*",)),
+            after=after,
+        )
+        after = stage
+    return stage
+
+
+def supervised(pretrained: Recipe[Any], sizes: tuple[int, ...], **settings: Any) -> Recipe[Any]:
+    """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net."""
+    return replace(
+        pretrained,
+        model=mlp.Config(sizes=sizes, activation="logistic"),
+        keep_every=None,
+        select_by="loss",
+        after=pretrained,
+        **settings,
+    )
+
+
+_rising = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum_epochs=5, l2=2e-4)
+_unsupervised = Recipe(
+    name="dbn-mnist-machine",
+    model=dbn.PRESETS["mnist"],
+    data="mnist",
+    train_on="train+validation",
+    batch_size=100,
+    epochs=20,
+    eval_every=5,
+    keep_every=5,
+    select_by="reconstruction_error",
+    select_mode="min",
+    steps_per_dispatch=100,
+)
+_toolbox = replace(
+    _unsupervised,
+    name="dbn-toolbox-machine",
+    model=dbn.PRESETS["toolbox"],
+    epochs=1,
+    eval_every=1,
+    keep_every=None,
+)
+
+RECIPES = (
+    supervised(
+        greedy(
+            replace(
+                _unsupervised,
+                name="dbn-digits-machine",
+                model=dbn.PRESETS["digits"],
+                data="digits",
+                train_on="train",
+                batch_size=20,
+                epochs=50,
+                keep_every=10,
+                steps_per_dispatch=70,
+            ),
+            (_rising, _rising),
+        ),
+        (64, 100, 100, 10),
+        name="dbn-digits",
+        about="64-100-100-10, pre-trained as a deep belief net; 8x8 handwritten digits that ship with the package",
+        optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),
+        targets=(Target(metric="test error %", at_most=4.0),),
+    ),
+    supervised(
+        greedy(_toolbox, 2 * (Optimizer(learning_rate=1.0, momentum=0.0),)),
+        (784, 100, 100, 10),
+        name="dbn-toolbox",
+        about="784-100-100-10, each machine and the net 1 epoch (Matlab DeepLearnToolbox, test_example_DBN)",
+        optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
+        targets=(Target(metric="test error %", published=10.0, source="DeepLearnToolbox asserts less", at_most=8.0),),
+    ),
+    supervised(
+        greedy(_unsupervised, 3 * (_rising,)),
+        (784, 500, 500, 2000, 10),
+        name="dbn-mnist",
+        about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh 2006)",
+        optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),
+        epochs=40,
+        targets=(
+            Target(metric="test error %", published=1.25, source="Hinton et al. 2006, with labels in the net", at_most=1.4),
+        ),
+    ),
+)

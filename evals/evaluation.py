@@ -69,7 +69,7 @@ class Evaluation:
 
     metrics: {"test accuracy %": ...}: the unit is the last word, where there is one.
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
-    example: of the split, the one that the report looks at closely.
+    example: of the split, the one that the report looks at closely.  data_dir: where its data set is looked up first.
     """
 
     run: Restored
@@ -78,6 +78,7 @@ class Evaluation:
     metrics: dict[str, float]
     predictions: Predictions | None
     example: int = 0
+    data_dir: str | os.PathLike[str] | None = None
 
     @property
     def count(self) -> int:
@@ -129,7 +130,7 @@ def evaluate(
         from evals.likelihood import likelihoods
 
         metrics |= likelihoods(run, split, table, load_split(run, "train", data_dir))
-    return Evaluation(run, split, table, metrics, predictions, example)
+    return Evaluation(run, split, table, metrics, predictions, example, data_dir)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:

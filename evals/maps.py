@@ -99,6 +99,7 @@ def _first_kernel(evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
     assert shape is not None
     leaves = jax.tree_util.tree_leaves_with_path(evaluation.run.params)
     named = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
+    named.sort(key=lambda item: item[0].startswith("decoder"))  # which fits too where a layer has as many units as inputs
     for name, leaf in named:
         if name.rpartition(".")[-1] == "kernel" and leaf.ndim == len(shape) + 1 and leaf.shape[-2] == shape[-1]:
             return name, np.asarray(leaf, np.float32)

@@ -115,6 +115,14 @@ figure { margin: 0; } svg { width: 100%; height: auto; } svg text { font-family:
 img { width: 100%; image-rendering: pixelated; border-radius: .25rem; display: block; }
 .strips { display: grid; grid-template-columns: repeat(auto-fill, min(100%, var(--width))); gap: .25rem 1rem; }
 .signals img { height: 7rem; } .taps img { height: 8rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(3.75rem, 1fr)); gap: .75rem .5rem; }
+.pairs img { margin-bottom: .25rem; } .pairs figcaption { font-size: .8125rem; color: var(--soft); }
+.chains { width: 100%; table-layout: fixed; } .chains td, .chains th { padding: .125rem; }
+.chains th { color: var(--soft); font-size: .8125rem; font-weight: normal; } .chains caption { text-align: left; }
+.legend { display: flex; flex-wrap: wrap; gap: .125rem 1rem; font-size: .875rem; }
+.legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: .375rem; margin-right: .375rem; }
+.small.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13.5rem), 1fr)); }
+.units { margin-top: .75rem; } .units img { height: 20rem; max-width: var(--width); }
 .network { display: grid; grid-template-columns: minmax(0, 1fr) 15rem; gap: 2rem; }
 .layers { display: flex; flex-direction: column-reverse; gap: 1rem; } .layers figcaption { margin-bottom: .25rem; }
 .layers .weights { grid-template-columns: repeat(8, 1fr); } .input.weights img { grid-column: span 2; }

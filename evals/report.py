@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from evals.checkpoints import free_energies, histograms
 from evals.evaluation import Evaluation, class_names, confusion_matrix, format_metric, reached, training
 from evals.maps import feature_maps, first_weights
 from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
 from evals.shifts import shifts
+from evals.unsupervised import codes, fantasies, reconstructions
 from train.recipe import Target, to_dict
 from train.run_folder import write_text
 
@@ -117,8 +119,13 @@ SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
     curves,
     confusions,
     mistakes,
+    reconstructions,
+    fantasies,
+    codes,
     feature_maps,
     first_weights,
+    histograms,
+    free_energies,
     shifts,
     configuration,
 )

@@ -12,6 +12,7 @@ import pytest
 from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main
 from evals.speed.contenders import RATE, Deform, Fit, TorchDeform, contenders, example_images
+from evals.speed.energy import annealing, dividing
 from evals.speed.rows import (
     ROWS,
     Line,
@@ -20,6 +21,7 @@ from evals.speed.rows import (
     augment_row,
     compare,
     convolutions_row,
+    energy_row,
     interleave,
     loop_row,
     parallel_row,
@@ -29,7 +31,7 @@ from evals.speed.rows import (
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from train.augment import Augment
 from train.step import divide
-from zoo import convnet, mlp
+from zoo import convnet, mlp, rbm
 from zoo.convolution import PASSES, Geometry
 
 TINY = mlp.PRESETS["tiny"]
@@ -264,3 +266,47 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_contenders_of_contrastive_divergence_update_alike(steps):
+    """Units that receive so much that nothing is left to chance, but for hidden ones whose means are asked for."""
+    cfg = rbm.Config(visible=6, hidden=4, steps=steps)
+    batch = rbm.example_batch(cfg, jax.random.key(0), 5)
+    signs = np.array([1, -1, 1, 1, -1, 1], np.float32)
+    params = {
+        "kernel": jax.random.normal(jax.random.key(1), (6, 4)),
+        "bias": 60.0 * jax.numpy.asarray(signs[:4]),
+        "visible_bias": 60.0 * jax.numpy.asarray(signs),
+    }
+    moved = {}
+    for name, contender in dividing(cfg, params, batch, 0.1).items():
+        for _ in range(2):  # the second one with momentum
+            contender.step()
+        if name == "zoo":
+            moved[name] = [contender.state.params[leaf] for leaf in ("kernel", "visible_bias", "bias")]
+        else:
+            arrays = contender.arrays
+            moved[name] = [np.asarray(leaf) for leaf in (arrays.kernel, arrays.visible_bias, arrays.hidden_bias)]
+    assert np.abs(moved["zoo"][0] - params["kernel"]).max() > 0.01
+    for peer in moved.keys() - {"zoo"}:
+        for mine, theirs in zip(moved["zoo"], moved[peer], strict=True):
+            np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-5)
+
+
+def test_contenders_of_annealing_estimate_the_same():
+    estimates = {}
+    for name, contender in annealing(temperatures=50, chains=200, visible=12, hidden=5).items():
+        contender.step()
+        estimates[name] = float(contender.outputs.log_partition if name == "zoo" else contender.outputs)
+    for peer in estimates.keys() - {"zoo"}:
+        assert estimates[peer] == pytest.approx(estimates["zoo"], abs=0.05)
+
+
+def test_a_row_of_an_algorithm_compares_each_peer_at_each_size():
+    lines = energy_row("ais", lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3), Options(1, 0))
+    peers = len({line.peer for line in lines})
+    assert [line.row for line in lines] == [
+        row for row in ("ais", "ais, temperatures x2", "ais, chains x2") for _ in range(peers)
+    ]
+    assert all(line.at_most == 1.0 for line in lines if line.row == "ais")

@@ -22,10 +22,14 @@ BATCH = 100
 def divergence(steps: int = 1, batch: int = BATCH, visible: int = 784, hidden: int = 500) -> dict[str, Any]:
     """Contenders of a training step of CD-k: {peer: BackToBack}."""
     cfg = rbm.Config(visible=visible, hidden=hidden, steps=steps)
-    arrays, params = rbm.example_batch(cfg, jax.random.key(0), batch), rbm.init(cfg, jax.random.key(1))
-    given = [np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"], arrays["inputs"])]
-    found: dict[str, Any] = {"zoo": Jitted(zoo_program(rbm, cfg, arrays), params)}
-    return found | {name: _Divergence(peer(*given), steps) for name, peer in _peers().items()}
+    return dividing(cfg, rbm.init(cfg, jax.random.key(1)), rbm.example_batch(cfg, jax.random.key(0), batch))
+
+
+def dividing(cfg: rbm.Config, params: Any, batch: Any, rate: float = RATE) -> dict[str, Any]:
+    """The same from these parameters on this batch."""
+    given = [np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"], batch["inputs"])]
+    found: dict[str, Any] = {"zoo": Jitted(zoo_program(rbm, cfg, batch, rate), params)}
+    return found | {name: _Divergence(peer(*given, rate), cfg.steps) for name, peer in _peers().items()}
 
 
 def annealing(temperatures: int = 1000, chains: int = 100, visible: int = 784, hidden: int = 500) -> dict[str, Any]:
@@ -102,10 +106,11 @@ class _Annealing(BackToBack):
 
 
 class _Numpy:
-    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any) -> None:
+    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE) -> None:
         self.kernel, self.visible_bias, self.hidden_bias, self.data = (
             np.array(leaf, np.float32) for leaf in (kernel, visible_bias, hidden_bias, data)
         )
+        self.rate = rate
         self.random = np.random.default_rng(0)
         self.speed = [np.zeros_like(leaf) for leaf in (self.kernel, self.visible_bias, self.hidden_bias)]
 
@@ -150,15 +155,15 @@ class _Numpy:
             speed *= np.float32(MOMENTUM)
             slope *= np.float32(1 / len(v0))
             speed += slope
-            leaf += np.float32(RATE) * speed
+            leaf += np.float32(self.rate) * speed
 
 
 class _Torch:
-    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any) -> None:
+    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE) -> None:
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
-        self.torch = torch
+        self.torch, self.rate = torch, rate
         self.kernel, self.visible_bias, self.hidden_bias, self.data = (
             torch.tensor(leaf) for leaf in (kernel, visible_bias, hidden_bias, data)
         )
@@ -198,4 +203,4 @@ class _Torch:
         visible_bias.mul_(MOMENTUM).add_((v0 - v1).sum(0), alpha=1 / len(v0))
         hidden_bias.mul_(MOMENTUM).add_((h0 - h1).sum(0), alpha=1 / len(v0))
         for leaf, speed in zip((self.kernel, self.visible_bias, self.hidden_bias), self.speed, strict=True):
-            leaf.add_(speed, alpha=RATE)
+            leaf.add_(speed, alpha=self.rate)

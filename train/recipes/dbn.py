@@ -37,11 +37,11 @@ def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any
     return stage
 
 
-def supervised(pretrained: Recipe[Any], sizes: tuple[int, ...], **settings: Any) -> Recipe[Any]:
+def supervised(pretrained: Recipe[Any], model: mlp.Config, **settings: Any) -> Recipe[Any]:
     """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net."""
     return replace(
         pretrained,
-        model=mlp.Config(sizes=sizes, activation="logistic"),
+        model=model,
         keep_every=None,
         select_by="loss",
         after=pretrained,
@@ -88,7 +88,7 @@ RECIPES = (
             ),
             (_rising, _rising),
         ),
-        (64, 100, 100, 10),
+        mlp.Config(sizes=(64, 100, 100, 10), activation="logistic"),
         name="dbn-digits",
         about="64-100-100-10, pre-trained as a deep belief net; 8x8 handwritten digits that ship with the package",
         optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),
@@ -96,7 +96,7 @@ RECIPES = (
     ),
     supervised(
         greedy(_toolbox, 2 * (Optimizer(learning_rate=1.0, momentum=0.0),)),
-        (784, 100, 100, 10),
+        mlp.Config(sizes=(784, 100, 100, 10), activation="logistic"),
         name="dbn-toolbox",
         about="784-100-100-10, each machine and the net 1 epoch (Matlab DeepLearnToolbox, test_example_DBN)",
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
@@ -104,7 +104,8 @@ RECIPES = (
     ),
     supervised(
         greedy(_unsupervised, 3 * (_rising,)),
-        (784, 500, 500, 2000, 10),
+        # Without dropout, which the paper did not know, the error was 1.48 % (and 1.38 % against 1.30 % on the validation split).
+        mlp.Config(sizes=(784, 500, 500, 2000, 10), activation="logistic", dropout=0.3, input_dropout=0.1),
         name="dbn-mnist",
         about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh 2006)",
         optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),

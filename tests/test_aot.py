@@ -20,7 +20,7 @@ from evals.hlo import Collective, collectives, sizes
 from train.optimizer import Optimizer
 from train.recipe import Recipe
 from train.recipes import RECIPES
-from zoo import convnet, mlp
+from zoo import convnet, mlp, rbm
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -154,6 +154,13 @@ def test_one_device_has_its_share_of_the_products():
     assert counts == [2 * 2 * (3 * weights - inputs * hidden[0])] * 2
     assert total(shares[0].forward).products == 2 * 2 * weights
     assert shares[0].moved == shares[1].moved
+
+
+def test_a_step_with_a_carry_has_each_devices_share_of_it():
+    """Of a persistent machine: Gibbs steps of data and chains, means up and down, a free energy; biases of two."""
+    cfg = rbm.Config(visible=12, hidden=8, persistent=True)
+    step = make(Recipe(name="", model=cfg), 16, jax.devices()[:8], "cpu")
+    assert total(step.forward).products == (2 + 2 + 2 + 1) * 2 * 2 * 12 * 8 + 2 * 2 * 2 * 12
 
 
 def test_what_is_reduced_is_named():

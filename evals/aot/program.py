@@ -138,26 +138,26 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str)
     spread = put(plan, PartitionSpec(None, AXIS))
     steps: Any = layout.steps(build, recipe.steps_per_dispatch > 1, batch)
     traced = steps.trace(put(state), put(metrics), (), (spread, put(number)), put(number), put(key))
-    share = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype), examples
+    share, carry = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype), (examples, state.carry)
     )
     return Step(
         traced,
         operations(traced.jaxpr, platform),
-        operations(_forward(recipe, module, state.params, share, key), platform),
+        operations(_forward(recipe, module, state.params, carry, share, key), platform),
         2 * size(state) + size(share),
         size(state.params),
         size(metrics),
     )
 
 
-def _forward(recipe: Recipe[Any], module: Model, params: Params, batch: Any, key: Any) -> Any:
-    def loss(params: Params, batch: Any, key: jax.Array) -> Any:
+def _forward(recipe: Recipe[Any], module: Model, params: Params, carry: Any, batch: Any, key: Any) -> Any:
+    def loss(params: Params, carry: Any, batch: Any, key: jax.Array) -> Any:
         keys = example_keys(key, jnp.int32(0), batch["mask"].shape[0])
         batch = {**batch, "inputs": deform(recipe.augment, batch["inputs"], keys)}
-        return module.loss(recipe.model, params, batch, key=keys)[0]
+        return module.loss(recipe.model, params, batch, key=keys, carry=carry)[0]
 
-    return jax.make_jaxpr(loss)(params, batch, key)
+    return jax.make_jaxpr(loss)(params, carry, batch, key)
 
 
 def compile_step(step: Step, platform: str, options: dict[str, Any] | None = None) -> Program:

@@ -31,7 +31,9 @@ class Options:
     """Numbers of labelled training examples."""
     replicas: int = 5
     """Seeds, trained side by side."""
-    steps: int = 1500
+    machines: int | None = None
+    """How many of the pre-trained layers the nets have, from the bottom; all of them unless given."""
+    steps: int = 1000
     """Of each training, whatever the number of labels."""
     gain: float = 4.0
     """Factor on the random kernels: logistic nets as deep as dbn-mnist's hardly start to learn from smaller ones."""
@@ -65,13 +67,20 @@ def measure(options: Options) -> list[dict[str, Any]]:
     """A row for each number of labels and start: {"labels", "start", "errors" [seeds] in per cent}."""
     from train.data import load_data
     from train.run_folder import RunFolder
+    from zoo import base
 
     folder = RunFolder.open(options.run_dir)
     recipe = folder.recipe()
-    if recipe.after is None or not (earlier := options.run_dir / f"stage-{len(recipe.stages) - 1}").is_dir():
+    machines = len(recipe.stages) - 1 if options.machines is None else options.machines
+    earlier = options.run_dir / f"stage-{machines}"
+    if recipe.after is not None and not 1 <= machines < len(recipe.stages):
+        raise ValueError(f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, the stages of {recipe.name}")
+    if recipe.after is None or not earlier.is_dir():
         raise ValueError(
             f"{options.run_dir}: no run of a recipe with stages, allowed: one such as dbn-mnist, with its stage folders"
         )
+    sizes = recipe.model.sizes
+    recipe = dataclasses.replace(recipe, model=base.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1])))
     dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape)
     rows = []
     for count in options.labels:
@@ -112,6 +121,8 @@ def train_and_test(recipe: Any, dataset: Any, count: int, source: str | None, op
         optimizer=recipe.optimizer,
         train_on="train+validation",
     )
+    if not result.complete:
+        raise InterruptedError(f"stopped by {result.stopped_by}; nothing is written")
     scaling = fit_scaling(recipe.preprocess, dataset.joined("train", "validation")["inputs"], dataset.input_range)
     batches = evaluation_batches(dataset.splits["test"], recipe.batch_size, scaling)
     function = jax.jit(make_evaluate(module, cfg))
@@ -153,8 +164,11 @@ def write(options: Options, rows: list[dict[str, Any]]) -> None:
     picture = options.docs.with_suffix(".svg")
     write_text(picture, draw(rows))
     recipe = RunFolder.open(options.run_dir).recipe()
+    sizes = (
+        recipe.model.sizes if options.machines is None else (*recipe.model.sizes[: options.machines + 1], recipe.model.sizes[-1])
+    )
     note = f"Test error in per cent, mean ± deviation of {options.replicas} seeds, {options.steps:,} steps each, of "
-    note += f"`{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
+    note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
     note += f"\n\n![test error against labels]({picture.name})"
     values = "<!-- " + json.dumps(rows) + " -->"
     write_text(options.docs, f"{before}{BEGIN}\n{table(rows)}\n\n{note}\n\n{values}\n{END}{after}")

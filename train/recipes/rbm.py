@@ -55,7 +55,7 @@ _cd5 = replace(
     about="784-500, CD-5, after CD-1",
     model=replace(PRESETS["mnist500"], steps=5),
     optimizer=replace(_cd1.optimizer, learning_rate=0.01, l2=1e-4, schedule="constant", momentum_start=None),
-    epochs=50,
+    epochs=60,
     after=replace(
         _cd1,
         name="rbm500-cd25-steps-1",
@@ -101,7 +101,7 @@ RECIPES = (
         name="rbm20-cd3",
         about="784-20, CD-3; exact log-likelihood",
         model=replace(_mnist.model, steps=3),
-        targets=_nats(None, -162, ""),
+        targets=_nats(None, -165, ""),
     ),
     replace(
         _mnist,
@@ -125,7 +125,7 @@ RECIPES = (
         about=f"784-500, CD-1, CD-5, then CD-25 ({_PUBLISHED}, table 1)",
         model=replace(_cd1.model, steps=25),
         optimizer=replace(_cd5.optimizer, schedule="linear"),
-        epochs=30,
+        epochs=20,
         after=_cd5,
         targets=_nats(-86.34, -95),
     ),

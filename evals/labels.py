@@ -187,6 +187,12 @@ def draw(rows: list[dict[str, Any]]) -> str:
             axes.errorbar([row["labels"] for row in mine], means, bars, label=start, color=color, marker="o", capsize=4)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        counts = sorted({row["labels"] for row in rows})
+        axes.set_xticks(counts, [f"{count:,}" for count in counts], minor=False)
+        axes.set_xticks([], minor=True)
+        ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+        axes.set_yticks(ticks, [str(tick) for tick in ticks])
+        axes.set_yticks([], minor=True)
         axes.set_xlabel("labelled examples")
         axes.set_ylabel("test error %")
         axes.legend()

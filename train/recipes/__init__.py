@@ -5,7 +5,6 @@ from typing import Any
 from train.recipe import Recipe
 from train.recipes import autoencoder, convnet, dbn, mlp, rbm
 
-RECIPES: dict[str, Recipe[Any]] = {
-    recipe.name: recipe for family in (mlp, convnet, rbm, dbn, autoencoder) for recipe in family.RECIPES
-}
+FAMILIES = (mlp, convnet, rbm, dbn, autoencoder)
+RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in FAMILIES for recipe in family.RECIPES}
 DEFAULT = "convnet-digits"

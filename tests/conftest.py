@@ -29,6 +29,9 @@ with install_import_hook(["zoo"], "beartype.beartype"):
 
 from train.parallel import Parallel
 
+THOROUGH = bool(os.environ.get("PUREZOO_THOROUGH"))
+"""Whether tests that repeat themselves, over models or at random, do so as often as the documents say; else less often."""
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -12,7 +12,7 @@ demo: .venv/.demo
 	$(BIN)/python -m evals $(RUN)
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

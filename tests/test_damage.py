@@ -240,7 +240,7 @@ def test_a_save_that_fails_is_named_and_leaves_the_others(full):
         _save_and_wait(store, 2)
         with obstacle(), pytest.raises(CheckpointError, match=failed):
             _save_and_wait(store, 3)
-        assert sorted(path.name for path in store.folder.iterdir()) == ["1", "2"]
+        assert store.steps() == [1, 2]  # orbax may still hold a temporary folder, on a slow machine
         _save_and_wait(store, 4)
         with obstacle():
             with pytest.raises(CheckpointError, match="saving step 5 failed"):

@@ -67,16 +67,10 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         require_sizes(self, "shape", at_least=2)
-        stages = tuple(self.stages) if isinstance(self.stages, list | tuple) else ()
-        valid = bool(stages) and all(isinstance(stage, Stage) for stage in stages)
-        require(valid, self, "stages", "one or more of zoo.convnet.Stage")
-        object.__setattr__(self, "stages", stages)
+        stages = convnet.require_stages(self)
         require_reconstructing(self)
         space = self.shape[:-1]
         for number, stage in enumerate(stages):
-            for field in ("kernel", "stride", "pool_size"):
-                fits = len(getattr(stage, field)) in (1, len(space))
-                require(fits, stage, field, f"one number, or one for each of the {len(space)} spatial axes of shape={self.shape}")
             require(stage.padding == "same", stage, "padding", "'same' in an autoencoder")
             require(set(stage.stride) == {1}, stage, "stride", "1 in an autoencoder")
             at = stage.geometry(space)

@@ -111,6 +111,19 @@ class Geometry:
     pool_strides: Sizes
 
 
+def require_stages(cfg: Any) -> tuple[Stage, ...]:
+    """The stages of a Config.  Raises ValueError unless they are some, whose sizes fit the spatial axes of its shape."""
+    stages = tuple(cfg.stages) if isinstance(cfg.stages, list | tuple) else ()
+    valid = bool(stages) and all(isinstance(stage, Stage) for stage in stages)
+    require(valid, cfg, "stages", "one or more of zoo.convnet.Stage")
+    object.__setattr__(cfg, "stages", stages)
+    axes = len(cfg.shape) - 1
+    for stage, field in itertools.product(stages, ("kernel", "stride", "pool_size", "pool_stride")):
+        fits = len(getattr(stage, field) or (1,)) in (1, axes)
+        require(fits, stage, field, f"one number, or one for each of the {axes} spatial axes of shape={cfg.shape}")
+    return stages
+
+
 def _each(sizes: Sizes, space: Sizes) -> Sizes:
     return sizes * len(space) if len(sizes) == 1 else sizes
 
@@ -147,15 +160,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         require_sizes(self, "shape", at_least=2)
-        stages = tuple(self.stages) if isinstance(self.stages, list | tuple) else ()
-        require(
-            bool(stages) and all(isinstance(stage, Stage) for stage in stages), self, "stages", "one or more of zoo.convnet.Stage"
-        )
-        object.__setattr__(self, "stages", stages)
-        axes = len(self.shape) - 1
-        for stage, field in itertools.product(stages, ("kernel", "stride", "pool_size", "pool_stride")):
-            fits = len(getattr(stage, field) or (1,)) in (1, axes)
-            require(fits, stage, field, f"one number, or one for each of the {axes} spatial axes of shape={self.shape}")
+        require_stages(self)
         require_choice(self, "global_pool", (None, "max", "mean"))
         require_sizes(self, "dense", at_least=0)
         require_count(self, "classes")

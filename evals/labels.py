@@ -81,7 +81,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         )
     sizes = recipe.model.sizes
     recipe = dataclasses.replace(recipe, model=base.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1])))
-    dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape)
+    dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape, text=recipe.text)
     rows = []
     for count in options.labels:
         for start, source in (("random", None), ("pre-trained", str(earlier))):

@@ -199,3 +199,39 @@ def test_generated_sets_are_among_the_known():
         load_data("")
     with pytest.raises(DataError, match="did you mean 'moving_digits'"):
         load_data("moving-digits")
+
+
+# ---------------------------------------------------------------- sequences
+
+
+def test_the_adding_problem_is_the_sum_of_one_marked_number_in_each_half():
+    table = load_data("adding:11").splits["validation"]
+    inputs, targets = table["inputs"], table["targets"]
+    assert inputs.shape == (1000, 11, 2)
+    marks = inputs[..., 1]
+    assert set(np.unique(marks)) == {0.0, 1.0}
+    assert (marks[:, :5].sum(axis=1) == 1).all()
+    assert (marks[:, 5:].sum(axis=1) == 1).all()
+    np.testing.assert_array_equal(targets[:, 0], (inputs[..., 0] * marks).sum(axis=1))
+    assert np.var(targets) == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_copies_are_asked_for_after_so_many_steps():
+    dataset = load_data("copy:7")
+    table = dataset.splits["test"]
+    inputs, targets = table["inputs"], table["targets"]
+    assert inputs.shape == targets.shape == (5000, 27)
+    np.testing.assert_array_equal(targets[:, -10:], inputs[:, :10])
+    assert set(np.unique(inputs[:, :10])) == set(range(2, 10))
+    assert (inputs[:, 16] == dataset.vocabulary.index("recall")).all()
+    assert not inputs[:, 10:16].any()
+    assert not inputs[:, 17:].any()
+    assert not targets[:, :17].any()
+
+
+def test_splits_of_sequences_differ_and_lengths_are_checked():
+    splits = load_data("adding:5").splits
+    assert not np.array_equal(splits["train"]["inputs"][:1000], splits["validation"]["inputs"])
+    for bad in ("adding:1", "copy:0", "adding:", "copy:many"):
+        with pytest.raises(DataError, match="allowed: a number from 2"):
+            load_data(bad)

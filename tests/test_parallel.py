@@ -36,8 +36,8 @@ OTHERS = [
 CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
 
 
-BRIEFLY = () if THOROUGH else ("dbn", "autoencoder", "conv_autoencoder")
-"""Models made of others that go through all of it."""
+BRIEFLY = () if THOROUGH else ("dbn", "autoencoder", "conv_autoencoder", "rnn", "nnlm")
+"""Models made of others, or like others, that go through all of it."""
 
 
 def _pairs(names):

@@ -9,10 +9,9 @@ import pytest
 
 import train
 import zoo
-from tests.toys import recurrent
 from train.batches import Batches
 from train.step import decide, divide, example_keys, init_control, init_state, make_evaluate, make_step, make_steps
-from zoo import mlp
+from zoo import mlp, rnn
 
 CFG = mlp.PRESETS["tiny"]
 KEY = jax.random.key(0)
@@ -97,13 +96,13 @@ def test_the_step_vmaps_over_learning_rate_factors():
 
 
 def test_evaluation_is_deterministic_and_threads_the_carry():
-    cfg = recurrent.PRESETS["tiny"]
-    params = recurrent.init(cfg, KEY)
-    batch = recurrent.example_batch(cfg, KEY, 4)
-    carry = recurrent.init_carry(cfg, params, 4, key=KEY)
-    evaluate = jax.jit(make_evaluate(recurrent, cfg))
+    cfg = rnn.PRESETS["tiny"]
+    params = rnn.init(cfg, KEY)
+    batch = rnn.example_batch(cfg, KEY, 4)
+    carry = rnn.init_carry(cfg, params, 4, key=KEY)
+    evaluate = jax.jit(make_evaluate(rnn, cfg))
     after, metrics = evaluate(params, carry, batch)
-    total, aux = recurrent.loss(cfg, params, batch, carry=carry)
+    total, aux = rnn.loss(cfg, params, batch, carry=carry)
     np.testing.assert_allclose(metrics["loss"][0], total, rtol=1e-5)
     np.testing.assert_allclose(after, aux.carry, rtol=1e-5, atol=1e-6)
     again, _ = evaluate(params, after, {**batch, "reset": jnp.zeros(4, bool)})

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import train
-from tests.toys import recurrent
 from train.member import Member
 from train.recipe import from_dict, module_of, to_dict
 from train.run_folder import RunError, RunFolder
-from zoo import mlp
+from zoo import mlp, rnn
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -253,20 +252,20 @@ def test_regression_selects_by_loss():
 
 
 def test_a_model_with_a_carry_resumes_bit_for_bit(tmp_path):
-    cfg = recurrent.PRESETS["tiny"]
-    batch = jax.tree.map(np.asarray, recurrent.example_batch(cfg, jax.random.key(0), 24))
+    cfg = rnn.PRESETS["tiny"]
+    batch = jax.tree.map(np.asarray, rnn.example_batch(cfg, jax.random.key(0), 24))
     settings: dict[str, Any] = {"batch_size": 8, "eval_every": 1, "steps_per_dispatch": 2}
-    whole = train.fit(recurrent, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
+    whole = train.fit(rnn, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
     assert np.any(whole.state.carry)
     optimizer = train.Optimizer().build(12, 3)
-    state = train.init_state(recurrent, cfg, optimizer, jax.random.key(0), 8)
+    state = train.init_state(rnn, cfg, optimizer, jax.random.key(0), 8)
     assert jax.tree.structure(state) == jax.tree.structure(whole.state)
     for folder in (tmp_path / "whole" / "checkpoints").iterdir():
         if int(folder.name) > 9:
             for file in folder.rglob("*"):
                 if file.is_file():
                     file.write_bytes(b"")
-    resumed = train.fit(recurrent, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
+    resumed = train.fit(rnn, cfg, batch, out=tmp_path / "whole", steps=12, **settings)
     assert _bits(resumed.state) == _bits(whole.state)
 
 

@@ -58,16 +58,28 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
 
 
 class Order:
-    """Which rows make up each batch: a pure function of the step, where every epoch is a permutation by (seed, epoch)."""
+    """Which rows make up each batch: a pure function of the step, where every epoch is a permutation by (seed, epoch).
+
+    Of rows that go on from one another (text) every row of a batch has a stretch of the table of its own instead, which it goes
+    through from batch to batch, the same in every epoch.
+    """
 
     def __init__(
-        self, size: int, batch_size: int, padded: int, seed: int | None, labels: tuple[np.ndarray, int] | None = None
+        self,
+        size: int,
+        batch_size: int,
+        padded: int,
+        seed: int | None,
+        labels: tuple[np.ndarray, int] | None = None,
+        continued: bool = False,
     ) -> None:
         """size: rows of the table.  padded: of a batch after padding.  seed: None keeps the order.
 
         labels: (classes [size], number): an epoch has only so many rows, as many of each class, drawn by the seed.
+        continued: each row of the table goes on from the one before.
         """
         self.batch_size, self.padded, self.seed, self.labels = batch_size, padded, seed, labels
+        self.stretches = np.arange(batch_size + 1) * size // batch_size if continued else None
         self.table_size = size
         if labels is None:
             self.pool = np.arange(size, dtype=np.int32)
@@ -79,11 +91,16 @@ class Order:
 
     def with_seed(self, seed: int) -> "Order":
         """The same, drawn anew."""
-        return Order(self.table_size, self.batch_size, self.padded, seed, self.labels)
+        return Order(self.table_size, self.batch_size, self.padded, seed, self.labels, self.stretches is not None)
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
         epoch, within = divmod(step, self.steps_per_epoch)
+        if self.stretches is not None:
+            rows = np.full(self.padded, -1, np.int32)
+            rows[: self.batch_size] = self.stretches[:-1] + within
+            rows[: self.batch_size][rows[: self.batch_size] >= self.stretches[1:]] = -1
+            return rows
         order = self._permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
         missing = self.padded - len(order)
         return np.pad(order, (0, missing), constant_values=-1) if missing else order.copy()
@@ -106,6 +123,9 @@ class Batches:
 
     Each epoch is a permutation by (seed, epoch); its last batch is padded and masked, never dropped.  Nothing is stored
     between steps: ``rows(step)`` is pure, so resuming needs only the step.
+
+    A column "reset" [n], False, says that a row goes on from the row before: each row of a batch then goes on from that of the
+    batch before, wherever it is False (see ``Order``).
     """
 
     planned = PLANNED
@@ -137,9 +157,12 @@ class Batches:
         self.size = next(iter(shapes.values()))[0]
         self.batch_size, self.layout = batch_size, layout or Layout(Parallel(devices=1), devices=jax.local_devices()[:1])
         self.padded = self.layout.rows(batch_size)
-        self.order = Order(self.size, batch_size, self.padded, seed, _labels(table, self.size, labels))
+        self.order = Order(self.size, batch_size, self.padded, seed, _labels(table, self.size, labels), "reset" in table)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
+        if self.order.stretches is not None:
+            starts = self.order.stretches[:-1]
+            self.table["reset"] = self.table["reset"] | np.isin(np.arange(self.size), starts)
 
     @functools.cached_property
     def arrays(self) -> Any:

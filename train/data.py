@@ -12,6 +12,10 @@
                    of the others 0-4 validate
     moving_digits  clips [8, 16, 16, 1] of the digits above, four of each, moving in one of 8 directions, which is the class; a
                    digit stays in its split: 5,588 train, 400 validation, 1,200 test
+    topics, brown, tinyshakespeare, text:PATH
+                   text, as windows of characters or words (see train.text)
+    adding:STEPS   sequences of numbers, two of them marked, and the sum of these; copy:STEPS: symbols that are to be said again
+                   so many steps later (see train.generated)
     synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES
                    generated images of any shape, such as 512x224x224x3/1000: a noisy mosaic of colours for each class
 
@@ -35,9 +39,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from train import text as texts
 from train.audio import read_fsdd
 from train.formats import DataError, Images, check_image_shape, check_inputs, check_targets, read_idx, read_npz, reading
-from train.generated import DIRECTIONS, EXPECTED, MOST, moving_digits, synthetic
+from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
+from train.text import Text
 
 __all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
 
@@ -55,6 +61,7 @@ class Dataset:
     splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}.
     classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
     speakers: names, where a further column "speakers" [n] of each split is an index into them.
+    vocabulary: what the integers of text stand for; there are no classes then.
     """
 
     name: str
@@ -62,6 +69,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     input_range: tuple[float, float] = (0.0, 1.0)
     speakers: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -83,10 +91,18 @@ class Dataset:
 
 
 def load_data(
-    name: str, data_dir: str | os.PathLike[str] | None = None, *, image_shape: tuple[int, int, int] = (28, 28, 1)
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_shape: tuple[int, int, int] = (28, 28, 1),
+    text: Text = Text(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """The data set of that name (see the module).  Raises DataError that names the file and what is wrong, or where to put it."""
     kind, colon, path = name.partition(":")
+    if name in _TEXTS or (colon and path and kind == "text"):
+        return _text(name, path, data_dir, text)
+    if kind in _SEQUENCES and colon:
+        return _sequences(name, kind, path)
     if colon and kind in _FROM_PATH:
         path = _AT_SPEAKER.sub("", path) if kind == "fsdd" else path
         if not path:
@@ -100,7 +116,9 @@ def load_data(
         return Dataset(name, moving_digits(_digits().splits), tuple(DIRECTIONS), (0.0, float(MOST)))
     if name in _IDX_SETS:
         return _idx_set(name, data_dir)
-    known = ["digits", *_IDX_SETS, *(f"{prefix}:PATH" for prefix in _FROM_PATH), "moving_digits", EXPECTED]
+    paths = (f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text"))
+    lengths = (f"{kind}:STEPS" for kind in _SEQUENCES)
+    known = ["digits", *_IDX_SETS, *paths, *_TEXTS, *lengths, "moving_digits", EXPECTED]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     raise DataError(f"data {name!r}: no such set; {hint}")
@@ -173,7 +191,10 @@ def _idx_set(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     spec = _IDX_SETS[name]
     files = _find(name, data_dir)
     if not files:
-        files = [_download(name, file, md5) for file, md5 in zip(_IDX_FILES.values(), spec["md5"], strict=True)]
+        files = [
+            _download(name, file, md5, spec["mirrors"], tuple(_IDX_FILES.values()))
+            for file, md5 in zip(_IDX_FILES.values(), spec["md5"], strict=True)
+        ]
     tables: dict[str, Table] = {"train": {}, "test": {}}
     for (split, kind), file in zip(_IDX_FILES, files, strict=True):
         array, size = read_idx(file), _IDX_SIZES[split]
@@ -230,14 +251,13 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Pa
     return []
 
 
-def _download(name: str, file: str, md5: str) -> pathlib.Path:
+def _download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()) -> pathlib.Path:
     import pooch
 
-    spec = _IDX_SETS[name]
     cache = pathlib.Path(pooch.os_cache("purezoo")) / name
     pooch.get_logger().setLevel("WARNING")
     failures = []
-    for mirror in spec["mirrors"]:
+    for mirror in mirrors:
         try:
             with contextlib.closing(_progress_bar(file)) as bar:
                 downloader: Any = pooch.HTTPDownloader(timeout=20)
@@ -247,7 +267,7 @@ def _download(name: str, file: str, md5: str) -> pathlib.Path:
             failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
     raise DataError(
         f"data {name!r}: {file} is neither here nor could it be downloaded ({'; '.join(failures)}).  Put "
-        f"{', '.join(_IDX_FILES.values())} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
+        f"{', '.join(all_files or (file,))} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
     )
 
 
@@ -376,6 +396,41 @@ def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Data
 
 
 _FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "stream": _streamed_folder, "fsdd": _from_fsdd}
+
+
+_TEXTS = ("topics", "brown", "tinyshakespeare")
+_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+_SHAKESPEARE_MD5 = "6fb458f1232090904fb40fe944165e91"
+
+
+def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Text) -> Dataset:
+    """Text by name or at a path, as windows."""
+    if name == "topics":
+        documents = texts.topics()
+    elif name == "brown":
+        places = [root / name for root in _roots(data_dir) if (root / name).exists()]
+        if not places:
+            raise DataError(
+                "data 'brown': not found.  Put the 500 files ca01 ... cr09 of the Brown corpus (nltk_data's corpora/brown.zip) "
+                "into DIR/brown/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
+            )
+        documents = texts.brown(places[0])
+    elif name == "tinyshakespeare":
+        places = [root / name / "input.txt" for root in _roots(data_dir) if (root / name / "input.txt").exists()]
+        documents = texts.from_path(places[0] if places else _download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,)))
+    else:
+        documents = texts.from_path(_locate(path, data_dir))
+    splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
+    return Dataset(name, splits, vocabulary=vocabulary)
+
+
+_SEQUENCES = {"adding": adding, "copy": copy_memory}
+
+
+def _sequences(name: str, kind: str, steps: str) -> Dataset:
+    if not re.fullmatch(r"[1-9][0-9]{,3}", steps) or int(steps) < 2:
+        raise DataError(f"data {name!r}: {steps!r} steps, allowed: a number from 2 to 9999")
+    return Dataset(name, _SEQUENCES[kind](int(steps)), vocabulary=COPY_SYMBOLS if kind == "copy" else ())
 
 
 def _synthetic(name: str, form: str) -> Dataset:

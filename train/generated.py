@@ -1,4 +1,4 @@
-"""Data that are generated, always the same: clips of moving digits, and images of any shape for trying out large models."""
+"""Data that are generated, always the same: moving digits, tasks of memory, and images of any shape for trying out models."""
 
 import math
 import re
@@ -75,3 +75,47 @@ def synthetic(name: str, form: str) -> tuple[Table, int]:
     for start in range(0, count, block):
         images[start : start + block] += colours[targets[start : start + block]][:, row][:, :, column]
     return {"inputs": images, "targets": targets.astype(np.int32)}, classes
+
+
+SEQUENCES = {"train": 50_000, "validation": 1_000, "test": 5_000}
+BLANK, RECALL, COPIED = 0, 1, 10
+COPY_SYMBOLS = ("blank", "recall", *"12345678")
+"""What the tokens of the copy task are."""
+
+
+def adding(steps: int) -> dict[str, Table]:
+    """The adding problem (Hochreiter and Schmidhuber 1997, section 5.4), float32.
+
+    Returns {split: {"inputs" [n, steps, 2], "targets" [n, 1]}, ...}.  Each step has a number, uniform in 0..1, and a mark, 0 or
+    1: one in each half of the sequence is 1.  The target is the sum of the two marked numbers, whose variance is 1/6.
+    """
+    made = {}
+    for index, (split, count) in enumerate(SEQUENCES.items()):
+        rng = np.random.default_rng([SEED, index])
+        numbers, marks = rng.random((count, steps), np.float32), np.zeros((count, steps), np.float32)
+        halves = rng.integers(0, steps // 2, count), rng.integers(steps // 2, steps, count)
+        rows = np.arange(count)
+        for half in halves:
+            marks[rows, half] = 1
+        targets = (numbers * marks).sum(axis=1, keepdims=True)
+        made[split] = {"inputs": np.stack([numbers, marks], axis=2), "targets": targets}
+    return made
+
+
+def copy_memory(steps: int) -> dict[str, Table]:
+    """The copy task (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016, section 4.1): tokens of COPY_SYMBOLS, int32.
+
+    COPIED symbols of 8, ``steps`` blanks of which the last is "recall", then as many blanks as symbols, where the target is the
+    symbols again; elsewhere it is blank.  {split: {"inputs", "targets" [n, steps + 2 COPIED], "mask"}, ...}.  Who has forgotten
+    the symbols loses COPIED log 8 / (steps + 2 COPIED) nats a step.
+    """
+    made = {}
+    for index, (split, count) in enumerate(SEQUENCES.items()):
+        rng = np.random.default_rng([SEED, index])
+        symbols = rng.integers(2, len(COPY_SYMBOLS), (count, COPIED), np.int32)
+        inputs = np.full((count, steps + 2 * COPIED), BLANK, np.int32)
+        targets = inputs.copy()
+        inputs[:, :COPIED], targets[:, -COPIED:] = symbols, symbols
+        inputs[:, -COPIED - 1] = RECALL
+        made[split] = {"inputs": inputs, "targets": targets, "mask": np.ones(inputs.shape, bool)}
+    return made

@@ -46,7 +46,7 @@ class RunData(NamedTuple):
     """What prediction needs to know about the data that a run was trained on.
 
     classes: names, () if there are none.  input_shape: of one example, None for inputs of several arrays.
-    input_range: least and greatest raw value.
+    input_range: least and greatest raw value.  vocabulary: of text.
     """
 
     name: str
@@ -54,6 +54,7 @@ class RunData(NamedTuple):
     scaling: Scaling
     input_shape: tuple[int, ...] | None
     input_range: tuple[float, float]
+    vocabulary: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -178,6 +179,7 @@ class RunFolder:
                 "classes": list(dataset.classes),
                 "input_shape": list(inputs.shape[1:]) if hasattr(inputs, "shape") else None,
                 "input_range": list(dataset.input_range),
+                "vocabulary": list(dataset.vocabulary),
                 "shift": np.asarray(shift).tolist(),
                 "scale": np.asarray(scale).tolist(),
             },
@@ -193,6 +195,7 @@ class RunFolder:
                 Scaling(np.float32(data["shift"]), np.float32(data["scale"])),
                 None if data["input_shape"] is None else tuple(data["input_shape"]),
                 (float(data["input_range"][0]), float(data["input_range"][1])),
+                tuple(data.get("vocabulary", ())),  # runs of earlier versions have none
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             why = f"not written by this version ({type(error).__name__}: {error})"

@@ -28,7 +28,7 @@ from train.run_folder import RunFolder, differences, versions, write_json
 from train.step import TrainState, init_state, make_step
 from train.stream import make_batches
 from train.transfer import TRANSFERS, load_params, matching
-from zoo.base import Model, Params, require_range, shared
+from zoo.base import Model, Params, replace, require_range, shared
 
 EVAL_BATCH, SMALL = 250, 2**14
 """Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
@@ -86,7 +86,8 @@ def fit(
         if setting not in names:
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
     if isinstance(data, str):
-        dataset = load_data(data, data_dir, image_shape=settings.get("image_shape", (28, 28, 1)))
+        how = {name: settings[name] for name in ("image_shape", "text") if name in settings}
+        dataset = load_data(data, data_dir, **how)
     elif isinstance(data, Dataset):
         dataset = data
     else:
@@ -139,8 +140,11 @@ def _run(
     manner: "_Manner",
 ) -> Result:
     def prepare() -> list[_Stage]:
-        datasets = {each.data: load_data(each.data, data_dir, image_shape=each.image_shape) for each in recipes}
-        return [_prepare(each, datasets[each.data], module_of(each.model), parallel) for each in recipes]
+        ways = {(each.data, each.image_shape, each.text) for each in recipes}
+        datasets = {(name, shape, text): load_data(name, data_dir, image_shape=shape, text=text) for name, shape, text in ways}
+        return [
+            _prepare(each, datasets[each.data, each.image_shape, each.text], module_of(each.model), parallel) for each in recipes
+        ]
 
     stages = cluster.together(prepare)
     _agree(stages, parallel)
@@ -255,6 +259,7 @@ def _has_checkpoint(folder: RunFolder) -> bool:
 
 def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel) -> _Stage:
     """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
+    recipe = _with_vocabulary(recipe, dataset)
     cfg, members = recipe.model, recipe.members
     layout = Layout(parallel, len(members))
     batches, validation = _batches(recipe, dataset, layout)
@@ -421,9 +426,21 @@ def evaluation_batches(
 ) -> Batches:
     """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
     leaves = jax.tree.leaves(table["inputs"])
-    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL
+    # Text is read in as many stretches as in training: every stretch begins without what came before it.
+    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL and "reset" not in table
     rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
     return make_batches(table, rows, seed=None, scaling=scaling, layout=layout)
+
+
+def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
+    """The recipe whose model has the vocabulary of the text.  Raises ValueError for text and a model without any."""
+    if not dataset.vocabulary:
+        return recipe
+    if not hasattr(recipe.model, "vocabulary"):
+        raise ValueError(f"data {dataset.name}: tokens, allowed for {type(recipe.model).__module__}: data that are no text")
+    if recipe.preprocess != "none":
+        raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")
+    return dataclasses.replace(recipe, model=replace(recipe.model, vocabulary=len(dataset.vocabulary)))
 
 
 def _check_classes(dataset: Dataset, outputs: Any) -> None:

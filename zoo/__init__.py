@@ -13,13 +13,29 @@ import difflib
 import fnmatch
 from typing import Any
 
-from zoo import autoencoder, base, conv_autoencoder, convnet, convolution, dbn, layers, mlp, rbm
-from zoo.base import Aux, Batch, Model, Params, static
+from zoo import (
+    autoencoder,
+    base,
+    conv_autoencoder,
+    convnet,
+    convolution,
+    dbn,
+    language,
+    layers,
+    mlp,
+    nnlm,
+    rbm,
+    recurrence,
+    recurrent_weights,
+    rnn,
+    rnnlm,
+)
+from zoo.base import Aux, Batch, Model, Params, Recurrent, static
 
 __all__ = [
-    "MODELS", "Aux", "Batch", "Model", "Params",
-    "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "layers", "list_models", "mlp", "rbm",
-    "static",
+    "MODELS", "Aux", "Batch", "Model", "Params", "Recurrent",
+    "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "language", "layers", "list_models",
+    "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights", "rnn", "rnnlm", "static",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -30,6 +46,9 @@ MODELS: dict[str, Model] = {
     "dbn": dbn,
     "autoencoder": autoencoder,
     "conv_autoencoder": conv_autoencoder,
+    "rnn": rnn,
+    "nnlm": nnlm,
+    "rnnlm": rnnlm,
 }
 """Every model module by name."""
 

@@ -8,7 +8,7 @@ A *batch* is a dict of arrays whose leading axis is the example:
     inputs    what ``apply`` receives: an array, or a dict of arrays
     targets   what the objective compares with (absent where it is unsupervised)
     mask      bool, [batch] or [batch, time]: False marks padding.  Always present
-    reset     bool, [batch], only for models with a carry: True restarts that row's carry before the batch
+    reset     bool, [batch], only where batches go on from one another: True restarts that row's carry before the batch
 
 Every reduction is a *sum* over unmasked items, and the number of items goes with it.  Whoever holds all the parts of a batch
 (micro-batches, devices, processes) adds them up and divides once, so ragged batches are exact and an all-padding shard
@@ -97,6 +97,28 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Recurrent(Model, Protocol):
+    """What models of sequences offer besides, so that training by pieces, streaming and generation are one definition.
+
+    ``apply`` is ``unroll`` from the initial carry.
+    """
+
+    def initial_carry(self, cfg: Any, params: Params, batch_size: Any) -> Carry:
+        """Of a sequence of which nothing has been seen; leaves lead with [batch]."""
+        ...
+
+    def unroll(
+        self, cfg: Any, params: Params, carry: Carry, inputs: Array, *, key: Array | None = None, mask: Array | None = None
+    ) -> tuple[Carry, Array]:
+        """The carry after inputs [batch, time, ...], and the outputs.  mask [batch, time]: False where there is no step."""
+        ...
+
+    def step(self, cfg: Any, params: Params, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
+        """The carry after one step of each row, inputs [batch, ...], and its outputs."""
+        ...
+
+
 CONTRACT = {
     "init": ("cfg", "key"),
     "apply": ("cfg", "params", "inputs", "key"),
@@ -114,6 +136,21 @@ BLOCK = "block"
 def block(x: T) -> T:
     """The result of a part of a deep model: when memory is short, only these are kept for the backward pass."""
     return checkpoint_name(x, BLOCK)
+
+
+def restart(initial: Carry, carry: Carry, batch: Batch) -> Carry:
+    """``carry`` where a batch goes on from the one before; ``initial`` for rows that ``batch["reset"]`` says begin anew.
+
+    All of them do without a carry, and where nothing says that any goes on.
+    """
+    if not jax.tree.leaves(carry) or "reset" not in batch:
+        return initial
+    reset = batch["reset"]
+
+    def choose(initial: Array, leaf: Array) -> Array:
+        return jnp.where(reset.reshape(-1, *[1] * (leaf.ndim - 1)), initial, leaf)
+
+    return jax.tree.map(choose, initial, carry)
 
 
 def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:

@@ -174,8 +174,9 @@ def require_supervised(cfg: Any) -> None:
 
 
 def supervised_loss(cfg: Any, logits: Float[Array, "batch out"], batch: Batch) -> tuple[Array, Aux]:
-    """Summed loss over unmasked examples, by a Config's output and objective; metric "accuracy" where targets are classes.
+    """Summed loss over unmasked examples, by a Config's output and objective.
 
+    Metrics: "accuracy" where targets are classes, "squared_error" (summed over outputs) where outputs are linear.
     batch: mask [batch], targets: classes [batch] (integers) or [batch, out] (0/1 or real).
     """
     targets = batch["targets"]
@@ -184,7 +185,7 @@ def supervised_loss(cfg: Any, logits: Float[Array, "batch out"], batch: Batch) -
         metrics = {"accuracy": jnp.argmax(logits, axis=-1) == targets}
     else:
         require_shape("targets", targets, logits.shape)
-        metrics = {}
+        metrics = {"squared_error": jnp.sum(jnp.square(logits - targets), axis=-1)} if cfg.output == "linear" else {}
     losses = output_losses(cfg.output, cfg.objective or NATURAL_OBJECTIVE[cfg.output], logits, targets)
     return summed(losses, batch["mask"], **metrics)
 

@@ -1,0 +1,152 @@
+"""Text as data: every token is predicted once, from what came before it, and batches go on from one another."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from train import text
+from train.batches import Batches
+from train.data import load_data
+from train.formats import DataError
+from train.text import Text
+
+ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
+LINES = "the cat sat\n\non the mat\nthe end\n"
+
+
+def folder(path: pathlib.Path, **texts: str) -> pathlib.Path:
+    path.mkdir(exist_ok=True)
+    for name, content in texts.items():
+        (path / f"{name}.txt").write_text(content)
+    return path
+
+
+def test_words_are_split_by_white_space_and_lines_end():
+    assert text.words(LINES) == ["the", "cat", "sat", "<eos>", "on", "the", "mat", "<eos>", "the", "end", "<eos>"]
+    assert text.characters("a b\n") == ["a", " ", "b", "\n"]
+
+
+def test_the_vocabulary_is_of_training_by_frequency_and_rare_words_are_unknown():
+    words = Text(tokens="words", min_count=2)
+    vocabulary = text.make_vocabulary([text.words(LINES), ["cat"]], words)
+    assert vocabulary == ("<eos>", "<unk>", "the", "cat")
+    assert text.encode(["the", "dog", "<eos>", "sat"], vocabulary).tolist() == [2, 1, 0, 1]
+    assert text.decode([2, 3, 0], vocabulary) == "the cat \n"
+    assert text.encode_text("the cat", vocabulary).tolist() == [2, 3]
+    assert text.decode(text.encode_text("ab\n", ("\n", "<unk>", "a", "b")), ("\n", "<unk>", "a", "b")) == "ab\n"
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 8, 20])
+def test_windows_predict_every_token_once_from_the_one_before(length):
+    document = np.arange(2, 9, dtype=np.int32)
+    table = text.windows(document, length)
+    mask = table["mask"]
+    np.testing.assert_array_equal(table["targets"][mask], document)
+    np.testing.assert_array_equal(table["inputs"][mask], [text.BEGIN, *document[:-1]])
+    assert table["reset"].tolist() == [True] + [False] * (len(mask) - 1)
+
+
+def test_a_folder_has_a_file_for_each_split(tmp_path):
+    path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
+    dataset = load_data(f"text:{path}", text=Text(tokens="words", window=4))
+    assert dataset.vocabulary == ("<eos>", "<unk>", "a", "b")
+    assert {name: int(table["mask"].sum()) for name, table in dataset.splits.items()} == {"train": 20, "validation": 3, "test": 2}
+    assert dataset.splits["validation"]["targets"][0, :3].tolist() == [3, 1, 0]
+    (path / "another-test.txt").write_text("x")
+    with pytest.raises(DataError, match=r"2 files whose name holds test"):
+        load_data(f"text:{path}")
+
+
+def test_a_file_is_split_by_position(tmp_path):
+    (tmp_path / "book.txt").write_text("".join(chr(97 + index % 26) for index in range(1000)))
+    dataset = load_data(f"text:{tmp_path / 'book.txt'}")
+    assert {name: int(table["mask"].sum()) for name, table in dataset.splits.items()} == {
+        "train": 900,
+        "validation": 50,
+        "test": 50,
+    }
+
+
+def test_the_embedded_topics_are_english_and_split_by_topic():
+    dataset = load_data("topics")
+    tokens = {name: int(table["mask"].sum()) for name, table in dataset.splits.items()}
+    assert tokens["train"] > 200_000
+    assert min(tokens.values()) > 5_000
+    assert {" ", "e", "\n"} <= set(dataset.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\xff\xfe\x00", "not UTF-8"), (b"", "no characters in the train split"), (None, "no such file")]
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    file = tmp_path / "bad.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad\.txt.*{message}|{message}.*bad\.txt"):
+        load_data(f"text:{file}")
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens", "syllables"), ("window", 0), ("min_count", 1.5)])
+def test_bad_settings_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value!r}, allowed"):
+        Text(**{field: value})
+
+
+# ---------------------------------------------------------------- batches that go on
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (12, 3), (3, 5), (1, 1), (7, 2)])
+def test_rows_of_a_batch_go_on_in_the_next_one(count, size):
+    table = {"inputs": np.arange(count, dtype=np.int32)[:, None], "reset": np.arange(count) == 0}
+    batches = Batches(table, size, seed=3)
+    assert batches.steps_per_epoch == -(-count // size)
+    for epoch in (0, 1):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        rows = np.stack([batches.rows(step) for step in steps])
+        assert sorted(rows[rows >= 0]) == list(range(count)), "each once"
+        before, after = rows[:-1], rows[1:]
+        assert ((after == before + 1) | (after == -1)).all(), "a row goes on until its stretch ends"
+        loaded = [batches.batch(step) for step in steps]
+        np.testing.assert_array_equal([batch["mask"] for batch in loaded], rows >= 0)
+        assert loaded[0]["reset"][rows[0] >= 0].all(), "an epoch begins anew"
+        assert not any(batch["reset"][row >= 0].any() for batch, row in zip(loaded[1:], rows[1:], strict=True))
+
+
+def test_documents_begin_anew_in_the_middle_of_a_stretch():
+    table = {"inputs": np.arange(8, dtype=np.int32)[:, None], "reset": np.isin(np.arange(8), [0, 2])}
+    resets = [Batches(table, 2, seed=None).batch(step)["reset"].tolist() for step in range(4)]
+    assert resets == [[True, True], [False, False], [True, False], [False, False]]
+
+
+# ---------------------------------------------------------------- data sets of their own
+
+
+@pytest.mark.skipif(not (ROOT / "brown").is_dir(), reason="needs the Brown corpus in $ZOO_DATA_DIR/brown")
+def test_brown_has_its_words_documents_and_splits(monkeypatch):
+    monkeypatch.setenv("ZOO_DATA_DIR", str(ROOT))
+    documents = text.brown(ROOT / "brown")
+    assert {split: len(texts) for split, texts in documents.items()} == {"train": 414, "validation": 45, "test": 41}
+    words = sum(len(part.split()) for texts in documents.values() for part in texts)
+    assert words == 1_161_192, "as its manual says"
+    assert documents["train"][0].startswith("The Fulton County Grand Jury said Friday an investigation of Atlanta's")
+    dataset = load_data("brown", text=Text(tokens="words", window=35, min_count=4))
+    tokens = {split: int(table["mask"].sum()) for split, table in dataset.splits.items()}
+    assert tokens == {"train": 1_009_324, "validation": 109_690, "test": 99_518}
+    assert len(dataset.vocabulary) == 15_882
+
+
+@pytest.mark.skipif(not (ROOT / "tinyshakespeare").is_dir(), reason="needs $ZOO_DATA_DIR/tinyshakespeare/input.txt")
+def test_tinyshakespeare_is_split_by_position(monkeypatch):
+    monkeypatch.setenv("ZOO_DATA_DIR", str(ROOT))
+    dataset = load_data("tinyshakespeare")
+    tokens = {split: int(table["mask"].sum()) for split, table in dataset.splits.items()}
+    assert tokens == {"train": 1_003_854, "validation": 55_770, "test": 55_770}
+    assert len(dataset.vocabulary) == 66, "65 characters and <unk>"
+
+
+def test_without_the_corpus_it_says_where_to_put_it(monkeypatch):
+    monkeypatch.delenv("ZOO_DATA_DIR", raising=False)
+    with pytest.raises(DataError, match=r"ca01 .* cr09 .*DIR/brown/ .*ZOO_DATA_DIR"):
+        load_data("brown")

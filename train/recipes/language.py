@@ -1,0 +1,73 @@
+"""Language models: what is the next character, or the next word?  See docs/language.md.
+
+    python -m train rnnlm-topics           characters of the help texts that every Python brings along, under a minute
+    python -m train rnnlm-shakespeare      characters of tinyshakespeare, LSTM with dropout; about 30 minutes on two cores
+    python -m train nnlm-brown             words of the Brown corpus from the four before (Bengio et al. 2003)
+    python -m train rnnlm-brown            the same words, LSTM (Zaremba et al. 2014)
+
+    python -m train rnnlm-shakespeare --data text:FILE            characters of any text
+    python -m train rnnlm-brown --data text:FOLDER                words; FOLDER has a file for train, valid and test each
+
+``python -m evals RUN`` measures perplexities, also those of Kneser-Ney n-grams of the same text and of both together; with
+``--sample 500 --prompt "..."`` the model writes.
+"""
+
+from dataclasses import replace
+
+from train.optimizer import Optimizer
+from train.recipe import Recipe, Target
+from train.text import Text
+from zoo import nnlm, rnnlm
+
+_characters = Recipe(
+    name="rnnlm-shakespeare",
+    about="characters of tinyshakespeare, LSTM 512 with dropout",
+    model=rnnlm.PRESETS["characters"],
+    data="tinyshakespeare",
+    text=Text(window=64),
+    preprocess="none",
+    optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    batch_size=32,
+    epochs=10,
+    select_by="loss",
+    select_mode="min",
+    targets=(Target(metric="validation loss nats", at_most=1.45),),
+)
+
+_brown = Recipe(
+    name="rnnlm-brown",
+    about="words of the Brown corpus, LSTM 256 with dropout and tied vectors (Zaremba et al. 2014; Press and Wolf 2016)",
+    model=rnnlm.Config(vocabulary=15_882, features=256, units=(256,), tied=True, dropout=0.4),
+    data="brown",
+    text=Text(tokens="words", window=35, min_count=4),
+    preprocess="none",
+    optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    batch_size=20,
+    epochs=4,
+    select_by="loss",
+    select_mode="min",
+    targets=(Target(metric="test perplexity", at_most=170.0),),
+)
+
+RECIPES = (
+    replace(
+        _characters,
+        name="rnnlm-topics",
+        about="characters of the help texts that every Python brings along, LSTM 128",
+        model=replace(rnnlm.PRESETS["characters"], features=32, units=(128,), dropout=0.0),
+        data="topics",
+        epochs=5,
+        targets=(Target(metric="test loss nats", at_most=2.1),),
+    ),
+    _characters,
+    replace(
+        _brown,
+        name="nnlm-brown",
+        about="words of the Brown corpus from the four before, 100 tanh units (Bengio et al. 2003)",
+        model=nnlm.Config(vocabulary=15_882, context=4, features=60, hidden=100, dropout=0.2),
+        optimizer=replace(_brown.optimizer, learning_rate=1e-3),
+        epochs=3,
+        targets=(Target(metric="test perplexity with 5-grams", at_most=170.0),),
+    ),
+    _brown,
+)

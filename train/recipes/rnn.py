@@ -1,0 +1,87 @@
+"""Recurrent networks: what they remember, and for how long.  See docs/language.md.
+
+    python -m train rnn-digits         8x8 digits row by row, LSTM; seconds
+    python -m train adding-lstm        the adding problem over 100 steps; adding-rnn: tanh units, which do not learn it
+    python -m train adding400-lstm     over 400 steps; adding400-gru
+    python -m train copy-lstm          say ten symbols again 100 steps later; copy-rnn
+
+What they reach: ``python -m evals.ledger``.
+"""
+
+from dataclasses import replace
+
+from train.optimizer import Optimizer
+from train.recipe import Recipe, Target
+from zoo import rnn, rnnlm
+
+_ADDING = "Hochreiter and Schmidhuber 1997, section 5.4"
+
+_adding = Recipe(
+    name="adding-lstm",
+    about=f"the sum of two marked ones of 100 numbers, LSTM 64 ({_ADDING})",
+    model=rnn.PRESETS["adding_lstm"],
+    data="adding:100",
+    preprocess="none",
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, clip_norm=1.0),
+    batch_size=50,
+    steps=4000,
+    eval_every=0.25,
+    select_by="squared_error",
+    select_mode="min",
+    # Whoever says 1 always is wrong by 1/6.
+    targets=(Target(metric="test squared_error", at_most=0.002),),
+)
+
+_copy = Recipe(
+    name="copy-lstm",
+    about="ten symbols, said again 100 steps later, LSTM 128 (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016)",
+    model=rnnlm.Config(vocabulary=10, features=10, units=(128,)),
+    data="copy:100",
+    preprocess="none",
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, clip_norm=1.0),
+    batch_size=50,
+    steps=4000,
+    eval_every=0.5,
+    select_by="loss",
+    select_mode="min",
+    # Whoever has forgotten the symbols loses 10 log 8 / 120 = 0.173.
+    targets=(Target(metric="test loss nats"),),
+)
+
+RECIPES = (
+    Recipe(
+        name="rnn-digits",
+        about="8x8 handwritten digits that ship with the package, read row by row, LSTM 128",
+        model=rnn.PRESETS["digits"],
+        data="digits",
+        optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.0),
+        batch_size=64,
+        epochs=40,
+        eval_every=4,
+        select_by="loss",
+        select_mode="min",
+        targets=(Target(metric="test error %", at_most=4.0),),
+    ),
+    _adding,
+    replace(
+        _adding,
+        name="adding-rnn",
+        about="adding-lstm with tanh units: they cannot learn to store information for so long",
+        model=rnn.PRESETS["adding_rnn"],
+        targets=(Target(metric="test squared_error", at_least=0.1),),
+    ),
+    *(
+        replace(
+            _adding,
+            name=f"adding400-{cell}",
+            about=f"the adding problem over 400 steps, {cell.upper()} 64",
+            model=rnn.PRESETS[f"adding_{cell}"],
+            data="adding:400",
+            steps=6000,
+            eval_every=0.5,
+        )
+        for cell in ("lstm", "gru")
+    ),
+    _copy,
+    replace(_copy, name="copy-rnn", about="copy-lstm with tanh units", model=replace(_copy.model, cell="rnn")),
+)

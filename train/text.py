@@ -1,0 +1,176 @@
+r"""Text as data: tokens, which are characters or words, in windows of which each goes on where the one before ended.
+
+A *document* is a text of lines.  Its characters are its tokens; or its words, which white space separates, with "<eos>" at the
+end of each line that has any.  Token 0 ("\n" or "<eos>") stands before every document, so that its first token is predicted too;
+token 1 is "<unk>".  The vocabulary is that of the training documents; what occurs elsewhere only is "<unk>".
+
+    topics           English text that every Python brings along: its help topics (``pydoc_data.topics``), by topic
+    brown            DIR/brown: the Brown corpus (Francis and Kucera 1964), 500 documents ca01 ... cr09 of lines of word/tag
+    tinyshakespeare  DIR/tinyshakespeare/input.txt: the char-rnn set
+    text:PATH        a file, or a folder with one file each whose name holds train, valid (or val, dev), test
+
+Of documents in the order of their names (Brown: of their numbers' last digits) every tenth tests and every ninth validates, as
+usual for Brown; of a single file the last 5 % of the characters test, and the 5 % before validate.
+"""
+
+import collections
+import importlib
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from train.formats import MAX_BYTES, DataError, reading
+
+BEGIN, UNKNOWN = 0, 1
+"""Tokens of every vocabulary: the end of a line, and what is not in it."""
+Documents = dict[str, list[str]]
+"""{split: texts}."""
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """How text is read."""
+
+    tokens: Literal["characters", "words"] = "characters"
+    window: int = 64
+    """Tokens of an example: backpropagation goes back so far, what is carried along farther."""
+    min_count: int = 1
+    """Tokens that occur less often in the training documents are <unk>."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        if self.tokens not in ("characters", "words"):
+            raise ValueError(f"text: tokens={self.tokens!r}, allowed: characters, words")
+        for field in ("window", "min_count"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"text: {field}={value!r}, allowed: a positive integer")
+
+
+def tables(source: str, documents: Documents, how: Text) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+    """Each split as windows, and the vocabulary.  Raises DataError, which names the source, when a split has no token.
+
+    A table: inputs, targets int32 [windows, window], the target being the next token; mask of the same shape; reset [windows]:
+    where a document begins.  A document's last window is padded.
+    """
+    split_up = characters if how.tokens == "characters" else words
+    tokens = {split: [part for part in map(split_up, texts) if part] for split, texts in documents.items()}
+    for split, parts in tokens.items():
+        if not parts:
+            raise DataError(f"{source}: no {how.tokens} in the {split} split")
+    vocabulary = make_vocabulary(tokens["train"], how)
+    made = {}
+    for split, parts in tokens.items():
+        pieces = [windows(encode(part, vocabulary), how.window) for part in parts]
+        made[split] = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return made, vocabulary
+
+
+def characters(text: str) -> list[str]:
+    """Each character."""
+    return list(text)
+
+
+def words(text: str) -> list[str]:
+    """Words and line ends."""
+    return [word for line in text.splitlines() for word in ([*line.split(), "<eos>"] if line.strip() else [])]
+
+
+def make_vocabulary(documents: Sequence[Sequence[str]], how: Text) -> tuple[str, ...]:
+    """The two special tokens, then those of the documents by frequency, ties by name."""
+    special = ("\n" if how.tokens == "characters" else "<eos>", "<unk>")
+    counts = collections.Counter(token for document in documents for token in document)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return special + tuple(token for token, count in ordered if count >= how.min_count and token not in special)
+
+
+def encode(tokens: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
+    """Tokens as indices, int32 [tokens]."""
+    index = {token: number for number, token in enumerate(vocabulary)}
+    return np.fromiter((index.get(token, UNKNOWN) for token in tokens), np.int32, len(tokens))
+
+
+def encode_text(text: str, vocabulary: Sequence[str]) -> np.ndarray:
+    """A text as tokens of a vocabulary, which tells whether they are characters or words."""
+    return encode(characters(text) if vocabulary[BEGIN] == "\n" else text.split(), vocabulary)
+
+
+def decode(tokens: Iterable[int], vocabulary: Sequence[str]) -> str:
+    """Tokens as a text."""
+    parts = [vocabulary[token] for token in tokens]
+    if vocabulary[BEGIN] == "\n":
+        return "".join(parts)
+    return "".join("\n" if part == "<eos>" else f"{part} " for part in parts)
+
+
+def windows(document: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A document's tokens [tokens] in windows: see ``tables``."""
+    rows = -(-len(document) // length)
+    padded = np.full(rows * length + 1, BEGIN, np.int32)
+    padded[1 : len(document) + 1] = document
+    mask = np.arange(rows * length) < len(document)
+    shape = (rows, length)
+    columns = {"inputs": padded[:-1].reshape(shape), "targets": padded[1:].reshape(shape), "mask": mask.reshape(shape)}
+    return columns | {"reset": np.arange(rows) == 0}
+
+
+def topics() -> Documents:
+    """Python's help topics."""
+    texts = importlib.import_module("pydoc_data.topics").topics
+    return _every_tenth({str(number): texts[name] for number, name in enumerate(sorted(texts))})
+
+
+def brown(folder: pathlib.Path) -> Documents:
+    """The Brown corpus.  Raises DataError naming what is missing or is not its format."""
+    with reading(folder):
+        files = sorted(file for file in folder.glob("c[a-r][0-9][0-9]"))
+        if len(files) != 500:
+            raise DataError(f"{folder}: {len(files)} documents ca01 ... cr09, expected the 500 of the Brown corpus")
+        return _every_tenth({file.name: _untagged(file) for file in files})
+
+
+def _untagged(file: pathlib.Path) -> str:
+    lines = []
+    for line in file.read_text("latin-1").splitlines():
+        tagged = line.split()
+        for word in tagged:
+            if "/" not in word:
+                raise DataError(f"{file}: {word!r}, expected word/tag")
+        lines.append(" ".join(word.rpartition("/")[0] for word in tagged))
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _every_tenth(texts: Mapping[str, str]) -> Documents:
+    """By the last digit of their names: 0 tests, 9 validates."""
+    split_of: Callable[[str], str] = lambda name: {"0": "test", "9": "validation"}.get(name[-1], "train")  # noqa: E731
+    return {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
+
+
+def from_path(path: pathlib.Path) -> Documents:
+    """A file, or a folder of three.  Raises DataError naming the file that is not UTF-8, too large or missing."""
+    with reading(path):
+        if not path.is_dir():
+            text = _read(path)
+            first, second = len(text) * 90 // 100, len(text) * 95 // 100
+            return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}
+        names = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test",)}
+        found: dict[str, Any] = {}
+        for split, marks in names.items():
+            files = [file for file in sorted(path.iterdir()) if file.is_file() and any(mark in file.name for mark in marks)]
+            if len(files) != 1:
+                raise DataError(f"{path}: {len(files)} files whose name holds {' or '.join(marks)}, expected one of each split")
+            found[split] = [_read(files[0])]
+        return found
+
+
+def _read(file: pathlib.Path) -> str:
+    if file.stat().st_size > MAX_BYTES:
+        raise DataError(f"{file}: {file.stat().st_size} bytes, allowed: {MAX_BYTES}")
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text: {error}") from error

@@ -1,0 +1,91 @@
+"""What language models share: vectors of tokens, the loss of the next token, and text that they write themselves.
+
+They are models of the zoo whose inputs are tokens [batch, time], and that also offer ``unroll`` and ``step`` from a carry.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from zoo.base import Aux, Batch, Params, Recurrent, require_shape
+from zoo.layers import summed
+
+EXAMPLE_STEPS = 8
+"""Tokens of an example; a model takes any number."""
+
+
+def init_embedding(key: Array, vocabulary: int, features: int) -> Params:
+    """{"embedding" [vocabulary, features]}: normal, each token's vector of about unit length."""
+    return {"embedding": jax.random.normal(key, (vocabulary, features)) / jnp.sqrt(float(features))}
+
+
+def init_uniform(key: Array, params: Params, scale: float) -> Params:
+    """Parameters of these shapes, all uniform in -scale .. scale."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.uniform(key, leaf.shape, leaf.dtype, -scale, scale) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def look_up(params: Params, tokens: Array) -> Array:
+    """Each token's vector [..., features].  Raises ValueError unless tokens are integers."""
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"inputs: {tokens.dtype}, expected tokens, which are integers (preprocess='none')")
+    return params["embedding"].at[tokens].get(mode="clip")
+
+
+def next_token_loss(logits: Float[Array, "batch time vocabulary"], batch: Batch, carry: Any) -> tuple[Array, Aux]:
+    """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through."""
+    require_shape("targets", batch["targets"], logits.shape[:2])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    total, aux = summed(losses, batch["mask"])
+    return total, aux._replace(carry=jax.lax.stop_gradient(carry))
+
+
+def example_tokens(key: Array, batch_size: int, vocabulary: int) -> Batch:
+    """A batch of random tokens [batch, EXAMPLE_STEPS] of texts of different lengths, of which every other one goes on."""
+    tokens_key, length_key = jax.random.split(key)
+    tokens = jax.random.randint(tokens_key, (batch_size, EXAMPLE_STEPS + 1), 0, vocabulary)
+    lengths = jax.random.randint(length_key, (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1)
+    mask = jnp.arange(EXAMPLE_STEPS)[None] < lengths
+    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask, "reset": jnp.arange(batch_size) % 2 == 0}
+
+
+@functools.partial(jax.jit, static_argnames=("module", "length", "top_k"))
+def generate(
+    module: Recurrent,
+    cfg: Any,
+    params: Params,
+    prompt: Int[Array, "batch time"],
+    length: int,
+    key: Key[Array, " batch"],
+    *,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+) -> Int[Array, "batch length"]:
+    """Tokens that go on from a prompt of one token or more, each drawn given all before: one compiled loop.
+
+    module: a language model.  key: one for each row.  temperature: logits are divided by it; 0 takes the most probable token.
+    top_k: draw among so many most probable tokens only; None among all.
+    """
+
+    def draw(key: Array, logits: Array) -> Array:
+        if top_k is not None:
+            logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
+        drawn = jax.random.categorical(key, logits / jnp.where(temperature == 0, 1, temperature))
+        return jnp.where(temperature == 0, jnp.argmax(logits), drawn).astype(prompt.dtype)
+
+    def body(state: tuple[Any, Array], index: Array) -> tuple[tuple[Any, Array], Array]:
+        carry, logits = state
+        keys = jax.vmap(jax.random.fold_in, (0, None))(key, index)
+        tokens = jax.vmap(draw)(keys, logits)
+        return module.step(cfg, params, carry, tokens), tokens
+
+    carry, logits = module.unroll(cfg, params, module.initial_carry(cfg, params, prompt.shape[0]), prompt)
+    _, tokens = jax.lax.scan(body, (carry, logits[:, -1]), jnp.arange(length))
+    return tokens.T

@@ -1,0 +1,168 @@
+"""The neural probabilistic language model (Bengio, Ducharme, Vincent, Jauvin 2003).
+
+The vectors of the n - 1 tokens before, side by side, are x; with b, d, W, U, H as in the paper's equation 1
+
+    y = b + W x + U tanh(d + H x)          logits of the next token; W, the direct connections, may be left out
+
+All positions share the vectors, the matrix C.  Its carry is the tokens that came before: a window's first ones are predicted
+from the end of the window before.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, random
+
+from zoo.base import Aux, Batch, Params, block, require_choice, require_count, require_rate, require_shape, restart, static
+from zoo.language import example_tokens, init_embedding, look_up, next_token_loss
+from zoo.layers import (
+    INITIALIZERS,
+    ComputeDtype,
+    Initializer,
+    at_least_float32,
+    dense,
+    dropout,
+    init_layer,
+    output_activation,
+    split_keys,
+)
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A neural probabilistic language model.
+
+    vocabulary: number of tokens; training sets it to that of the text.
+    context: tokens that the next one is predicted from, n - 1.
+    features, hidden: numbers of a token's vector; tanh units.
+    direct: whether the vectors also go to the outputs directly.
+    input_dropout, dropout: probability that a number of a vector, a hidden unit is dropped while training.
+    initializer: how kernels are drawn.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    """
+
+    vocabulary: int
+    context: int = 4
+    features: int = 60
+    hidden: int = 50
+    direct: bool = False
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    initializer: Initializer = "glorot_uniform"
+    compute_dtype: ComputeDtype = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for field in ("vocabulary", "context", "features", "hidden"):
+            require_count(self, field)
+        require_choice(self, "direct", (True, False))
+        require_rate(self, "input_dropout", "dropout")
+        require_choice(self, "initializer", INITIALIZERS)
+        require_choice(self, "compute_dtype", (None, "bfloat16"))
+
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(vocabulary=31, context=3, features=4, hidden=8, direct=True, dropout=0.1),
+    # Bengio et al. 2003, tables 1 and 2: MLP1 (n = 5, h = 50, m = 60, direct), MLP3 (h = 0 is left out), MLP9 (h = 100, m = 30).
+    "mlp1": Config(vocabulary=16_383, context=4, features=60, hidden=50, direct=True),
+    "mlp5": Config(vocabulary=16_383, context=4, features=30, hidden=50),
+    "mlp9": Config(vocabulary=16_383, context=4, features=30, hidden=100),
+}
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """{"embedding": C, "hidden": H and d, "output": U and b, "direct": {"kernel" W}}; kernels by cfg.initializer, biases zero."""
+    keys = random.split(key, 4)
+    size = cfg.context * cfg.features
+    params: Params = {
+        "embedding": init_embedding(keys[0], cfg.vocabulary, cfg.features),
+        "hidden": init_layer(keys[1], (size, cfg.hidden), cfg.initializer),
+        "output": init_layer(keys[2], (cfg.hidden, cfg.vocabulary), cfg.initializer),
+    }
+    if cfg.direct:
+        params["direct"] = {"kernel": init_layer(keys[3], (size, cfg.vocabulary), cfg.initializer)["kernel"]}
+    return params
+
+
+def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
+    """Tokens [batch, time] -> logits [batch, time, vocabulary] of each one's next token, at least float32."""
+    return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
+
+
+def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    """Logits, "embedded" [batch, time, context * features], "hidden_0" [batch, time, hidden], "logits", "outputs"."""
+    contexts, _ = _contexts(cfg, initial_carry(cfg, params, inputs.shape[0]), inputs, None)
+    return _forward(cfg, params, contexts, None)
+
+
+def initial_carry(cfg: Config, params: Params, batch_size: Any) -> Array:
+    """What precedes a text: token 0, int32 [batch, context - 1]."""
+    return jnp.zeros((batch_size, cfg.context - 1), jnp.int32)
+
+
+def unroll(
+    cfg: Config, params: Params, carry: Array, inputs: Array, *, key: Array | None = None, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """Tokens [batch, time] after those of ``carry``: the carry after them, and logits [batch, time, vocabulary].
+
+    mask: [batch, time], False where there is no token; its logits mean nothing.
+    """
+    contexts, carry = _contexts(cfg, carry, inputs, mask)
+    return carry, _forward(cfg, params, contexts, key)[0]
+
+
+def step(cfg: Config, params: Params, carry: Array, inputs: Array) -> tuple[Array, Array]:
+    """One token [batch] of each row: the carry after it, and logits [batch, vocabulary]."""
+    carry, logits = unroll(cfg, params, carry, inputs[:, None])
+    return carry, logits[:, 0]
+
+
+def _contexts(cfg: Config, carry: Array, tokens: Array, mask: Array | None) -> tuple[Array, Array]:
+    """At each position the tokens to predict from [batch, time, context], and the last ones of all."""
+    require_shape("inputs", tokens, ("batch", "time"))
+    present = jnp.ones(tokens.shape, bool) if mask is None else mask
+    require_shape("mask", present, tokens.shape)
+    if mask is not None:  # those that are there, side by side
+        tokens = jnp.take_along_axis(tokens, jnp.argsort(~present, axis=1, stable=True), axis=1)
+    history = jnp.concatenate([carry.astype(tokens.dtype), tokens], axis=1)
+    before = jnp.cumsum(present, axis=1) - present  # tokens of this window before each position
+    offsets = jnp.arange(cfg.context)
+    places = before[:, :, None] + jnp.broadcast_to(offsets[None, None], (*before.shape, cfg.context))
+    contexts = jnp.take_along_axis(history, places.reshape(len(history), -1), axis=1).reshape(places.shape)
+    total = jnp.sum(present, axis=1)[:, None] + jnp.broadcast_to(offsets[None, :-1], (len(history), cfg.context - 1))
+    return contexts, jnp.take_along_axis(history, total, axis=1).astype(carry.dtype)
+
+
+def _forward(cfg: Config, params: Params, contexts: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    keys = split_keys(key, 2)
+    vectors = look_up(params["embedding"], contexts)
+    x = dropout(vectors.reshape(*contexts.shape[:2], -1), cfg.input_dropout, keys[0])
+    hidden = block(jnp.tanh(dense(params["hidden"], x, cfg.compute_dtype)))
+    logits = dense(params["output"], dropout(hidden, cfg.dropout, keys[1]), cfg.compute_dtype)
+    if cfg.direct:
+        kernel = params["direct"]["kernel"].astype(cfg.compute_dtype or params["direct"]["kernel"].dtype)
+        logits = logits + x.astype(kernel.dtype) @ kernel
+    logits = at_least_float32(logits)
+    return logits, {"embedded": x, "hidden_0": hidden, "logits": logits, "outputs": output_activation("softmax", logits)}
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """-log p of each target token, in nats, summed over unmasked ones.
+
+    batch: inputs, targets [batch, time] tokens; mask [batch, time]; reset [batch]: rows that do not go on from ``carry``.
+    """
+    start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
+    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=batch["mask"])
+    return next_token_loss(logits, batch, last)
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Array:
+    """``initial_carry``."""
+    return initial_carry(cfg, params, batch_size)
+
+
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Random tokens [batch, time] of texts of different lengths; every other row begins one."""
+    return example_tokens(key, batch_size, cfg.vocabulary)

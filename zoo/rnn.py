@@ -1,0 +1,321 @@
+"""Recurrent networks: tanh or ReLU units, LSTM, GRU; in layers, and in both directions (LeCun, Bengio, Hinton 2015, figure 5).
+
+``zoo.recurrence`` has their equations and computes them.  Sequences are as long as they are; a mask says where they end, and
+``unroll`` and ``step`` continue from a carry, so that training by pieces (truncated backpropagation through time), streaming
+and generation are one definition.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from zoo import recurrence
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    block,
+    require,
+    require_choice,
+    require_count,
+    require_rate,
+    require_shape,
+    require_sizes,
+    restart,
+    static,
+)
+from zoo.layers import (
+    INITIALIZERS,
+    OUTPUTS,
+    ComputeDtype,
+    Initializer,
+    Objective,
+    Output,
+    at_least_float32,
+    dense,
+    dropout,
+    init_layer,
+    output_activation,
+    split_keys,
+    supervised_loss,
+)
+
+Unit = Literal["rnn", "lstm", "gru"]
+ReadOut = Literal["each", "last"]
+EXAMPLE_STEPS = 8
+"""Time steps of ``example_batch``; a model takes any number."""
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A recurrent network.
+
+    inputs, outputs: values of each time step; output units.
+    units: of every recurrent layer.
+    cell: rnn, lstm or gru.
+    activation: nonlinearity of rnn units, tanh or relu; the others have their own.
+    bidirectional: each layer also reads the sequence from its end; the outputs of both directions lie side by side.
+    read_out: each reads the outputs off every step; last off the state after the last unmasked step (of both directions: after
+        the last they read).
+    output: what the output units are.
+    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one: cross-entropy
+        for softmax and logistic outputs, squared error for linear ones.
+    input_dropout, dropout: probability that an input, a layer's output is dropped while training, at each step anew; the
+        recurrent connections keep theirs (Zaremba et al. 2014).
+    forget_bias: of an LSTM's forget gates at the beginning.
+    remat: memory for about sqrt(time) steps instead of for all, for the gradient; takes another forward pass.
+    initializer: how input and output kernels are drawn; recurrent ones are orthogonal.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves the precision of matrix products, not of states.
+    """
+
+    inputs: int
+    units: tuple[int, ...]
+    outputs: int
+    cell: Unit = "lstm"
+    activation: Literal["tanh", "relu"] = "tanh"
+    bidirectional: bool = False
+    read_out: ReadOut = "each"
+    output: Output = "softmax"
+    objective: Objective | None = None
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    forget_bias: float = 1.0
+    remat: bool = False
+    initializer: Initializer = "glorot_uniform"
+    compute_dtype: ComputeDtype = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        require_count(self, "inputs")
+        require_count(self, "outputs")
+        require_layers(self)
+        require_choice(self, "bidirectional", (True, False))
+        require_choice(self, "read_out", get_args(ReadOut))
+        require_choice(self, "output", OUTPUTS)
+        require_choice(self, "objective", (None, "cross_entropy", "squared_error"))
+        linear = self.output == "linear" and self.objective == "cross_entropy"
+        require(not linear, self, "objective", "'squared_error' or None for linear outputs")
+        require_rate(self, "input_dropout", "dropout")
+        require_choice(self, "initializer", INITIALIZERS)
+
+    @property
+    def kind(self) -> recurrence.Cell:
+        """The cell as ``zoo.recurrence`` names it."""
+        return self.activation if self.cell == "rnn" else self.cell
+
+    @property
+    def carries(self) -> bool:
+        """Whether a batch may continue the one before: not when sequences are read backward, or whole."""
+        return self.read_out == "each" and not self.bidirectional
+
+
+def require_layers(cfg: Any) -> None:
+    """Raises ValueError unless the fields of a Config that describe recurrent layers are allowed."""
+    require_sizes(cfg, "units", at_least=1)
+    require_choice(cfg, "cell", get_args(Unit))
+    require_choice(cfg, "activation", ("tanh", "relu"))
+    require(cfg.cell == "rnn" or cfg.activation == "tanh", cfg, "activation", "'tanh' unless cell is 'rnn'")
+    require_choice(cfg, "remat", (True, False))
+    bias = cfg.forget_bias
+    valid = isinstance(bias, int | float) and not isinstance(bias, bool) and 0 <= bias < math.inf
+    require(valid, cfg, "forget_bias", "a number, 0 or more")
+    require_choice(cfg, "compute_dtype", (None, "bfloat16"))
+
+
+def _adding(cell: Unit) -> Config:
+    """For the adding problem (Hochreiter and Schmidhuber 1997, section 5.4): the sum of two marked ones of many numbers."""
+    return Config(inputs=2, units=(64,), outputs=1, cell=cell, read_out="last", output="linear")
+
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(inputs=3, units=(8,), outputs=3, dropout=0.1),
+    "adding_rnn": _adding("rnn"),
+    "adding_lstm": _adding("lstm"),
+    "adding_gru": _adding("gru"),
+    # An 8x8 image as the sequence of its rows.
+    "digits": Config(inputs=8, units=(128,), outputs=10, read_out="last", dropout=0.5),
+}
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """{"layer_0": parameters of ``zoo.recurrence``, ..., "output": {"kernel" [units, outputs], "bias" [outputs]}}.
+
+    A bidirectional layer has those of its two directions, {"forward": ..., "backward": ...}.
+    """
+    keys = jax.random.split(key, len(cfg.units) + 1)
+    params: Params = {}
+    size = cfg.inputs
+    for index, units in enumerate(cfg.units):
+
+        def draw(key: Array, units: int = units, size: int = size) -> Params:
+            return recurrence.init(cfg.kind, key, size, units, cfg.initializer, cfg.forget_bias)
+
+        if cfg.bidirectional:
+            forward, backward = jax.random.split(keys[index])
+            params[f"layer_{index}"] = {"forward": draw(forward), "backward": draw(backward)}
+        else:
+            params[f"layer_{index}"] = draw(keys[index])
+        size = units * (2 if cfg.bidirectional else 1)
+    return params | {"output": init_layer(keys[-1], (size, cfg.outputs), cfg.initializer)}
+
+
+def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
+    """``unroll`` from the initial state, all steps valid: logits [batch, time, outputs], or [batch, outputs] off the last."""
+    return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
+
+
+def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    """Logits, and "hidden_0", ... [batch, time, units], "logits", "outputs" (probabilities unless the outputs are linear).
+
+    Gates and cells go by ``zoo.recurrence.GATES``, direction and layer: "forget_0", "cell_0", "backward_update_1".
+    """
+    _, logits, seen = _forward(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, None, None, look=True)
+    return logits, seen
+
+
+def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, ...]:
+    """Zeros for each layer, [batch, units] or an LSTM's h and c side by side; () for a bidirectional model.
+
+    batch_size: an integer, or symbolic while exporting.
+    """
+    if cfg.bidirectional:
+        return ()
+    layers = [params[f"layer_{index}"] for index in range(len(cfg.units))]
+    return tuple(recurrence.initial_carry(cfg.kind, layer, batch_size) for layer in layers)
+
+
+def unroll(
+    cfg: Config,
+    params: Params,
+    carry: tuple[Array, ...],
+    inputs: Array,
+    *,
+    key: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[tuple[Array, ...], Array]:
+    """All steps of inputs [batch, time, ...] of ``cfg.inputs`` values each (an image is a sequence of rows) from ``carry``.
+
+    Returns the carry after them, and logits [batch, time, outputs] or, for read_out="last", [batch, outputs]; at least float32.
+    mask: [batch, time], False where there is no step; it leaves the carry as it is, and its logits mean nothing.
+    """
+    return _forward(cfg, params, carry, inputs, mask, key)[:2]
+
+
+def step(cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array) -> tuple[tuple[Array, ...], Array]:
+    """One step of inputs [batch, inputs]: the carry after it, and logits [batch, outputs].
+
+    Raises ValueError for a bidirectional model, which has to see a sequence's end first.
+    """
+    if cfg.bidirectional:
+        require(False, cfg, "bidirectional", "False, to go step by step")
+    require_shape("inputs", inputs, ("batch", cfg.inputs))
+    after, x = [], inputs
+    for index, state in enumerate(carry):
+        state, x = recurrence.step(cfg.kind, params[f"layer_{index}"], state, x, compute_dtype=cfg.compute_dtype)
+        after.append(state)
+    return tuple(after), at_least_float32(dense(params["output"], x, cfg.compute_dtype))
+
+
+def _forward(
+    cfg: Config,
+    params: Params,
+    carry: tuple[Array, ...],
+    inputs: Array,
+    mask: Array | None,
+    key: Array | None,
+    look: bool = False,
+) -> tuple[tuple[Array, ...], Array, dict[str, Array]]:
+    """The carry after all steps, the logits, and what ``trace`` names; look: gates as well."""
+    if inputs.ndim < 3 or math.prod(inputs.shape[2:]) != cfg.inputs:
+        raise ValueError(f"inputs: shape {inputs.shape}, expected [batch, time, ...] with inputs={cfg.inputs} values each")
+    if mask is not None:
+        require_shape("mask", mask, inputs.shape[:2])
+    x = inputs.reshape(*inputs.shape[:2], cfg.inputs).astype(params["output"]["kernel"].dtype)
+    keys = split_keys(key, len(cfg.units) + 1)
+    x = dropout(x, cfg.input_dropout, keys[0])
+    after, last, seen = [], x, {}
+    for index in range(len(cfg.units)):
+        layer = params[f"layer_{index}"]
+        directions = layer if cfg.bidirectional else {"": layer}
+        states, outputs = [], []
+        for direction, own in sorted(directions.items(), reverse=True):  # forward first
+            start = recurrence.initial_carry(cfg.kind, own, x.shape[0]) if direction else carry[index]
+            reverse = direction == "backward"
+            state, hidden = recurrence.unroll(
+                cfg.kind, own, start, x, mask, reverse=reverse, remat=cfg.remat, compute_dtype=cfg.compute_dtype
+            )
+            states.append(state)
+            outputs.append(hidden)
+            if look:
+                inner = recurrence.inspect(cfg.kind, own, start, x, reverse=reverse, compute_dtype=cfg.compute_dtype)
+                seen |= {"_".join(filter(None, (direction, name, str(index)))): leaf for name, leaf in inner.items()}
+        after += states
+        x = block(jnp.concatenate(outputs, axis=-1) if cfg.bidirectional else outputs[0])
+        seen[f"hidden_{index}"] = x
+        last = jnp.concatenate([recurrence.output_of(cfg.kind, state) for state in states], axis=-1)
+        if index < len(cfg.units) - 1 or cfg.read_out == "each":
+            x = dropout(x, cfg.dropout, keys[index + 1])
+    read = x if cfg.read_out == "each" else dropout(last, cfg.dropout, keys[-1])
+    flat = dense(params["output"], read.reshape(-1, read.shape[-1]), cfg.compute_dtype)
+    logits = at_least_float32(flat).reshape(*read.shape[:-1], cfg.outputs)
+    seen |= {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return () if cfg.bidirectional else tuple(after), logits, seen
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """Summed loss over unmasked steps, or over sequences for read_out="last"; metric "accuracy" where targets are classes.
+
+    batch: inputs [batch, time, ...]; mask [batch, time]; targets [batch, time] (classes, integers) or [batch, time, outputs]
+    (0/1 or real).  For read_out="last": targets [batch] or [batch, outputs]; mask [batch, time], or [batch] where all are equally
+    long.  reset [batch]: rows that begin anew; the others go on from ``carry``, which is () or each layer's.
+    Without it, all begin anew.
+    """  # fmt: skip
+    inputs, targets, mask = batch["inputs"], batch["targets"], batch["mask"]
+    rows, time = inputs.shape[:2]
+    start = initial_carry(cfg, params, rows)
+    start = restart(start, carry, batch) if cfg.carries else start
+    if cfg.read_out == "last" and mask.ndim == 1:
+        require_shape("mask", mask, (rows,))
+        steps = jnp.broadcast_to(mask[:, None], (rows, time))
+    else:
+        require_shape("mask", mask, (rows, time))
+        steps = mask
+    last, logits = _forward(cfg, params, start, inputs, steps, key)[:2]
+    if cfg.read_out == "last":
+        items = jnp.any(steps, axis=1)
+    else:
+        classes = jnp.issubdtype(targets.dtype, jnp.integer)
+        require_shape("targets", targets, (rows, time) if classes else (rows, time, cfg.outputs))
+        logits, items, targets = logits.reshape(-1, cfg.outputs), steps.reshape(-1), targets.reshape(-1, *targets.shape[2:])
+    if targets.ndim == 2 and targets.shape[0] == items.shape[0]:
+        targets = jnp.where(items[:, None], targets, 0)  # or padding that is NaN would be in the gradient, times zero
+    total, aux = supervised_loss(cfg, logits, {"targets": targets, "mask": items})
+    return total, aux._replace(carry=jax.lax.stop_gradient(last)) if cfg.carries else aux._replace(carry=carry)
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[Array, ...]:
+    """``initial_carry``, or () where batches are whole sequences: in both directions, or read off the last step."""
+    return initial_carry(cfg, params, batch_size) if cfg.carries else ()
+
+
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Normal inputs [batch, EXAMPLE_STEPS, inputs], random classes, or normal targets for linear outputs.
+
+    Sequences that are read off every step have different lengths, and where batches go on, every other one begins anew.
+    """
+    keys, shape = jax.random.split(key, 3), (batch_size, EXAMPLE_STEPS)
+    items = shape if cfg.read_out == "each" else shape[:1]
+    if cfg.output == "linear":
+        targets = jax.random.normal(keys[1], (*items, cfg.outputs))
+    else:
+        targets = jax.random.randint(keys[1], items, 0, cfg.outputs)
+    batch = {"inputs": jax.random.normal(keys[0], (*shape, cfg.inputs)), "targets": targets, "mask": jnp.ones(items, bool)}
+    if cfg.read_out == "each":
+        lengths = jax.random.randint(keys[2], (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1)
+        batch["mask"] = jnp.broadcast_to(jnp.arange(EXAMPLE_STEPS)[None] < lengths, shape)
+    return batch | ({"reset": jnp.arange(batch_size) % 2 == 0} if cfg.carries else {})

@@ -1,0 +1,174 @@
+"""Recurrent neural language models: distributed representations of words, and what comes next (review, figures 4 and 5).
+
+A token's vector goes through the recurrent layers of ``zoo.rnn``, whose last one gives the logits of the next token (Mikolov et
+al. 2010); with dropout on all connections but the recurrent ones (Zaremba, Sutskever, Vinyals 2014) and, where ``tied``, with the
+vectors as the softmax's weights too (Inan et al. 2016; Press and Wolf 2016).  Characters are tokens like words.
+
+A text is one sequence that is read a window at a time: backpropagation through time is truncated there, the state is carried on.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from jax import Array, random
+
+from zoo import rnn
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    require,
+    require_choice,
+    require_count,
+    require_positive,
+    require_rate,
+    require_shape,
+    restart,
+    static,
+)
+from zoo.language import example_tokens, init_embedding, init_uniform, look_up, next_token_loss
+from zoo.layers import ComputeDtype
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A recurrent language model.
+
+    vocabulary: number of tokens; training sets it to that of the text.
+    features: numbers of a token's vector.
+    units: of every recurrent layer.
+    cell, activation, forget_bias, remat, compute_dtype: see ``zoo.rnn``.
+    tied: the output kernel is the transposed embedding; then features is units[-1].
+    dropout: probability that a number is dropped while training: of the vectors, between layers, and before the softmax.
+    init_scale: all parameters are uniform in -init_scale .. init_scale (Zaremba et al. 2014); None is a choice for each kind.
+    """
+
+    vocabulary: int
+    features: int
+    units: tuple[int, ...]
+    cell: rnn.Unit = "lstm"
+    activation: Literal["tanh", "relu"] = "tanh"
+    tied: bool = False
+    dropout: float = 0.0
+    forget_bias: float = 1.0
+    init_scale: float | None = None
+    remat: bool = False
+    compute_dtype: ComputeDtype = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        require_count(self, "vocabulary")
+        require_count(self, "features")
+        require_rate(self, "dropout")
+        require_choice(self, "tied", (True, False))
+        if self.init_scale is not None:
+            require_positive(self, "init_scale")
+        rnn.require_layers(self)
+        fits = not self.tied or self.features == self.units[-1]
+        require(fits, self, "tied", f"False unless features, {self.features}, is units[-1], {self.units[-1]}")
+
+    @property
+    def layers(self) -> rnn.Config:
+        """The recurrent layers and the softmax."""
+        return rnn.Config(
+            inputs=self.features,
+            units=self.units,
+            outputs=self.vocabulary,
+            cell=self.cell,
+            activation=self.activation,
+            input_dropout=self.dropout,
+            dropout=self.dropout,
+            forget_bias=self.forget_bias,
+            remat=self.remat,
+            compute_dtype=self.compute_dtype,
+        )
+
+
+_small = Config(vocabulary=10_000, features=200, units=(200, 200), init_scale=0.1, forget_bias=0.0)
+
+PRESETS: dict[str, Config] = {
+    "tiny": Config(vocabulary=7, features=4, units=(6, 4), tied=True, dropout=0.1),
+    # Zaremba et al. 2014, section 4.1, on the Penn Treebank: not regularised, medium, large.
+    "zaremba_small": _small,
+    "zaremba_medium": replace(_small, features=650, units=(650, 650), init_scale=0.05, dropout=0.5),
+    "zaremba_large": replace(_small, features=1500, units=(1500, 1500), init_scale=0.04, dropout=0.65),
+    # The review's figure 5: x U, a recurrent W, V to the outputs.
+    "elman": Config(vocabulary=10_000, features=100, units=(100,), cell="rnn"),
+    "characters": Config(vocabulary=66, features=64, units=(512,), dropout=0.3),
+}
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """{"embedding": {"embedding" [vocabulary, features]}, "layer_0": ..., "output": {"kernel", "bias"}}: see ``zoo.rnn.init``.
+
+    Tied models have no output kernel.
+    """
+    keys = random.split(key, 3)
+    params = {"embedding": init_embedding(keys[0], cfg.vocabulary, cfg.features), **rnn.init(cfg.layers, keys[1])}
+    if cfg.init_scale is not None:
+        params = init_uniform(keys[2], params, cfg.init_scale)
+    if cfg.tied:
+        params["output"] = {"bias": params["output"]["bias"]}
+    return params
+
+
+def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
+    """Tokens [batch, time] -> logits [batch, time, vocabulary] of each one's next token, at least float32."""
+    return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
+
+
+def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
+    """Logits, "embedded" [batch, time, features], and what ``zoo.rnn.trace`` names."""
+    embedded = _embed(params, inputs)
+    logits, seen = rnn.trace(cfg.layers, _whole(cfg, params), embedded)
+    return logits, {"embedded": embedded, **seen}
+
+
+def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, ...]:
+    """Zeros: see ``zoo.rnn.initial_carry``."""
+    return rnn.initial_carry(cfg.layers, params, batch_size)
+
+
+def unroll(
+    cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array, *, key: Array | None = None, mask: Array | None = None
+) -> tuple[tuple[Array, ...], Array]:
+    """Tokens [batch, time] from ``carry``: the carry after them, and logits [batch, time, vocabulary]; see ``zoo.rnn.unroll``."""
+    return rnn.unroll(cfg.layers, _whole(cfg, params), carry, _embed(params, inputs), key=key, mask=mask)
+
+
+def step(cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array) -> tuple[tuple[Array, ...], Array]:
+    """One token [batch] of each row: the carry after it, and logits [batch, vocabulary]."""
+    return rnn.step(cfg.layers, _whole(cfg, params), carry, look_up(params["embedding"], inputs))
+
+
+def _embed(params: Params, tokens: Array) -> Array:
+    require_shape("inputs", tokens, ("batch", "time"))
+    return look_up(params["embedding"], tokens)
+
+
+def _whole(cfg: Config, params: Params) -> Params:
+    """With the output kernel of a tied model."""
+    if not cfg.tied:
+        return params
+    return params | {"output": params["output"] | {"kernel": params["embedding"]["embedding"].T}}
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """-log p of each target token, in nats, summed over unmasked ones.
+
+    batch: inputs, targets [batch, time] tokens; mask [batch, time]; reset [batch]: rows that do not go on from ``carry``.
+    """
+    start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
+    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=batch["mask"])
+    return next_token_loss(logits, batch, last)
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[Array, ...]:
+    """``initial_carry``."""
+    return initial_carry(cfg, params, batch_size)
+
+
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Random tokens [batch, time] of texts of different lengths; every other row begins one."""
+    return example_tokens(key, batch_size, cfg.vocabulary)

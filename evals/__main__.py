@@ -1,4 +1,4 @@
-"""Command line: ``python -m evals RUN_DIR`` measures a run; with ``--predict FILE ...`` it labels files instead."""
+"""Command line: ``python -m evals RUN_DIR`` measures a run; ``--predict FILE ...`` labels files, ``--sample N`` writes."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ POLARITY = "images are taken as they are; if the training data are light on dark
 class Options:
     """Measures a finished run on its test split: numbers on the terminal and in eval.json, a report in report.html.
 
-    With --predict, labels your own images or arrays instead.
+    With --predict, labels your own images or arrays instead; with --sample, a language model writes a text.
     """
 
     run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -31,12 +31,22 @@ class Options:
     """Label these files instead: images of any format, or npz files with an array "inputs"."""
     invert: bool = False
     """--predict: swap light and dark, where yours are the other way round than the training data (MNIST: light on dark)."""
+    sample: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None
+    """Let a language model write so many tokens, characters or words."""
+    prompt: str = ""
+    """--sample: what the text begins with; words and punctuation are separated by spaces, as in the training text."""
+    temperature: float = 1.0
+    """--sample: below 1 what is probable is drawn more often; 0 always takes the most probable token."""
+    top_k: int | None = None
+    """--sample: draw among so many most probable tokens only."""
+    seed: int = 0
+    """--sample: decides what is drawn."""
     data_dir: str | None = None
     """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
     report: bool = True
     """Write report.html."""
     example: int = 0
-    """Which example of the split the report looks at closely: its feature maps and scores."""
+    """Which example of the split the report looks at closely: its feature maps and scores; the passage from there on."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     from train.run_folder import RunError
 
     try:
+        if options.sample is not None:
+            return sample(options)
+        if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
+            raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
         return predict(options) if options.predict else evaluate(options)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -104,15 +118,34 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
     from evals.evaluation import show_metric
 
     run = evaluation.run
-    print(f"{run.recipe.name}, seed {run.recipe.seed}, step {run.step}, {evaluation.count:,} {evaluation.split} examples")
+    print(f"{run.recipe.name}, seed {run.recipe.seed}, step {run.step}, {evaluation.measured_on}")
     for name in sorted(evaluation.metrics, key=lambda name: "accuracy" in name):
-        print(show_metric(name, evaluation.metrics[name], evaluation.count))
+        print(show_metric(name, evaluation.metrics[name], evaluation.items))
     folder = shlex.quote(str(run.folder.path))
     print(f"checkpoint {run.folder.checkpoints / str(run.step)}")
     print(f"report {evaluation.report}" if report else f"numbers {evaluation.file}")
     if evaluation.predictions is not None:
         print(f"next: python -m evals {folder} --predict FILE   labels your own images")
+    if evaluation.log_probabilities is not None:
+        print(f'next: python -m evals {folder} --sample 500 --prompt "..."   lets the model write')
     print("next: python -m train --list   shows the other recipes")
+
+
+def sample(options: Options) -> int:
+    """Prints the prompt as the model reads it and what it writes after it; words that it does not know are named."""
+    from evals.evaluation import restore
+    from evals.language import read_prompt, write
+    from train.text import decode
+
+    if options.predict:
+        raise ValueError("--predict and --sample: give one of them")
+    run = restore(options.run_dir)
+    prompt, unknown = read_prompt(run, options.prompt)
+    written = write(run, prompt, options.sample or 0, temperature=options.temperature, top_k=options.top_k, seed=options.seed)
+    if unknown:
+        print(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown))}", file=sys.stderr)
+    print(decode([*prompt[1:], *written], run.data.vocabulary))
+    return 0
 
 
 def predict(options: Options) -> int:

@@ -1,7 +1,7 @@
 """Evaluation of a run: its best checkpoint, measured on one split of its data.
 
 Whatever a model's ``loss`` counts is a metric.  A model that counts its accuracy on data with classes is a classifier: what it
-says of each example is kept too, for the confusion matrix and the worst mistakes.
+says of each example is kept too, for the confusion matrix and the worst mistakes.  Of text, log p of each token is kept.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from train.trainer import evaluation_batches
 from zoo.base import Batch, Model, Params
 
 FORMAT = 1
-UNITS = ("%", "nats")
+UNITS = ("%", "nats", "tokens")
 """Last words of metric names that are units."""
 
 
@@ -70,6 +70,7 @@ class Evaluation:
     metrics: {"test accuracy %": ...}: the unit is the last word, where there is one.
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
     example: of the split, the one that the report looks at closely.  data_dir: where its data set is looked up first.
+    log_probabilities: of each token of the split [tokens], in its order; None unless it is text.
     """
 
     run: Restored
@@ -79,11 +80,22 @@ class Evaluation:
     predictions: Predictions | None
     example: int = 0
     data_dir: str | os.PathLike[str] | None = None
+    log_probabilities: np.ndarray | None = None
 
     @property
     def count(self) -> int:
         """Examples of the split."""
         return len(jax.tree.leaves(self.table)[0])
+
+    @property
+    def items(self) -> int:
+        """How many there are of what metrics are means over: tokens of text, else examples."""
+        return self.count if self.log_probabilities is None else len(self.log_probabilities)
+
+    @property
+    def measured_on(self) -> str:
+        """Says that: "300 test examples"."""
+        return f"{self.items:,} {self.split} {'examples' if self.log_probabilities is None else 'tokens'}"
 
     @property
     def file(self) -> pathlib.Path:
@@ -124,13 +136,18 @@ def evaluate(
     with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
         predictions = _classify(run, table, batches) if "accuracy" in means else None
-    nats = predictions is not None and _is_log_likelihood(predictions)
-    metrics = name_metrics(split, means, nats)
+    nats = bool(run.data.vocabulary) or (predictions is not None and _is_log_likelihood(predictions))
+    metrics, log_probabilities = name_metrics(split, means, nats), None
     if hasattr(run.module, "free_energy"):
         from evals.likelihood import likelihoods
 
         metrics |= likelihoods(run, split, table, load_split(run, "train", data_dir))
-    return Evaluation(run, split, table, metrics, predictions, example, data_dir)
+    if run.data.vocabulary and "reset" in table:
+        from evals.language import measure
+
+        named, log_probabilities = measure(run, split, load_splits(run, data_dir), means["loss"])
+        metrics |= named
+    return Evaluation(run, split, table, metrics, predictions, example, data_dir, log_probabilities)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
@@ -183,10 +200,12 @@ def show_metric(name: str, value: float, count: int) -> str:
 
 
 def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
-    """Label, number, unit (or ""): per cents with as many decimals as ``count`` examples resolve."""
+    """Label, number, unit (or ""): per cents with as many decimals as ``count`` items resolve."""
     label, _, unit = name.rpartition(" ")
     if unit not in UNITS:
-        return name, f"{value:.4f}", ""
+        return name, f"{value:.{4 if abs(value) < 100 else 2}f}", ""
+    if unit == "tokens":
+        return label, f"{value:,.0f}", unit
     decimals = max(math.ceil(math.log10(count)) - 2, 1) if unit == "%" else 4
     return label, f"{value:.{decimals}f}", unit
 
@@ -221,15 +240,21 @@ def class_names(run: Restored, outputs: int) -> list[str]:
 
 def load_split(run: Restored, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
     """A split of the run's data, raw.  Raises DataError, RunError: see ``evaluate``."""
+    splits = load_splits(run, data_dir)
+    if split not in splits:
+        raise DataError(f"data {run.recipe.data!r}: no {split} split; it has {', '.join(splits)}")
+    return dict(splits[split])
+
+
+def load_splits(run: Restored, data_dir: str | os.PathLike[str] | None) -> Mapping[str, dict[str, Any]]:
+    """Every split of the run's data, raw.  Raises DataError, RunError: see ``evaluate``."""
     if run.recipe.data == "arrays":
         raise DataError(f"{run.folder.path}: trained on arrays in memory, which are gone; --predict FILE.npz still works")
-    dataset = load_data(run.recipe.data, data_dir, image_shape=run.recipe.image_shape)
+    dataset = load_data(run.recipe.data, data_dir, image_shape=run.recipe.image_shape, text=run.recipe.text)
     # Splits are made from the whole set: in a changed one, examples of the old training split may be among the tests.
     if dataset.fingerprint != run.folder.config()["data_fingerprint"]:
         raise RunError(f"{run.folder.path}: data {dataset.name!r} is not what this run was trained on: its content has changed")
-    if split not in dataset.splits:
-        raise DataError(f"data {dataset.name!r}: no {split} split; it has {', '.join(dataset.splits)}")
-    return dict(dataset.splits[split])
+    return dataset.splits
 
 
 def _classify(run: Restored, table: dict[str, Any], batches: Batches) -> Predictions | None:

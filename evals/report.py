@@ -16,10 +16,13 @@ import numpy as np
 
 from evals.checkpoints import free_energies, histograms
 from evals.evaluation import Evaluation, class_names, confusion_matrix, format_metric, reached, training
+from evals.gradients import through_time
+from evals.language import passage, samples
 from evals.maps import feature_maps, first_weights
 from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
 from evals.shifts import shifts
 from evals.unsupervised import codes, fantasies, reconstructions
+from evals.words import analogies, neighbours, word_map
 from train.recipe import Target, to_dict
 from train.run_folder import write_text
 
@@ -43,10 +46,10 @@ def render(evaluation: Evaluation) -> str:
 def headline(evaluation: Evaluation) -> str:
     """What was measured on what, and whether the recipe's targets are reached."""
     run, trained = evaluation.run, training(evaluation.run.folder)
-    tiles = [_tile(name, value, evaluation.count) for name, value in evaluation.metrics.items()]
+    tiles = [_tile(name, value, evaluation.items) for name, value in evaluation.metrics.items()]
     facts = {
         "Recipe": run.recipe.name + (f": {run.recipe.about}" if run.recipe.about else ""),
-        "Measured on": f"{evaluation.count:,} {evaluation.split} examples of {run.data.name}",
+        "Measured on": f"{evaluation.measured_on} of {run.data.name}",
         "Checkpoint": f"step {run.step}" + ("" if trained["complete"] else ", the best so far: the run is not complete"),
         "Seed": run.recipe.seed,
         "Training": " ".join([_duration(trained["seconds"]), *([f"on {trained['hardware']}"] if trained["hardware"] else [])]),
@@ -67,7 +70,8 @@ def curves(evaluation: Evaluation) -> str | None:
         return titled("Learning curves", "<p>Drawn with matplotlib: <code>pip install 'purezoo[evals]'</code></p>")
     plots = "".join(f"<figure>{_curve(history, name, evaluation.run.step)}</figure>" for name in metrics)
     note = "Training values are means over the steps since the point before, with dropout and the like at work."
-    return titled("Learning curves", f'<div class="plots">{plots}</div><p class="note">{note}</p>')
+    alone = ' style="max-width: 32rem"' if len(metrics) == 1 else ""
+    return titled("Learning curves", f'<div class="plots"{alone}>{plots}</div><p class="note">{note}</p>')
 
 
 def confusions(evaluation: Evaluation) -> str | None:
@@ -122,11 +126,17 @@ SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
     reconstructions,
     fantasies,
     codes,
+    samples,
+    passage,
+    neighbours,
+    analogies,
+    word_map,
     feature_maps,
     first_weights,
     histograms,
     free_energies,
     shifts,
+    through_time,
     configuration,
 )
 

@@ -125,7 +125,7 @@ def codes(evaluation: Evaluation) -> str | None:
         if importlib.util.find_spec("sklearn") is None:
             notes.append(NEEDS.format(what="A t-SNE map", package="scikit-learn"))
         else:
-            maps["t-SNE of the code"] = _tsne(code)
+            maps["t-SNE of the code"] = tsne(code)
     plots = ""
     colors = _colors(len(run.data.classes))
     if importlib.util.find_spec("matplotlib") is None:
@@ -239,7 +239,8 @@ def _coded(run: Restored) -> Callable[[Any, Any], Any]:
     return both
 
 
-def _tsne(points: np.ndarray) -> np.ndarray:
+def tsne(points: np.ndarray) -> np.ndarray:
+    """Points [n, features] as a map [n, 2] (van der Maaten and Hinton 2008)."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 

@@ -32,6 +32,9 @@ from train.parallel import Parallel
 THOROUGH = bool(os.environ.get("PUREZOO_THOROUGH"))
 """Whether tests that repeat themselves, over models or at random, do so as often as the documents say; else less often."""
 
+KINDS = ("mlp", "convnet", "rbm", "rnnlm")
+"""One model of each kind: dense, convolutional, with a sampled objective, with a carry and tokens."""
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

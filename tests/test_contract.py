@@ -18,6 +18,7 @@ from jax import test_util
 
 import train
 import zoo
+from tests.conftest import KINDS, THOROUGH
 from tests.toys import sampled
 from train.checkpoint import Checkpoints
 from train.step import example_keys, init_state, make_step
@@ -77,6 +78,13 @@ EXPECTATIONS = {"toy_sampled": _enumerated_toy_sampled, "rbm": _enumerated_rbm, 
 
 @pytest.fixture(params=MEMBERS, name="member")
 def _member(request):
+    module = MEMBERS[request.param]
+    return request.param, module, module.PRESETS["tiny"]
+
+
+@pytest.fixture(params=MEMBERS if THOROUGH else KINDS, name="kind")
+def _kind(request):
+    """For what depends on the model only through its kind, and takes long."""
     module = MEMBERS[request.param]
     return request.param, module, module.PRESETS["tiny"]
 
@@ -160,8 +168,8 @@ def test_jit_equals_eager(member, training):
     _assert_close(actual, expected, rtol=2e-5, atol=1e-6)
 
 
-def test_equal_configs_share_one_trace_and_steps_never_recompile(member):
-    _, module, cfg = member
+def test_equal_configs_share_one_trace_and_steps_never_recompile(kind):
+    _, module, cfg = kind
     params, batch, carry = _setup(module, cfg)
     traces = []
 
@@ -187,8 +195,8 @@ def test_equal_configs_share_one_trace_and_steps_never_recompile(member):
     assert int(state.step) == 3
 
 
-def test_vmap_over_seeds_equals_a_loop(member):
-    _, module, cfg = member
+def test_vmap_over_seeds_equals_a_loop(kind):
+    _, module, cfg = kind
     _, batch, _ = _setup(module, cfg)
     optimizer = train.Optimizer().build(10, 5)
     step = make_step(module, cfg, optimizer)
@@ -376,8 +384,8 @@ def test_one_batch_is_overfitted_through_the_trainer(member):
     assert last["loss"] < (0.5 if getattr(module, "SAMPLED", False) else 0.2) * first["loss"]
 
 
-def test_checkpoint_round_trip_is_exact(member, tmp_path):
-    _, module, cfg = member
+def test_checkpoint_round_trip_is_exact(kind, tmp_path):
+    _, module, cfg = kind
     optimizer = train.Optimizer(name="adam").build(10, 5)
     state = init_state(module, cfg, optimizer, jax.random.key(0), BATCH)
     _, batch, _ = _setup(module, cfg)
@@ -395,8 +403,8 @@ def test_checkpoint_round_trip_is_exact(member, tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_apply_and_gradients_lower_for_every_platform(member):
-    _, module, cfg = member
+def test_apply_and_gradients_lower_for_every_platform(kind):
+    _, module, cfg = kind
     params, batch, carry = _setup(module, cfg)
 
     def gradients(params, batch, key_data, carry):

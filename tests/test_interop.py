@@ -25,13 +25,13 @@ from flax.core import freeze
 from flax.training.train_state import TrainState
 from hypothesis import strategies as st
 
-from tests.conftest import THOROUGH
+from tests.conftest import KINDS, THOROUGH
 from zoo import MODELS, interop
 from zoo.layers import dense
 
 MEMBERS = dict(MODELS)
 if not THOROUGH:  # nothing here depends on the model but for its kinds: these are one of each
-    MEMBERS = {name: MEMBERS[name] for name in ("mlp", "convnet", "rbm", "rnnlm")}
+    MEMBERS = {name: MEMBERS[name] for name in KINDS}
 MLP = MODELS["mlp"]
 BATCH = 5
 SIZES = (1, 3)  # of batches for exported models: neither is what they were traced with

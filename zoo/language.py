@@ -56,7 +56,7 @@ def example_tokens(key: Array, batch_size: int, vocabulary: int) -> Batch:
     return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask, "reset": jnp.arange(batch_size) % 2 == 0}
 
 
-@functools.partial(jax.jit, static_argnames=("module", "length", "top_k"))
+@functools.partial(jax.jit, static_argnames=("module", "length", "top_k", "banned"))
 def generate(
     module: Recurrent,
     cfg: Any,
@@ -67,14 +67,16 @@ def generate(
     *,
     temperature: Any = 1.0,
     top_k: int | None = None,
+    banned: tuple[int, ...] = (),
 ) -> Int[Array, "batch length"]:
     """Tokens that go on from a prompt of one token or more, each drawn given all before: one compiled loop.
 
     module: a language model.  key: one for each row.  temperature: logits are divided by it; 0 takes the most probable token.
-    top_k: draw among so many most probable tokens only; None among all.
+    top_k: draw among so many most probable tokens only; None among all.  banned: tokens that are never drawn, such as <unk>.
     """
 
     def draw(key: Array, logits: Array) -> Array:
+        logits = logits.at[jnp.asarray(banned, int)].set(-jnp.inf)
         if top_k is not None:
             logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
         drawn = jax.random.categorical(key, logits / jnp.where(temperature == 0, 1, temperature))

@@ -1,0 +1,225 @@
+"""Language models: how probable they find a text, beside n-grams of the same tokens, what is hard for them, what they write.
+
+A *text* is data of ``train.text``: windows of tokens of a vocabulary, of characters or of words.
+"""
+
+import contextlib
+import html
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from evals import ngrams
+from evals.evaluation import Evaluation, Restored
+from evals.page import titled
+from train.formats import DataError
+from train.text import BEGIN, UNKNOWN, decode, encode_text
+from train.trainer import evaluation_batches
+from zoo.base import Batch, Params, Recurrent, restart
+from zoo.language import generate
+
+ORDERS = {"characters": (5, 7), "words": (2, 3, 5)}
+"""Of the n-grams beside; the last ones are mixed with the model, too."""
+MOST = 20_000_000
+"""Training tokens; n-grams of more would take gigabytes."""
+TEMPERATURES = (0.5, 0.8, 1.0)
+WRITTEN, PROMPT, PASSAGE = ({"characters": c, "words": w} for c, w in ((500, 100), (40, 8), (1500, 300)))
+"""Tokens of a sample in the report, of the prompt before it, and of the passage shown."""
+_AS_WRITTEN = "white-space: pre-wrap; overflow-wrap: anywhere"
+DARKEST = 0.55
+"""Opacity behind a token that was no more probable than by chance: text on it is readable, in light and dark."""
+
+
+def is_text(run: Restored) -> bool:
+    """Whether the run's data were text: a vocabulary may also be that of a task of memory."""
+    return run.data.vocabulary[UNKNOWN : UNKNOWN + 1] == ("<unk>",)
+
+
+def kind(run: Restored) -> str:
+    """What a text's tokens are: "characters" or "words"."""
+    return "characters" if run.data.vocabulary[BEGIN] == "\n" else "words"
+
+
+def measure(run: Restored, split: str, splits: Mapping[str, dict[str, Any]], loss: float) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics of a split of text whose mean loss is known, and log p of its tokens [tokens].
+
+    "perplexity", "tokens", "unknown %" (of the targets), and those of ``baselines``; of a test split also the loss on the
+    validation split, by which settings are chosen, if the model was not trained on it.
+    """
+    table = splits[split]
+    found = token_log_probabilities(run, table)
+    with np.errstate(over="ignore"):  # of a model that diverged
+        perplexity = float(np.exp(loss))
+    unknown = table["targets"][table["mask"]] == UNKNOWN
+    named = {"perplexity": perplexity, "tokens": float(len(found)), "unknown %": 100 * float(unknown.mean())}
+    held_out = None
+    if split != "validation" and "validation" not in run.recipe.train_on and not np.isnan(found).any():
+        held_out = token_log_probabilities(run, splits["validation"]).astype(np.float64)
+    named |= baselines(run, split, splits, np.exp(found.astype(np.float64)), None if held_out is None else np.exp(held_out))
+    named = {f"{split} {name}": value for name, value in named.items()}
+    if held_out is not None:
+        named["validation loss nats"] = float(-held_out.mean())
+    return named, found
+
+
+def baselines(
+    run: Restored, split: str, splits: Mapping[str, dict[str, Any]], neural: np.ndarray, held_out: np.ndarray | None
+) -> dict[str, float]:
+    """Metrics of modified Kneser-Ney n-grams of what the run was trained on, on a split.
+
+    neural, held_out: the model's p of the split's tokens and of the validation split's, None if they do not serve to mix.
+    "perplexity of 5-grams", or "loss of 5-grams nats" of characters.  "perplexity with 5-grams": of w p(model) + (1 - w)
+    p(5-grams), with the w that is best on the validation split, "weight with 5-grams".  {} on a training split, and of texts
+    longer than MOST.
+    """
+    trained, vocabulary, tokens = run.recipe.train_on.split("+"), len(run.data.vocabulary), kind(run)
+    training = [document for name in trained for document in documents(splits[name])]
+    if split in trained or sum(map(len, training)) > MOST:
+        return {}
+
+    def name(how: str, order: int, p: np.ndarray) -> dict[str, float]:
+        perplexity = ngrams.perplexity(p)
+        if tokens == "words":
+            return {f"perplexity {how} {order}-grams": perplexity}
+        return {f"loss {how} {order}-grams nats": math.log(perplexity)}
+
+    named = {}
+    for order in ORDERS[tokens]:
+        model = ngrams.fit(training, vocabulary, order)
+        p, other = (
+            np.concatenate([ngrams.probabilities(model, document) for document in documents(splits[each])])
+            for each in (split, "validation")
+        )
+        named |= name("of", order, p)
+        if held_out is not None and order == ORDERS[tokens][-1]:
+            weight = ngrams.interpolate(held_out, other)
+            named |= name("with", order, weight * neural + (1 - weight) * p) | {f"weight with {order}-grams": weight}
+    return named
+
+
+def documents(table: dict[str, Any]) -> list[np.ndarray]:
+    """The documents of a split of text, each int32 [tokens], in their order."""
+    return np.split(table["targets"][table["mask"]], tokens_before(table)[table["reset"]][1:])
+
+
+def tokens_before(table: dict[str, Any]) -> np.ndarray:
+    """How many tokens of a split of text lie before each window [windows]."""
+    lengths = table["mask"].sum(axis=1)
+    return np.cumsum(lengths) - lengths
+
+
+def token_log_probabilities(run: Restored, table: dict[str, Any]) -> np.ndarray:
+    """log p of each token of a split in its order, given those before it: float32 [tokens]; their sum is minus the loss's.
+
+    As in ``evaluation_batches`` a text is read in several stretches, each of which begins without what came before it.
+    """
+    module, cfg = run.module, run.recipe.model
+    assert isinstance(module, Recurrent)
+
+    @jax.jit
+    def read(params: Params, carry: Any, batch: Batch) -> tuple[Any, Array]:
+        start = restart(module.initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
+        carry, logits = module.unroll(cfg, params, start, batch["inputs"], mask=batch["mask"])
+        return carry, -optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+
+    found = np.zeros(table["mask"].shape, np.float32)
+    with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
+        carry = module.init_carry(cfg, run.params, batches.padded, key=jax.random.key(0))
+        for step in range(batches.steps_per_epoch):
+            carry, values = read(run.params, carry, batches.batch(step))
+            rows = batches.rows(step)
+            found[rows[rows >= 0]] = np.asarray(values)[rows >= 0]
+    return found[table["mask"]]
+
+
+def read_prompt(run: Restored, prompt: str) -> tuple[np.ndarray, list[str]]:
+    """A prompt as tokens int32 [tokens], after the one that every text begins with; and what of it is not in the vocabulary.
+
+    Raises DataError naming the run's folder unless it is that of a language model of text.
+    """
+    if not is_text(run) or not isinstance(run.module, Recurrent):
+        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
+        raise DataError(f"{run.folder.path}: {what} is no language model of text, so it cannot write")
+    prompt = prompt.removeprefix(run.data.vocabulary[BEGIN])
+    parts = list(prompt) if kind(run) == "characters" else prompt.split()
+    unknown = [part for part in parts if part not in run.data.vocabulary]
+    return np.concatenate([[BEGIN], encode_text(prompt, run.data.vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
+
+
+def write(
+    run: Restored, prompt: np.ndarray, length: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """So many tokens [length], never <unk>, that the model writes after a prompt [tokens]: see ``zoo.language.generate``.
+
+    Raises ValueError naming what is out of range.
+    """
+    checks = {
+        f"sample={length}, allowed: a positive number": length >= 1,
+        f"temperature={temperature}, allowed: a finite number, 0 or more": 0 <= temperature < math.inf,
+        f"top_k={top_k}, allowed: 1 to {len(run.data.vocabulary)}": top_k is None or 1 <= top_k <= len(run.data.vocabulary),
+        f"seed={seed}, allowed: 0 to {2**32 - 1}": 0 <= seed < 2**32,
+    }
+    for message, holds in checks.items():
+        if not holds:
+            raise ValueError(message)
+    keys = jax.random.key(np.uint32(seed))[None]
+    how = {"temperature": temperature, "top_k": top_k, "banned": (UNKNOWN,)}
+    return np.asarray(generate(run.module, run.recipe.model, run.params, prompt[None], length, keys, **how)[0])
+
+
+def samples(evaluation: Evaluation) -> str | None:
+    """Texts that the model writes after the beginning of the chosen example, at several temperatures."""
+    run, table = evaluation.run, evaluation.table
+    if evaluation.log_probabilities is None:
+        return None
+    vocabulary, tokens = run.data.vocabulary, kind(run)
+    begun = table["targets"][evaluation.example][table["mask"][evaluation.example]][: PROMPT[tokens]]
+    prompt = np.concatenate([[BEGIN], begun]).astype(np.int32)
+    figures = []
+    for temperature in TEMPERATURES:
+        written = write(run, prompt, WRITTEN[tokens], temperature=temperature)
+        text = f"<b>{html.escape(decode(begun, vocabulary))}</b>{html.escape(decode(written.tolist(), vocabulary))}"
+        caption = f'<figcaption class="note">temperature {temperature:g}</figcaption>'
+        figures.append(f'<figure>{caption}<p style="{_AS_WRITTEN}">{text}</p></figure>')
+    intro = f"What the model writes after the first {len(begun)} {tokens} of example {evaluation.example} of the "
+    intro += f"{evaluation.split} split, which are bold.  Logits are divided by the temperature: the lower it is, the more often "
+    intro += "the most probable token is drawn.  <code>--sample 500 --prompt TEXT</code> writes more."
+    columns = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr))"
+    return titled("Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>')
+
+
+def passage(evaluation: Evaluation) -> str | None:
+    """A passage from the chosen example on, each token shaded by how improbable the model found it."""
+    run, table, found = evaluation.run, evaluation.table, evaluation.log_probabilities
+    if found is None:
+        return None
+    vocabulary, tokens = run.data.vocabulary, kind(run)
+    first = int(tokens_before(table)[evaluation.example])
+    stretch = slice(first, first + PASSAGE[tokens])
+    targets = table["targets"][table["mask"]][stretch]
+    begins = set((tokens_before(table)[table["reset"]] - first).tolist())
+    chance = math.log(max(len(vocabulary), 2))
+    parts = []
+    for index, (token, log_p) in enumerate(zip(targets.tolist(), found[stretch].tolist(), strict=True)):
+        parts.append("<hr>" if index and index in begins else "")
+        parts.append(_shaded(decode([token], vocabulary), log_p, chance))
+    steps = [p for p in (1, 0.1, 0.01, 0.001) if -math.log(p) < chance]
+    key = " ".join(_shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary)))
+    mean = -found[stretch].mean(dtype=np.float64)
+    intro = f"The {len(targets)} {tokens} from example {evaluation.example} of the {evaluation.split} split on, each shaded by "
+    intro += f"-log p, where p is the model's probability of it given those before: darkest at {chance:.1f} nats, what a guess "
+    intro += f"among all {len(vocabulary):,} tokens costs.  Here the mean is {mean:.2f} nats.  A line end is a token too."
+    body = f'<p>{intro}</p><p>p {key}</p><div style="{_AS_WRITTEN}">{"".join(parts)}</div>'
+    return titled("What is hard", body)
+
+
+def _shaded(text: str, log_p: float, chance: float) -> str:
+    """A token, its line end made visible."""
+    shade = DARKEST * min(-log_p / chance, 1) if log_p < 0 else 0.0
+    shown, space = (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
+    return f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">{html.escape(shown)}</span>{space}'

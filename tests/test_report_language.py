@@ -1,0 +1,505 @@
+"""Language models, measured and shown: against sums by hand, dictionaries, loops of ``apply``."""
+
+import dataclasses
+import html
+import importlib.util
+import itertools
+import json
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import evals
+import evals.__main__
+import evals.evaluation
+import evals.language
+import evals.report
+import evals.words
+import train
+import train.generated
+import zoo
+from evals import ngrams
+from evals.evaluation import Evaluation, load_splits, show_metric
+from train.generated import COPY_SYMBOLS
+from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
+from train.trainer import evaluation_batches
+
+SECTIONS = {
+    "Samples": evals.report.samples,
+    "What is hard": evals.report.passage,
+    "Nearest words": evals.report.neighbours,
+    "Analogies": evals.report.analogies,
+    "Map of words": evals.report.word_map,
+}
+BATCH, WINDOW = 3, 7
+LENGTHS = {"train": 200, "valid": 60, "test": 50}
+
+
+def story(sentences, seed):
+    """Sentences of a little grammar, with a rare word now and then."""
+    rng = np.random.default_rng(seed)
+    who = ["man", "woman", "king", "queen", "boy", "girl", "father", "mother", "students", "children"]
+    verbs, places = ["sees", "finds", "likes", "tells", "meets"], ["house", "city", "garden", "river", "school", "market"]
+    lines = []
+    for _ in range(sentences):
+        a, b, verb, place = (rng.choice(each) for each in (who, who, verbs, places))
+        lines.append(f"the {a} {verb} the {b} near this {place} ." if rng.random() < 0.9 else f"x{rng.integers(1000)} & <so> .")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of texts, and a run of words."""
+    folder = tmp_path_factory.mktemp("language")
+    (folder / "texts").mkdir()
+    for seed, (name, sentences) in enumerate(LENGTHS.items()):
+        (folder / "texts" / f"{name}.txt").write_text(story(sentences, seed))
+    recipe = train.Recipe(
+        name="tiny-words",
+        model=zoo.rnnlm.Config(vocabulary=2, features=8, units=(12,)),
+        data=f"text:{folder / 'texts'}",
+        text=Text(tokens="words", window=WINDOW, min_count=2),
+        preprocess="none",
+        batch_size=BATCH,
+        steps=50,
+        select_by="loss",
+        select_mode="min",
+        optimizer=train.Optimizer(name="adam", learning_rate=0.02),
+    )
+    train.run(recipe, folder / "run", quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder):
+    return evals.evaluate(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def characters(evaluation, folder):
+    """An untrained model of the characters of the same text."""
+    how = Text(window=9)
+    dataset = train.load_data(evaluation.run.recipe.data, text=how)
+    cfg = zoo.nnlm.Config(vocabulary=len(dataset.vocabulary), context=3, features=4, hidden=5)
+    run = evaluation.run._replace(
+        recipe=dataclasses.replace(evaluation.run.recipe, text=how, model=cfg),
+        module=zoo.nnlm,
+        params=zoo.nnlm.init(cfg, jax.random.key(0)),
+        data=evaluation.run.data._replace(vocabulary=dataset.vocabulary),
+    )
+    metrics, found = evals.language.measure(run, "test", dataset.splits, 3.0)
+    return Evaluation(run, "test", dict(dataset.splits["test"]), metrics, None, log_probabilities=found)
+
+
+@pytest.fixture(scope="module")
+def splits(evaluation):
+    return load_splits(evaluation.run, None)
+
+
+def text_of(section, evaluation):
+    text = section(evaluation)
+    assert text is not None
+    return text
+
+
+def plain(text):
+    """The words of a page."""
+    return html.unescape(re.sub("<[^>]*>", "", text))
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_the_loss_is_a_sum_over_the_tokens(evaluation, folder):
+    tokens = words((folder / "texts" / "test.txt").read_text())
+    known = set(evaluation.run.data.vocabulary)
+    metrics, found = evaluation.metrics, evaluation.log_probabilities
+    assert metrics["test tokens"] == len(found) == evaluation.items == len(tokens)
+    assert metrics["test unknown %"] == pytest.approx(100 * np.mean([token not in known for token in tokens]))
+    assert metrics["test unknown %"] > 0
+    assert -found.sum(dtype=np.float64) == pytest.approx(metrics["test loss nats"] * len(tokens), rel=1e-6)
+    assert metrics["test perplexity"] == np.exp(metrics["test loss nats"])
+    assert show_metric("test tokens", 12345.0, 9) == "test 12,345 tokens"
+    assert show_metric("test perplexity", 1234.5678, 9) == "test perplexity 1234.57"
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "characters"])
+def test_log_probabilities_are_in_the_order_of_the_text(kind, request):
+    """Each stretch at once, by ``apply``, which carries nothing."""
+    evaluation = request.getfixturevalue(kind)
+    run, table = evaluation.run, evaluation.table
+    stretches = evaluation_batches(table, BATCH, run.scaling).order.stretches
+    assert stretches is not None
+    parts = []
+    for first, last in itertools.pairwise(stretches):
+        inputs, targets = (jnp.asarray(table[name][first:last].reshape(-1)) for name in ("inputs", "targets"))
+        log_p = jax.nn.log_softmax(jax.jit(run.module.apply)(run.recipe.model, run.params, inputs[None])[0])
+        parts.append(np.asarray(log_p)[np.arange(len(targets)), targets][table["mask"][first:last].reshape(-1)])
+    assert len(parts) == BATCH
+    np.testing.assert_allclose(evaluation.log_probabilities, np.concatenate(parts), rtol=2e-4, atol=1e-5)
+
+
+def test_documents_are_those_that_made_the_table():
+    texts = {"train": ["a b c\n" * 9, "b\n", "c c\n"], "validation": ["a\n"], "test": ["c a b\n" * 5, "a b\n"]}
+    made, vocabulary = tables("here", texts, Text(tokens="words", window=5))
+    for split, parts in texts.items():
+        found = evals.language.documents(made[split])
+        assert len(found) == len(parts)
+        for document, part in zip(found, parts, strict=True):
+            np.testing.assert_array_equal(document, encode(words(part), vocabulary))
+
+
+@pytest.mark.parametrize(("kind", "orders", "split_up"), [("evaluation", (2, 3, 5), words), ("characters", (5, 7), list)])
+def test_baselines_are_n_grams_of_the_training_text(kind, orders, split_up, request, folder):
+    evaluation = request.getfixturevalue(kind)
+    metrics, vocabulary = evaluation.metrics, evaluation.run.data.vocabulary
+
+    def loss(how):
+        return np.log(metrics[f"test perplexity {how}"]) if kind == "evaluation" else metrics[f"test loss {how} nats"]
+
+    training, valid, test = (encode(split_up((folder / "texts" / f"{name}.txt").read_text()), vocabulary) for name in LENGTHS)
+    models = [ngrams.fit([training], len(vocabulary), order) for order in orders]
+    for order, model in zip(orders, models, strict=True):
+        assert loss(f"of {order}-grams") == pytest.approx(-np.log(ngrams.probabilities(model, test)).mean())
+    best, name = models[-1], f"with {orders[-1]}-grams"
+    table = train.load_data(evaluation.run.recipe.data, text=evaluation.run.recipe.text).splits["validation"]
+    neural = np.exp(evals.language.token_log_probabilities(evaluation.run, table).astype(float))
+    other, grid = ngrams.probabilities(best, valid), np.linspace(0, 1, 1001)
+    weight = metrics[f"test weight {name}"]
+    assert weight == pytest.approx(grid[np.argmin([-np.log(w * neural + (1 - w) * other).mean() for w in grid])], abs=0.001)
+    mixed = weight * np.exp(evaluation.log_probabilities.astype(float)) + (1 - weight) * ngrams.probabilities(best, test)
+    assert loss(name) == pytest.approx(-np.log(mixed).mean())
+
+
+def test_the_weight_is_not_chosen_on_the_test_split(evaluation, splits, monkeypatch):
+    monkeypatch.setattr(evals.language, "ORDERS", {"words": (2,)})
+    weights = []
+    held_out = np.exp(evals.language.token_log_probabilities(evaluation.run, splits["validation"]).astype(np.float64))
+    for first in (0, 20):
+        test = {name: column[first:] for name, column in splits["test"].items()} | {
+            "reset": np.arange(len(splits["test"]["reset"]) - first) == 0
+        }
+        neural = np.full(int(test["mask"].sum()), 0.9 if first else 0.001)
+        named = evals.language.baselines(evaluation.run, "test", {**splits, "test": test}, neural, held_out)
+        weights.append(named["weight with 2-grams"])
+    assert weights[0] == weights[1]
+
+
+def test_what_was_trained_on_is_no_baseline(evaluation, splits, monkeypatch):
+    monkeypatch.setattr(evals.language, "ORDERS", {"words": (2,)})
+    run = evaluation.run
+    both = run._replace(recipe=dataclasses.replace(run.recipe, train_on="train+validation"))
+
+    def names(run, split):
+        found = evals.language.measure(run, split, splits, 1.0)[0]
+        return {name.removeprefix(f"{split} ") for name in found if "grams" in name}
+
+    assert names(run, "train") == names(both, "train") == names(both, "validation") == set()
+    assert names(run, "validation") == names(both, "test") == {"perplexity of 2-grams"}
+    assert names(run, "test") == {"perplexity of 2-grams", "perplexity with 2-grams", "weight with 2-grams"}
+    ones = np.ones(int(splits["test"]["mask"].sum()))
+    every = evals.language.baselines(both, "test", splits, ones, None)["perplexity of 2-grams"]
+    assert every != evals.language.baselines(run, "test", splits, ones, None)["perplexity of 2-grams"]
+    monkeypatch.setattr(evals.language, "MOST", 10)
+    assert names(run, "test") == set()
+
+
+@pytest.fixture(scope="module")
+def copy(evaluation):
+    """An untrained model of a task of memory: tokens, but no text."""
+    cfg = zoo.rnnlm.Config(vocabulary=len(COPY_SYMBOLS), features=4, units=(5,))
+    run = evaluation.run._replace(
+        recipe=dataclasses.replace(evaluation.run.recipe, model=cfg, data="copy:3"),
+        params=zoo.rnnlm.init(cfg, jax.random.key(0)),
+        data=evaluation.run.data._replace(name="copy:3", vocabulary=COPY_SYMBOLS),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.generated, "SEQUENCES", {"test": 20})
+        table = train.generated.copy_memory(3)["test"]
+        patch.setattr(evals.evaluation, "restore", lambda _: run)
+        patch.setattr(evals.evaluation, "load_split", lambda *_: table)
+        return evals.evaluate("copy")
+
+
+def test_tokens_that_are_no_text_have_a_loss_only(copy):
+    assert list(copy.metrics) == ["test loss nats"]
+    assert copy.items == copy.count == 20
+    assert all(section(copy) is None for section in SECTIONS.values())
+
+
+# ---------------------------------------------------------------- sections
+
+
+def test_sections_are_there_for_what_they_are_about(evaluation, characters):
+    there = {title: text_of(section, evaluation) for title, section in SECTIONS.items()}
+    assert all(text.startswith(f"<section><h2>{title}</h2>") for title, text in there.items())
+    assert there == {title: section(evaluation) for title, section in SECTIONS.items()}, "always the same bytes"
+    shown = {title for title, section in SECTIONS.items() if section(characters) is not None}
+    assert shown == {"Samples", "What is hard"}
+    assert set(SECTIONS.values()) <= set(evals.report.SECTIONS)
+
+
+def test_no_other_model_has_them(evaluation):
+    recipe = dataclasses.replace(evaluation.run.recipe, model=zoo.mlp.PRESETS["digits"])
+    run = evaluation.run._replace(module=zoo.mlp, recipe=recipe, params={}, data=evaluation.run.data._replace(vocabulary=()))
+    other = dataclasses.replace(evaluation, run=run, table={"inputs": np.zeros((2, 8, 8, 1))}, log_probabilities=None)
+    assert all(section(other) is None for section in SECTIONS.values())
+
+
+def test_samples_go_on_from_the_example(evaluation, monkeypatch):
+    monkeypatch.setattr(evals.language, "WRITTEN", {"words": 5})
+    text = text_of(evals.report.samples, dataclasses.replace(evaluation, example=2))
+    begun = evaluation.table["targets"][2][evaluation.table["mask"][2]]
+    vocabulary = evaluation.run.data.vocabulary
+    found = re.findall(r"<p style[^>]*><b>(.*?)</b>(.*?)</p>", text, re.DOTALL)
+    assert re.findall(r"temperature ([\d.]+)</fig", text) == ["0.5", "0.8", "1"]
+    for (prompt, written), temperature in zip(found, (0.5, 0.8, 1.0), strict=True):
+        assert plain(prompt) == train.text.decode(begun, vocabulary)
+        tokens = evals.language.write(evaluation.run, np.array([BEGIN, *begun], np.int32), 5, temperature=temperature)
+        assert plain(written) == train.text.decode(tokens, vocabulary)
+
+
+@pytest.mark.parametrize("example", [0, 4])
+@pytest.mark.parametrize("kind", ["evaluation", "characters"])
+def test_each_token_is_shaded_by_its_log_probability(kind, example, request, monkeypatch):
+    monkeypatch.setattr(evals.language, "PASSAGE", {"words": 40, "characters": 60})
+    evaluation = dataclasses.replace(request.getfixturevalue(kind), example=example)
+    text = text_of(evals.report.passage, evaluation)
+    passage = text[text.index("<div") :]
+    spans = re.findall(r'style="--shade:([\d.]+)" title="p ([^"]+)">(.*?)</span>', passage, re.DOTALL)
+    first = int(evaluation.table["mask"][:example].sum())
+    targets = evaluation.table["targets"][evaluation.table["mask"]][first:][: len(spans)]
+    assert len(spans) == (40 if kind == "evaluation" else 60)
+    assert plain(passage).replace("↵", "") == train.text.decode(targets, evaluation.run.data.vocabulary)
+    log_p = evaluation.log_probabilities[first : first + len(spans)].astype(float)
+    np.testing.assert_allclose([float(p) for _, p, _ in spans], np.exp(log_p), rtol=0.06)
+    size = len(evaluation.run.data.vocabulary)
+    np.testing.assert_allclose([float(shade) for shade, _, _ in spans], 0.55 * np.minimum(-log_p / np.log(size), 1), atol=0.006)
+    assert f"mean is {-log_p.mean():.2f} nats" in text
+
+
+def test_a_rule_is_between_documents(evaluation, monkeypatch):
+    made, _ = tables(
+        "", {"train": ["the man .\n"], "validation": ["a\n"], "test": ["man\n", "the\n" * 9, ".\n"]}, Text(tokens="words")
+    )
+    many = dataclasses.replace(evaluation, table=made["test"], log_probabilities=np.full(int(made["test"]["mask"].sum()), -1.0))
+    assert text_of(evals.report.passage, many).count("<hr>") == 2
+    assert text_of(evals.report.passage, dataclasses.replace(many, example=1)).count("<hr>") == 1
+
+
+# ---------------------------------------------------------------- words
+
+
+def planted(evaluation, vocabulary, vectors):
+    """The same with these words' vectors."""
+    run = evaluation.run
+    params = run.params | {"embedding": {"embedding": jnp.asarray(vectors, jnp.float32)}}
+    return dataclasses.replace(evaluation, run=run._replace(params=params, data=run.data._replace(vocabulary=vocabulary)))
+
+
+def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
+    monkeypatch.setattr(evals.words, "NEAREST", 3)
+    rng = np.random.default_rng(0)
+    vocabulary = ("<eos>", "<unk>", *(f"{'abc'[index % 3]}word{chr(97 + index // 3)}" for index in range(60)), "x", "9999")
+    vectors = rng.normal(size=(len(vocabulary), 5)) * rng.uniform(0.1, 9, (len(vocabulary), 1))
+    vectors[1] = vectors[10]  # <unk> is nobody's neighbour
+    asked = evals.words.content_words(vocabulary)
+    assert len(set(asked)) == 12
+    assert all(vocabulary[index].isalpha() and len(vocabulary[index]) > 3 for index in asked)
+    text = text_of(evals.report.neighbours, planted(evaluation, vocabulary, vectors))
+    lines = re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text)
+    assert [word for word, _ in lines] == [vocabulary[index] for index in asked]
+    for index, (_, cell) in zip(asked, lines, strict=True):
+        cosines = {}
+        for other, word in enumerate(vocabulary):
+            if other not in (index, UNKNOWN):
+                a, b = vectors[index], vectors[other]
+                cosines[word] = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        expected = sorted(cosines, key=lambda word: -cosines[word])[:3]
+        assert plain(cell) == ", ".join(f"{word}\N{NO-BREAK SPACE}{cosines[word]:.2f}" for word in expected)
+
+
+def test_of_a_large_vocabulary_frequent_content_words_are_asked():
+    vocabulary = ("<eos>", "<unk>", *(f"{'of' if index % 2 else 'word'}{chr(97 + index % 26)}" for index in range(3000)))
+    asked = evals.words.content_words(vocabulary)
+    assert len(asked) == 12
+    assert min(asked) < 510
+    assert 1490 < max(asked) < 1500
+    assert all(vocabulary[index].startswith("word") for index in asked)
+
+
+def test_analogies_are_counted(evaluation):
+    """man, woman, king, queen differ as they should; he and she do not; child has no plural in the vocabulary."""
+    vocabulary = ("<eos>", "<unk>", "man", "woman", "king", "queen", "he", "she", "child", "year", "years", "day", "days")
+    vectors = np.eye(len(vocabulary), 16)
+    vectors[3], vectors[5] = vectors[2] + 3 * np.eye(16)[14], vectors[4] + 3 * np.eye(16)[14]
+    vectors[10], vectors[12] = vectors[9] + 0.5 * np.eye(16)[15], vectors[11] + 0.5 * np.eye(16)[15]  # nearest to c alone, too
+    chosen = planted(evaluation, vocabulary, vectors)
+    text = plain(text_of(evals.report.analogies, chosen).replace("</td>", " ").replace("</th>", " "))
+    units = evals.words.vectors(chosen)
+    assert units is not None
+    index = {word: number for number, word in enumerate(vocabulary)}
+    pairs = [("man", "woman"), ("he", "she"), ("king", "queen")], [("year", "years"), ("day", "days")]
+    right, alone = [0, 0], [0, 0]
+    for number, known in enumerate(pairs):
+        for a, b in known:
+            for c, d in known:
+                if a == c:
+                    continue
+                ia, ib, ic = index[a], index[b], index[c]
+                rest = [each for each in range(2, len(vocabulary)) if each not in (ia, ib, ic)]
+                rest.append(BEGIN)
+                right[number] += max(rest, key=lambda each: units[each] @ (units[ib] - units[ia] + units[ic])) == index[d]
+                alone[number] += max(rest, key=lambda each: units[each] @ units[ic]) == index[d]
+    assert right[0] >= 2
+    assert right[1] == alone[1] == 2
+    assert f"he to she 6 {right[0]} {alone[0]} " in text
+    assert "plural 2 2 2 " in text
+    assert f"{sum(right)} of 8 questions" in text
+    assert f"; {sum(alone)} by the one" in text
+    assert evals.report.analogies(planted(evaluation, ("<eos>", "<unk>", "man", "woman"), np.eye(4))) is None
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 80, 200]))
+@settings(deadline=None, max_examples=15)
+def test_labels_overlap_nothing(seed, count):
+    rng = np.random.default_rng(seed)
+    size = np.array([evals.words.WIDTH, evals.words.HEIGHT])
+    points = np.clip(size * rng.normal(0.5, rng.choice([0.05, 0.3]), (count, 2)), 0, size)
+    widths = rng.uniform(5, 90, count)
+    corners = evals.words.place(points, widths)
+    drawn = ~np.isnan(corners).any(axis=1)
+    boxes = np.concatenate([corners, corners + np.stack([widths, np.full(count, evals.words.LETTERS)], axis=1)], axis=1)[drawn]
+    assert drawn.any()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= size).all()
+    apart = (boxes[:, None, :2] >= boxes[None, :, 2:] - 1e-9) | (boxes[:, None, 2:] <= boxes[None, :, :2] + 1e-9)
+    assert (apart.any(axis=2) | np.eye(len(boxes), dtype=bool)).all()
+    inside = (points[None] > boxes[:, None, :2]) & (points[None] < boxes[:, None, 2:])
+    assert not inside.all(axis=2).any()
+    near = np.maximum(boxes[:, :2] - points[drawn], points[drawn] - boxes[:, 2:]).max(axis=1)
+    assert (near <= 6).all(), "beside their points"
+
+
+def test_the_map_has_every_word_once(evaluation):
+    text = text_of(evals.report.word_map, evaluation)
+    expected = [word for word in evaluation.run.data.vocabulary if word.isalpha()][:300]
+    assert re.findall(r"<title>(.*?)</title>", text) == expected
+    labels = re.findall(r"<text [^>]*>(.*?)</text>", text)
+    assert set(labels) <= set(expected)
+    assert len(expected) - len(labels) == int((re.findall(r"(\d+) dots have no label", text) or ["0"])[0])
+    points = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', text), float)
+    assert (points >= 0).all()
+    assert (points <= [evals.words.WIDTH, evals.words.HEIGHT]).all()
+
+
+def test_what_is_missing_is_named(evaluation, monkeypatch):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "sklearn" else original(name, *rest))
+    text = text_of(evals.report.word_map, evaluation)
+    assert "t-SNE map needs scikit-learn: <code>pip install 'purezoo[evals]'</code>" in text
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def said(capsys, *arguments: Any) -> str:
+    assert evals.__main__.main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypatch, capsys):
+    monkeypatch.setattr(evals.report, "SECTIONS", (evals.report.headline, evals.report.curves))
+    out = said(capsys, folder / "run")
+    assert f"next: python -m evals {folder / 'run'} --sample 500" in out
+    assert f"test perplexity {evaluation.metrics['test perplexity']:.4f}" in out
+    assert f"test {len(evaluation.log_probabilities)} tokens" in out
+    assert json.loads((folder / "run" / "eval.json").read_text())["metrics"] == pytest.approx(evaluation.metrics)
+    assert "perplexity of 5-grams" in (folder / "run" / "report.html").read_text()
+
+
+def test_what_is_written_depends_on_the_seed_alone(folder, capsys, evaluation):
+    before = sorted(file.name for file in (folder / "run").iterdir())
+    options = (folder / "run", "--sample", 9, "--prompt", "the man", "--temperature", 0.9, "--seed")
+    first = said(capsys, *options, 3)
+    assert first == said(capsys, *options, 3)
+    assert first != said(capsys, *options, 4)
+    assert first.startswith("the man ")
+    tokens = first[:-1].replace("\n", " <eos> ").split()  # the last line end is print's
+    assert len(tokens) == 11
+    assert set(tokens) <= set(evaluation.run.data.vocabulary)
+    assert sorted(file.name for file in (folder / "run").iterdir()) == before, "nothing is measured"
+
+
+@pytest.fixture
+def restored(evaluation, monkeypatch):
+    """The run need not be read again."""
+    monkeypatch.setattr(evals.evaluation, "restore", lambda _: evaluation.run)
+    return evaluation.run
+
+
+def test_without_temperature_the_most_probable_token_is_taken(restored, capsys):
+    """And if it is the only one to draw, at any temperature."""
+    apply = jax.jit(restored.module.apply)
+    tokens = [BEGIN, *encode(["the", "queen"], restored.data.vocabulary).tolist()]
+    for _ in range(9):
+        logits = apply(restored.recipe.model, restored.params, jnp.asarray([tokens + [0] * (12 - len(tokens))]))
+        tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
+    expected = train.text.decode(tokens[1:], restored.data.vocabulary) + "\n"
+    assert said(capsys, "run", "--sample", 9, "--prompt", "the queen", "--temperature", 0) == expected
+    assert said(capsys, "run", "--sample", 9, "--prompt", "the queen", "--top-k", 1) == expected
+
+
+def test_unknown_words_of_the_prompt_are_named(restored, capsys):
+    assert evals.__main__.main(["run", "--sample", "9", "--prompt", "blorb <unk>"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "not in the vocabulary, read as <unk>: 'blorb'\n"
+    assert captured.out.startswith("<unk> <unk> ")
+
+
+def test_a_prompt_begins_as_texts_do(evaluation, characters):
+    for run, prompt, expected in (
+        (evaluation.run, "", []),
+        (evaluation.run, "the <eos> man", ["the", "<eos>", "man"]),
+        (characters.run, "\n", []),
+        (characters.run, "\nking\n", list("king\n")),
+    ):
+        tokens, unknown = evals.language.read_prompt(run, prompt)
+        assert tokens.tolist() == [BEGIN, *encode(expected, run.data.vocabulary)]
+        assert tokens.dtype == np.int32
+        assert unknown == []
+    assert evals.language.read_prompt(characters.run, "QüQ")[1] == ["Q", "ü"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sample", "0"), "sample=0, allowed: a positive number"),
+        (("--sample", "5", "--temperature", "-1"), "temperature=-1.0, allowed: a finite number, 0 or more"),
+        (("--sample", "5", "--temperature", "nan"), "temperature=nan, allowed"),
+        (("--sample", "5", "--top-k", "0"), "top_k=0, allowed: 1 to "),
+        (("--sample", "5", "--top-k", "999"), "top_k=999, allowed: 1 to "),
+        (("--sample", "5", "--seed", "-1"), "seed=-1, allowed: 0 to 4294967295"),
+        (("--sample", "5", "--predict", "x.png"), "--predict and --sample: give one of them"),
+        (("--prompt", "the"), "only with --sample"),
+    ],
+)
+def test_bad_options_are_one_clear_error(restored, capsys, options, message):
+    assert evals.__main__.main(["run", *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
+    monkeypatch.setattr(evals.evaluation, "restore", lambda _: copy.run)
+    assert evals.__main__.main(["run", "--sample", "5"]) == 1
+    assert "zoo.rnnlm on data 'copy:3' is no language model of text, so it cannot write" in capsys.readouterr().err

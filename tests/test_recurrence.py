@@ -79,14 +79,15 @@ def _loop(cell, params, carry, inputs, mask, reverse):
 def _scan(cell, params, carry, inputs, mask, reverse):
     """The same as a plain scan that jax differentiates itself."""
     U, b, W = params["input"]["kernel"], params["input"]["bias"], params["recurrent"]["kernel"]
+    units = len(W)
 
     def body(carry, at):
         x, valid = at
-        h = carry[:, :UNITS]
+        h = carry[:, :units]
         below, before = jnp.split(x @ U + b[None], len(GATES[cell]), 1), jnp.split(h @ W, len(GATES[cell]), 1)
         if cell == "lstm":
             i, f, g, o = (p + q for p, q in zip(below, before, strict=True))
-            c = jax.nn.sigmoid(f) * carry[:, UNITS:] + jax.nn.sigmoid(i) * jnp.tanh(g)
+            c = jax.nn.sigmoid(f) * carry[:, units:] + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
             new = jnp.concatenate([h, c], 1)
         elif cell == "gru":
@@ -132,6 +133,23 @@ def test_gradients_equal_those_of_a_plain_scan(cell, masked, reverse, remat):
     plain = functools.partial(_scan, cell, mask=mask, reverse=reverse)
     actual, expected = (jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain))
     _close(actual(params, carry, inputs), expected(params, carry, inputs))
+
+
+@x64
+def test_products_of_large_kernels_are_the_same_in_another_form():
+    """In the loop, and for the gradients of kernels whose columns collide in a cache; on a CPU only."""
+    units = 128
+    assert 4 * units**2 >= recurrence.LARGE
+    assert 4 * units % recurrence.COLLIDING == 0
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.jit(lambda key: recurrence.init("lstm", key, FEATURES, units))(keys[0])
+    carry, inputs = jax.random.normal(keys[1], (BATCH, 2 * units)), jax.random.normal(keys[2], (BATCH, TIME, FEATURES))
+    fast, plain = functools.partial(unroll, "lstm"), functools.partial(_scan, "lstm", mask=np.ones_like(MASK), reverse=False)
+    actual, expected = (jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain))
+    _close(actual(params, carry, inputs), expected(params, carry, inputs))
+    for platform, barriers in (("cpu", 4), ("tpu", 0), ("cuda", 0)):
+        text = actual.trace(params, carry, inputs).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("optimization_barrier") == barriers
 
 
 @x64

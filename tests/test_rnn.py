@@ -143,7 +143,7 @@ def test_pieces_end_the_gradient_but_not_the_state():
     }
     pieces = [{name: leaf[:, part] for name, leaf in batch.items()} for part in (slice(0, 4), slice(4, None))]
     (_, aux), _ = _loss(cfg, pieces[0])
-    (total, _), gradients = _loss(cfg, pieces[1], carry=aux.carry)
+    (total, _), gradients = _loss(cfg, pieces[1] | {"reset": jnp.zeros(BATCH, bool)}, carry=aux.carry)
 
     def second(params):
         carry = jax.lax.stop_gradient(rnn.unroll(cfg, params, rnn.initial_carry(cfg, params, BATCH), pieces[0]["inputs"])[0])

@@ -13,6 +13,7 @@ from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main
 from evals.speed.contenders import RATE, Deform, Fit, TorchDeform, contenders, example_images
 from evals.speed.energy import annealing, dividing
+from evals.speed.recurrent import RECURRENT, Generated, Looped
 from evals.speed.rows import (
     ROWS,
     Line,
@@ -22,16 +23,18 @@ from evals.speed.rows import (
     compare,
     convolutions_row,
     energy_row,
+    generate_row,
     interleave,
     loop_row,
     parallel_row,
     passes,
     step_row,
+    unroll_row,
 )
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from train.augment import Augment
 from train.step import divide
-from zoo import convnet, mlp, rbm
+from zoo import convnet, mlp, rbm, rnnlm
 from zoo.convolution import PASSES, Geometry
 
 TINY = mlp.PRESETS["tiny"]
@@ -41,6 +44,9 @@ SMALL = {
     "lenet5": {"batch": 7, "side": 14},
     "vgg32": {"batch": 3, "width": 1 / 2, "side": 16},
     "tdnn": {"batch": 7, "length": 15},
+    "lstm-lm": {"batch": 3, "units": 12, "length": 5, "vocabulary": 11},
+    "lstm-chars": {"batch": 3, "units": 8, "length": 6},
+    "lstm-ragged": {"batch": 4, "units": 6, "length": 8},
 }
 KEYS = {"row", "peer", "ratio", "ratio_min", "ratio_max", "zoo_ms", "peer_ms"}
 
@@ -63,17 +69,19 @@ def tiny_rows(monkeypatch):
     rows["loop"] = functools.partial(loop_row, loops)
     rows["parallel"] = functools.partial(parallel_row, {"loop": (mlp, TINY, 4, None)})
     rows["augment"] = functools.partial(augment_row, {"augment, affine": Augment(rotate=5)}, tiny_convnet)
+    rows["generate"] = functools.partial(generate_row, dict.fromkeys(("generate", "generate, more"), rnnlm.PRESETS["tiny"]))
+    rows["unroll"] = functools.partial(unroll_row, (2, 9))
     rows["convolutions"] = functools.partial(convolutions_row, list(makes.values()))
     for row in ROWS:
         monkeypatch.setitem(ROWS, row, rows.get(row, lambda options: []))
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests want theirs
 
 
-@pytest.fixture(scope="module", params=WORKLOADS)
+@pytest.fixture(scope="module", params=WORKLOADS | RECURRENT)
 def trained(request):
     """A small workload, its contenders after three steps, and the losses of those."""
-    work = WORKLOADS[request.param][0](**SMALL[request.param])
-    found = contenders(work, rate=0.02)
+    work = (WORKLOADS | RECURRENT)[request.param][0](**SMALL[request.param])
+    found = contenders(work, rate=0.5 if request.param in RECURRENT else 0.02)
     losses = {name: [] for name in found}
     for name, contender in found.items():
         for _ in range(3):
@@ -89,8 +97,8 @@ def test_flax_takes_the_same_steps(trained):
     assert losses["zoo"][2] < losses["zoo"][1] < losses["zoo"][0]
     np.testing.assert_allclose(losses["flax"], losses["zoo"], rtol=1e-5)
     start = work.module.init(work.cfg, jax.random.key(1))
-    leaves = (jax.tree.leaves(params) for params in (start, found["zoo"].state.params, found["flax"].state.params))
-    for before, ours, theirs in zip(*leaves, strict=True):
+    named = (*map(work.flax_params, (start, found["zoo"].state.params)), found["flax"].state.params)
+    for before, ours, theirs in zip(*map(jax.tree.leaves, named), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
         assert np.abs(ours - before).max() > 1e-4
 
@@ -99,7 +107,7 @@ def test_torch_takes_the_same_steps(trained):
     pytest.importorskip("torch")
     work, found, losses = trained
     np.testing.assert_allclose(losses["torch"], losses["zoo"], rtol=1e-5)
-    theirs = [leaf.detach().numpy() for leaf in found["torch"].network.parameters()]
+    theirs = [leaf.detach().numpy() for leaf in found["torch"].trained()]
     for mine, leaf in zip(work.torch_params(found["zoo"].state.params), theirs, strict=True):
         np.testing.assert_allclose(leaf, mine, rtol=1e-5, atol=1e-6)
 
@@ -202,6 +210,8 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     for row, names in changes.items():
         expected += [(size, peer) for size in (row, *(f"{row}, {name} x2" for name in names)) for peer in ["flax", *torch]]
         expected += [(f"{row}, {what}", "flax") for what in ("compile", "first step")]
+    expected += [("generate", "Python loop"), ("generate, more", "Python loop")]
+    expected += [(f"unroll, {length} steps, remat", "all kept") for length in (2, 9)]
     expected += [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
     expected += [("loop, promised", "jitted step"), ("parallel", "jitted step")]
     expected += [("augment, affine", peer) for peer in ("step", *torch)]
@@ -221,6 +231,13 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     assert rows["loop, promised", "jitted step"]["at_most"] == 1.05
     assert rows["parallel", "jitted step"]["at_most"] == 1.03
     assert "overhead_us" in rows["loop, 100 steps a dispatch", "jitted step"]
+    assert rows["generate", "Python loop"]["at_most"] == pytest.approx(1 / 3)
+    assert "at_most" not in rows["generate, more", "Python loop"]
+    assert f"{rows['generate', 'Python loop']['tokens_per_second']:,.0f} tokens/s" in shown
+    unrolled = rows["unroll, 9 steps, remat", "all kept"]
+    assert unrolled.keys() >= KEYS | {"zoo_growth", "peer_growth"}
+    assert 0 < unrolled["zoo_bytes"] < unrolled["peer_bytes"]
+    assert f"{unrolled['zoo_bytes'] / 1e6:.1f} MB (peer {unrolled['peer_bytes'] / 1e6:.1f})" in shown
     assert f"{rows['augment, affine', 'step']['images_per_second']:,.0f} images/s" in shown
     for row in formulations:
         assert {row["chosen"], row["peer"]} <= row["measured_ms"].keys()
@@ -228,6 +245,17 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
         assert row["peer_ms"] == min(row["measured_ms"].values())
         assert row["zoo_ms"] == row["measured_ms"][row["chosen"]]
         assert f"chose {row['chosen']} of" in shown
+
+
+def test_the_loop_in_python_writes_the_same():
+    texts = []
+    for kind in (Generated, Looped):
+        writer = kind(rnnlm.PRESETS["tiny"], tokens=9, rows=2)
+        writer.step()
+        texts.append(np.stack(writer.outputs, axis=1) if kind is Looped else np.asarray(writer.outputs))
+    assert texts[0].shape == (2, 9)
+    assert len(np.unique(texts[0])) > 2
+    np.testing.assert_array_equal(texts[1], texts[0])
 
 
 def test_convolutions_are_those_of_the_workloads():

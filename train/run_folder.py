@@ -299,7 +299,8 @@ def write_text(file: pathlib.Path, text: str) -> None:
     os.replace(temporary, file)
 
 
-_NOT_COMPARED = ("recipe.about", "recipe.targets")
+_NOT_COMPARED = ("recipe.about", "recipe.targets", "recipe.model.vocabulary")
+"""What decides no result, and what the data decide, whose fingerprint is compared."""
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:

@@ -24,10 +24,13 @@ gradient of the rest.
 errors of later steps is computed for all steps at once, then a scan back in time only multiplies and adds errors, and the
 gradients of the weights are one matrix product each after it.  First derivatives are by reverse mode only (``jax.custom_vjp``,
 which raises TypeError for forward mode); their own derivatives are by any, and so are those of ``step``.
+
+On a CPU two products are written in the form that XLA computes at full speed (docs/speed.md); they agree to rounding.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -48,6 +51,11 @@ GATES: dict[Cell, tuple[str, ...]] = {
     "gru": ("reset", "update", "candidate"),
 }
 """What a cell computes from its inputs and the state before, in the order in which it is packed."""
+
+LARGE = 2**16
+"""Numbers of a kernel that costs more to pack in every step than the product with it is worth, for some ten rows."""
+COLLIDING = 512
+"""Columns, or a multiple, of matrices whose rows all fall into the same few lines of a cache."""
 
 
 class _How(NamedTuple):
@@ -146,7 +154,8 @@ def step(
     how = _How(cell, None, compute_dtype)
     carry = carry.astype(_wide(params["input"]["kernel"]))
     projected = _project(how, params, inputs[None])[0]
-    state, _ = _advance(how, params["recurrent"], _unpack(how, carry), projected)
+    multiply = functools.partial(_product, how, b=params["recurrent"]["kernel"])
+    state, _ = _advance(how, params["recurrent"], multiply, _unpack(how, carry), projected)
     return _pack(state), state[0]
 
 
@@ -202,6 +211,40 @@ def _product(how: _How, a: Array, b: Array, axes: tuple[int, int] = (1, 0)) -> A
     return lax.dot_general(a.astype(dtype), b.astype(dtype), dimensions, preferred_element_type=wide)
 
 
+def _multiplier(how: _How, matrix: Array) -> Callable[[Array], Array]:
+    """rows [batch, n] -> rows @ matrix [n, m], for the steps of a loop, which the matrix is prepared before.
+
+    XLA's CPU backend packs the right factor of a product anew in every step, which takes as long as the product of few rows
+    itself; a left factor is read as it lies there.
+    """
+    if matrix.size < LARGE:
+        return functools.partial(_product, how, b=matrix)
+
+    def on_cpu(rows: Array, turned: Array) -> Array:
+        # Without the barrier the compiler exchanges the factors again.
+        return lax.optimization_barrier(_product(how, turned, rows, (1, 1))).T
+
+    plain = functools.partial(_product, how, axes=(1, 1))
+    turned = matrix.T
+    return lambda rows: lax.platform_dependent(rows, turned, cpu=on_cpu, default=plain)
+
+
+def _correlation(how: _How, a: Array, b: Array) -> Array:
+    """The transpose of a [rows, n] times b [rows, m]: a kernel's gradient from its inputs and the errors of its outputs.
+
+    XLA's CPU backend leaves a left factor that it would have to transpose to another library, whose reading of b is at half its
+    speed where the columns of b lie in the same cache lines; so it is transposed first there.
+    """
+    plain = functools.partial(_product, how, axes=(0, 0))
+    if b.shape[1] % COLLIDING:
+        return plain(a, b)
+
+    def on_cpu(a: Array, b: Array) -> Array:
+        return _product(how, lax.optimization_barrier(a.T), b)
+
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=plain)
+
+
 def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
@@ -236,9 +279,11 @@ def _logistic(x: Array) -> Array:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
-def _advance(how: _How, recurrent: Params, state: State, projected: Array) -> tuple[State, tuple[Array, ...]]:
-    """One step from x_t U + b: the state after it and what its gradient needs beside the states."""
-    product = _product(how, state[0], recurrent["kernel"])
+def _advance(
+    how: _How, recurrent: Params, multiply: Callable[[Array], Array], state: State, projected: Array
+) -> tuple[State, tuple[Array, ...]]:
+    """One step from x_t U + b: the state after it and what its gradient needs beside the states.  multiply: h -> h W."""
+    product = multiply(state[0])
     units = state[0].shape[1]
     match how.cell:
         case "lstm":
@@ -271,11 +316,11 @@ def _run(
     x [time, batch, features]; mask [time, batch, 1].
     """
     # Cast once, not in every step.
-    recurrent = params["recurrent"] | {"kernel": params["recurrent"]["kernel"].astype(how.compute_dtype or _wide(carry))}
+    multiply = _multiplier(how, params["recurrent"]["kernel"].astype(how.compute_dtype or _wide(carry)))
 
     def body(state: State, at: tuple[Array, Array | None]) -> tuple[State, Any]:
         projected, valid = at
-        after, inner = _advance(how, recurrent, state, projected)
+        after, inner = _advance(how, params["recurrent"], multiply, state, projected)
         if valid is not None:
             after = jax.tree.map(functools.partial(jnp.where, valid), after, state)
         return after, (after[0], (*inner, *after[1:]) if keep else ())
@@ -301,7 +346,7 @@ def _back(
     errors: Array,
 ) -> tuple[Params, Array, Array]:
     """From the gradients with respect to both results of ``_run``, those for params (of at least float32), carry and x."""
-    kernel = params["recurrent"]["kernel"].astype(how.compute_dtype or _wide(carry))
+    multiply = _multiplier(how, params["recurrent"]["kernel"].T.astype(how.compute_dtype or _wide(carry)))
     start = _unpack(how, carry)
     before = _before(start[0], hidden)
 
@@ -337,14 +382,14 @@ def _back(
             to_cell, forget = through
             dc = errors[1] + dh * to_cell
             inputs = jnp.concatenate([dc, dc, dc, dh], axis=1) * factors
-            dh_before, rest, kept = _product(how, inputs, kernel, (1, 1)), (dc * forget,), inputs
+            dh_before, rest, kept = multiply(inputs), (dc * forget,), inputs
         elif how.cell == "gru":
             candidate, update = through
             recurrent = jnp.concatenate([dh, dh, dh], axis=1) * factors
-            dh_before, rest, kept = _product(how, recurrent, kernel, (1, 1)) + dh * update, (), (recurrent, dh * candidate)
+            dh_before, rest, kept = multiply(recurrent) + dh * update, (), (recurrent, dh * candidate)
         else:
             inputs = dh * factors
-            dh_before, rest, kept = _product(how, inputs, kernel, (1, 1)), (), inputs
+            dh_before, rest, kept = multiply(inputs), (), inputs
         if valid is not None and how.cell != "gru":  # whose update gate does it
             dh_before = dh_before + jnp.where(valid, 0, dh)
         return (dh_before, *rest), kept
@@ -359,8 +404,8 @@ def _back(
         recurrent_errors, input_errors, bias = kept, kept, {}
     flat = _flat(input_errors)
     gradients = {
-        "input": {"kernel": _product(how, _flat(x), flat, (0, 0)), "bias": jnp.sum(flat, axis=0)},
-        "recurrent": {"kernel": _product(how, _flat(valid(before)), _flat(recurrent_errors), (0, 0)), **bias},
+        "input": {"kernel": _correlation(how, _flat(x), flat), "bias": jnp.sum(flat, axis=0)},
+        "recurrent": {"kernel": _correlation(how, _flat(valid(before)), _flat(recurrent_errors)), **bias},
     }
     dx = _product(how, flat, params["input"]["kernel"], (1, 1)).reshape(x.shape)
     return gradients, _pack(first), dx

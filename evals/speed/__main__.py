@@ -105,6 +105,10 @@ def _note(line: Line) -> str:
         notes.append(f"{line.overhead_us:+.0f} us a step (best {line.overhead_us_best:+.0f})")
     if line.images_per_second is not None:
         notes.append(f"{line.images_per_second:,.0f} images/s")
+    if line.tokens_per_second is not None:
+        notes.append(f"{line.tokens_per_second:,.0f} tokens/s")
+    if line.zoo_bytes is not None and line.peer_bytes is not None:
+        notes.append(f"{line.zoo_bytes / 1e6:.1f} MB (peer {line.peer_bytes / 1e6:.1f})")
     if line.chosen is not None and line.measured_ms and line.estimated_ms:
         each = (f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})" for name, cost in line.estimated_ms.items())
         notes.append(f"chose {line.chosen} of {', '.join(each)}")

@@ -58,18 +58,20 @@ def flax_program(work: Workload, rate: float = RATE) -> Program:
     optimizer = optax.sgd(rate, MOMENTUM)
 
     def start(params: Params | None) -> FlaxState:
-        given: Any = params or work.network.init(jax.random.key(0), work.batch["inputs"])["params"]
+        drawn = None if params else work.network.init(jax.random.key(0), work.batch["inputs"])["params"]
+        given: Any = work.flax_params(params) if params else drawn
         return FlaxState.create(apply_fn=work.network.apply, params=given, tx=optimizer)
 
-    def step(state: FlaxState, batch: Batch) -> tuple[FlaxState, Array]:
+    def step(state: FlaxState, batch: Batch, *lengths: Array) -> tuple[FlaxState, Array]:
         def objective(params: Params) -> Array:
-            logits = state.apply_fn({"params": params}, batch["inputs"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
+            logits = state.apply_fn({"params": params}, batch["inputs"], *lengths)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+            return losses.mean(where=batch["mask"] if lengths else None)
 
         loss, gradients = jax.value_and_grad(objective)(state.params)
         return state.apply_gradients(grads=gradients), loss
 
-    return Program(step, start, (work.batch,))
+    return Program(step, start, (work.batch,) if work.lengths is None else (work.batch, work.lengths))
 
 
 def programs(work: Workload, rate: float = RATE) -> dict[str, Program]:
@@ -192,13 +194,19 @@ class Torch(BackToBack):
 
         torch.set_num_threads(TORCH_THREADS)
         self.inputs = torch.tensor(np.asarray(work.batch["inputs"]))
-        self.targets = torch.tensor(np.asarray(work.batch["targets"])).long().flatten()
+        # The loss ignores targets of -100.
+        targets = np.where(work.batch["mask"], work.batch["targets"], -100)
+        self.targets = torch.tensor(targets).long().flatten()
         self.network = work.torch_network()
         with torch.no_grad():
-            for mine, given in zip(self.network.parameters(), work.torch_params(params), strict=True):
+            for mine, given in zip(self.trained(), work.torch_params(params), strict=True):
                 mine.copy_(torch.tensor(np.asarray(given)))
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=rate, momentum=MOMENTUM)
+        self.optimizer = torch.optim.SGD(self.trained(), lr=rate, momentum=MOMENTUM)
         self.loss = torch.nn.functional.cross_entropy
+
+    def trained(self) -> list[Any]:
+        """The network's parameters that steps change."""
+        return [leaf for leaf in self.network.parameters() if leaf.requires_grad]
 
     def step(self) -> None:
         """Runs a step."""

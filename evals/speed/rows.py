@@ -30,6 +30,7 @@ from evals.speed.contenders import (
     zoo_program,
 )
 from evals.speed.energy import ENERGY
+from evals.speed.recurrent import LENGTHS, RECURRENT, WRITERS, Generated, Looped, Unrolled
 from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
 from train.augment import Augment
 from zoo import convnet, convolution
@@ -40,6 +41,7 @@ LOOP_US_AT_MOST = 60.0
 PARALLEL_AT_MOST = 1.03
 REPLICAS = 8
 START_AT_MOST = 0.5
+GENERATE_AT_MOST = 1 / 3
 MOST_PROCESS_ROUNDS = 3
 """Whole processes take long: no more rounds of them than this."""
 DISPATCH = 100
@@ -84,7 +86,8 @@ class Line:
     _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
     overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
     at_most: what we promise of the ratio, or of the overhead where there is one.
-    images_per_second: the zoo's.
+    images_per_second, tokens_per_second: the zoo's.
+    zoo_bytes, peer_bytes: of intermediate results.
     chosen: the zoo's formulation of a convolution; its peer is the fastest one, perhaps itself.
     measured_ms, estimated_ms: of each formulation.
     """
@@ -104,6 +107,9 @@ class Line:
     overhead_us: float | None = None
     overhead_us_best: float | None = None
     images_per_second: float | None = None
+    tokens_per_second: float | None = None
+    zoo_bytes: float | None = None
+    peer_bytes: float | None = None
     chosen: str | None = None
     measured_ms: dict[str, float] | None = None
     estimated_ms: dict[str, float] | None = None
@@ -129,10 +135,10 @@ def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, 
 def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> list[Line]:
     """Lines of a workload: its step at its own size, and unless that is all, with each of its sizes doubled; its compilation.
 
-    make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio}.
+    make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio, "compile": that of compilation over flax's}.
     """
     lines = sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
-    return lines if options.own_size else lines + fresh_lines(row, make(), options)
+    return lines if options.own_size else lines + fresh_lines(row, make(), options, at_most.get("compile"))
 
 
 def sized_lines(
@@ -163,7 +169,7 @@ def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
 
 
-def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:
+def fresh_lines(row: str, work: Workload, options: Options, at_most: float | None = None) -> list[Line]:
     """Compilation, and the time to the first step: drawing the parameters, compiling, running it.  Nothing is cached."""
 
     def compile_step(program: Any, abstract: Any) -> None:
@@ -180,10 +186,10 @@ def fresh_lines(row: str, work: Workload, options: Options) -> list[Line]:
         return time.perf_counter() - started
 
     lines = []
-    for what, action in (("compile", compile_step), ("first step", first_step)):
+    for what, action, bound in (("compile", compile_step, at_most), ("first step", first_step, None)):
         timed = {name: functools.partial(fresh, action, program) for name, program in programs(work).items()}
         times = interleave(timed, Options(min(options.rounds, MOST_FRESH_ROUNDS), 0))
-        lines.append(compare(f"{row}, {what}", "flax", times["zoo"], times["flax"]))
+        lines.append(compare(f"{row}, {what}", "flax", times["zoo"], times["flax"], at_most=bound))
     return lines
 
 
@@ -358,8 +364,35 @@ def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options
     return sized_lines(row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options)
 
 
+def generate_row(writers: dict[str, Any], options: Options) -> list[Line]:
+    """Language models' texts written by one compiled loop over a loop in Python; the first one's ratio is promised."""
+    lines = []
+    for row, cfg in writers.items():
+        loop = Looped(cfg)
+        times = interleave({"zoo": Generated(cfg), "loop": loop}, options)
+        rate = loop.tokens / float(np.median(times["zoo"]))
+        at_most = GENERATE_AT_MOST if not lines else None
+        lines.append(compare(row, "Python loop", times["zoo"], times["loop"], at_most=at_most, tokens_per_second=rate))
+    return lines
+
+
+def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
+    """The gradient of a recurrent layer that keeps few states over one that keeps all, by the length of the sequences."""
+    timed = {(length, remat): Unrolled(length, remat=remat) for length in lengths for remat in (True, False)}
+    times = interleave(timed, options)
+    lines = []
+    for length in lengths:
+        growth = [float(np.median(times[length, remat] / times[lengths[0], remat])) for remat in (True, False)]
+        sizes = [timed[length, remat].memory() for remat in (True, False)]
+        more = dict(zip(("zoo_growth", "peer_growth", "zoo_bytes", "peer_bytes"), growth + sizes, strict=True))
+        lines.append(compare(f"unroll, {length} steps, remat", "all kept", times[length, True], times[length, False], **more))
+    return lines
+
+
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
-    **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in WORKLOADS.items()},
+    **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in (WORKLOADS | RECURRENT).items()},
+    "generate": functools.partial(generate_row, WRITERS),
+    "unroll": functools.partial(unroll_row, LENGTHS),
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),
     "replicas": functools.partial(replicas_row, SIDE_BY_SIDE),

@@ -22,9 +22,11 @@ from zoo.convolution import Geometry, Sizes
 class Workload:
     """A model that classifies, three times, and the batch it trains on.
 
-    network: a linen module that takes the zoo's params as they are (its layers have the same names).
+    network: a linen module from inputs, and ``lengths`` where there are any, to logits.
     torch_network: makes a torch module from the same inputs to the same logits, in torch's fastest layout.
-    torch_params: the zoo's params in the order and the layout of that module's.
+    torch_params: the zoo's params in the order and the layout of that module's, of those that are trained.
+    flax_params: the zoo's params as the linen module names them; as they are where its layers have the same names.
+    lengths: of the sequences of a batch [batch], where they differ; what is beyond is masked.
     """
 
     module: Model
@@ -32,7 +34,9 @@ class Workload:
     batch: Batch
     network: nn.Module
     torch_network: Callable[[], Any]
-    torch_params: Callable[[Params], list[Array]]
+    torch_params: Callable[[Params], list[Any]]
+    flax_params: Callable[[Params], Params] = lambda params: params
+    lengths: Array | None = None
 
 
 def mlp(batch: int = 128, width: int = 800) -> Workload:

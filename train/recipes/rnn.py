@@ -60,7 +60,7 @@ RECIPES = (
         eval_every=4,
         select_by="loss",
         select_mode="min",
-        targets=(Target(metric="test error %", at_most=4.0),),
+        targets=(Target(metric="test error %", at_most=5.0),),
     ),
     _adding,
     replace(

@@ -249,9 +249,8 @@ def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     batch["mask"] = jnp.zeros_like(batch["mask"])
-    (total, aux), gradients = jax.value_and_grad(lambda params: module.loss(cfg, params, batch, carry=carry), has_aux=True)(
-        params
-    )
+    gradient = jax.jit(jax.value_and_grad(lambda params: module.loss(cfg, params, batch, carry=carry), has_aux=True))
+    (total, aux), gradients = gradient(params)
     assert float(total) == float(aux.count) == 0
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
 
@@ -259,12 +258,12 @@ def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
 def test_an_example_depends_on_its_own_key_alone(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
-    keys = _keys()
-    total, aux = module.loss(cfg, params, batch, key=keys, carry=carry)
+    keys, loss = _keys(), jax.jit(module.loss)
+    total, aux = loss(cfg, params, batch, key=keys, carry=carry)
     parts = []
     for row in range(BATCH):
         alone, alone_carry = (jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], tree) for tree in (batch, carry))
-        parts.append(module.loss(cfg, params, alone, key=keys[row : row + 1], carry=alone_carry))
+        parts.append(loss(cfg, params, alone, key=keys[row : row + 1], carry=alone_carry))
     _assert_close(sum(part for part, _ in parts), total, rtol=1e-5)
     _assert_close(sum(part.count for _, part in parts), aux.count, rtol=0)
 
@@ -360,12 +359,13 @@ def test_the_carry_continues_a_sequence(member):
     params, batch, carry = _setup(module, cfg)
     if batch["mask"].ndim < 2 or not jax.tree.leaves(carry):
         return
-    total, aux = module.loss(cfg, params, batch, carry=carry)
+    loss = jax.jit(module.loss)
+    total, aux = loss(cfg, params, batch, carry=carry)
     reset = batch["reset"]
     sum_of_parts = 0.0
     for part in (slice(0, 3), slice(3, None)):
         piece = {name: leaf[:, part] for name, leaf in batch.items() if name != "reset"}
-        partial_total, partial_aux = module.loss(cfg, params, {**piece, "reset": reset}, carry=carry)
+        partial_total, partial_aux = loss(cfg, params, {**piece, "reset": reset}, carry=carry)
         sum_of_parts, carry, reset = sum_of_parts + partial_total, partial_aux.carry, jnp.zeros_like(reset)
     _assert_close(sum_of_parts, total, rtol=1e-5)
     _assert_close(carry, aux.carry, rtol=1e-5)

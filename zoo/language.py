@@ -42,9 +42,29 @@ def look_up(params: Params, tokens: Array) -> Array:
 def next_token_loss(logits: Float[Array, "batch time vocabulary"], batch: Batch, carry: Any) -> tuple[Array, Aux]:
     """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through."""
     require_shape("targets", batch["targets"], logits.shape[:2])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    total, aux = summed(losses, batch["mask"])
+    total, aux = summed(_losses(logits, batch["targets"], batch["mask"]), batch["mask"])
     return total, aux._replace(carry=jax.lax.stop_gradient(carry))
+
+
+@jax.custom_jvp
+def _losses(logits: Array, targets: Array, mask: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+@_losses.defjvp
+def _losses_and_their_tangents(primals: tuple[Array, Array, Array], tangents: tuple[Array, Any, Any]) -> tuple[Array, Array]:
+    """The gradient is softmax minus one-hot, zero where the mask is False, in one pass over what the loss has computed.
+
+    Differentiated by jax it scatters into the softmax, which takes twice as long to compile.
+    """
+    logits, targets, mask = primals
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    likelihoods = jnp.exp(logits - peak)
+    total = jnp.sum(likelihoods, axis=-1, keepdims=True)
+    losses = jnp.log(total) + peak - jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    tokens = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    gradient = jnp.where(mask[..., None], likelihoods / total - (tokens == targets[..., None]), 0)
+    return losses[..., 0], jnp.sum(gradient * tangents[0], axis=-1)
 
 
 def example_tokens(key: Array, batch_size: int, vocabulary: int) -> Batch:

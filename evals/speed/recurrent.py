@@ -210,7 +210,7 @@ class Unrolled(BackToBack):
             return jnp.sum(jnp.square(recurrence.unroll("lstm", params, carry, inputs, remat=remat)[1]))
 
         keys = jax.random.split(jax.random.key(0), 2)
-        params = recurrence.init("lstm", keys[0], features, units)
+        params = jax.jit(lambda key: recurrence.init("lstm", key, features, units))(keys[0])
         inputs = jax.random.normal(keys[1], (batch, length, features))
         self.arguments = params, recurrence.initial_carry("lstm", params, batch), inputs
         self.compiled = jax.jit(jax.grad(objective)).lower(*self.arguments).compile()

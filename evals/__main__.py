@@ -1,10 +1,13 @@
 """Command line: ``python -m evals RUN_DIR`` measures a run; ``--predict FILE ...`` labels files, ``--sample N`` writes."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from evals.evaluation import Evaluation
 
 PLOTS_NEED = "the report has no learning curves: they need matplotlib: pip install 'purezoo[evals]'"
+LINES = 256
+"""That are translated at a time."""
 POLARITY = "images are taken as they are; if the training data are light on dark and yours dark on light, or so, add --invert"
 
 
@@ -20,7 +25,8 @@ POLARITY = "images are taken as they are; if the training data are light on dark
 class Options:
     """Measures a finished run on its test split: numbers on the terminal and in eval.json, a report in report.html.
 
-    With --predict, labels your own images or arrays instead; with --sample, a language model writes a text.
+    With --predict, labels your own images or arrays instead; with --sample, a language model writes a text; with --translate, a
+    translation model translates.
     """
 
     run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -41,6 +47,16 @@ class Options:
     """--sample: draw among so many most probable tokens only."""
     seed: int = 0
     """--sample: decides what is drawn."""
+    translate: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
+    """Translate these sentences."""
+    translate_file: pathlib.Path | None = None
+    """Translate each line of this file; - is standard input."""
+    alignment: pathlib.Path | None = None
+    """--translate with one sentence: also draw where the model looked, into this SVG file."""
+    beam: int = 5
+    """--translate, --translate-file: hypotheses that are kept; 1 always takes the most probable token."""
+    length_penalty: float = 1.0
+    """--translate, --translate-file: above 0 longer translations are preferred to shorter ones of the same probability."""
     data_dir: str | None = None
     """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
     report: bool = True
@@ -61,6 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
             return sample(options)
         if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
             raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
+        if options.translate or options.translate_file is not None:
+            return translate(options)
+        if options.alignment is not None or options.beam != 5 or options.length_penalty != 1:
+            raise ValueError("--alignment, --beam, --length-penalty: only with --translate TEXT or --translate-file FILE")
         return predict(options) if options.predict else evaluate(options)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -121,6 +141,8 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
     print(f"{run.recipe.name}, seed {run.recipe.seed}, step {run.step}, {evaluation.measured_on}")
     for name in sorted(evaluation.metrics, key=lambda name: "accuracy" in name):
         print(show_metric(name, evaluation.metrics[name], evaluation.items))
+    if evaluation.note:
+        print(evaluation.note)
     folder = shlex.quote(str(run.folder.path))
     print(f"checkpoint {run.folder.checkpoints / str(run.step)}")
     print(f"report {evaluation.report}" if report else f"numbers {evaluation.file}")
@@ -128,6 +150,8 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
         print(f"next: python -m evals {folder} --predict FILE   labels your own images")
     if evaluation.log_probabilities is not None:
         print(f'next: python -m evals {folder} --sample 500 --prompt "..."   lets the model write')
+    if evaluation.translations is not None:
+        print(f'next: python -m evals {folder} --translate "..."   translates')
     print("next: python -m train --list   shows the other recipes")
 
 
@@ -146,6 +170,49 @@ def sample(options: Options) -> int:
         print(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown))}", file=sys.stderr)
     print(decode([*prompt[1:], *written], run.data.vocabulary))
     return 0
+
+
+def translate(options: Options) -> int:
+    """Prints a line for each sentence, and says what of them is not in the vocabulary."""
+    from evals import translation
+    from evals.evaluation import restore
+    from train.formats import DataError
+    from train.run_folder import write_text
+
+    if options.predict or (options.translate and options.translate_file is not None):
+        raise ValueError("--predict, --translate and --translate-file: give one of them")
+    if options.alignment is not None and len(options.translate) != 1:
+        raise ValueError(f"--alignment: {len(options.translate)} sentences after --translate, allowed: 1")
+    run = restore(options.run_dir)
+    lines = iter(options.translate) if options.translate_file is None else read_lines(options.translate_file)
+    # From a terminal each line is answered as it comes.
+    at_a_time = 1 if options.translate_file == pathlib.Path("-") and sys.stdin.isatty() else LINES
+    while group := list(itertools.islice(lines, at_a_time)):
+        found = translation.translate(run, group, beam=options.beam, length_penalty=options.length_penalty)
+        unknown = run.data.tokenizers["source"].unknown(group)
+        if unknown:
+            print(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown))}", file=sys.stderr)
+        for each in found:
+            print(each.text, flush=True)
+        if options.alignment is not None:
+            svg = translation.alignment(run, group[0], found[0])
+            if svg is None:
+                raise DataError(f"{run.folder.path}: the model has no attention, or the sentence no word; nothing to draw")
+            write_text(options.alignment, svg)
+    return 0
+
+
+def read_lines(file: pathlib.Path) -> Iterator[str]:
+    """Lines of a file, or of standard input for -, as they are needed.  Raises DataError naming the line that is not UTF-8."""
+    from train.formats import DataError
+
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdin.buffer if file == pathlib.Path("-") else stack.enter_context(file.open("rb"))
+        for number, line in enumerate(stream, 1):
+            try:
+                yield line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number}: not UTF-8 text: {error}") from error
 
 
 def predict(options: Options) -> int:

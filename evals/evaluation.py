@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from jax import Array
 
 import train.loop
 from train.batches import Batches, Scaling
-from train.data import DataError, load_data
+from train.data import DataError, Dataset, load_data
 from train.recipe import Recipe, Target, module_of
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
 from train.step import make_evaluate
@@ -71,6 +71,8 @@ class Evaluation:
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
     example: of the split, the one that the report looks at closely.  data_dir: where its data set is looked up first.
     log_probabilities: of each token of the split [tokens], in its order; None unless it is text.
+    sentences: of the split, source and target.  translations: of the sources (``evals.translation.Translation``); None of others.
+    note: how metrics were computed, where a name does not say it.
     """
 
     run: Restored
@@ -81,6 +83,9 @@ class Evaluation:
     example: int = 0
     data_dir: str | os.PathLike[str] | None = None
     log_probabilities: np.ndarray | None = None
+    sentences: Sequence[tuple[str, str]] = ()
+    translations: list[Any] | None = None
+    note: str = ""
 
     @property
     def count(self) -> int:
@@ -128,26 +133,33 @@ def evaluate(
     ValueError when there is no such example.
     """
     run = restore(run_dir)
-    table = load_split(run, split, data_dir)
+    dataset = load_dataset(run, data_dir)
+    table = _split_of(run, dataset, split)
     count = len(jax.tree.leaves(table)[0])
     if not 0 <= example < count:
         raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
     cfg = run.recipe.model
-    with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
+    with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling, widths=dataset.widths)) as batches:
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
         predictions = _classify(run, table, batches) if "accuracy" in means else None
     nats = bool(run.data.vocabulary) or (predictions is not None and _is_log_likelihood(predictions))
-    metrics, log_probabilities = name_metrics(split, means, nats), None
+    metrics, more = name_metrics(split, means, nats), {}
     if hasattr(run.module, "free_energy"):
         from evals.likelihood import likelihoods
 
-        metrics |= likelihoods(run, split, table, load_split(run, "train", data_dir))
+        metrics |= likelihoods(run, split, table, _split_of(run, dataset, "train"))
     if run.data.vocabulary and "reset" in table:
         from evals.language import measure
 
-        named, log_probabilities = measure(run, split, load_splits(run, data_dir), means["loss"])
+        named, more["log_probabilities"] = measure(run, split, dataset.splits, means["loss"])
         metrics |= named
-    return Evaluation(run, split, table, metrics, predictions, example, data_dir, log_probabilities)
+    if run.data.tokenizers:
+        from evals import translation
+
+        more["sentences"] = dataset.sentences[split]
+        named, more["translations"], more["note"] = translation.measure(run, split, more["sentences"], means["loss"])
+        metrics |= named
+    return Evaluation(run, split, table, metrics, predictions, example, data_dir, **more)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
@@ -161,6 +173,7 @@ def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "count": evaluation.count,
         "metrics": evaluation.metrics,
+        "note": evaluation.note,
         "command": "python -m evals " + shlex.join([str(run.folder.path), "--split", evaluation.split]),
         "hardware": hardware(),
         "date": today(),
@@ -240,21 +253,25 @@ def class_names(run: Restored, outputs: int) -> list[str]:
 
 def load_split(run: Restored, split: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any]:
     """A split of the run's data, raw.  Raises DataError, RunError: see ``evaluate``."""
-    splits = load_splits(run, data_dir)
-    if split not in splits:
-        raise DataError(f"data {run.recipe.data!r}: no {split} split; it has {', '.join(splits)}")
-    return dict(splits[split])
+    return _split_of(run, load_dataset(run, data_dir), split)
 
 
-def load_splits(run: Restored, data_dir: str | os.PathLike[str] | None) -> Mapping[str, dict[str, Any]]:
-    """Every split of the run's data, raw.  Raises DataError, RunError: see ``evaluate``."""
-    if run.recipe.data == "arrays":
+def _split_of(run: Restored, dataset: Dataset, split: str) -> dict[str, Any]:
+    if split not in dataset.splits:
+        raise DataError(f"data {run.recipe.data!r}: no {split} split; it has {', '.join(dataset.splits)}")
+    return dict(dataset.splits[split])
+
+
+def load_dataset(run: Restored, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """The run's data.  Raises DataError, RunError: see ``evaluate``."""
+    recipe = run.recipe
+    if recipe.data == "arrays":
         raise DataError(f"{run.folder.path}: trained on arrays in memory, which are gone; --predict FILE.npz still works")
-    dataset = load_data(run.recipe.data, data_dir, image_shape=run.recipe.image_shape, text=run.recipe.text)
+    dataset = load_data(recipe.data, data_dir, image_shape=recipe.image_shape, text=recipe.text, pairs=recipe.pairs)
     # Splits are made from the whole set: in a changed one, examples of the old training split may be among the tests.
     if dataset.fingerprint != run.folder.config()["data_fingerprint"]:
         raise RunError(f"{run.folder.path}: data {dataset.name!r} is not what this run was trained on: its content has changed")
-    return dataset.splits
+    return dataset
 
 
 def _classify(run: Restored, table: dict[str, Any], batches: Batches) -> Predictions | None:

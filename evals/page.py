@@ -102,6 +102,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll
 .facts { width: 100%; } .facts th { text-align: left; font-weight: normal; color: var(--soft); width: 34%; }
 .facts th, .facts td { padding: .25rem .75rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
+.facts.numbered th { width: 3rem; } .facts.numbered .note { display: inline-block; width: 4rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 .matrix th { font-weight: normal; color: var(--soft); padding: .25rem .5rem; }

@@ -21,6 +21,7 @@ from evals.language import passage, samples
 from evals.maps import feature_maps, first_weights
 from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
 from evals.shifts import shifts
+from evals.translation import alignments, lengths, phrases, translations
 from evals.unsupervised import codes, fantasies, reconstructions
 from evals.words import analogies, neighbours, word_map
 from train.recipe import Target, to_dict
@@ -131,6 +132,10 @@ SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
     neighbours,
     analogies,
     word_map,
+    translations,
+    alignments,
+    lengths,
+    phrases,
     feature_maps,
     first_weights,
     histograms,

@@ -6,6 +6,7 @@ All of them are about directions: vectors are divided by their lengths, and what
 import html
 import importlib.util
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,15 @@ def word_map(evaluation: Evaluation) -> str | None:
     if importlib.util.find_spec("sklearn") is None:
         return titled("Map of words", unsupervised.NEEDS.format(what="A t-SNE map", package="scikit-learn"))
     names = [vocabulary[index] for index in words]
-    points = _fitted(unsupervised.tsne(units[words].astype(np.float32)))
+    svg, bare = labelled_map(unsupervised.tsne(units[words].astype(np.float32)), names, "Map of words")
+    intro = f"The {len(words)} most frequent words by t-SNE of their vectors, which keeps near ones together, as in figure 4 of "
+    intro += f"LeCun, Bengio, Hinton (2015); distances of far ones and the axes mean nothing.{bare}"
+    return titled("Map of words", f'<p>{intro}</p><div class="scroll">{svg}</div>')
+
+
+def labelled_map(points: np.ndarray, names: Sequence[str], title: str) -> tuple[str, str]:
+    """SVG of named points [n, 2], scaled to the map, with labels where there is room; and a sentence on those without, or ""."""
+    points = _fitted(points)
     boxes = place(points, np.array([width(name) for name in names]))
     marks = []
     for name, (x, y), box in zip(names, points, boxes, strict=True):
@@ -138,12 +147,9 @@ def word_map(evaluation: Evaluation) -> str | None:
             label = f'<text x="{box[0]:.1f}" y="{box[1] + 0.78 * LETTERS:.1f}" {size}>{html.escape(name)}</text>'
         marks.append(dot + label)
     style = f'style="min-width: {WIDTH * 0.9:.0f}px; fill: currentColor; font-size: {LETTERS}px"'
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {style} role="img" aria-label="Map of words">{"".join(marks)}</svg>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {style} role="img" aria-label="{title}">{"".join(marks)}</svg>'
     bare = int(np.isnan(boxes).any(axis=1).sum())
-    intro = f"The {len(words)} most frequent words by t-SNE of their vectors, which keeps near ones together, as in figure 4 of "
-    intro += "LeCun, Bengio, Hinton (2015); distances of far ones and the axes mean nothing."
-    intro += f"  {bare} dots have no label, as there is no room for it: point at them." if bare else ""
-    return titled("Map of words", f'<p>{intro}</p><div class="scroll">{svg}</div>')
+    return svg, f"  {bare} dots have no label, as there is no room for it: point at them." if bare else ""
 
 
 def width(word: str) -> float:

@@ -228,8 +228,14 @@ def test_padding_changes_nothing(member):
     padded["mask"] = padded["mask"].at[BATCH:].set(False)
     # What is masked within rows must not matter either.
     if batch["mask"].ndim == 2:
-        mask = padded["mask"].reshape(*padded["mask"].shape, *[1] * (batch["inputs"].ndim - 2))
-        padded["inputs"] = jnp.where(mask, padded["inputs"], jnp.asarray(9, batch["inputs"].dtype))
+
+        def hide(leaf):
+            if leaf.shape[:2] != padded["mask"].shape:  # has places of its own
+                return leaf
+            mask = padded["mask"].reshape(*padded["mask"].shape, *[1] * (leaf.ndim - 2))
+            return jnp.where(mask, leaf, jnp.asarray(9, leaf.dtype))
+
+        padded["inputs"] = jax.tree.map(hide, padded["inputs"])
     long_carry = jax.tree.map(pad, carry)
 
     def loss(params, batch, carry):

@@ -503,7 +503,7 @@ def test_any_arrays_make_a_data_set_that_a_device_takes_or_are_refused_by_name(t
             outcomes.append(str(error).startswith(f"{tmp_path}/a.npz: "))
             continue
         for table in dataset.splits.values():
-            on_device, _ = Batches(table, 4).arrays
+            on_device, _ = Batches(table, 4).arrays(0)
             for key, array in table.items():
                 np.testing.assert_array_equal(on_device[key], array)
             assert np.isfinite(table["inputs"]).all()

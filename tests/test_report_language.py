@@ -25,7 +25,7 @@ import train
 import train.generated
 import zoo
 from evals import ngrams
-from evals.evaluation import Evaluation, load_splits, show_metric
+from evals.evaluation import Evaluation, load_dataset, show_metric
 from train.generated import COPY_SYMBOLS
 from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
 from train.trainer import evaluation_batches
@@ -99,7 +99,7 @@ def characters(evaluation, folder):
 
 @pytest.fixture(scope="module")
 def splits(evaluation):
-    return load_splits(evaluation.run, None)
+    return load_dataset(evaluation.run, None).splits
 
 
 def text_of(section, evaluation):
@@ -223,7 +223,8 @@ def copy(evaluation):
         patch.setattr(train.generated, "SEQUENCES", {"test": 20})
         table = train.generated.copy_memory(3)["test"]
         patch.setattr(evals.evaluation, "restore", lambda _: run)
-        patch.setattr(evals.evaluation, "load_split", lambda *_: table)
+        dataset = train.Dataset("copy:3", {"test": table}, vocabulary=COPY_SYMBOLS)
+        patch.setattr(evals.evaluation, "load_dataset", lambda *_: dataset)
         return evals.evaluate("copy")
 
 

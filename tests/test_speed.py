@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evals.speed import contenders as speed_contenders
-from evals.speed.__main__ import main
+from evals.speed.__main__ import main, show
 from evals.speed.contenders import RATE, Deform, Fit, TorchDeform, contenders, example_images
 from evals.speed.energy import annealing, dividing
 from evals.speed.recurrent import RECURRENT, Generated, Looped
@@ -20,6 +20,7 @@ from evals.speed.rows import (
     Options,
     Others,
     augment_row,
+    beam_row,
     compare,
     convolutions_row,
     energy_row,
@@ -31,10 +32,11 @@ from evals.speed.rows import (
     step_row,
     unroll_row,
 )
+from evals.speed.translation import END, SEARCHES, TRANSLATION, network
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from train.augment import Augment
 from train.step import divide
-from zoo import convnet, mlp, rbm, rnnlm
+from zoo import convnet, mlp, rbm, rnnlm, seq2seq
 from zoo.convolution import PASSES, Geometry
 
 TINY = mlp.PRESETS["tiny"]
@@ -47,6 +49,7 @@ SMALL = {
     # lstm-lm is the one's function of a text and the other's two layers
     "lstm-chars": {"batch": 3, "units": 8, "length": 6},
     "lstm-ragged": {"batch": 4, "units": 6, "length": 8},
+    "translation": {"batch": 5, "units": 6, "length": 4, "vocabulary": 9},
 }
 KEYS = {"row", "peer", "ratio", "ratio_min", "ratio_max", "zoo_ms", "peer_ms"}
 
@@ -80,8 +83,9 @@ def tiny_rows(monkeypatch):
 @pytest.fixture(scope="module", params=SMALL)
 def trained(request):
     """A small workload, its contenders after three steps, and the losses of those."""
-    work = (WORKLOADS | RECURRENT)[request.param][0](**SMALL[request.param])
-    found = contenders(work, rate=0.5 if request.param in RECURRENT else 0.02)
+    sequences = RECURRENT | TRANSLATION
+    work = (WORKLOADS | sequences)[request.param][0](**SMALL[request.param])
+    found = contenders(work, rate=0.5 if request.param in sequences else 0.02)
     losses = {name: [] for name in found}
     for name, contender in found.items():
         for _ in range(3):
@@ -254,6 +258,35 @@ def test_the_loop_in_python_writes_the_same():
     assert texts[0].shape == (2, 9)
     assert len(np.unique(texts[0])) > 2
     np.testing.assert_array_equal(texts[1], texts[0])
+
+
+@pytest.mark.parametrize("banned", [(), (END,)])
+def test_contenders_of_the_beam_translate_alike(banned):
+    """All steps where nothing may end; else each sentence's search ends when it likes."""
+    cfg = network(units=8, vocabulary=11)
+    # Doubled, so that some tokens are much more probable than others.
+    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(seq2seq.init)(cfg, jax.random.key(2)))
+    found = {}
+    for name, (kind, _) in SEARCHES.items():
+        search = kind(cfg, batch=6, length=12, width=3, banned=banned, params=params)
+        search.step()
+        found[name] = search.best()
+    ends = (found["zoo"] == END).argmax(axis=1)
+    assert found["zoo"].shape == (6, 12)
+    assert len(np.unique(found["zoo"], axis=0)) == 6
+    assert not ends.any() if banned else len(np.unique(ends)) > 2
+    for peer in found.keys() - {"zoo"}:
+        np.testing.assert_array_equal(found[peer], found["zoo"])
+
+
+def test_the_beam_is_compared_with_each_of_its_peers(capsys):
+    lines = beam_row(network(units=4, vocabulary=7), Options(rounds=1, seconds=0.001))
+    assert [(line.row, line.peer, line.at_most) for line in lines] == [("beam", "numpy", 0.4), ("beam", "Python loop", 1.0)]
+    show(lines, "beam")
+    shown = capsys.readouterr().out
+    for line in lines:
+        assert line.sentences_per_second == pytest.approx(16e3 / line.zoo_ms)
+        assert f"{line.sentences_per_second:,.0f} sentences/s" in shown
 
 
 def test_convolutions_are_those_of_the_workloads():

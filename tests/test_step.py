@@ -68,7 +68,7 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     shapes = jax.eval_shape(step, _state(optimizer), batches.batch(0), KEY)[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     many = jax.jit(make_steps(make_step(mlp, CFG, optimizer, load=batches.load), many=True))
-    together, sums = many(_state(optimizer), zeros, batches.arrays, (batches.plan(0, 9), 0), np.int32(7), KEY)
+    together, sums = many(_state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(7), KEY)
     one_by_one, total = _state(optimizer), zeros
     for index in range(7):
         one_by_one, metrics = jax.jit(step)(one_by_one, batches.batch(index), KEY)
@@ -77,8 +77,8 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     _assert_close(together.params, one_by_one.params, rtol=1e-5, atol=1e-6)
     _assert_close(sums, total, rtol=1e-5)
     # The same compiled body, so an interruption in the middle of a dispatch leaves no trace in the bits.
-    state, sums = many(_state(optimizer), zeros, batches.arrays, (batches.plan(0, 9), 0), np.int32(3), KEY)
-    state, sums = many(state, sums, batches.arrays, (batches.plan(2, 9), 2), np.int32(4), KEY)
+    state, sums = many(_state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(3), KEY)
+    state, sums = many(state, sums, batches.arrays(0), (batches.plan(2, 9), 2), np.int32(4), KEY)
     _assert_close(state, together, rtol=0)
 
 

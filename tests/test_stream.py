@@ -49,7 +49,7 @@ def equal(one, other) -> bool:
 def of_step(batches: Batches, step: int, first: int, count: int):
     """The batch of a step as the training step loads it from a plan."""
     entry = jax.tree.map(lambda leaf: leaf[step - first], batches.plan(first, count))
-    return jax.jit(batches.load)((batches.arrays, entry))
+    return jax.jit(batches.load)((batches.arrays(0), entry))
 
 
 @pytest.mark.parametrize("devices", [1, 8, 3])

@@ -62,6 +62,9 @@ class Order:
 
     Of rows that go on from one another (text) every row of a batch has a stretch of the table of its own instead, which it goes
     through from batch to batch, the same in every epoch.
+
+    Of rows in buckets, all of a batch are of one; which one each step has depends on the epoch only, so that the steps of runs
+    that differ in their seeds have the same shapes.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class Order:
         seed: int | None,
         labels: tuple[np.ndarray, int] | None = None,
         continued: bool = False,
+        buckets: np.ndarray | None = None,
     ) -> None:
         """size: rows of the table.  padded: of a batch after padding.  seed: None keeps the order.
 
         labels: (classes [size], number): an epoch has only so many rows, as many of each class, drawn by the seed.
-        continued: each row of the table goes on from the one before.
+        continued: each row of the table goes on from the one before.  buckets: int [size], that each row is in.
         """
+        self.buckets = buckets
         self.batch_size, self.padded, self.seed, self.labels = batch_size, padded, seed, labels
         self.stretches = np.arange(batch_size + 1) * size // batch_size if continued else None
         self.table_size = size
@@ -86,12 +91,16 @@ class Order:
         else:
             classes, count = labels
             self.pool = stratified_split(classes, (count, size - count), seed or 0)[0].astype(np.int32)
-        self.steps_per_epoch = math.ceil(len(self.pool) / batch_size)
-        self._epoch: tuple[int | None, np.ndarray] = (None, np.empty(0, np.int32))
+        if buckets is None:
+            self.in_bucket = {0: self.pool}
+        else:
+            self.in_bucket = {int(b): np.flatnonzero(buckets == b).astype(np.int32) for b in np.unique(buckets)}
+        self.steps_per_epoch = sum(math.ceil(len(rows) / batch_size) for rows in self.in_bucket.values())
+        self._epoch: tuple[int | None, list[tuple[int, np.ndarray]]] = (None, [])
 
     def with_seed(self, seed: int) -> "Order":
         """The same, drawn anew."""
-        return Order(self.table_size, self.batch_size, self.padded, seed, self.labels, self.stretches is not None)
+        return Order(self.table_size, self.batch_size, self.padded, seed, self.labels, self.stretches is not None, self.buckets)
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
@@ -101,16 +110,30 @@ class Order:
             rows[: self.batch_size] = self.stretches[:-1] + within
             rows[: self.batch_size][rows[: self.batch_size] >= self.stretches[1:]] = -1
             return rows
-        order = self._permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        order = self._batches(epoch)[within][1]
         missing = self.padded - len(order)
         return np.pad(order, (0, missing), constant_values=-1) if missing else order.copy()
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def bucket(self, step: int) -> int:
+        """That all rows of batch ``step`` are in; 0 where there are none."""
+        if self.buckets is None:
+            return 0
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return self._batches(epoch)[within][0]
+
+    def _batches(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """Bucket and rows of each batch of an epoch."""
         if self._epoch[0] != epoch:
-            order = self.pool
-            if self.seed is not None:
-                order = order[np.random.default_rng([self.seed, epoch]).permutation(len(order))]
-            self._epoch = (epoch, order)
+            batches = []
+            for bucket, order in self.in_bucket.items():
+                if self.seed is not None:
+                    words = [self.seed, epoch] if self.buckets is None else [self.seed, epoch, bucket]
+                    order = order[np.random.default_rng(words).permutation(len(order))]
+                starts = range(0, len(order), self.batch_size)
+                batches += [(bucket, order[start : start + self.batch_size]) for start in starts]
+            if self.seed is not None and self.buckets is not None:
+                batches = [batches[index] for index in np.random.default_rng(epoch).permutation(len(batches))]
+            self._epoch = (epoch, batches)
         return self._epoch[1]
 
 
@@ -139,10 +162,12 @@ class Batches:
         scaling: Scaling | None = None,
         layout: Layout | None = None,
         labels: int | None = None,
+        widths: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """table: {"inputs": [n, ...], ...}, each an array or a dict of arrays.  seed: None keeps the order (evaluation).
 
         layout: of the devices; one unless given.  labels: examples to draw by the seed, as many of each class; others are unseen.
+        widths: {"inputs.source": (10, 20, 43), ...}: what the second axes of arrays in buckets 0, 1, ... are cut down to.
 
         Raises ValueError when lengths differ, nothing is there, integers are too large for a device, or so many labels are not
         there.
@@ -157,7 +182,10 @@ class Batches:
         self.size = next(iter(shapes.values()))[0]
         self.batch_size, self.layout = batch_size, layout or Layout(Parallel(devices=1), devices=jax.local_devices()[:1])
         self.padded = self.layout.rows(batch_size)
-        self.order = Order(self.size, batch_size, self.padded, seed, _labels(table, self.size, labels), "reset" in table)
+        table = dict(table)
+        buckets, self.widths = table.pop("bucket", None), widths or {}
+        chosen = _labels(table, self.size, labels)
+        self.order = Order(self.size, batch_size, self.padded, seed, chosen, "reset" in table, buckets)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
         if self.order.stretches is not None:
@@ -165,9 +193,29 @@ class Batches:
             self.table["reset"] = self.table["reset"] | np.isin(np.arange(self.size), starts)
 
     @functools.cached_property
-    def arrays(self) -> Any:
-        """The table and the scaling on every device: what ``load`` reads."""
-        return self.layout.share((self.table, self.scaling))
+    def _arrays(self) -> dict[int, Any]:
+        if self.order.buckets is None:
+            return {0: self.layout.share((self.table, self.scaling))}
+        return {
+            bucket: self.layout.share((self._cut(bucket, rows), self.scaling)) for bucket, rows in self.order.in_bucket.items()
+        }
+
+    def _cut(self, bucket: int, rows: Any) -> dict[str, Any]:
+        def cut(path: Any, leaf: np.ndarray) -> np.ndarray:
+            widths = self.widths.get(jax.tree_util.keystr(path, simple=True, separator="."))
+            return np.ascontiguousarray(leaf[rows] if widths is None else leaf[rows, : widths[bucket]])
+
+        return jax.tree_util.tree_map_with_path(cut, self.table)
+
+    def arrays(self, step: int) -> Any:
+        """The table (of the step's bucket) and the scaling on every device: what ``load`` reads."""
+        return self._arrays[self.order.bucket(step)]
+
+    def alike(self, step: int, count: int) -> int:
+        """Of ``count`` steps from this one on, how many have the same ``arrays``, up to the first that does not."""
+        bucket = self.order.bucket(step)
+        others = (index for index in range(1, count) if self.order.bucket(step + index) != bucket)
+        return count if self.order.buckets is None else next(others, count)
 
     @property
     def seed(self) -> int | None:
@@ -185,8 +233,19 @@ class Batches:
         return self.order.rows(step)
 
     def rows_of(self, first: int, count: int) -> np.ndarray:
-        """Rows of steps first .. first + count - 1, int32 [count, batch]."""
-        return np.stack([self.rows(first + index) for index in range(count)])
+        """Rows of steps first .. first + count - 1, as their ``arrays`` count them: int32 [count, batch]."""
+        rows = np.stack([self.rows(first + index) for index in range(count)])
+        return rows if self._places is None else np.where(rows < 0, -1, self._places[rows])
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray | None:
+        """Of each row in its bucket."""
+        if self.order.buckets is None:
+            return None
+        places = np.empty(self.size, np.int32)
+        for rows in self.order.in_bucket.values():
+            places[rows] = np.arange(len(rows))
+        return places
 
     def plan(self, first: int, count: int) -> Any:
         """The same on the devices, divided among them: what ``load`` needs to know of those steps."""
@@ -194,13 +253,13 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Batch ``step``, on the devices."""
-        return _load_jit((self.arrays, self.layout.deal_rows(self.rows(step))))
+        return _load_jit((self.arrays(step), self.layout.deal_rows(self.rows_of(step, 1)[0])))
 
     def close(self) -> None:
         """Ends whatever reads ahead: nothing, as all is in memory."""
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``load`` receives for a batch of so many rows."""
+        """Shapes of what ``load`` receives for a batch of so many rows; of the longest, where there are buckets."""
         return jax.eval_shape(lambda: ((self.table, self.scaling), jnp.zeros(rows, jnp.int32)))
 
     @staticmethod

@@ -16,6 +16,10 @@
                    text, as windows of characters or words (see train.text)
     adding:STEPS   sequences of numbers, two of them marked, and the sum of these; copy:STEPS: symbols that are to be said again
                    so many steps later (see train.generated)
+    numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, pairs:FILE.tsv
+                   pairs of sentences (see train.pairs)
+    digit_scenes, digit_scenes:COUNT, stamps:PATH, stamps:PATH@fr
+                   images of scenes with captions, and where their objects are (see train.scenes)
     synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES
                    generated images of any shape, such as 512x224x224x3/1000: a noisy mosaic of colours for each class
 
@@ -39,11 +43,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from train import pairs as sentences
 from train import text as texts
 from train.audio import read_fsdd
 from train.formats import DataError, Images, check_image_shape, check_inputs, check_targets, read_idx, read_npz, reading
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
+from train.pairs import Pairs
+from train.scenes import SCENES, Scenes, digit_scenes, stamps
 from train.text import Text
+from train.tokens import Tokenizer
 
 __all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
 
@@ -62,6 +70,11 @@ class Dataset:
     classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
     speakers: names, where a further column "speakers" [n] of each split is an index into them.
     vocabulary: what the integers of text stand for; there are no classes then.
+    tokenizers: of "source" and "target" sentences, or of "target" ones alone; vocabulary is the latter's.
+    widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
+    sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
+    kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
+    notes: what a person should know of how it was read.
     """
 
     name: str
@@ -70,6 +83,11 @@ class Dataset:
     input_range: tuple[float, float] = (0.0, 1.0)
     speakers: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
+    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
+    widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -96,15 +114,19 @@ def load_data(
     *,
     image_shape: tuple[int, int, int] = (28, 28, 1),
     text: Text = Text(),  # noqa: B008 (frozen)
+    pairs: Pairs = Pairs(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """The data set of that name (see the module).  Raises DataError that names the file and what is wrong, or where to put it."""
     kind, colon, path = name.partition(":")
     if name in _TEXTS or (colon and path and kind == "text"):
         return _text(name, path, data_dir, text)
+    numbers = re.fullmatch(r"numbers-([^-]+)-([^-]+)", name)
+    if numbers or name == "multi30k-en-fr" or (colon and path and kind == "pairs"):
+        return _pairs(name, path, data_dir, pairs, numbers.groups() if numbers else None)
     if kind in _SEQUENCES and colon:
         return _sequences(name, kind, path)
     if colon and kind in _FROM_PATH:
-        path = _AT_SPEAKER.sub("", path) if kind == "fsdd" else path
+        path = _AT_END.sub("", path) if kind in ("fsdd", "stamps") else path
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
         return _FROM_PATH[kind](name, _locate(path, data_dir), image_shape)
@@ -112,13 +134,15 @@ def load_data(
         return _synthetic(name, path)
     if name == "digits":
         return _digits()
+    if kind == "digit_scenes":
+        return _digit_scenes(name, path if colon else str(SCENES))
     if name == "moving_digits":
         return Dataset(name, moving_digits(_digits().splits), tuple(DIRECTIONS), (0.0, float(MOST)))
     if name in _IDX_SETS:
         return _idx_set(name, data_dir)
-    paths = (f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text"))
+    paths = (*(f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text")), "pairs:SRC,TGT")
     lengths = (f"{kind}:STEPS" for kind in _SEQUENCES)
-    known = ["digits", *_IDX_SETS, *paths, *_TEXTS, *lengths, "moving_digits", EXPECTED]
+    known = ["digits", *_IDX_SETS, *paths, *_TEXTS, *_PAIRS, *lengths, "digit_scenes", "moving_digits", EXPECTED]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     raise DataError(f"data {name!r}: no such set; {hint}")
@@ -385,17 +409,32 @@ def _index(root: pathlib.Path, part: pathlib.Path, classes: tuple[str, ...], sha
     return {"inputs": Images.find(root, files, shape), "targets": np.asarray(targets, np.int32)}
 
 
-_AT_SPEAKER = re.compile(r"@([^/@]+)\Z")
+_AT_END = re.compile(r"@([^/@]+)\Z")
 
 
 def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
-    held_out = _AT_SPEAKER.search(name)
+    held_out = _AT_END.search(name)
     splits, speakers = read_fsdd(folder, held_out[1] if held_out else "")
     inputs = splits["train"]["inputs"]
     return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers)
 
 
-_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "stream": _streamed_folder, "fsdd": _from_fsdd}
+def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+    language = _AT_END.search(name)
+    return _of_scenes(name, stamps(folder, language[1] if language else "en"))
+
+
+def _digit_scenes(name: str, count: str) -> Dataset:
+    if not re.fullmatch(r"[1-9][0-9]{,5}", count):
+        raise DataError(f"data {name!r}: {count!r} scenes, allowed: a number from 1 to 999999")
+    return _of_scenes(name, digit_scenes(_digits().splits, int(count)))
+
+
+def _of_scenes(name: str, found: Scenes) -> Dataset:
+    return Dataset(name, vocabulary=found.tokenizers["target"].vocabulary, input_range=(0.0, 255.0), **found._asdict())
+
+
+_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "stream": _streamed_folder, "fsdd": _from_fsdd, "stamps": _from_stamps}
 
 
 _TEXTS = ("topics", "brown", "tinyshakespeare")
@@ -422,6 +461,32 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
         documents = texts.from_path(_locate(path, data_dir))
     splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
     return Dataset(name, splits, vocabulary=vocabulary)
+
+
+_PAIRS = ("numbers-en-fr", "multi30k-en-fr")
+_MULTI30K = ("multi30k/{split}.en.gz", "multi30k/{split}.fr.gz")
+
+
+def _pairs(
+    name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Pairs, languages: tuple[str, ...] | None
+) -> Dataset:
+    """Pairs of sentences by name or from files, as tokens."""
+    bad = sentences.Bad()
+    if languages:
+        splits = sentences.numbers(name, languages)
+    else:
+        source, _, target = path.partition(",")
+        if name == "multi30k-en-fr":
+            source, target = _MULTI30K
+            if not any((root / "multi30k").is_dir() for root in _roots(data_dir)):
+                raise DataError(
+                    f"data {name!r}: not found.  Put train, val and test_2016_flickr of the WMT multimodal task, such as "
+                    "train.en.gz and train.fr.gz, into DIR/multi30k/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
+                )
+        splits = sentences.from_files(name, source, target or None, functools.partial(_locate, data_dir=data_dir), bad)
+    found = sentences.encode(f"data {name!r}", splits, how, bad)
+    vocabulary = found.tokenizers["target"].vocabulary
+    return Dataset(name, vocabulary=vocabulary, **found._asdict())
 
 
 _SEQUENCES = {"adding": adding, "copy": copy_memory}

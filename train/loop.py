@@ -135,13 +135,13 @@ class Loop:
         while not self.complete() and not stop:
             # Dispatches, logs and evaluations end at fixed steps, wherever the run was interrupted before.
             boundary = min(self.total, _next_multiple(self.step, eval_interval))
-            count = min(_next_multiple(self.step, room), boundary) - self.step
+            count = self.batches.alike(self.step, min(_next_multiple(self.step, room), boundary) - self.step)
             if self.step + count > planned_to:
                 plan = self._plan(planned)
                 planned_to = self.step + planned
             if count not in counts:  # on the device once: every array from the host costs a dispatch some 10 us
                 counts[count] = self.layout.share(np.int32(count))
-            self.state, metrics = steps(self.state, metrics, self.batches.arrays, plan, counts[count], key)
+            self.state, metrics = steps(self.state, metrics, self.batches.arrays(self.step), plan, counts[count], key)
             log_at = _next_multiple(self.step, log_interval)
             self.step += count
             flying.append((self.step, metrics))

@@ -10,6 +10,7 @@ from tyro.conf import Suppress
 
 from train.augment import Augment
 from train.optimizer import Optimizer, numeric_fields
+from train.pairs import Pairs
 from train.text import Text
 from zoo.base import Model
 
@@ -48,11 +49,13 @@ class Recipe(Generic[C]):
     """The Config of a model; its module follows from it."""
     data: str = "digits"
     """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, stream:PATH, fsdd:PATH, topics, brown, tinyshakespeare,
-    text:PATH, adding:STEPS, copy:STEPS, synthetic:SHAPE (see docs/training.md)."""
+    text:PATH, adding:STEPS, copy:STEPS, numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, synthetic:SHAPE (see docs/training.md)."""
     image_shape: tuple[int, int, int] = (28, 28, 1)
     """folder: and stream: data only: images are resized to this height, width and number of channels."""
     text: Text = Text()  # noqa: RUF009 (frozen)
     """Text data only: how it is read."""
+    pairs: Pairs = Pairs()  # noqa: RUF009 (frozen)
+    """Pairs of sentences only: how they are read."""
     preprocess: Preprocess = "unit"
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"
@@ -181,7 +184,7 @@ def to_dict(recipe: Recipe[Any]) -> dict[str, Any]:
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(recipe.model)
     fields["after"] = to_dict(recipe.after) if recipe.after else None
-    for name in ("augment", "optimizer", "targets", "image_shape", "sweep", "text"):
+    for name in ("augment", "optimizer", "targets", "image_shape", "sweep", "text", "pairs"):
         fields[name] = _converter.unstructure(fields[name])
     return fields
 

@@ -19,7 +19,7 @@ import pathlib
 import platform
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from train.checkpoint import CheckpointError, Checkpoints
 from train.data import Dataset
 from train.recipe import Recipe, from_dict, module_of, to_dict
 from train.step import TrainState, init_state
+from train.tokens import Tokenizer
 from zoo.base import Model, Params
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class RunData(NamedTuple):
     """What prediction needs to know about the data that a run was trained on.
 
     classes: names, () if there are none.  input_shape: of one example, None for inputs of several arrays.
-    input_range: least and greatest raw value.  vocabulary: of text.
+    input_range: least and greatest raw value.  vocabulary: of text.  tokenizers: of "source" and "target" sentences.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunData(NamedTuple):
     input_shape: tuple[int, ...] | None
     input_range: tuple[float, float]
     vocabulary: tuple[str, ...] = ()
+    tokenizers: Mapping[str, Tokenizer] = {}
 
 
 class RunFolder:
@@ -180,6 +182,7 @@ class RunFolder:
                 "input_shape": list(inputs.shape[1:]) if hasattr(inputs, "shape") else None,
                 "input_range": list(dataset.input_range),
                 "vocabulary": list(dataset.vocabulary),
+                "tokenizers": {side: tokenizer.to_dict() for side, tokenizer in dataset.tokenizers.items()},
                 "shift": np.asarray(shift).tolist(),
                 "scale": np.asarray(scale).tolist(),
             },
@@ -196,6 +199,7 @@ class RunFolder:
                 None if data["input_shape"] is None else tuple(data["input_shape"]),
                 (float(data["input_range"][0]), float(data["input_range"][1])),
                 tuple(data.get("vocabulary", ())),  # runs of earlier versions have none
+                {side: Tokenizer.from_dict(fields) for side, fields in data.get("tokenizers", {}).items()},
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             why = f"not written by this version ({type(error).__name__}: {error})"
@@ -299,7 +303,7 @@ def write_text(file: pathlib.Path, text: str) -> None:
     os.replace(temporary, file)
 
 
-_NOT_COMPARED = ("recipe.about", "recipe.targets", "recipe.model.vocabulary")
+_NOT_COMPARED = ("recipe.about", "recipe.targets", "recipe.model.vocabulary", "recipe.model.source_vocabulary")
 """What decides no result, and what the data decide, whose fingerprint is compared."""
 
 

@@ -59,13 +59,14 @@ class Stream(Batches):
         scaling: Scaling | None = None,
         layout: Layout | None = None,
         labels: int | None = None,
+        widths: Mapping[str, tuple[int, ...]] | None = None,
         workers: int | None = None,
     ) -> None:
         """See ``Batches``.  workers: processes that decode, 0 for a thread here, None for $ZOO_STREAM_WORKERS or its default.
 
         Raises ValueError as ``Batches`` does, when grain is not installed, and for runs side by side, whose orders differ.
         """
-        super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels)
+        super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels, widths=widths)
         if self.layout.replicas > 1:
             raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1; folder: has all in memory")
         _grain()
@@ -79,9 +80,12 @@ class Stream(Batches):
         self._recent: dict[int, Entry] = {}
 
     @functools.cached_property
-    def arrays(self) -> Any:
-        """The scaling on every device; examples come with the plan."""
+    def _scaling(self) -> Any:
         return self.layout.share(self.scaling)
+
+    def arrays(self, step: int) -> Any:
+        """The scaling on every device; examples come with the plan."""
+        return self._scaling
 
     def with_seed(self, seed: int) -> "Stream":
         """The same data, in another order."""
@@ -105,7 +109,7 @@ class Stream(Batches):
 
     def batch(self, step: int) -> Batch:
         """Batch ``step``, on the devices."""
-        return _load_first(self.arrays, self.plan(step, 1))
+        return _load_first(self.arrays(step), self.plan(step, 1))
 
     def example(self, rows: int) -> Any:
         """Shapes of what ``load`` receives for a batch of so many rows."""

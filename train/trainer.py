@@ -86,7 +86,7 @@ def fit(
         if setting not in names:
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
     if isinstance(data, str):
-        how = {name: settings[name] for name in ("image_shape", "text") if name in settings}
+        how = {name: settings[name] for name in ("image_shape", "text", "pairs") if name in settings}
         dataset = load_data(data, data_dir, **how)
     elif isinstance(data, Dataset):
         dataset = data
@@ -140,11 +140,13 @@ def _run(
     manner: "_Manner",
 ) -> Result:
     def prepare() -> list[_Stage]:
-        ways = {(each.data, each.image_shape, each.text) for each in recipes}
-        datasets = {(name, shape, text): load_data(name, data_dir, image_shape=shape, text=text) for name, shape, text in ways}
-        return [
-            _prepare(each, datasets[each.data, each.image_shape, each.text], module_of(each.model), parallel) for each in recipes
-        ]
+        datasets = {}
+        for each in recipes:
+            how = {name: getattr(each, name) for name in ("image_shape", "text", "pairs")}
+            way = (each.data, *how.values())
+            datasets[way] = datasets.get(way) or load_data(each.data, data_dir, **how)
+        ways = [(each.data, each.image_shape, each.text, each.pairs) for each in recipes]
+        return [_prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
 
     stages = cluster.together(prepare)
     _agree(stages, parallel)
@@ -324,6 +326,8 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
             if start.note:
                 progress.say(start.note)
+        for note in stage.dataset.notes:
+            progress.say(note)
         if not layout.single:
             progress.say(f"training on {layout.describe()}")
         state = layout.put_state(state, recipe.batch_size)
@@ -414,33 +418,46 @@ def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Bat
         if isinstance(table["inputs"], dict):
             raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays: none")
         scaling = fit_scaling(recipe.preprocess, table["inputs"], dataset.input_range)
-    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, scaling=scaling, layout=layout, labels=recipe.labels)
+    how = {"scaling": scaling, "layout": layout, "widths": dataset.widths}
+    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **how)
     held_out = None
     if "validation" in dataset.splits and "validation" not in splits:
-        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling, layout)
+        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling, layout, dataset.widths)
     return batches, held_out
 
 
 def evaluation_batches(
-    table: Mapping[str, Any], batch_size: int, scaling: Scaling | None, layout: Layout | None = None
+    table: Mapping[str, Any],
+    batch_size: int,
+    scaling: Scaling | None,
+    layout: Layout | None = None,
+    widths: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Batches:
     """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
     leaves = jax.tree.leaves(table["inputs"])
-    # Text is read in as many stretches as in training: every stretch begins without what came before it.
-    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL and "reset" not in table
+    # Text is read in as many stretches as in training: every stretch begins without what came before it.  What is in buckets has
+    # outputs far larger than its inputs.
+    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL and not {"reset", "bucket"} & table.keys()
     rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
-    return make_batches(table, rows, seed=None, scaling=scaling, layout=layout)
+    return make_batches(table, rows, seed=None, scaling=scaling, layout=layout, widths=widths)
 
 
 def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
-    """The recipe whose model has the vocabulary of the text.  Raises ValueError for text and a model without any."""
-    if not dataset.vocabulary:
-        return recipe
-    if not hasattr(recipe.model, "vocabulary"):
-        raise ValueError(f"data {dataset.name}: tokens, allowed for {type(recipe.model).__module__}: data that are no text")
-    if recipe.preprocess != "none":
+    """The recipe whose model has the vocabularies of the text.  Raises ValueError for tokens and a model that is for others."""
+    model = type(recipe.model).__module__
+    sizes = {"vocabulary": len(dataset.vocabulary)} if dataset.vocabulary else {}
+    if dataset.tokenizers:
+        sizes["source_vocabulary"] = len(dataset.tokenizers["source"].vocabulary)
+    known = {name for name in ("vocabulary", "source_vocabulary") if hasattr(recipe.model, name)}
+    pairs, reads_pairs = isinstance(dataset.splits["train"]["inputs"], dict), "source_vocabulary" in known
+    if pairs != reads_pairs:
+        have, want = ("pairs of sentences" if each else "data that are none" for each in (pairs, reads_pairs))
+        raise ValueError(f"data {dataset.name}: {have}, allowed for {model}: {want}")
+    if sizes and not known:
+        raise ValueError(f"data {dataset.name}: tokens, allowed for {model}: data that are no text")
+    if sizes and recipe.preprocess != "none":
         raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")
-    return dataclasses.replace(recipe, model=replace(recipe.model, vocabulary=len(dataset.vocabulary)))
+    return dataclasses.replace(recipe, model=replace(recipe.model, **sizes))
 
 
 def _check_classes(dataset: Dataset, outputs: Any) -> None:

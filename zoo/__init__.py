@@ -14,12 +14,14 @@ import fnmatch
 from typing import Any
 
 from zoo import (
+    attention,
     autoencoder,
     base,
     conv_autoencoder,
     convnet,
     convolution,
     dbn,
+    decode,
     language,
     layers,
     mlp,
@@ -29,13 +31,14 @@ from zoo import (
     recurrent_weights,
     rnn,
     rnnlm,
+    seq2seq,
 )
-from zoo.base import Aux, Batch, Model, Params, Recurrent, static
+from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
 
 __all__ = [
-    "MODELS", "Aux", "Batch", "Model", "Params", "Recurrent",
-    "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "language", "layers", "list_models",
-    "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights", "rnn", "rnnlm", "static",
+    "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
+    "attention", "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode", "language",
+    "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -49,6 +52,7 @@ MODELS: dict[str, Model] = {
     "rnn": rnn,
     "nnlm": nnlm,
     "rnnlm": rnnlm,
+    "seq2seq": seq2seq,
 }
 """Every model module by name."""
 

@@ -119,6 +119,25 @@ class Recurrent(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class Conditional(Model, Protocol):
+    """What models offer besides that write a sequence given something else, such as a sentence or an image.
+
+    ``apply`` is ``encode`` and then ``step`` by step.
+    """
+
+    def encode(self, cfg: Any, params: Params, inputs: Any, *, key: Array | None = None) -> tuple[Any, Carry]:
+        """What is known of the inputs, a pytree, and the carry before the first step; leaves of both lead with [batch]."""
+        ...
+
+    def step(self, cfg: Any, params: Params, carry: Carry, inputs: Array, memory: Any) -> tuple[Carry, Array]:
+        """The carry after one token of each row, inputs [rows], and the logits [rows, vocabulary] of the next one.
+
+        rows: of ``memory``, or a multiple, side by side: hypotheses of a beam search.
+        """
+        ...
+
+
 CONTRACT = {
     "init": ("cfg", "key"),
     "apply": ("cfg", "params", "inputs", "key"),

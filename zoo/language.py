@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from zoo.base import Aux, Batch, Params, Recurrent, require_shape
+from zoo.decode import sample
 from zoo.layers import summed
 
 EXAMPLE_STEPS = 8
@@ -39,21 +40,31 @@ def look_up(params: Params, tokens: Array) -> Array:
     return params["embedding"].at[tokens].get(mode="clip")
 
 
-def next_token_loss(logits: Float[Array, "batch time vocabulary"], batch: Batch, carry: Any) -> tuple[Array, Aux]:
-    """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through."""
+def next_token_loss(
+    logits: Float[Array, "batch time vocabulary"], batch: Batch, carry: Any, smoothing: float = 0.0
+) -> tuple[Array, Aux]:
+    """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through.
+
+    smoothing: the target is that token with probability 1 - smoothing, else any one (Szegedy et al. 2016, section 7).
+    """
     require_shape("targets", batch["targets"], logits.shape[:2])
-    total, aux = summed(_losses(logits, batch["targets"], batch["mask"]), batch["mask"])
+    total, aux = summed(_losses(smoothing, logits, batch["targets"], batch["mask"]), batch["mask"])
     return total, aux._replace(carry=jax.lax.stop_gradient(carry))
 
 
-@jax.custom_jvp
-def _losses(logits: Array, targets: Array, mask: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _losses(smoothing: float, logits: Array, targets: Array, mask: Array) -> Array:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if not smoothing:
+        return losses
+    return (1 - smoothing) * losses + smoothing * (jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1))
 
 
 @_losses.defjvp
-def _losses_and_their_tangents(primals: tuple[Array, Array, Array], tangents: tuple[Array, Any, Any]) -> tuple[Array, Array]:
-    """The gradient is softmax minus one-hot, zero where the mask is False, in one pass over what the loss has computed.
+def _losses_and_their_tangents(
+    smoothing: float, primals: tuple[Array, Array, Array], tangents: tuple[Array, Any, Any]
+) -> tuple[Array, Array]:
+    """The gradient is softmax minus target, zero where the mask is False, in one pass over what the loss has computed.
 
     Differentiated by jax it scatters into the softmax, which takes twice as long to compile.
     """
@@ -61,9 +72,14 @@ def _losses_and_their_tangents(primals: tuple[Array, Array, Array], tangents: tu
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     likelihoods = jnp.exp(logits - peak)
     total = jnp.sum(likelihoods, axis=-1, keepdims=True)
-    losses = jnp.log(total) + peak - jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    constant = jnp.log(total) + peak
+    losses = constant - jnp.take_along_axis(logits, targets[..., None], axis=-1)
     tokens = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    gradient = jnp.where(mask[..., None], likelihoods / total - (tokens == targets[..., None]), 0)
+    target = (tokens == targets[..., None]).astype(logits.dtype)
+    if smoothing:
+        losses = (1 - smoothing) * losses + smoothing * (constant - jnp.mean(logits, axis=-1, keepdims=True))
+        target = (1 - smoothing) * target + smoothing / logits.shape[-1]
+    gradient = jnp.where(mask[..., None], likelihoods / total - target, 0)
     return losses[..., 0], jnp.sum(gradient * tangents[0], axis=-1)
 
 
@@ -95,19 +111,10 @@ def generate(
     top_k: draw among so many most probable tokens only; None among all.  banned: tokens that are never drawn, such as <unk>.
     """
 
-    def draw(key: Array, logits: Array) -> Array:
-        logits = logits.at[jnp.asarray(banned, int)].set(-jnp.inf)
-        if top_k is not None:
-            logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
-        drawn = jax.random.categorical(key, logits / jnp.where(temperature == 0, 1, temperature))
-        return jnp.where(temperature == 0, jnp.argmax(logits), drawn).astype(prompt.dtype)
+    def step(carry: Any, tokens: Array) -> tuple[Any, Array]:
+        return module.step(cfg, params, carry, tokens)
 
-    def body(state: tuple[Any, Array], index: Array) -> tuple[tuple[Any, Array], Array]:
-        carry, logits = state
-        keys = jax.vmap(jax.random.fold_in, (0, None))(key, index)
-        tokens = jax.vmap(draw)(keys, logits)
-        return module.step(cfg, params, carry, tokens), tokens
-
-    carry, logits = module.unroll(cfg, params, module.initial_carry(cfg, params, prompt.shape[0]), prompt)
-    _, tokens = jax.lax.scan(body, (carry, logits[:, -1]), jnp.arange(length))
-    return tokens.T
+    carry = module.initial_carry(cfg, params, prompt.shape[0])
+    if prompt.shape[1] > 1:
+        carry, _ = module.unroll(cfg, params, carry, prompt[:, :-1])
+    return sample(step, carry, prompt[:, -1], length, key, temperature=temperature, top_k=top_k, banned=banned).tokens

@@ -151,11 +151,28 @@ def step(
 ) -> tuple[Float[Array, "batch state"], Float[Array, "batch units"]]:
     """One step of ``unroll``: the carry after it and its outputs.  Raises ValueError when shapes do not fit."""
     _require_fit(cell, params, carry, inputs, ("batch",))
-    how = _How(cell, None, compute_dtype)
-    carry = carry.astype(_wide(params["input"]["kernel"]))
-    projected = _project(how, params, inputs[None])[0]
-    multiply = functools.partial(_product, how, b=params["recurrent"]["kernel"])
-    state, _ = _advance(how, params["recurrent"], multiply, _unpack(how, carry), projected)
+    return advance(cell, params, carry, project(params, inputs, compute_dtype=compute_dtype), compute_dtype=compute_dtype)
+
+
+def project(
+    params: Params, inputs: Float[Array, "*batch features"], *, compute_dtype: ComputeDtype = None
+) -> Float[Array, "*batch gates"]:
+    """x U + b, of any number of steps in one matrix product: what ``advance`` goes on from."""
+    return _project(_How("tanh", None, compute_dtype), params, inputs.astype(params["input"]["kernel"].dtype))
+
+
+def advance(
+    cell: Cell,
+    params: Params,
+    carry: Float[Array, "batch state"],
+    projected: Float[Array, "batch gates"],
+    *,
+    compute_dtype: ComputeDtype = None,
+) -> tuple[Float[Array, "batch state"], Float[Array, "batch units"]]:
+    """``step`` from x_t U + b, which may have been computed in parts."""
+    how, kernel = _How(cell, None, compute_dtype), params["recurrent"]["kernel"]
+    carry = carry.astype(_wide(kernel))
+    state, _ = _advance(how, params["recurrent"], functools.partial(_product, how, b=kernel), _unpack(how, carry), projected)
     return _pack(state), state[0]
 
 

@@ -6,6 +6,7 @@ and generation are one definition.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -120,6 +121,11 @@ def require_layers(cfg: Any) -> None:
     require_choice(cfg, "cell", get_args(Unit))
     require_choice(cfg, "activation", ("tanh", "relu"))
     require(cfg.cell == "rnn" or cfg.activation == "tanh", cfg, "activation", "'tanh' unless cell is 'rnn'")
+    require_unrolled(cfg)
+
+
+def require_unrolled(cfg: Any) -> None:
+    """Raises ValueError unless a Config's remat, forget_bias and compute_dtype are allowed."""
     require_choice(cfg, "remat", (True, False))
     bias = cfg.forget_bias
     valid = isinstance(bias, int | float) and not isinstance(bias, bool) and 0 <= bias < math.inf
@@ -147,21 +153,10 @@ def init(cfg: Config, key: Array) -> Params:
 
     A bidirectional layer has those of its two directions, {"forward": ..., "backward": ...}.
     """
-    keys = jax.random.split(key, len(cfg.units) + 1)
-    params: Params = {}
-    size = cfg.inputs
-    for index, units in enumerate(cfg.units):
-
-        def draw(key: Array, units: int = units, size: int = size) -> Params:
-            return recurrence.init(cfg.kind, key, size, units, cfg.initializer, cfg.forget_bias)
-
-        if cfg.bidirectional:
-            forward, backward = jax.random.split(keys[index])
-            params[f"layer_{index}"] = {"forward": draw(forward), "backward": draw(backward)}
-        else:
-            params[f"layer_{index}"] = draw(keys[index])
-        size = units * (2 if cfg.bidirectional else 1)
-    return params | {"output": init_layer(keys[-1], (size, cfg.outputs), cfg.initializer)}
+    *layers, last = jax.random.split(key, len(cfg.units) + 1)
+    params = init_layers(cfg, layers, cfg.inputs, cfg.units, cfg.bidirectional, cfg.initializer)
+    size = cfg.units[-1] * (2 if cfg.bidirectional else 1)
+    return params | {"output": init_layer(last, (size, cfg.outputs), cfg.initializer)}
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
@@ -238,33 +233,85 @@ def _forward(
     x = inputs.reshape(*inputs.shape[:2], cfg.inputs).astype(params["output"]["kernel"].dtype)
     keys = split_keys(key, len(cfg.units) + 1)
     x = dropout(x, cfg.input_dropout, keys[0])
-    after, last, seen = [], x, {}
-    for index in range(len(cfg.units)):
-        layer = params[f"layer_{index}"]
-        directions = layer if cfg.bidirectional else {"": layer}
-        states, outputs = [], []
-        for direction, own in sorted(directions.items(), reverse=True):  # forward first
-            start = recurrence.initial_carry(cfg.kind, own, x.shape[0]) if direction else carry[index]
-            reverse = direction == "backward"
-            state, hidden = recurrence.unroll(
-                cfg.kind, own, start, x, mask, reverse=reverse, remat=cfg.remat, compute_dtype=cfg.compute_dtype
-            )
-            states.append(state)
-            outputs.append(hidden)
-            if look:
-                inner = recurrence.inspect(cfg.kind, own, start, x, reverse=reverse, compute_dtype=cfg.compute_dtype)
-                seen |= {"_".join(filter(None, (direction, name, str(index)))): leaf for name, leaf in inner.items()}
-        after += states
-        x = block(jnp.concatenate(outputs, axis=-1) if cfg.bidirectional else outputs[0])
-        seen[f"hidden_{index}"] = x
-        last = jnp.concatenate([recurrence.output_of(cfg.kind, state) for state in states], axis=-1)
-        if index < len(cfg.units) - 1 or cfg.read_out == "each":
-            x = dropout(x, cfg.dropout, keys[index + 1])
+    after, x, last, seen = run_layers(cfg, params, carry, x, mask, keys[1:-1], look=look, bidirectional=cfg.bidirectional)
+    if cfg.read_out == "each":
+        x = dropout(x, cfg.dropout, keys[-1])
     read = x if cfg.read_out == "each" else dropout(last, cfg.dropout, keys[-1])
     flat = dense(params["output"], read.reshape(-1, read.shape[-1]), cfg.compute_dtype)
     logits = at_least_float32(flat).reshape(*read.shape[:-1], cfg.outputs)
     seen |= {"logits": logits, "outputs": output_activation(cfg.output, logits)}
-    return () if cfg.bidirectional else tuple(after), logits, seen
+    return () if cfg.bidirectional else after, logits, seen
+
+
+def init_layers(
+    cfg: Any,
+    keys: Sequence[Array] | Array,
+    features: int,
+    units: Sequence[int],
+    bidirectional: bool = False,
+    initializer: Initializer = "glorot_uniform",
+) -> Params:
+    """{"layer_0": ..., ...} of recurrent layers over ``features`` values: see ``init``.  keys, units: one for each layer.
+
+    cfg: has ``kind`` and ``forget_bias``.
+    """
+    params: Params = {}
+    for index, (key, size) in enumerate(zip(keys, units, strict=True)):
+
+        def draw(key: Array, size: int = size, features: int = features) -> Params:
+            return recurrence.init(cfg.kind, key, features, size, initializer, cfg.forget_bias)
+
+        if bidirectional:
+            forward, backward = jax.random.split(key)
+            params[f"layer_{index}"] = {"forward": draw(forward), "backward": draw(backward)}
+        else:
+            params[f"layer_{index}"] = draw(key)
+        features = size * (2 if bidirectional else 1)
+    return params
+
+
+def run_layers(
+    cfg: Any,
+    params: Params,
+    carry: Sequence[Array],
+    x: Array,
+    mask: Array | None,
+    keys: Sequence[Array | None],
+    *,
+    look: bool = False,
+    bidirectional: bool = False,
+    reverse: bool = False,
+) -> tuple[tuple[Array, ...], Array, Array, dict[str, Array]]:
+    """The recurrent layers over x [batch, time, features], with dropout between them.
+
+    cfg: has ``kind``, ``dropout``, ``remat`` and ``compute_dtype``.  params: "layer_0", ..., from the first that is there on.
+    carry: of each layer; of those in both directions nothing.  keys: one less than layers.  reverse: read from the end.
+    Returns the carries of all layers and directions, the outputs of the last layer [batch, time, units], those after the last
+    unmasked step [batch, units] (of both directions: that they read), and by name what ``trace`` shows; look: gates as well.
+    """
+    names = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name.removeprefix("layer_")))
+    after, states, seen = [], [], {}
+    for number, name in enumerate(names):
+        index, directions = name.removeprefix("layer_"), params[name] if bidirectional else {"": params[name]}
+        states, outputs = [], []
+        for direction, own in sorted(directions.items(), reverse=True):  # forward first
+            start = recurrence.initial_carry(cfg.kind, own, x.shape[0]) if direction else carry[number]
+            backward = reverse or direction == "backward"
+            state, hidden = recurrence.unroll(
+                cfg.kind, own, start, x, mask, reverse=backward, remat=cfg.remat, compute_dtype=cfg.compute_dtype
+            )
+            states.append(state)
+            outputs.append(hidden)
+            if look:
+                inner = recurrence.inspect(cfg.kind, own, start, x, reverse=backward, compute_dtype=cfg.compute_dtype)
+                seen |= {"_".join(filter(None, (direction, gate, index))): leaf for gate, leaf in inner.items()}
+        after += states
+        x = block(jnp.concatenate(outputs, axis=-1) if bidirectional else outputs[0])
+        seen[f"hidden_{index}"] = x
+        if number < len(names) - 1:
+            x = dropout(x, cfg.dropout, keys[number])
+    last = [recurrence.output_of(cfg.kind, state) for state in states]
+    return tuple(after), x, jnp.concatenate(last, axis=-1), seen
 
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:

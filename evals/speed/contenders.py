@@ -193,7 +193,7 @@ class Torch(BackToBack):
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
-        self.inputs = torch.tensor(np.asarray(work.batch["inputs"]))
+        self.inputs = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), work.batch["inputs"])
         # The loss ignores targets of -100.
         targets = np.where(work.batch["mask"], work.batch["targets"], -100)
         self.targets = torch.tensor(targets).long().flatten()

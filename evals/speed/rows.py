@@ -31,6 +31,7 @@ from evals.speed.contenders import (
 )
 from evals.speed.energy import ENERGY
 from evals.speed.recurrent import LENGTHS, RECURRENT, WRITERS, Generated, Looped, Unrolled
+from evals.speed.translation import SEARCHES, TRANSLATION, network
 from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
 from train.augment import Augment
 from zoo import convnet, convolution
@@ -86,7 +87,7 @@ class Line:
     _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
     overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
     at_most: what we promise of the ratio, or of the overhead where there is one.
-    images_per_second, tokens_per_second: the zoo's.
+    images_per_second, tokens_per_second, sentences_per_second: the zoo's.
     zoo_bytes, peer_bytes: of intermediate results.
     chosen: the zoo's formulation of a convolution; its peer is the fastest one, perhaps itself.
     measured_ms, estimated_ms: of each formulation.
@@ -108,6 +109,7 @@ class Line:
     overhead_us_best: float | None = None
     images_per_second: float | None = None
     tokens_per_second: float | None = None
+    sentences_per_second: float | None = None
     zoo_bytes: float | None = None
     peer_bytes: float | None = None
     chosen: str | None = None
@@ -376,6 +378,18 @@ def generate_row(writers: dict[str, Any], options: Options) -> list[Line]:
     return lines
 
 
+def beam_row(cfg: Any, options: Options) -> list[Line]:
+    """A network's translations by one compiled beam search over the same search in numpy, and by a loop in Python."""
+    searches = {name: kind(cfg) for name, (kind, _) in SEARCHES.items()}
+    times = interleave(searches, options)
+    rate = searches["zoo"].batch / float(np.median(times["zoo"]))
+    promised = {name: at_most for name, (_, at_most) in SEARCHES.items() if name != "zoo"}
+    return [
+        compare("beam", name, times["zoo"], times[name], at_most=at_most, sentences_per_second=rate)
+        for name, at_most in promised.items()
+    ]
+
+
 def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
     """The gradient of a recurrent layer that keeps few states over one that keeps all, by the length of the sequences."""
     timed = {(length, remat): Unrolled(length, remat=remat) for length in lengths for remat in (True, False)}
@@ -390,8 +404,12 @@ def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
 
 
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
-    **{row: functools.partial(step_row, row, make, at_most) for row, (make, at_most) in (WORKLOADS | RECURRENT).items()},
+    **{
+        row: functools.partial(step_row, row, make, at_most)
+        for row, (make, at_most) in (WORKLOADS | RECURRENT | TRANSLATION).items()
+    },
     "generate": functools.partial(generate_row, WRITERS),
+    "beam": functools.partial(beam_row, network()),
     "unroll": functools.partial(unroll_row, LENGTHS),
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),

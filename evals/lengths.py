@@ -1,0 +1,56 @@
+"""Does a model that translates still do so when sentences are long?
+
+    python -m evals.lengths RUN [RUN ...] --plot docs/lengths.svg
+
+The claim of Bahdanau, Cho, Bengio (2014, figure 2): a single vector cannot hold a long sentence, attention does not need to.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated
+
+import tyro
+
+from evals.evaluation import load_dataset, restore
+from evals.translation import by_length, lengths_plot, translate
+from train.run_folder import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Draws BLEU by the length of the source, of runs that translate the same sentences."""
+
+    run_dirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    """Run folders."""
+    plot: pathlib.Path
+    """The SVG file to write."""
+    data_dir: str | None = None
+    """Where data sets are looked up first (also $ZOO_DATA_DIR)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    options = tyro.cli(Options, prog="python -m evals.lengths", args=arguments)
+    from train.checkpoint import CheckpointError
+    from train.formats import DataError
+    from train.run_folder import RunError
+
+    try:
+        runs = {}
+        for run_dir in options.run_dirs:
+            run = restore(run_dir)
+            sentences = load_dataset(run, options.data_dir).sentences.get("test", ())
+            runs[run.recipe.name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
+        write_text(options.plot, lengths_plot(runs))
+    except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, bins in runs.items():
+        print(f"{name}: " + ", ".join(f"{words} words {score:.1f} ({count})" for words, (count, score) in bins.items()))
+    print(f"plot {options.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

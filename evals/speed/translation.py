@@ -1,0 +1,350 @@
+"""An encoder-decoder network with attention: its training step, and translations that it writes by beam search."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import zoo
+from evals.speed.contenders import BackToBack
+from evals.speed.workloads import Workload
+from zoo import recurrent_weights
+from zoo.base import Params
+from zoo.decode import Written, beam_search
+
+
+def translation(batch: int = 64, units: int = 256, length: int = 20, vocabulary: int = 8000) -> Workload:
+    """As Bahdanau et al. 2014, smaller: GRUs, as many numbers in a token's vector as units.  All sentences are equally long."""
+    cfg = network(units, vocabulary)
+    keys = jax.random.split(jax.random.key(2), 2)
+    target = jax.random.randint(keys[1], (batch, length + 1), 0, vocabulary)
+    arrays = {
+        "inputs": {**sources(cfg, keys[0], batch, length), "target": target[:, :-1]},
+        "targets": target[:, 1:],
+        "mask": jnp.ones((batch, length), bool),
+    }
+    return Workload(zoo.seq2seq, cfg, arrays, Translator(cfg), lambda: torch_translator(cfg), torch_params, flax_params)
+
+
+TRANSLATION: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
+    "translation": (translation, {"flax": 0.6, "torch": 1.0, "compile": 1.0}),
+}
+"""See ``evals.speed.workloads.WORKLOADS``."""
+
+
+def network(units: int = 256, vocabulary: int = 8000) -> zoo.seq2seq.Config:
+    """Both directions read, additive attention, whose contexts the decoder's layer reads."""
+    return zoo.seq2seq.Config(
+        source_vocabulary=vocabulary, vocabulary=vocabulary, features=units, encoder_units=(units,), decoder_units=(units,)
+    )
+
+
+def sources(cfg: zoo.seq2seq.Config, key: Array, batch: int, length: int) -> dict[str, Array]:
+    """Random sentences, all of this length."""
+    tokens = jax.random.randint(key, (batch, length), 0, cfg.source_vocabulary)
+    return {"source": tokens, "lengths": jnp.full(batch, length)}
+
+
+class AttendingCell(nn.Module):
+    """A step of the decoder."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, state: Array, embedded: Array, keys: Array, annotations: Array) -> tuple[Array, tuple[Array, Array]]:
+        """The state after a token [batch, features]; and for the output that state and the context."""
+        query = nn.Dense(self.units, use_bias=False, name="query")(state)
+        scores = nn.Dense(1, use_bias=False, name="score")(nn.tanh(query[:, None] + keys))
+        context = jnp.einsum("bp,bpf->bf", nn.softmax(scores[..., 0]), annotations)
+        state, _ = nn.GRUCell(self.units, name="cell")(state, jnp.concatenate([embedded, context], axis=-1))
+        return state, (state, context)
+
+
+class Translator(nn.Module):
+    """The network of ``translation`` as flax has it: its output is computed for all steps at once, after the scan."""
+
+    cfg: zoo.seq2seq.Config
+
+    @nn.compact
+    def __call__(self, x: dict[str, Array]) -> Array:
+        """Inputs as the zoo has them -> logits [batch, time, vocabulary]."""
+        cfg, units = self.cfg, self.cfg.decoder_units[0]
+        source = nn.Embed(cfg.source_vocabulary, cfg.features, name="source")(x["source"])
+        forward, backward = (nn.RNN(nn.GRUCell(cfg.encoder_units[0], name=name)) for name in ("forward", "backward"))
+        last, annotations = nn.Bidirectional(forward, backward, return_carry=True)(source)
+        start = nn.tanh(nn.Dense(units, name="bridge")(jnp.concatenate(last, axis=-1)))
+        keys = nn.Dense(units, name="key")(annotations)
+        embedded = nn.Embed(cfg.vocabulary, cfg.features, name="target")(x["target"])
+        axes: Any = (1, nn.broadcast, nn.broadcast)
+        scan = nn.scan(AttendingCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=axes, out_axes=1)
+        _, (hidden, context) = scan(units, name="decoder")(start, embedded, keys, annotations)
+        read = nn.Dense(cfg.features, name="readout")(jnp.concatenate([hidden, context, embedded], axis=-1))
+        return nn.Dense(cfg.vocabulary, name="output")(nn.tanh(read))
+
+
+def flax_params(params: Params) -> Params:
+    """The zoo's params as ``Translator`` names them."""
+    ends, look = params["encoder"]["layer_0"], params["attention"]
+    return {
+        **{name: params[name] for name in ("source", "target", "readout", "output")},
+        **{name: recurrent_weights.to_flax("gru", ends[name]) for name in ("forward", "backward")},
+        "bridge": params["bridge"]["layer_0"],
+        "key": look["key"],
+        "decoder": {
+            "query": look["query"],
+            "score": {"kernel": look["score"]["kernel"][:, None]},
+            "cell": recurrent_weights.to_flax("gru", params["decoder"]["layer_0"]),
+        },
+    }
+
+
+def torch_params(params: Params) -> list[Any]:
+    """The zoo's params in the order and the layout of those of ``torch_translator``."""
+    ends, look = params["encoder"]["layer_0"], params["attention"]
+
+    def gru(layer: Params) -> list[Any]:
+        return list(recurrent_weights.to_torch("gru", layer).values())
+
+    def linear(layer: Params) -> list[Any]:
+        return [layer["kernel"].T, *([layer["bias"]] if "bias" in layer else [])]
+
+    return [
+        *(params[name]["embedding"] for name in ("source", "target")),
+        *gru(ends["forward"]),
+        *gru(ends["backward"]),
+        *linear(params["bridge"]["layer_0"]),
+        *linear(look["key"]),
+        *linear(look["query"]),
+        look["score"]["kernel"][None],
+        *gru(params["decoder"]["layer_0"]),
+        *linear(params["readout"]),
+        *linear(params["output"]),
+    ]
+
+
+def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
+    """The same in torch: a loop over steps, without what does not depend on the state.
+
+    Of torch's two biases of a GRU's reset and update gates one is zero and stays so: with both, their sum would take steps twice
+    as long.  The candidate has two, as in the zoo.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import GRU, Embedding, GRUCell, Linear  # pyright: ignore[reportMissingImports]
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            features, annotation, units = cfg.features, cfg.annotation_size, cfg.decoder_units[0]
+            self.source, self.target = Embedding(cfg.source_vocabulary, features), Embedding(cfg.vocabulary, features)
+            self.encoder = GRU(features, cfg.encoder_units[0], batch_first=True, bidirectional=True)
+            self.bridge, self.key = Linear(annotation, units), Linear(annotation, units)
+            self.query, self.score = Linear(units, units, bias=False), Linear(units, 1, bias=False)
+            self.cell = GRUCell(features + annotation, units)
+            self.readout, self.output = Linear(units + annotation + features, features), Linear(features, cfg.vocabulary)
+            for name, leaf in self.named_parameters():
+                if "bias_hh" in name:
+                    candidate = (torch.arange(len(leaf)) >= len(leaf) * 2 // 3).float()
+                    leaf.register_hook(candidate.mul)
+
+        def forward(self, x: Any) -> Any:
+            annotations, last = self.encoder(self.source(x["source"]))
+            state = torch.tanh(self.bridge(torch.cat(tuple(last), dim=1)))
+            keys, embedded = self.key(annotations), self.target(x["target"])
+            states, contexts = [], []
+            for token in embedded.unbind(1):
+                scores = self.score(torch.tanh(keys + self.query(state)[:, None]))
+                context = torch.bmm(torch.softmax(scores, dim=1).mT, annotations)[:, 0]
+                state = self.cell(torch.cat([token, context], dim=1), state)
+                states.append(state)
+                contexts.append(context)
+            read = torch.cat([torch.stack(states, dim=1), torch.stack(contexts, dim=1), embedded], dim=-1)
+            return self.output(torch.tanh(self.readout(read)))
+
+    return Network()
+
+
+FIRST, END = 0, 1
+"""Tokens: before a translation, and behind it."""
+
+
+class Searched(BackToBack):
+    """Translations by ``zoo.decode.beam_search``: sentences are encoded and translated in one compiled program.
+
+    Unless told otherwise nothing is ever allowed to end, so that all contenders take all steps.
+    """
+
+    def __init__(
+        self,
+        cfg: zoo.seq2seq.Config,
+        batch: int = 16,
+        length: int = 20,
+        width: int = 5,
+        banned: tuple[int, ...] = (END,),
+        params: Params | None = None,
+    ) -> None:
+        """length: of sentences, and of translations at most.  params: drawn, unless given."""
+        self.cfg, self.batch, self.length, self.width, self.banned = cfg, batch, length, width, banned
+        self.params = params or jax.jit(zoo.seq2seq.init)(cfg, jax.random.key(1))
+        self.inputs = sources(cfg, jax.random.key(2), batch, length)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes what ``step`` runs."""
+
+        def translate(params: Params, inputs: dict[str, Array]) -> Written:
+            memory, carry = zoo.seq2seq.encode(self.cfg, params, inputs)
+            advance = functools.partial(zoo.seq2seq.step, self.cfg, params, memory=memory)
+            first = jnp.full(self.batch, FIRST)
+            return beam_search(advance, carry, first, self.length, end=END, width=self.width, banned=self.banned)
+
+        self.translate = jax.jit(translate)
+
+    def step(self) -> None:
+        """Starts translating the sentences."""
+        self.outputs = self.translate(self.params, self.inputs)
+
+    def wait(self) -> None:
+        """Until they are translated."""
+        jax.block_until_ready(self.outputs)
+
+    def best(self) -> np.ndarray:
+        """The best translations [batch, length]."""
+        return np.asarray(self.outputs.tokens[:, 0])
+
+
+CHECK = 5
+"""Steps between checks whether all translations are done, where a check waits for the device."""
+
+
+class SearchedInPython(Searched):
+    """The same search by a loop in Python, which runs ahead of a jitted function that takes a whole step of it.
+
+    Beginnings are kept as tokens, which move with their hypotheses, and so is whatever has ended.
+    """
+
+    def prepare(self) -> None:
+        """Compiles the start and a step of a search."""
+        cfg, batch, width, length = self.cfg, self.batch, self.width, self.length
+
+        def start(params: Params, inputs: dict[str, Array]) -> tuple[Any, dict[str, Any]]:
+            memory, carry = zoo.seq2seq.encode(cfg, params, inputs)
+            nothing, tokens = jnp.full((batch, width), -jnp.inf), jnp.full((batch, width, length), END)
+            search = {
+                "index": 0,
+                "carry": jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), carry),
+                "last": jnp.full((batch, width), FIRST),
+                "scores": nothing.at[:, 0].set(0),
+                "tokens": tokens,
+                "best": nothing,
+                "ended": tokens,
+            }
+            return memory, search
+
+        def advance(params: Params, memory: Any, search: dict[str, Any]) -> tuple[dict[str, Any], Array]:
+            index, living, best = search["index"], search["scores"], search["best"]
+            carry, logits = zoo.seq2seq.step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
+            log_p = jax.nn.log_softmax(logits).at[:, jnp.asarray(self.banned, int)].set(-jnp.inf)
+            scores = living[..., None] + log_p.reshape(batch, width, -1)
+            done = self.done(best, living)[:, None]
+            finished = jnp.where(done, -jnp.inf, scores[:, :, END] / norm(index + 1))
+            best, order = jax.lax.top_k(jnp.concatenate([best, finished], axis=1), width)
+            # What has ended now is the tokens so far: behind them there is nothing but END.
+            ended = jnp.concatenate([search["ended"], search["tokens"]], axis=1)
+            living, flat = jax.lax.top_k(scores.at[:, :, END].set(-jnp.inf).reshape(batch, -1), width)
+            parents, last = flat // cfg.vocabulary, flat % cfg.vocabulary
+            rows = (jnp.arange(batch)[:, None] * width + parents).reshape(-1)
+            after = {
+                "index": index + 1,
+                "carry": jax.tree.map(lambda leaf: leaf[rows], carry),
+                "last": last,
+                "scores": living,
+                "tokens": jnp.take_along_axis(search["tokens"], parents[..., None], axis=1).at[:, :, index].set(last),
+                "best": best,
+                "ended": jnp.take_along_axis(ended, order[..., None], axis=1),
+            }
+            return after, jnp.all(self.done(best, living))
+
+        self.start, self.advance = jax.jit(start), jax.jit(advance, donate_argnums=2)
+
+    def done(self, best: Any, living: Any) -> Any:
+        """[batch]: whether nothing that is living can become better than the best that has ended."""
+        return best[:, 0] >= living.max(axis=1) / norm(self.length)
+
+    def step(self) -> None:
+        """Translates the sentences, checking every few steps whether more are needed."""
+        memory, search = self.start(self.params, self.inputs)
+        for index in range(1, self.length + 1):
+            search, done = self.advance(self.params, memory, search)
+            if index % CHECK == 0 and index < self.length and done:
+                break
+        self.outputs = {name: search[name] for name in ("tokens", "best", "ended")}
+
+    def best(self) -> np.ndarray:
+        """The best translations [batch, length]: of those that have ended, or the best beginning where nothing has."""
+        best, ended, tokens = (np.asarray(self.outputs[name]) for name in ("best", "ended", "tokens"))
+        return np.where(np.isfinite(best[:, :1]), ended[:, 0], tokens[:, 0])
+
+
+class SearchedInNumpy(SearchedInPython):
+    """The same search in numpy; only the model's step is jitted, which also takes each hypothesis' carry from its parent."""
+
+    def prepare(self) -> None:
+        """Compiles the encoder and a step of the decoder."""
+
+        def advance(params: Params, memory: Any, carry: Any, rows: Array, tokens: Array) -> tuple[Any, Array]:
+            return zoo.seq2seq.step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
+
+        self.encode = jax.jit(functools.partial(zoo.seq2seq.encode, self.cfg))
+        self.advance = jax.jit(advance)
+
+    def step(self) -> None:
+        """Translates the sentences."""
+        batch, width, length = self.batch, self.width, self.length
+        each = np.arange(batch)[:, None]
+        memory, carry = self.encode(self.params, self.inputs)
+        rows, last = np.repeat(np.arange(batch), width), np.full((batch, width), FIRST)
+        living = np.full((batch, width), -np.inf, np.float32)
+        living[:, 0] = 0
+        best = np.full((batch, width), -np.inf, np.float32)
+        tokens = ended = np.full((batch, width, length), END)
+        for index in range(length):
+            carry, logits = self.advance(self.params, memory, carry, rows, last.reshape(-1))
+            scores = np.array(logits)
+            scores -= scores.max(axis=1, keepdims=True)
+            # One number of each hypothesis, all in one pass: its score less the logarithm of the softmax's denominator.
+            scores += living.reshape(-1, 1) - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+            scores[:, self.banned] = -np.inf
+            finished = scores[:, END].reshape(batch, width) / np.float32(norm(index + 1))
+            finished[self.done(best, living)] = -np.inf
+            scores[:, END] = -np.inf
+            scores = scores.reshape(batch, -1)
+            flat = np.argpartition(scores, -width, axis=1)[:, -width:]
+            flat = flat[each, np.argsort(-scores[each, flat], axis=1)]
+            living, (parents, last) = scores[each, flat], np.divmod(flat, self.cfg.vocabulary)
+            best, ended = np.concatenate([best, finished], axis=1), np.concatenate([ended, tokens], axis=1)
+            order = np.argsort(-best, axis=1, kind="stable")[:, :width]
+            best, ended = best[each, order], ended[each, order]
+            tokens = tokens[each, parents]
+            tokens[:, :, index] = last
+            rows = (each * width + parents).reshape(-1)
+            if self.done(best, living).all():
+                break
+        self.outputs = {"tokens": tokens, "best": best, "ended": ended}
+
+
+def norm(length: Any) -> Any:
+    """What log p of a translation of this length is divided by: see ``zoo.decode.normalised``."""
+    return (5 + length) / 6
+
+
+SEARCHES: dict[str, tuple[type[Searched], float | None]] = {
+    "zoo": (Searched, None),
+    "numpy": (SearchedInNumpy, 0.4),
+    "Python loop": (SearchedInPython, 1.0),
+}
+"""{contender of row "beam": (its class, the ratio that we promise not to exceed)}."""

@@ -1,0 +1,215 @@
+"""Translation, measured and shown: the quick recipe in a smaller form, and what is made of its run."""
+
+import dataclasses
+import importlib.util
+import io
+import re
+import sys
+
+import jax
+import num2words
+import numpy as np
+import pytest
+
+import evals.__main__
+import evals.lengths
+import evals.report
+import train
+from evals import translation
+from evals.evaluation import Evaluation
+from evals.translation import Translation
+from train.formats import DataError
+from train.optimizer import Optimizer
+from train.recipes import RECIPES
+from train.tokens import END
+from zoo import seq2seq
+
+needs_plots = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory):
+    """The quick recipe on the numbers below a thousand, with half of its units."""
+    path = tmp_path_factory.mktemp("numbers")
+    say = num2words.num2words
+    order = np.random.default_rng(0).permutation(1000).tolist()
+    (path / "numbers.tsv").write_text("".join(f"{say(n)}\t{say(n, lang='fr')}\n" for n in order))
+    recipe = RECIPES["numbers-en-fr"]
+    model = dataclasses.replace(recipe.model, features=32, encoder_units=(64,), decoder_units=(64,))
+    optimizer = Optimizer(name="adam", learning_rate=0.01, schedule="cosine", decay=0.02, warmup=1, clip_norm=1.0)
+    recipe = dataclasses.replace(
+        recipe,
+        data=f"pairs:{path / 'numbers.tsv'}",
+        model=model,
+        optimizer=optimizer,
+        pairs=dataclasses.replace(recipe.pairs, buckets=1),
+        batch_size=30,
+        epochs=8,
+        eval_every=8,
+    )
+    train.run(recipe, path / "run", quiet=True)
+    return path / "run"
+
+
+@pytest.fixture(scope="module", name="evaluation")
+def _evaluation(folder):
+    return evals.evaluate(folder, example=2)
+
+
+@pytest.fixture(scope="module", name="run")
+def _run(evaluation):
+    return evaluation.run
+
+
+def test_numbers_that_were_never_seen_are_translated(evaluation):
+    assert evaluation.metrics["test exact %"] > 90
+    assert evaluation.metrics["test perplexity"] == pytest.approx(np.exp(evaluation.metrics["test loss nats"]))
+    assert evaluation.metrics["test BLEU"] > 90
+    assert re.search(r"sacrebleu nrefs:1\|case:mixed\|.*version:.*, beam 5, length penalty 1", evaluation.note)
+
+
+def test_exact_is_what_people_wrote_but_for_white_space(evaluation):
+    same = [
+        " ".join(target.split()) == found.text
+        for (_, target), found in zip(evaluation.sentences, evaluation.translations, strict=True)
+    ]
+    assert evaluation.metrics["test exact %"] == pytest.approx(100 * np.mean(same))
+
+
+def test_scores_are_those_of_the_model_given_its_translation(run):
+    source = "seven hundred and six"
+    (found,) = translation.translate(run, [source])
+    tokens = np.array([END, *found.tokens])
+    places = [*run.data.tokenizers["source"].encode(source), END]
+    inputs = {"source": np.array([places]), "lengths": np.array([len(places)]), "target": tokens[None, :-1]}
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(seq2seq.apply)(run.recipe.model, run.params, inputs))[0])
+    assert found.score == pytest.approx(float(np.take_along_axis(log_p, tokens[1:, None], axis=1).sum()), abs=1e-4)
+    assert found.text == "sept cent six"
+    assert found.tokens[-1] == END
+
+
+def test_sentences_do_not_depend_on_the_others_and_blank_ones_stay_blank(run):
+    sentences = ["nine", "", "nine hundred and forty-eight", " ", "one hundred and ten"] * 8
+    together = translation.translate(run, sentences)
+    for sentence, each in zip(sentences[:5], together, strict=False):
+        (alone,) = translation.translate(run, [sentence])
+        assert each.text == alone.text
+        assert each.score == pytest.approx(alone.score, abs=1e-3)
+        assert bool(each.text) == bool(sentence.strip())
+    assert translation.translate(run, []) == []
+
+
+def test_what_is_out_of_range_is_named(run):
+    with pytest.raises(ValueError, match="beam=0, allowed: 1 to 4"):
+        translation.translate(run, ["one"], beam=0)
+    with pytest.raises(ValueError, match="length_penalty=-1, allowed"):
+        translation.translate(run, ["one"], length_penalty=-1)
+    other = run._replace(data=run.data._replace(tokenizers={}))
+    with pytest.raises(DataError, match="does not translate"):
+        translation.translate(other, ["one"])
+
+
+def test_attention_goes_where_the_words_are(run):
+    source = "six hundred and forty-two"
+    (found,) = translation.translate(run, [source])
+    weights = translation.attention(run, source, found.tokens)
+    assert weights is not None
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    assert weights.shape == (len(found.tokens), len(run.data.tokenizers["source"].encode(source)) + 1)
+    svg = translation.alignment(run, source, found)
+    assert svg is not None
+    assert svg.count("<rect") == weights.size
+    assert all(f">{word}<" in svg for word in ("six", "hundred", "cent", "deux", "&lt;/s&gt;"))
+
+
+def made(texts, sources):
+    """Translations by hand of these sources."""
+    return list(zip(sources, texts, strict=True)), [Translation(text, np.zeros(1), 0.0) for text in texts]
+
+
+def test_bleu_by_length_is_that_of_the_sentences_of_each_length():
+    sources = ["w " * n for n in range(1, 41) for _ in range(10)]
+    sentences, found = made(["the same old words again"] * 400, sources)
+    bins = translation.by_length(sentences, found)
+    assert {name: count for name, (count, _) in bins.items()} == {
+        "1-8": 80, "9-10": 20, "11-12": 20, "13-14": 20, "15-17": 30, "18 or more": 230
+    }  # fmt: skip
+    assert all(score == pytest.approx(100) for _, score in bins.values())
+    bad = Translation("nothing like it", np.zeros(1), 0.0)
+    wrong = [bad if len(source.split()) > 17 else each for source, each in zip(sources, found, strict=True)]
+    assert translation.by_length(sentences, wrong)["18 or more"][1] < 1
+    assert translation.by_length(sentences[:5], found[:5]) == {}
+
+
+def test_frequent_phrases_are_whole_ones():
+    sources = ["a man in a hat sits."] * 5 + ["a dog sits."] * 3
+    phrases = translation.frequent_phrases(sources, 4)
+    assert phrases[0] == "a man in a"
+    assert "a dog sits" in phrases
+    assert "man in" not in phrases, "it is always a part of longer ones"
+
+
+@needs_plots
+def test_the_report_shows_translations_alignments_lengths_and_phrases(evaluation):
+    page = evals.report.render(evaluation)
+    for title in ("Translations", "Alignments", "Long sentences", "Map of phrases"):
+        assert f"<h2>{title}</h2>" in page
+    assert page.count("example 2<") == 1
+    assert "example 5<" in page
+    assert evaluation.sentences[0][0] in page
+
+
+def test_other_runs_have_no_such_sections(evaluation):
+    other = dataclasses.replace(evaluation, translations=None, sentences=())
+    assert isinstance(other, Evaluation)
+    sections = (translation.translations, translation.alignments, translation.lengths, translation.phrases)
+    assert [section(other) for section in sections] == [None] * 4
+
+
+def command(*arguments):
+    return evals.__main__.main([str(argument) for argument in arguments])
+
+
+def test_the_command_line_translates_sentences_files_and_standard_input(folder, tmp_path, capsys, monkeypatch):
+    assert command(folder, "--translate", "eleven", "five hundred and three", "--beam", 2) == 0
+    assert capsys.readouterr().out == "onze\ncinq cent trois\n"
+    file = tmp_path / "numbers.txt"
+    file.write_bytes(b"eleven\r\n\nfive hundred and three")
+    assert command(folder, "--translate-file", file) == 0
+    assert capsys.readouterr().out == "onze\n\ncinq cent trois\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"eleven\n")))
+    assert command(folder, "--translate-file", "-", "--beam", 1) == 0
+    assert capsys.readouterr().out == "onze\n"
+    assert command(folder, "--translate", "one dozen", "--alignment", tmp_path / "a.svg") == 0
+    assert "not in the vocabulary, read as <unk>: 'dozen'" in capsys.readouterr().err
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--beam", 3), "only with --translate"),
+        (("--translate", "one", "two", "--alignment", "a.svg"), "2 sentences after --translate, allowed: 1"),
+        (("--translate", "one", "--translate-file", "f"), "give one of them"),
+        (("--translate-file", "nowhere.txt"), "nowhere.txt"),
+        (("--sample", 5), "is no language model"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(folder, capsys, arguments, message):
+    assert command(folder, *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_utf8_is_named_with_its_line(folder, tmp_path, capsys):
+    file = tmp_path / "bad.txt"
+    file.write_bytes(b"one\n\xff\n")
+    assert command(folder, "--translate-file", file) == 1
+    assert "bad.txt:2: not UTF-8 text" in capsys.readouterr().err
+
+
+@needs_plots
+def test_lengths_of_several_runs_are_drawn(folder, tmp_path, capsys):
+    assert evals.lengths.main([str(folder), "--plot", str(tmp_path / "l.svg")]) == 0
+    assert "numbers-en-fr: 1-8 words" in capsys.readouterr().out
+    assert "words of the source" in (tmp_path / "l.svg").read_text()
+    assert evals.lengths.main([str(tmp_path), "--plot", str(tmp_path / "l.svg")]) == 1

@@ -1,0 +1,276 @@
+r"""Pairs of sentences as data: tokens of a source and of a target, in batches of sentences that are about equally long.
+
+    numbers-en-fr      numbers from 0 to 999,999 in English and in French words (``num2words``, any two of its languages): 10,000
+                       train, 1,000 validate and 1,000 test; every number is in one of them only
+    multi30k-en-fr     DIR/multi30k: captions of pictures; test_2016_flickr tests
+    pairs:SRC,TGT      two files of the same number of lines, each a sentence; or pairs:FILE.tsv, one with both, separated by a
+                       tab.  Plain or gzipped, UTF-8.  "{split}" in the names stands for train, for validation, valid, val or
+                       dev, and for test; without it the last 5 % of the lines test, and the 5 % before validate
+
+Tokens are made by ``train.tokens``, fitted to the training sentences, and kept with the run.
+
+Every sentence ends with token 0, "</s>", which also stands before each target.  A table has inputs: {"source" int32 [n, places],
+"lengths" [n] (of sources, their ends included), "target" [n, time]}, targets and mask [n, time], and "bucket" [n]: of a few
+lengths to which all sentences of a batch are filled up.
+"""
+
+import gzip
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from train import tokens as tokenizers
+from train.formats import MAX_BYTES, DataError, reading
+from train.tokens import END, KINDS, UNKNOWN, Kind, Tokenizer, packed
+
+NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "test_2016_flickr")}
+NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
+SIDES = ("source", "target")
+MOST_NAMED = 5
+"""Lines that a message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """How pairs of sentences are read."""
+
+    tokens: Kind = "subwords"
+    subwords: int = 8000
+    """Size of each language's vocabulary of subwords."""
+    min_count: int = 1
+    """Words and characters that occur less often in the training sentences are <unk>."""
+    max_length: int = 100
+    """Tokens of a sentence, its end not counted."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What happens with a line that is empty, too long or not UTF-8: an error that names it, or it is left out and counted."""
+    buckets: int = 6
+    """Lengths that sentences are filled up to: fewer compile faster, more compute less for nothing."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        for field, allowed in (("tokens", KINDS), ("on_bad", ("error", "skip"))):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"pairs: {field}={getattr(self, field)!r}, allowed: {', '.join(allowed)}")
+        for field in ("subwords", "min_count", "max_length", "buckets"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"pairs: {field}={value!r}, allowed: a positive integer")
+
+
+class Line(NamedTuple):
+    """A line of a pair of files."""
+
+    place: str
+    source: str
+    target: str
+
+
+class Encoded(NamedTuple):
+    """Pairs as data.  sentences: {split: ((source, target), ...)}.  tokenizers: of "source" and "target".
+
+    widths: {path of an array in a table: to what length each bucket is filled up}.  notes: for people.
+    """
+
+    splits: dict[str, dict[str, Any]]
+    sentences: dict[str, tuple[tuple[str, str], ...]]
+    tokenizers: dict[str, Tokenizer]
+    widths: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+class Bad:
+    """Lines that cannot serve, by what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, what: str, place: str) -> None:
+        """One more."""
+        self.places.setdefault(what, []).append(place)
+
+    def check(self, name: str, how: Pairs) -> None:
+        """Raises DataError that names some of them, unless they are to be left out."""
+        if how.on_bad == "skip" or not self.places:
+            return
+        said = []
+        for what, places in self.places.items():
+            more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+            said.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
+        raise DataError(f"{name}: {'; '.join(said)}; pairs.on_bad=skip leaves such lines out")
+
+
+def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> Encoded:
+    """Sentences as tables.  bad: of what was read.  Raises DataError that names lines, and splits without any that can serve."""
+    kept: dict[str, list[Line]] = {}
+    for split, lines in splits.items():
+        kept[split] = [line for line in lines if line.source.strip() and line.target.strip()]
+        for line in lines:
+            if not (line.source.strip() and line.target.strip()):
+                bad.add("a sentence is empty", line.place)
+    bad.check(name, how)
+    _require_some(name, kept)
+    sides = [[getattr(line, side) for line in kept["train"]] for side in SIDES]
+    fitted = [tokenizers.fit(how.tokens, side, size=how.subwords, min_count=how.min_count) for side in sides]
+    coded: dict[str, list[tuple[list[int], list[int]]]] = {split: [] for split in kept}
+    texts: dict[str, list[tuple[str, str]]] = {split: [] for split in kept}
+    for split, lines in kept.items():
+        for line in lines:
+            source, target = fitted[0].encode(line.source), fitted[1].encode(line.target)
+            if max(len(source), len(target)) > how.max_length:
+                bad.add(f"more than max_length={how.max_length} tokens", line.place)
+            else:
+                coded[split].append((source, target))
+                texts[split].append((line.source, line.target))
+    bad.check(name, how)
+    _require_some(name, coded)
+    lengths = {split: np.array([[len(side) + 1 for side in pair] for pair in pairs]) for split, pairs in coded.items()}
+    most = np.max([each.max(axis=0) for each in lengths.values()], axis=0)
+    edges = _edges(lengths["train"], most, how.buckets)
+    tables = {split: _table(coded[split], lengths[split], edges) for split in coded}
+    widths = {"inputs.source": edges[0]} | dict.fromkeys(("inputs.target", "targets", "mask"), edges[1])
+    notes = [f"left out: {len(places):,} lines, {what}" for what, places in bad.places.items()]
+    for index, side in enumerate(SIDES):
+        held_out = [token for split in coded if split != "train" for pair in coded[split] for token in pair[index]]
+        unknown = 100 * held_out.count(UNKNOWN) / len(held_out)
+        count = int(lengths["train"][:, index].sum())
+        said = f"{len(fitted[index].vocabulary):,} {how.tokens}, {count:,} tokens in training"
+        notes.append(f"{side}: {said}, {unknown:.2f} % of the held-out ones unknown")
+    shapes = ", ".join(f"{source}/{target}" for source, target in zip(*edges, strict=True))
+    notes.append(f"filled up to {shapes} tokens: {100 * padding(tables['train'], widths):.1f} % of the places are padding")
+    kept_texts = {split: tuple(pairs) for split, pairs in texts.items()}
+    return Encoded(tables, kept_texts, dict(zip(SIDES, fitted, strict=True)), widths, tuple(notes))
+
+
+def _require_some(name: str, splits: dict[str, Any]) -> None:
+    if not all(splits.values()):
+        without = ", ".join(split for split, lines in splits.items() if not lines)
+        raise DataError(f"{name}: no pair of sentences in {without}")
+
+
+def padding(table: dict[str, Any], widths: dict[str, tuple[int, ...]]) -> float:
+    """The part of the places of sources and targets that is filled up."""
+    bucket = table["bucket"]
+    places = sum(int(np.asarray(widths[path])[bucket].sum()) for path in ("inputs.source", "targets"))
+    return 1 - (int(table["inputs"]["lengths"].sum()) + int(table["mask"].sum())) / places
+
+
+def _table(pairs: Sequence[Any], lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
+    buckets = np.max([np.searchsorted(edge, lengths[:, side]) for side, edge in enumerate(edges)], axis=0)
+    source, targets = (packed([pair[side] for pair in pairs], edges[side][-1]) for side in (0, 1))
+    mask = np.arange(edges[1][-1])[None] < lengths[:, 1:]
+    before = np.concatenate([np.full((len(pairs), 1), END, np.int32), targets[:, :-1]], axis=1)
+    inputs = {"source": source, "lengths": lengths[:, 0].astype(np.int32), "target": before}
+    return {"inputs": inputs, "targets": targets, "mask": mask, "bucket": buckets.astype(np.int32)}
+
+
+def _edges(lengths: np.ndarray, most: np.ndarray, buckets: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths of sources and of targets to fill up to, as many of both, the last of them ``most``.
+
+    lengths [n, 2].  Those of each side take the fewest places for that side alone.
+    """
+    candidates = [sorted({*lengths[:, side].tolist(), int(most[side])}) for side in (0, 1)]
+    count = min(buckets, *map(len, candidates))
+    chosen = []
+    for side, lens in enumerate(candidates):
+        below = [0, *(int(np.sum(lengths[:, side] <= edge)) for edge in lens)]  # sentences up to the edge before
+        # best[j]: places of all sentences up to edge j and the edges that they take, in one bucket; then in one more each time.
+        best = [(below[j + 1] * edge, (edge,)) for j, edge in enumerate(lens)]
+        for _ in range(count - 1):
+            best = [
+                min(
+                    (places + (below[j + 1] - below[i + 1]) * edge, (*taken, edge))
+                    for i, (places, taken) in enumerate(best[:j] or best[:1])
+                )
+                for j, edge in enumerate(lens)
+            ]
+        chosen.append(best[-1][1])
+    return chosen[0], chosen[1]
+
+
+def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
+    """Numbers in words of two languages.  Raises DataError for a language that num2words does not know."""
+    import num2words
+
+    for language in languages:
+        if language not in num2words.CONVERTER_CLASSES:
+            known = ", ".join(sorted(num2words.CONVERTER_CLASSES))
+            raise DataError(f"data {name!r}: language {language!r}, allowed: {known}")
+    random = np.random.default_rng(2015)
+    parts = [np.arange(1000)]
+    for least, count in ((1_000, 3_000), (10_000, 3_000), (100_000, 5_000)):
+        parts.append(least + random.choice(9 * least, count, replace=False))
+    chosen = random.permutation(np.concatenate(parts)).tolist()
+    say = [num2words.num2words, *languages]
+    splits, first = {}, 0
+    for split, count in NUMBERS.items():
+        part = chosen[first : first + count]
+        splits[split] = [Line(str(n), say[0](n, lang=languages[0]), say[0](n, lang=languages[1])) for n in part]
+        first += count
+    return splits
+
+
+def from_files(name: str, source: str, target: str | None, locate: Any, bad: Bad) -> dict[str, list[Line]]:
+    """Lines of two files, or of a TSV if there is no target, or of such for each split.  locate: a path as given -> where it is.
+
+    Raises DataError naming the file, or the files whose numbers of lines differ.
+    """
+    names = [source] if target is None else [source, target]
+    marked = ["{split}" in each for each in names]
+    if any(marked) and not all(marked):
+        raise DataError(f"data {name!r}: {{split}} in one of two names, expected in both or in none")
+    if not all(marked):
+        lines = _read_pair([locate(each) for each in names], bad)
+        first, second = len(lines) * 90 // 100, len(lines) * 95 // 100
+        return {"train": lines[:first], "validation": lines[first:second], "test": lines[second:]}
+    splits = {}
+    for split, words in NAMES.items():
+        splits[split] = _read_pair([_of_split(each, words, locate) for each in names], bad)
+    return splits
+
+
+def _of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
+    """The file of a split.  Raises DataError that says what was looked for."""
+    failure = None
+    for word in words:
+        for suffix in ("", ".gz"):
+            try:
+                return locate(name.replace("{split}", word) + suffix)
+            except DataError as error:
+                failure = failure or error
+    raise DataError(f"no file {name} with {{split}} replaced by {' or '.join(words)}: {failure}")
+
+
+def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
+    columns = [_read_lines(file) for file in files]
+    if len({len(column) for column in columns}) > 1:
+        counts = ", ".join(f"{file} has {len(column):,} lines" for file, column in zip(files, columns, strict=True))
+        raise DataError(f"{counts}; expected as many in both, a sentence each")
+    read = []
+    for number, cells in enumerate(zip(*columns, strict=True), 1):
+        place, cells = f"{files[0]}:{number}", cells if len(files) > 1 else tuple(cells[0].split(b"\t"))
+        try:
+            source, target = (cell.decode().removesuffix("\r") for cell in cells)
+            read.append(Line(place, source, target))
+        except UnicodeDecodeError:
+            bad.add("not UTF-8 text", place)
+        except ValueError:
+            bad.add("not two columns that a tab separates", place)
+    return read
+
+
+def _read_lines(file: pathlib.Path) -> list[bytes]:
+    """Lines of a file, plain or gzipped.  Raises DataError naming the file that is damaged or too large."""
+    with reading(file):
+        raw = file.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.open(file) as stream:
+                try:
+                    raw = stream.read(MAX_BYTES + 1)
+                except (EOFError, OSError) as error:
+                    raise DataError(f"{file}: damaged: {error}") from error
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"{file}: more than {MAX_BYTES} bytes")
+        return raw.removesuffix(b"\n").split(b"\n") if raw else []

@@ -1,0 +1,66 @@
+"""Translation: an encoder, a decoder, and attention between them (Bahdanau et al. 2014).  See docs/translation.md.
+
+    python -m train numbers-en-fr                       numbers in English words into French ones, under three minutes
+    python -m train multi30k-en-fr                      captions of pictures, with attention
+    python -m train multi30k-en-fr-vector               the same through one vector, the encoder's last state (Cho et al. 2014)
+    python -m train multi30k-en-fr-vector-reversed      the same, the source read from its end (Sutskever et al. 2014)
+
+    python -m train multi30k-en-fr --data pairs:FILE,FILE          any two files, a sentence in each line
+
+``python -m evals RUN`` measures BLEU; with ``--translate "..."`` the model translates.
+"""
+
+from dataclasses import replace
+
+from train.optimizer import Optimizer
+from train.pairs import Pairs
+from train.recipe import Recipe, Target
+from zoo import seq2seq
+
+_multi30k = Recipe(
+    name="multi30k-en-fr",
+    about="captions of pictures, bidirectional GRU 256, additive attention (Bahdanau et al. 2014)",
+    model=seq2seq.PRESETS["multi30k"],
+    data="multi30k-en-fr",
+    pairs=Pairs(subwords=6000),
+    preprocess="none",
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    batch_size=64,
+    epochs=12,
+    select_by="loss",
+    select_mode="min",
+    targets=(Target(metric="test BLEU", at_least=57.0),),
+)
+_vector = replace(_multi30k.model, encoder="forward", attention="none")
+
+RECIPES = (
+    Recipe(
+        name="numbers-en-fr",
+        about="numbers in English words into French ones, GRU 128 with attention",
+        model=seq2seq.PRESETS["numbers"],
+        data="numbers-en-fr",
+        pairs=Pairs(tokens="words", buckets=3),
+        preprocess="none",
+        optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+        batch_size=64,
+        epochs=8,
+        select_by="loss",
+        select_mode="min",
+        targets=(Target(metric="test exact %", at_least=99.0),),
+    ),
+    _multi30k,
+    replace(
+        _multi30k,
+        name="multi30k-en-fr-vector",
+        about="the same without attention, through the encoder's last state (Cho et al. 2014)",
+        model=_vector,
+        targets=(Target(metric="test BLEU"),),
+    ),
+    replace(
+        _multi30k,
+        name="multi30k-en-fr-vector-reversed",
+        about="the same, the source read from its end (Sutskever et al. 2014)",
+        model=replace(_vector, encoder="backward"),
+        targets=(Target(metric="test BLEU"),),
+    ),
+)

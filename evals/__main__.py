@@ -51,6 +51,8 @@ class Options:
     """Translate these sentences."""
     translate_file: pathlib.Path | None = None
     """Translate each line of this file; - is standard input."""
+    caption: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    """Write captions of these images, and beside the run captions.html, which shows where the model looked."""
     alignment: pathlib.Path | None = None
     """--translate with one sentence: also draw where the model looked, into this SVG file."""
     beam: int = 5
@@ -77,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
             return sample(options)
         if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
             raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
+        if options.caption:
+            return caption(options)
         if options.translate or options.translate_file is not None:
             return translate(options)
         if options.alignment is not None or options.beam != 5 or options.length_penalty != 1:
@@ -151,7 +155,11 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
     if evaluation.log_probabilities is not None:
         print(f'next: python -m evals {folder} --sample 500 --prompt "..."   lets the model write')
     if evaluation.translations is not None:
-        print(f'next: python -m evals {folder} --translate "..."   translates')
+        translates = "source" in run.data.tokenizers
+        print(
+            f"next: python -m evals {folder} "
+            + ('--translate "..."   translates' if translates else "--caption FILE   says what it shows")
+        )
     print("next: python -m train --list   shows the other recipes")
 
 
@@ -199,6 +207,30 @@ def translate(options: Options) -> int:
             if svg is None:
                 raise DataError(f"{run.folder.path}: the model has no attention, or the sentence no word; nothing to draw")
             write_text(options.alignment, svg)
+    return 0
+
+
+def caption(options: Options) -> int:
+    """Prints a line for each image, and writes captions.html into the run folder."""
+    import html
+
+    from evals.captions import caption as write
+    from evals.captions import overlays, read_images
+    from evals.evaluation import restore
+    from evals.page import PAGE, STYLE, titled
+    from train.run_folder import write_text
+
+    run = restore(options.run_dir)
+    images = read_images(run, options.caption)
+    found = write(run, 255 - images if options.invert else images, beam=options.beam, length_penalty=options.length_penalty)
+    sections = []
+    for file, image, each in zip(options.caption, images, found, strict=True):
+        print(f"{file}  {each.text}")
+        sections.append(titled(str(file), overlays(run, image, each)))
+    page = run.folder.path / "captions.html"
+    title = html.escape(f"{run.recipe.name}, captions")
+    write_text(page, PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{sections}", "".join(sections)))
+    print(f"overlays {page}")
     return 0
 
 

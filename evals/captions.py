@@ -1,8 +1,8 @@
 """Captions: what a model says of images, how near that is to what people wrote, and whether it looks at what it names.
 
-BLEU-1 to BLEU-4 are sacrebleu's, from 0 to 100.  *Pointing*: while the model says an object's word, is the centre of the place that
-it looks at most within that object's box?  Counted are objects of images whose caption is right, word for word, so that there is no
-doubt which object a word means.  Chance is the part of all places whose centre is in the box.
+BLEU-1 to BLEU-4 are sacrebleu's, from 0 to 100.  *Pointing*: while the model says an object's word, is the centre of the place
+that it looks at most within that object's box?  Counted are objects of images whose caption is right, word for word, so that
+there is no doubt which object a word means.  Chance is the part of all places whose centre is in the box.
 """
 
 import functools
@@ -173,13 +173,14 @@ def captioned(evaluation: Evaluation) -> str | None:
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
     parts = []
     for title, rows in (("From the chosen example on", chosen), ("Wrong ones of which the model was least sure", worst)):
-        shown = [
-            f'<p class="note">example {row}; people: {html.escape(sentences[row][1])}</p>{overlays(evaluation.run, images[row], found[row])}'
-            for row in rows
-        ]
-        parts.append(f"<h3>{title}</h3>{''.join(shown)}" if shown else "")
-    intro = f"{len(found) - len(wrong):,} of {len(found):,} captions are what people wrote.  Each picture is lit where the model looked "
-    intro += "while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
+        parts.append(f"<h3>{title}</h3>" if rows else "")
+        for row in rows:
+            note = f'<p class="note">example {row}; people: {html.escape(sentences[row][1])}</p>'
+            parts.append(note + overlays(evaluation.run, images[row], found[row]))
+    intro = f"{len(found) - len(wrong):,} of {len(found):,} captions are what people wrote.  Each picture is lit where the model "
+    intro += (
+        "looked while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
+    )
     intro += "others, <code>--caption FILE</code> captions your own."
     return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
 

@@ -71,7 +71,8 @@ class Evaluation:
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
     example: of the split, the one that the report looks at closely.  data_dir: where its data set is looked up first.
     log_probabilities: of each token of the split [tokens], in its order; None unless it is text.
-    sentences: of the split, source and target.  translations: of the sources (``evals.translation.Translation``); None of others.
+    sentences: of the split, source and target.  translations: of the sources, or captions of the images
+    (``evals.translation.Translation``); None of others.
     note: how metrics were computed, where a name does not say it.
     """
 
@@ -154,10 +155,13 @@ def evaluate(
         named, more["log_probabilities"] = measure(run, split, dataset.splits, means["loss"])
         metrics |= named
     if run.data.tokenizers:
-        from evals import translation
+        from evals import captions, translation
 
-        more["sentences"] = dataset.sentences[split]
-        named, more["translations"], more["note"] = translation.measure(run, split, more["sentences"], means["loss"])
+        sentences = more["sentences"] = dataset.sentences[split]
+        if translation.translates(run):
+            named, more["translations"], more["note"] = translation.measure(run, split, sentences, means["loss"])
+        else:
+            named, more["translations"], more["note"] = captions.measure(run, split, table, sentences, means["loss"])
         metrics |= named
     return Evaluation(run, split, table, metrics, predictions, example, data_dir, **more)
 

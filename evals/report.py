@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from evals.captions import captioned
 from evals.checkpoints import free_energies, histograms
 from evals.evaluation import Evaluation, class_names, confusion_matrix, format_metric, reached, training
 from evals.gradients import through_time
@@ -136,6 +137,7 @@ SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
     alignments,
     lengths,
     phrases,
+    captioned,
     feature_maps,
     first_weights,
     histograms,

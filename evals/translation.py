@@ -47,7 +47,7 @@ class Translation(NamedTuple):
 
 def translates(run: Restored) -> bool:
     """Whether the run's model makes sentences of sentences."""
-    return bool(run.data.tokenizers) and isinstance(run.module, Conditional)
+    return "source" in run.data.tokenizers and isinstance(run.module, Conditional)
 
 
 def translate(
@@ -74,9 +74,8 @@ def translate(
         group = [sources[index] for index in chosen] + [[END]] * (rows - len(chosen))
         width = -(-max(map(len, group)) // STEP) * STEP
         lengths = np.array([len(source) for source in group], np.int32)
-        written = _search(
-            run.module, run.recipe.model, run.params, packed(group, width), lengths, 3 * width, beam, length_penalty
-        )
+        inputs = {"source": packed(group, width), "lengths": lengths}
+        written = search(run.module, run.recipe.model, run.params, inputs, 3 * width, beam, length_penalty)
         tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
         for row, index in enumerate(chosen):
             own = tokens[row, : counts[row]]
@@ -84,16 +83,15 @@ def translate(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _search(
-    module: Conditional, cfg: Any, params: Any, source: Any, lengths: Any, length: int, beam: int, length_penalty: Any
-) -> Written:
-    memory, carry = module.encode(cfg, params, {"source": source, "lengths": lengths})
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def search(module: Conditional, cfg: Any, params: Any, inputs: Any, length: int, beam: int, length_penalty: Any) -> Written:
+    """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them."""
+    memory, carry = module.encode(cfg, params, inputs)
 
     def step(carry: Any, tokens: Any) -> Any:
         return module.step(cfg, params, carry, tokens, memory)
 
-    first = jnp.full(source.shape[0], END, jnp.int32)
+    first = jnp.full(len(jax.tree.leaves(inputs)[0]), END, jnp.int32)
     how = {"end": END, "width": beam, "length_penalty": length_penalty, "banned": (UNKNOWN,)}
     return beam_search(step, carry, first, length, **how)
 
@@ -191,7 +189,7 @@ def alignment(run: Restored, source: str, translation: Translation) -> str | Non
 
 def translations(evaluation: Evaluation) -> str | None:
     """Sources, translations and what people wrote: evenly chosen ones, and those that are farthest from it."""
-    if evaluation.translations is None:
+    if evaluation.translations is None or not translates(evaluation.run):
         return None
     found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
     chosen = np.linspace(0, len(found) - 1, min(SHOWN, len(found))).round().astype(int).tolist()
@@ -222,7 +220,7 @@ def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
 
 def alignments(evaluation: Evaluation) -> str | None:
     """Where the model looked while it translated the chosen example and the ones after it."""
-    if evaluation.translations is None:
+    if evaluation.translations is None or not translates(evaluation.run):
         return None
     found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
     rows = range(evaluation.example, min(evaluation.example + ALIGNED, len(found)))
@@ -241,7 +239,7 @@ def alignments(evaluation: Evaluation) -> str | None:
 
 def lengths(evaluation: Evaluation) -> str | None:
     """BLEU by the length of the source."""
-    if evaluation.translations is None or importlib.util.find_spec("sacrebleu") is None:
+    if evaluation.translations is None or not translates(evaluation.run) or importlib.util.find_spec("sacrebleu") is None:
         return None
     if importlib.util.find_spec("matplotlib") is None:
         return titled("Long sentences", unsupervised.NEEDS.format(what="The plot", package="matplotlib"))
@@ -259,7 +257,7 @@ def lengths(evaluation: Evaluation) -> str | None:
 
 def phrases(evaluation: Evaluation) -> str | None:
     """Frequent phrases in the plane by what the encoder makes of them (figure 4 of the review, right)."""
-    if evaluation.translations is None:
+    if evaluation.translations is None or not translates(evaluation.run):
         return None
     chosen = frequent_phrases([source for source, _ in evaluation.sentences], PHRASES)
     if len(chosen) < 10:  # too few for t-SNE's neighbourhoods

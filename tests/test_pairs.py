@@ -261,13 +261,13 @@ def _leaves(result):
 
 
 def test_models_of_text_and_pairs_of_sentences_do_not_mix(corpus):
-    with pytest.raises(ValueError, match=r"data topics: data that are none, allowed for zoo.seq2seq: pairs of sentences"):
+    with pytest.raises(ValueError, match=r"data topics: inputs are an array, allowed for zoo.seq2seq: lengths, source, target"):
         train.fit(zoo.seq2seq, zoo.seq2seq.PRESETS["tiny"], "topics", steps=1, preprocess="none")
-    with pytest.raises(ValueError, match=r"pairs of sentences, allowed for zoo.rnnlm: data that are none"):
+    with pytest.raises(ValueError, match=r"inputs are lengths, source, target, allowed for zoo.rnnlm: an array"):
         train.fit(zoo.rnnlm, zoo.rnnlm.PRESETS["tiny"], corpus, **SETTINGS)
     with pytest.raises(ValueError, match=r"tokens, allowed for zoo.mlp"):
         train.fit(zoo.mlp, zoo.mlp.PRESETS["tiny"], "topics", steps=1, preprocess="none")
-    with pytest.raises(ValueError, match="preprocess='unit', allowed for text: none"):
+    with pytest.raises(ValueError, match="preprocess='unit', allowed for inputs of several arrays without an image: none"):
         train.fit(zoo.seq2seq, zoo.seq2seq.PRESETS["tiny"], corpus, **{**SETTINGS, "preprocess": "unit"})
 
 

@@ -282,10 +282,12 @@ def _labels(table: Mapping[str, Any], size: int, labels: int | None) -> tuple[np
 
 
 def finish(batch: dict[str, Any], valid: Array, scaling: Scaling | None) -> Batch:
-    """Raw columns {"inputs": [batch, ...], ...} -> a batch: inputs scaled, and what is not ``valid`` [batch] masked."""
+    """Raw columns {"inputs": [batch, ...], ...} -> a batch: inputs, or their "image", scaled; what is not ``valid`` masked."""
     batch = dict(batch)
     if scaling is not None:
-        batch["inputs"] = scaling(batch["inputs"])
+        inputs = batch["inputs"]
+        scaled = {**inputs, "image": scaling(inputs["image"])} if isinstance(inputs, dict) else scaling(inputs)
+        batch["inputs"] = scaled
     mask = batch.get("mask")
     batch["mask"] = valid if mask is None else mask & valid.reshape(-1, *[1] * (mask.ndim - 1))
     return batch

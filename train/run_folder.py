@@ -46,7 +46,7 @@ class RunError(RuntimeError):
 class RunData(NamedTuple):
     """What prediction needs to know about the data that a run was trained on.
 
-    classes: names, () if there are none.  input_shape: of one example, None for inputs of several arrays.
+    classes: names, () if there are none.  input_shape: of one example, or its image; None for inputs of several arrays without.
     input_range: least and greatest raw value.  vocabulary: of text.  tokenizers: of "source" and "target" sentences.
     """
 
@@ -174,12 +174,13 @@ class RunFolder:
             return
         shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
         inputs = next(iter(dataset.splits.values()))["inputs"]
+        inputs = inputs.get("image") if isinstance(inputs, dict) else inputs
         write_json(
             self.path / "data.json",
             {
                 "name": dataset.name,
                 "classes": list(dataset.classes),
-                "input_shape": list(inputs.shape[1:]) if hasattr(inputs, "shape") else None,
+                "input_shape": None if inputs is None else list(inputs.shape[1:]),
                 "input_range": list(dataset.input_range),
                 "vocabulary": list(dataset.vocabulary),
                 "tokenizers": {side: tokenizer.to_dict() for side, tokenizer in dataset.tokenizers.items()},

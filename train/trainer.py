@@ -415,9 +415,10 @@ def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Bat
     table = dataset.joined(*splits)
     scaling = None
     if recipe.preprocess != "none":
-        if isinstance(table["inputs"], dict):
-            raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays: none")
-        scaling = fit_scaling(recipe.preprocess, table["inputs"], dataset.input_range)
+        inputs = table["inputs"]
+        if isinstance(inputs, dict) and "image" not in inputs:
+            raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays without an image: none")
+        scaling = fit_scaling(recipe.preprocess, inputs["image"] if isinstance(inputs, dict) else inputs, dataset.input_range)
     how = {"scaling": scaling, "layout": layout, "widths": dataset.widths}
     batches = make_batches(table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **how)
     held_out = None
@@ -443,21 +444,24 @@ def evaluation_batches(
 
 
 def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
-    """The recipe whose model has the vocabularies of the text.  Raises ValueError for tokens and a model that is for others."""
-    model = type(recipe.model).__module__
+    """The recipe whose model has the vocabularies of the data.  Raises ValueError for data that are for another kind of model."""
+    cfg, module = recipe.model, type(recipe.model).__module__
+    example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
+    have, want = (_described(inputs) for inputs in (dataset.splits["train"]["inputs"], example))
+    if have != want:
+        raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
     sizes = {"vocabulary": len(dataset.vocabulary)} if dataset.vocabulary else {}
-    if dataset.tokenizers:
+    if "source" in dataset.tokenizers:
         sizes["source_vocabulary"] = len(dataset.tokenizers["source"].vocabulary)
-    known = {name for name in ("vocabulary", "source_vocabulary") if hasattr(recipe.model, name)}
-    pairs, reads_pairs = isinstance(dataset.splits["train"]["inputs"], dict), "source_vocabulary" in known
-    if pairs != reads_pairs:
-        have, want = ("pairs of sentences" if each else "data that are none" for each in (pairs, reads_pairs))
-        raise ValueError(f"data {dataset.name}: {have}, allowed for {model}: {want}")
-    if sizes and not known:
-        raise ValueError(f"data {dataset.name}: tokens, allowed for {model}: data that are no text")
-    if sizes and recipe.preprocess != "none":
+    if sizes and not hasattr(cfg, "vocabulary"):
+        raise ValueError(f"data {dataset.name}: tokens, allowed for {module}: data that are no text")
+    if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
         raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")
-    return dataclasses.replace(recipe, model=replace(recipe.model, **sizes))
+    return dataclasses.replace(recipe, model=replace(cfg, **sizes))
+
+
+def _described(inputs: Any) -> str:
+    return ", ".join(sorted(inputs)) if isinstance(inputs, dict) else "an array"
 
 
 def _check_classes(dataset: Dataset, outputs: Any) -> None:

@@ -17,11 +17,14 @@ from zoo import (
     attention,
     autoencoder,
     base,
+    captioner,
     conv_autoencoder,
     convnet,
     convolution,
     dbn,
     decode,
+    decoder,
+    hard_captioner,
     language,
     layers,
     mlp,
@@ -37,8 +40,9 @@ from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
 
 __all__ = [
     "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
-    "attention", "autoencoder", "base", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode", "language",
-    "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
+    "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
+    "decoder", "hard_captioner", "language", "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights",
+    "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -53,6 +57,8 @@ MODELS: dict[str, Model] = {
     "nnlm": nnlm,
     "rnnlm": rnnlm,
     "seq2seq": seq2seq,
+    "captioner": captioner,
+    "hard_captioner": hard_captioner,
 }
 """Every model module by name."""
 

@@ -80,6 +80,14 @@ def attend(
 
     Raises ValueError when a query does not fit the keys.
     """
+    weights = weigh(score, params, memory, queries, compute_dtype)
+    return gather(memory, weights, compute_dtype), weights
+
+
+def weigh(
+    score: Score, params: Params, memory: Memory, queries: Float[Array, "batch queries query"], compute_dtype: ComputeDtype = None
+) -> Float[Array, "batch queries places"]:
+    """The weights of ``attend``."""
     keys = memory.keys
     require_shape("queries", queries, (keys.shape[0], "queries", keys.shape[2]))
     if score == "additive":
@@ -88,8 +96,14 @@ def attend(
         scores = jnp.sum(hidden * v, axis=-1)
     else:
         scores = _contract("bqu,bpu->bqp", queries, keys, compute_dtype)
-    weights = masked_softmax(scores, memory.mask[:, None])
-    return _contract("bqp,bpf->bqf", weights, memory.annotations, compute_dtype), weights
+    return masked_softmax(scores, memory.mask[:, None])
+
+
+def gather(
+    memory: Memory, weights: Float[Array, "batch queries places"], compute_dtype: ComputeDtype = None
+) -> Float[Array, "batch queries features"]:
+    """The annotations' sums with these weights."""
+    return _contract("bqp,bpf->bqf", weights, memory.annotations, compute_dtype)
 
 
 def masked_softmax(scores: Array, mask: Array) -> Array:

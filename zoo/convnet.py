@@ -6,6 +6,7 @@ of neighbouring responses that is less sensitive to where they are.  Dense layer
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -288,23 +289,29 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return _forward(cfg, params, inputs, None)
 
 
-def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+def run_stages(cfg: Config, params: Params, inputs: Array, keys: Sequence[Array | None]) -> tuple[Array, dict[str, Array]]:
+    """The last stage's maps of inputs [batch, *shape], and every map by name: see ``trace``.  keys: one for each stage."""
     require_shape("inputs", inputs, ("batch", *cfg.shape))
-    keys = iter(split_keys(key, len(cfg.stages) + len(cfg.dense)))
     x, seen = inputs, {}
-    for index, stage in enumerate(cfg.stages):
+    for index, (stage, key) in enumerate(zip(cfg.stages, keys, strict=False)):
         at = stage.geometry(x.shape[1:-1])
         x = conv(params[f"conv_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
         x = seen[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
         if stage.pool:
             x = seen[f"pool_{index}"] = block(pool(x, stage.pool, at.pool, at.pool_strides))
-        x = dropout(x, stage.dropout, next(keys))
+        x = dropout(x, stage.dropout, key)
+    return x, seen
+
+
+def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    keys = split_keys(key, len(cfg.stages) + len(cfg.dense))
+    x, seen = run_stages(cfg, params, inputs, keys)
     if cfg.global_pool:
         x = (jnp.max if cfg.global_pool == "max" else jnp.mean)(x, axis=tuple(range(1, x.ndim - 1)))
     x = x.reshape(x.shape[0], -1)
     for index in range(len(cfg.dense)):
         x = seen[f"hidden_{index}"] = activate(cfg.activation, dense(params[f"dense_{index}"], x, cfg.compute_dtype))
-        x = dropout(x, cfg.dropout, next(keys))
+        x = dropout(x, cfg.dropout, keys[len(cfg.stages) + index])
     logits = at_least_float32(dense(params[f"dense_{len(cfg.dense)}"], x, cfg.compute_dtype))
     return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
 

@@ -47,9 +47,16 @@ def next_token_loss(
 
     smoothing: the target is that token with probability 1 - smoothing, else any one (Szegedy et al. 2016, section 7).
     """
-    require_shape("targets", batch["targets"], logits.shape[:2])
-    total, aux = summed(_losses(smoothing, logits, batch["targets"], batch["mask"]), batch["mask"])
+    total, aux = summed(token_losses(logits, batch, smoothing), batch["mask"])
     return total, aux._replace(carry=jax.lax.stop_gradient(carry))
+
+
+def token_losses(
+    logits: Float[Array, "batch time vocabulary"], batch: Batch, smoothing: float = 0.0
+) -> Float[Array, "batch time"]:
+    """What ``next_token_loss`` sums; where the mask is False it means nothing, and has no gradient."""
+    require_shape("targets", batch["targets"], logits.shape[:2])
+    return _losses(smoothing, logits, batch["targets"], batch["mask"])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -121,12 +121,12 @@ def require_layers(cfg: Any) -> None:
     require_choice(cfg, "cell", get_args(Unit))
     require_choice(cfg, "activation", ("tanh", "relu"))
     require(cfg.cell == "rnn" or cfg.activation == "tanh", cfg, "activation", "'tanh' unless cell is 'rnn'")
+    require_choice(cfg, "remat", (True, False))
     require_unrolled(cfg)
 
 
 def require_unrolled(cfg: Any) -> None:
-    """Raises ValueError unless a Config's remat, forget_bias and compute_dtype are allowed."""
-    require_choice(cfg, "remat", (True, False))
+    """Raises ValueError unless a Config's forget_bias and compute_dtype are allowed."""
     bias = cfg.forget_bias
     valid = isinstance(bias, int | float) and not isinstance(bias, bool) and 0 <= bias < math.inf
     require(valid, cfg, "forget_bias", "a number, 0 or more")

@@ -1,30 +1,22 @@
-"""Encoder-decoder networks: one sequence becomes another, through a "thought vector" or attention (review, p. 441).
+"""Encoder-decoder networks: one sequence becomes another, through a "thought vector" or attention (review, page 441).
 
-Encoder     recurrent layers read the embedded source: forward, from its end, or in both directions; h_j is what the last of them
-            says of place j, m what it says after its last step (of both directions)
-Decoder     s_0 = tanh(m B + b) in each layer, then s_i = f(s_{i-1}, E y_{i-1}), and
-            p(y_i) = softmax(t_i V),  t_i = tanh(s_i S + c_i C + E y_{i-1} T + b)        (a deep output, Pascanu et al. 2014)
-Context     c_i, by ``attention``:
-            none      m                                                Cho et al. 2014; Sutskever, Vinyals, Le 2014
-            others    sum_j a_ij h_j, where a_i compares a query with each h_j: see ``zoo.attention``
-``input_feeding`` says whether contexts are an input of the recurrence as well, s_i = f(s_{i-1}, E y_{i-1}, c_i):
-            True      the query is the first layer's s_{i-1}           Bahdanau, Cho, Bengio 2014, equations 4 to 6; with "none"
-                                                                       Cho et al. 2014, equations 3 and 4
-            False     the query is the last layer's s_i                Luong, Pham, Manning 2015, section 3.1; with "none"
-                                                                       Sutskever et al.: m decides s_0 and the output only
+Recurrent layers read the embedded source: forward, from its end, or in both directions.  h_j is what the last of them says of
+place j, m what it says after its last step (of both directions).  ``zoo.decoder`` writes the target:
+
+attention "none"        input_feeding: Cho et al. 2014, equations 3 and 4; else Sutskever, Vinyals, Le 2014, where m decides s_0
+                        and the output only
+another                 input_feeding: Bahdanau, Cho, Bengio 2014, equations 4 to 6; else Luong, Pham, Manning 2015, section 3.1
 What Luong et al. feed to step i + 1, section 3.3, is the context that Bahdanau et al. compute there: its query is s_i in both.
-
-Without input feeding no layer waits for an attention of the step before, so a whole sentence is computed at once.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo import attention, recurrence, rnn
+from zoo import attention, decoder, recurrence, rnn
 from zoo.base import (
     Aux,
     Batch,
@@ -37,8 +29,9 @@ from zoo.base import (
     require_sizes,
     static,
 )
+from zoo.decoder import Carry, Memory
 from zoo.language import init_embedding, look_up, next_token_loss
-from zoo.layers import ComputeDtype, at_least_float32, dense, dropout, init_layer, split_keys
+from zoo.layers import ComputeDtype, dropout, split_keys
 
 Direction = Literal["forward", "backward", "both"]
 EXAMPLE_SOURCE, EXAMPLE_TARGET = 7, 6
@@ -55,7 +48,7 @@ class Config:
     encoder_units, decoder_units: of every recurrent layer; an encoder that reads in both directions has as many in each.
     cell: lstm or gru.  forget_bias, remat, compute_dtype: see ``zoo.rnn``; remat is for the encoder.
     encoder: forward, backward (from the source's end, as Sutskever et al. reverse it) or both.
-    attention, input_feeding: see the module.
+    attention, input_feeding: see the module and ``zoo.decoder``.
     tied: the output kernel is the transposed target embedding (Press and Wolf 2016).
     dropout: probability that a number is dropped while training: of token vectors, annotations, between layers, and of t.
     label_smoothing: while training, the probability that a target is any token instead (Szegedy et al. 2016, section 7).
@@ -86,7 +79,7 @@ class Config:
         require_choice(self, "cell", ("lstm", "gru"))
         require_choice(self, "encoder", get_args(Direction))
         require_choice(self, "attention", ("none", *attention.SCORES))
-        for field in ("input_feeding", "tied"):
+        for field in ("input_feeding", "tied", "remat"):
             require_choice(self, field, (True, False))
         require_rate(self, "dropout", "label_smoothing")
         rnn.require_unrolled(self)
@@ -145,53 +138,20 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 
 
-class Memory(NamedTuple):
-    """What the decoder knows of a source.  summary: m [batch, units].  places: None without attention."""
-
-    summary: Array
-    places: attention.Memory | None
-
-
-Carry = tuple[Array, ...]
-"""Of each layer of the decoder."""
-
-
 def init(cfg: Config, key: Array) -> Params:
     """{"source", "target": {"embedding"}, "encoder", "decoder": {"layer_0": see ``zoo.recurrence``, ...}, ...}.
 
     "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.attention.init``, "readout": {"kernel"
     (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features, vocabulary], "bias"}; tied models have no such kernel.
     """
-    keys = dict(
-        zip(
-            ("source", "target", "encoder", "decoder", "bridge", "attention", "readout", "output"),
-            jax.random.split(key, 8),
-            strict=True,
-        )
-    )
-    encoder, decoder = cfg.encoder_units, cfg.decoder_units
-    bridges = zip(jax.random.split(keys["bridge"], len(decoder)), decoder, strict=True)
-    fed = cfg.annotation_size if cfg.input_feeding else 0
-    output = init_layer(keys["output"], (cfg.features, cfg.vocabulary), "glorot_uniform")
-    params = {
+    names = ("source", "target", "encoder", "decoder", "bridge", "attention", "readout", "output")
+    keys, units = dict(zip(names, jax.random.split(key, len(names)), strict=True)), cfg.encoder_units
+    layers = jax.random.split(keys["encoder"], len(units))
+    return {
         "source": init_embedding(keys["source"], cfg.source_vocabulary, cfg.features),
-        "target": init_embedding(keys["target"], cfg.vocabulary, cfg.features),
-        "encoder": rnn.init_layers(
-            cfg, jax.random.split(keys["encoder"], len(encoder)), cfg.features, encoder, cfg.encoder == "both"
-        ),
-        "decoder": rnn.init_layers(cfg, jax.random.split(keys["decoder"], len(decoder)), cfg.features + fed, decoder),
-        "bridge": {
-            f"layer_{index}": init_layer(key, (cfg.annotation_size, recurrence.carry_size(cfg.kind, units)), "glorot_uniform")
-            for index, (key, units) in enumerate(bridges)
-        },
-        "readout": init_layer(
-            keys["readout"], (decoder[-1] + cfg.annotation_size + cfg.features, cfg.features), "glorot_uniform"
-        ),
-        "output": {"bias": output["bias"]} if cfg.tied else output,
+        "encoder": rnn.init_layers(cfg, layers, cfg.features, units, cfg.encoder == "both"),
+        **decoder.init(cfg, {name: keys[name] for name in decoder.KEYS}),
     }
-    if cfg.attention != "none":
-        params["attention"] = attention.init(cfg.attention, keys["attention"], cfg.query_size, cfg.annotation_size)
-    return params
 
 
 def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> Array:
@@ -219,35 +179,8 @@ def encode(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array 
 
 
 def step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
-    """One token [rows] of each target: the carry after it, and logits [rows, vocabulary] of the next.
-
-    rows: batch of the memory, or a multiple: as many targets of the same source, side by side.
-    """
-    embedded = look_up(params["target"], inputs)
-    each = inputs.shape[0] // memory.summary.shape[0]
-    context = jnp.repeat(memory.summary, each, axis=0)
-    if cfg.input_feeding:
-        if memory.places is not None:
-            context, _ = _look(cfg, params, memory.places, recurrence.output_of(cfg.kind, carry[0]))
-        x = jnp.concatenate([embedded.astype(context.dtype), context], axis=-1)
-    else:
-        x = embedded
-    after = []
-    for index, state in enumerate(carry):
-        state, x = recurrence.step(cfg.kind, params["decoder"][f"layer_{index}"], state, x, compute_dtype=cfg.compute_dtype)
-        after.append(state)
-    if memory.places is not None and not cfg.input_feeding:
-        context, _ = _look(cfg, params, memory.places, x)
-    return tuple(after), _read_out(cfg, params, x, context, embedded, None)[0]
-
-
-def _look(cfg: Config, params: Params, places: attention.Memory, query: Array) -> tuple[Array, Array]:
-    """Contexts [rows, ...] and weights [rows, places] of queries [rows, ...], several for each row of the memory."""
-    assert cfg.attention != "none"
-    batch = places.mask.shape[0]
-    queries = query.reshape(batch, -1, query.shape[-1])
-    context, weights = attention.attend(cfg.attention, params.get("attention", {}), places, queries, cfg.compute_dtype)
-    return context.reshape(query.shape[0], -1), weights.reshape(query.shape[0], -1)
+    """One token [rows] of each target: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
+    return decoder.step(cfg, params, carry, inputs, memory)
 
 
 def _encode(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Memory, Carry, Array]:
@@ -255,89 +188,25 @@ def _encode(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | 
     source, lengths = inputs["source"], inputs["lengths"]
     require_shape("source", source, ("batch", "places"))
     require_shape("lengths", lengths, source.shape[:1])
-    keys = split_keys(key, len(cfg.encoder_units) + 1)
+    keys, layers = split_keys(key, len(cfg.encoder_units) + 1), params["encoder"]
     mask = jnp.arange(source.shape[1])[None] < lengths[:, None]
     x = dropout(look_up(params["source"], source), cfg.dropout, keys[0])
-    both = cfg.encoder == "both"
-    starts = (
-        ()
-        if both
-        else tuple(
-            recurrence.initial_carry(cfg.kind, params["encoder"][f"layer_{index}"], source.shape[0])
-            for index in range(len(cfg.encoder_units))
-        )
-    )
+    starts = ()
+    if cfg.encoder != "both":
+        starts = tuple(recurrence.initial_carry(cfg.kind, layers[f"layer_{index}"], len(source)) for index in range(len(layers)))
     _, annotations, summary, _ = rnn.run_layers(
-        cfg, params["encoder"], starts, x, mask, keys[1:-1], bidirectional=both, reverse=cfg.encoder == "backward"
+        cfg, layers, starts, x, mask, keys[1:-1], bidirectional=cfg.encoder == "both", reverse=cfg.encoder == "backward"
     )
-    annotations, places = dropout(annotations, cfg.dropout, keys[-1]), None
-    if cfg.attention != "none":
-        places = attention.memorise(cfg.attention, params.get("attention", {}), annotations, mask, cfg.compute_dtype)
-    bridges = [params["bridge"][f"layer_{index}"] for index in range(len(cfg.decoder_units))]
-    carry = tuple(jnp.tanh(at_least_float32(dense(bridge, summary, cfg.compute_dtype))) for bridge in bridges)
-    return Memory(summary, places), carry, annotations
-
-
-def _read_out(
-    cfg: Config, params: Params, hidden: Array, context: Array, embedded: Array, key: Array | None
-) -> tuple[Array, Array]:
-    """Logits and t, of [..., units] each."""
-    together = jnp.concatenate([hidden, context.astype(hidden.dtype), embedded.astype(hidden.dtype)], axis=-1)
-    read = jnp.tanh(at_least_float32(dense(params["readout"], together.reshape(-1, together.shape[-1]), cfg.compute_dtype)))
-    read = dropout(read.reshape(*hidden.shape[:-1], -1), cfg.dropout, key)
-    output = params["output"] | ({"kernel": params["target"]["embedding"].T} if cfg.tied else {})
-    logits = at_least_float32(dense(output, read.reshape(-1, cfg.features), cfg.compute_dtype))
-    return logits.reshape(*hidden.shape[:-1], cfg.vocabulary), read
+    annotations = dropout(annotations, cfg.dropout, keys[-1])
+    return *decoder.start(cfg, params, annotations, mask, summary), annotations
 
 
 def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Array, dict[str, Array]]:
     """Logits, and what ``trace`` names."""
-    source_key, target_key, layers_key, output_key = split_keys(key, 4)
+    source_key, *keys = split_keys(key, 4)
     memory, carry, annotations = _encode(cfg, params, inputs, source_key)
-    require_shape("target", inputs["target"], (annotations.shape[0], "time"))
-    embedded = dropout(look_up(params["target"], inputs["target"]), cfg.dropout, target_key)
-    layers = params["decoder"]
-    keys = split_keys(layers_key, len(layers))
-    weights, context = None, jnp.broadcast_to(memory.summary[:, None], (*embedded.shape[:2], memory.summary.shape[-1]))
-    if not cfg.input_feeding:
-        _, hidden, _, _ = rnn.run_layers(cfg, layers, carry, embedded, None, keys[1:])
-        if memory.places is not None:
-            flat, weights = _look(cfg, params, memory.places, hidden.reshape(-1, hidden.shape[-1]))
-            context, weights = flat.reshape(context.shape), weights.reshape(*embedded.shape[:2], -1)
-    else:
-        if memory.places is None:
-            x = jnp.concatenate([embedded.astype(context.dtype), context], axis=-1)
-            _, hidden = recurrence.unroll(cfg.kind, layers["layer_0"], carry[0], x, compute_dtype=cfg.compute_dtype)
-        else:
-            hidden, context, weights = _unroll_attending(cfg, params, memory.places, carry[0], embedded)
-        above = {name: layer for name, layer in layers.items() if name != "layer_0"}
-        if above:
-            hidden = dropout(hidden, cfg.dropout, keys[0])
-            _, hidden, _, _ = rnn.run_layers(cfg, above, carry[1:], hidden, None, keys[1:])
-    logits, read = _read_out(cfg, params, hidden, context, embedded, output_key)
-    seen = {"annotations": annotations, "summary": memory.summary, "hidden": hidden, "readout": read}
-    return logits, seen if weights is None else seen | {"attention": weights}
-
-
-def _unroll_attending(
-    cfg: Config, params: Params, places: attention.Memory, carry: Array, embedded: Array
-) -> tuple[Array, Array, Array]:
-    """The first layer, whose contexts depend on its own states: its outputs, contexts and weights [batch, time, ...]."""
-    layer = params["decoder"]["layer_0"]
-    kernel, bias = layer["input"]["kernel"], layer["input"]["bias"]
-    of_token = {"input": {"kernel": kernel[: cfg.features], "bias": bias}}
-    of_context = {"input": {"kernel": kernel[cfg.features :], "bias": jnp.zeros_like(bias)}}
-
-    def body(carry: Array, projected: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        context, weights = _look(cfg, params, places, recurrence.output_of(cfg.kind, carry))
-        projected = projected + recurrence.project(of_context, context, compute_dtype=cfg.compute_dtype)
-        carry, hidden = recurrence.advance(cfg.kind, layer, carry, projected, compute_dtype=cfg.compute_dtype)
-        return carry, (hidden, context, weights)
-
-    projected = recurrence.project(of_token, embedded.swapaxes(0, 1), compute_dtype=cfg.compute_dtype)
-    _, results = jax.lax.scan(body, carry, projected)
-    hidden, context, weights = (leaf.swapaxes(0, 1) for leaf in results)
-    return hidden, context, weights
+    logits, seen = decoder.unroll(cfg, params, memory, carry, inputs["target"], keys)
+    return logits, {"annotations": annotations, "summary": memory.summary, **seen}
 
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:

@@ -1,0 +1,140 @@
+"""Captions by hard attention: before each word the decoder looks at one place of the image (Xu et al. 2015, section 4.1).
+
+Which place, s_t, is drawn from the weights alpha_t that soft attention would use.  What is trained is a bound on log p(y | a),
+the expected log p(y | s, a), whose gradient is estimated by drawing (equation 12; REINFORCE, Williams 1992):
+
+    d log p(y | s, a) / dW + lambda_r (log p(y | s, a) - b) d log p(s | a) / dW + lambda_e d H[s] / dW
+
+The baseline b and the entropy H[s] of the weights reduce its variance; and, with probability 1/2 for each image, the weights are
+used as soft attention uses them.  b is a moving average, 0.9 b + 0.1 log p, that is carried for each row of a batch; unlike the
+paper's it is of a token's log p, from a guess among all tokens on, and counts for each token, as captions differ in length.
+Without a key the most likely place is looked at.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from zoo import captioner, decoder
+from zoo.base import Aux, Batch, Params, require, require_rate, static
+from zoo.decoder import Carry, Memory
+from zoo.language import token_losses
+from zoo.layers import split_keys, summed
+
+SAMPLED = True
+
+
+@static
+@dataclass(frozen=True, kw_only=True)
+class Config(captioner.Config):
+    """A captioner that looks at one place at a time.
+
+    encoder, vocabulary, features, units, cell, places, dropout, label_smoothing, forget_bias, compute_dtype: see
+    ``zoo.captioner.Config``; attention is soft and coverage 0.
+    reward: lambda_r.  entropy: lambda_e.
+    memory: what is kept of the baseline at each step.
+    soft: probability that an image is seen as soft attention sees it.
+    """
+
+    reward: float = 1.0
+    entropy: float = 0.01
+    memory: float = 0.9
+    soft: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        super().__post_init__()
+        require(self.attention == "soft", self, "attention", "'soft'")
+        require(self.coverage == 0, self, "coverage", "0")
+        for field in ("reward", "entropy"):
+            value = getattr(self, field)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+            require(number, self, field, "a number, 0 or more")
+        require_rate(self, "memory", "soft")
+
+
+def _hard(cfg: captioner.Config) -> Config:
+    same: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in fields(cfg)}
+    return Config(**{**same, "coverage": 0.0})
+
+
+PRESETS: dict[str, Config] = {name: _hard(cfg) for name, cfg in captioner.PRESETS.items()}
+PRESETS["tiny"] = replace(PRESETS["tiny"], features=5, dropout=0.0, label_smoothing=0.0)  # the test enumerates places only
+init = captioner.init
+
+
+def _most_likely(weights: Array, step: Any) -> Array:
+    return jax.nn.one_hot(jnp.argmax(weights, axis=-1), weights.shape[-1], dtype=weights.dtype)
+
+
+def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> Array:
+    """Logits [batch, time, vocabulary]: see ``zoo.captioner.apply``."""
+    return _forward(cfg, params, inputs, key)[0]
+
+
+def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """As ``zoo.captioner.trace``; and "looked" [batch, time, height, width], 1 at the place that was looked at."""
+    logits, seen = _forward(cfg, params, inputs, None)
+    return captioner.show(cfg, logits, seen)
+
+
+encode = captioner.encode
+
+
+def step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+    """One token [rows] of each caption: see ``zoo.captioner.step``."""
+    return decoder.step(cfg.writer, params, carry, inputs, memory, _most_likely)
+
+
+def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Array, dict[str, Array]]:
+    if key is None:
+        return captioner.forward(cfg, params, inputs, None, _most_likely)
+    draw_key, soft_key = split_keys(key, 6)[4:]  # the first four are dropout's
+    assert draw_key is not None
+    assert soft_key is not None
+    soft = jax.vmap(lambda key: jax.random.bernoulli(key, cfg.soft))(soft_key)
+
+    def choose(weights: Array, step: Any) -> Array:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(draw_key, step)
+        tiny = jnp.finfo(weights.dtype).tiny
+        drawn = jax.vmap(jax.random.categorical)(keys, jnp.log(jnp.maximum(jax.lax.stop_gradient(weights), tiny)))
+        return jnp.where(soft[:, None], weights, jax.nn.one_hot(drawn, weights.shape[-1], dtype=weights.dtype))
+
+    logits, seen = captioner.forward(cfg, params, inputs, key, choose)
+    return logits, seen | {"soft": soft}
+
+
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+    """-log p(y | s, a) of each target token, in nats, summed over unmasked ones; its gradient is the module's.
+
+    batch: see ``zoo.captioner.loss``.  carry: b of each row [batch], () for fresh ones.
+    """
+    logits, seen = _forward(cfg, params, batch["inputs"], key)
+    losses, mask = token_losses(logits, batch, 0.0 if key is None else cfg.label_smoothing), batch["mask"]
+    total, aux = summed(losses, mask)
+    if key is None:
+        return total, aux._replace(carry=carry)
+    fresh = init_carry(cfg, params, mask.shape[0], key=key)
+    baseline = fresh if isinstance(carry, tuple) else jnp.where(batch["reset"], fresh, carry) if "reset" in batch else carry
+    tokens = jnp.sum(mask, axis=1, dtype=losses.dtype)
+    reward = -jax.lax.stop_gradient(jnp.sum(jnp.where(mask, losses, 0), axis=1))
+    log_weights = jnp.log(jnp.maximum(seen["attention"], jnp.finfo(losses.dtype).tiny))
+    of_place = jnp.sum(jnp.where(jax.lax.stop_gradient(seen["looked"]) > 0, log_weights, 0), axis=2)
+    entropy = -jnp.sum(seen["attention"] * log_weights, axis=2)
+    log_p, entropy = (jnp.sum(jnp.where(mask, each, 0), axis=1) for each in (of_place, entropy))
+    estimate = jnp.where(seen["soft"], 0, cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy)
+    extra = jnp.sum(estimate)
+    after = jnp.where(tokens > 0, cfg.memory * baseline + (1 - cfg.memory) * reward / jnp.maximum(tokens, 1), baseline)
+    # Its value is -log p; what the estimate adds is to the gradient only.
+    return total - (extra - jax.lax.stop_gradient(extra)), aux._replace(carry=after)
+
+
+def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Array:
+    """Baselines: log p of a guess."""
+    return jnp.full(batch_size, -jnp.log(float(cfg.vocabulary)))
+
+
+example_batch = captioner.example_batch

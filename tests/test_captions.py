@@ -1,0 +1,143 @@
+"""Captions, measured and shown, of a model that has only begun to learn."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import evals
+import evals.__main__
+import evals.report
+import train
+from evals import captions
+from evals.translation import Translation
+from train.formats import DataError
+from zoo import captioner, convnet, hard_captioner
+
+STAGES = (convnet.Stage(features=4, kernel=(8,), stride=(8,), padding="valid"),)
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory):
+    encoder = dataclasses.replace(captioner.PRESETS["digit_scenes"].encoder, stages=STAGES)
+    cfg = captioner.Config(encoder=encoder, vocabulary=2, features=8, units=12, coverage=0.01)
+    recipe = train.Recipe(
+        name="tiny-captions",
+        model=cfg,
+        data="digit_scenes:120",
+        optimizer=train.Optimizer(name="adam", learning_rate=0.02),
+        batch_size=30,
+        steps=40,
+        select_by="loss",
+        select_mode="min",
+    )
+    folder = tmp_path_factory.mktemp("captions") / "run"
+    train.run(recipe, folder, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module", name="evaluation")
+def _evaluation(folder):
+    return evals.evaluate(folder, "validation")
+
+
+def test_images_are_scaled_and_the_vocabulary_is_that_of_the_captions(evaluation):
+    assert evaluation.run.recipe.model.vocabulary == len(evaluation.run.data.vocabulary) > 10
+    assert evaluation.run.data.input_shape == (48, 48, 1)
+    assert evaluation.metrics["validation loss nats"] < np.log(evaluation.run.recipe.model.vocabulary)
+    assert {f"validation BLEU-{order}" for order in (1, 2, 3, 4)} < evaluation.metrics.keys()
+
+
+def test_exact_is_what_people_wrote(evaluation):
+    same = [found.text == target for found, (_, target) in zip(evaluation.translations, evaluation.sentences, strict=True)]
+    assert evaluation.metrics["validation exact %"] == pytest.approx(100 * np.mean(same))
+
+
+@pytest.mark.parametrize(("shift", "hit"), [(0, 100), (24, 0)])
+def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch, shift, hit):
+    """A model that looks at the centre of each object when it says its word, and one that looks half an image away."""
+    table = evaluation.table
+    weights = np.zeros((*table["targets"].shape, 6, 6), np.float32)
+    for row, (boxes, words) in enumerate(zip(table["boxes"], table["words"], strict=True)):
+        for (top, left, bottom, right), word in zip(boxes, words, strict=True):
+            if word >= 0:
+                weights[row, word, ((top + bottom) // 2 + shift) % 48 // 8, ((left + right) // 2 + shift) % 48 // 8] = 1
+    position = iter(range(0, len(weights), captions.ROWS))
+
+    def looked(run, images, before):
+        first = next(position)
+        return weights[first : first + len(images)]
+
+    monkeypatch.setattr(captions, "attention", looked)
+    found = captions.pointing(evaluation.run, table, np.ones(len(weights), bool))
+    assert found is not None
+    assert found.objects == (table["words"] >= 0).sum()
+    assert found.hit == pytest.approx(hit, abs=8)
+    area = (table["boxes"][..., 2] - table["boxes"][..., 0]) * (table["boxes"][..., 3] - table["boxes"][..., 1]) / 48**2
+    assert found.chance == pytest.approx(100 * area[table["words"] >= 0].mean(), rel=0.1)
+    assert captions.pointing(evaluation.run, table, np.zeros(len(weights), bool)) is None
+
+
+def test_light_falls_where_the_weights_are():
+    weights = np.zeros((2, 2))
+    weights[0, 1] = 1
+    lit = captions.lighten(np.full((8, 8, 1), 100, np.uint8), weights)
+    assert lit.shape == (8, 8, 3)
+    assert lit[0, 7, 0] > 100 > lit[7, 0, 0]
+
+
+def test_the_report_shows_words_and_where_the_model_looked(evaluation):
+    shown = evals.report.captioned(evaluation)
+    assert shown is not None
+    assert evaluation.sentences[0][1] in shown
+    assert shown.count("<img") > 6
+    assert captions.captioned(dataclasses.replace(evaluation, translations=None)) is None
+
+
+def test_the_command_captions_files(folder, tmp_path, capsys):
+    files = [str(tmp_path / f"{name}.png") for name in "ab"]
+    for file in files:
+        Image.fromarray(np.full((30, 40), 90, np.uint8)).save(file)
+    assert evals.__main__.main([str(folder), "--caption", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == files
+    assert (folder / "captions.html").read_text().count("<section>") == 2
+    assert evals.__main__.main([str(folder), "--caption", str(tmp_path / "none.png")]) == 1
+    assert "none.png" in capsys.readouterr().err
+    assert evals.__main__.main([str(folder), "--translate", "a"]) == 1
+    assert "does not translate" in capsys.readouterr().err
+
+
+def test_what_does_not_caption_says_so(evaluation):
+    other = evaluation.run._replace(data=evaluation.run.data._replace(tokenizers={}))
+    with pytest.raises(DataError, match="does not write captions"):
+        captions.caption(other, evaluation.table["inputs"]["image"][:1])
+    with pytest.raises(ValueError, match="beam=0"):
+        captions.caption(evaluation.run, evaluation.table["inputs"]["image"][:1], beam=0)
+
+
+def test_a_caption_does_not_depend_on_the_other_images(evaluation):
+    images = evaluation.table["inputs"]["image"][:3]
+    (alone,) = captions.caption(evaluation.run, images[1:2])
+    together = captions.caption(evaluation.run, images)[1]
+    assert isinstance(alone, Translation)
+    assert together.text == alone.text
+    assert together.score == pytest.approx(alone.score, abs=1e-3)
+
+
+def test_hard_attention_looks_at_the_most_likely_place_and_steps_as_it_applies():
+
+    cfg = hard_captioner.PRESETS["tiny"]
+    params = hard_captioner.init(cfg, jax.random.key(0))
+    inputs = hard_captioner.example_batch(cfg, jax.random.key(1), 3)["inputs"]
+    logits, seen = jax.jit(hard_captioner.trace)(cfg, params, inputs)
+    looked, weights = (np.asarray(seen[name]).reshape(3, -1, 4) for name in ("looked", "attention"))
+    np.testing.assert_array_equal(looked.argmax(axis=2), weights.argmax(axis=2))
+    np.testing.assert_array_equal(looked.sum(axis=2), 1)
+    memory, carry = jax.jit(hard_captioner.encode)(cfg, params, inputs)
+    step = jax.jit(hard_captioner.step)
+    for time in range(logits.shape[1]):
+        carry, each = step(cfg, params, carry, inputs["target"][:, time], memory)
+        np.testing.assert_allclose(each, logits[:, time], rtol=1e-4, atol=1e-5)

@@ -56,9 +56,9 @@ class Options:
     alignment: pathlib.Path | None = None
     """--translate with one sentence: also draw where the model looked, into this SVG file."""
     beam: int = 5
-    """--translate, --translate-file: hypotheses that are kept; 1 always takes the most probable token."""
+    """--translate, --translate-file, --caption: hypotheses that are kept; 1 always takes the most probable token."""
     length_penalty: float = 1.0
-    """--translate, --translate-file: above 0 longer translations are preferred to shorter ones of the same probability."""
+    """--translate, --translate-file, --caption: above 0 longer ones are preferred to shorter ones of the same probability."""
     data_dir: str | None = None
     """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
     report: bool = True
@@ -80,11 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
             raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
         if options.caption:
+            if options.predict or options.translate or options.translate_file is not None or options.alignment is not None:
+                raise ValueError("--caption: allowed without --predict, --translate, --translate-file and --alignment only")
             return caption(options)
         if options.translate or options.translate_file is not None:
             return translate(options)
         if options.alignment is not None or options.beam != 5 or options.length_penalty != 1:
-            raise ValueError("--alignment, --beam, --length-penalty: only with --translate TEXT or --translate-file FILE")
+            raise ValueError(
+                "--alignment: only with --translate TEXT; --beam, --length-penalty: also with --translate-file or --caption FILE"
+            )
         return predict(options) if options.predict else evaluate(options)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ import numpy as np
 
 from evals.evaluation import Evaluation, Restored
 from evals.page import picture, titled
-from evals.translation import BEAM, LENGTH_PENALTY, NEEDS_BLEU, Translation, search
+from evals.translation import BEAM, LENGTH_PENALTY, NEEDS_BLEU, Translation, require_search, search
 from train.batches import Batches
 from train.formats import DataError, read_image
 from train.tokens import END
@@ -52,8 +52,7 @@ def caption(run: Restored, images: np.ndarray, *, beam: int = BEAM, length_penal
     if not captions_images(run):
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not write captions")
-    if not 1 <= beam <= len(run.data.vocabulary):
-        raise ValueError(f"beam={beam}, allowed: 1 to {len(run.data.vocabulary)}")
+    require_search(run, beam, length_penalty)
     found, target = [], run.data.tokenizers["target"]
     batches = Batches({"inputs": {"image": images}}, min(ROWS, len(images)), seed=None, scaling=run.scaling)
     for step in range(batches.steps_per_epoch):

@@ -60,11 +60,7 @@ def translate(
     if not translates(run):
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not translate")
-    vocabulary = len(run.data.vocabulary)
-    if not 1 <= beam <= vocabulary:
-        raise ValueError(f"beam={beam}, allowed: 1 to {vocabulary}")
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"length_penalty={length_penalty}, allowed: a finite number, 0 or more")
+    require_search(run, beam, length_penalty)
     sources = [[*run.data.tokenizers["source"].encode(sentence), END] for sentence in sentences]
     order = sorted((index for index, source in enumerate(sources) if len(source) > 1), key=lambda index: len(sources[index]))
     found = [Translation("", np.zeros(0, np.int32), 0.0)] * len(sentences)
@@ -81,6 +77,15 @@ def translate(
             own = tokens[row, : counts[row]]
             found[index] = Translation(run.data.tokenizers["target"].decode(own), own, float(scores[row]))
     return found
+
+
+def require_search(run: Restored, beam: int, length_penalty: float) -> None:
+    """Raises ValueError naming what is out of range."""
+    vocabulary = len(run.data.vocabulary)
+    if not 1 <= beam <= vocabulary:
+        raise ValueError(f"beam={beam}, allowed: 1 to {vocabulary}")
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(f"length_penalty={length_penalty}, allowed: a finite number, 0 or more")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))

@@ -188,7 +188,7 @@ def test_the_command_line_translates_sentences_files_and_standard_input(folder, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--beam", 3), "only with --translate"),
+        (("--beam", 3), "also with --translate-file"),
         (("--translate", "one", "two", "--alignment", "a.svg"), "2 sentences after --translate, allowed: 1"),
         (("--translate", "one", "--translate-file", "f"), "give one of them"),
         (("--translate-file", "nowhere.txt"), "nowhere.txt"),

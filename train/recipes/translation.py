@@ -34,18 +34,15 @@ _multi30k = Recipe(
 _vector = replace(_multi30k.model, encoder="forward", attention="none")
 
 RECIPES = (
-    Recipe(
+    replace(
+        _multi30k,
         name="numbers-en-fr",
         about="numbers in English words into French ones, GRU 128 with attention",
         model=seq2seq.PRESETS["numbers"],
         data="numbers-en-fr",
         pairs=Pairs(tokens="words", buckets=3),
-        preprocess="none",
-        optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
-        batch_size=64,
+        optimizer=replace(_multi30k.optimizer, learning_rate=3e-3),
         epochs=8,
-        select_by="loss",
-        select_mode="min",
         targets=(Target(metric="test exact %", at_least=99.0),),
     ),
     _multi30k,

@@ -292,3 +292,14 @@ def test_double_precision_is_kept(x64):
         assert found.scores.dtype == np.float64
         np.testing.assert_array_equal(found.tokens, _greedy().tokens)
         np.testing.assert_allclose(found.scores, _scores(ROWS, np.asarray(found.tokens))[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [5 * 8000, 4096, 3 * 4099])
+def test_the_best_of_many_are_those_of_a_full_sort(size):
+    """In chunks, and where no chunk divides them; of equal scores the first ones, as ``lax.top_k`` has it."""
+    scores = np.random.default_rng(0).integers(0, size // 2, (4, size)).astype(np.float32)
+    scores[3] = 0
+    values, places = decode._top_k(jnp.asarray(scores), 7)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, order, axis=1))
+    np.testing.assert_array_equal(places, order)

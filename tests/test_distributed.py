@@ -14,13 +14,17 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import THOROUGH
 from tests.test_trainer import trainer_state
+from train.__main__ import main
 from train.cluster import Cluster
 from train.run_folder import RunFolder
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ("mlp-digits", "--steps", "30", "--eval-every", "0.2", "--steps-per-dispatch", "2")
 LONG = ("mlp-digits", "--epochs", "400", "--eval-every", "0.5", "--steps-per-dispatch", "4")
+
+thorough = pytest.mark.skipif(not THOROUGH, reason="processes take long to start: with PUREZOO_THOROUGH=1")
 
 
 def _environment(devices=1):
@@ -76,17 +80,9 @@ class Processes:
             time.sleep(0.05)
 
 
-def _one(folder, *options, devices=1):
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *options],
-        env=_environment(devices),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def _one(run, devices=1):
+    """The run in this process."""
+    assert main([*RUN, "--out", str(run), "--devices", str(devices), "--quiet"]) == 0
 
 
 def _losses(run):
@@ -105,9 +101,9 @@ def _assert_same(run, other):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    _one(folder, *RUN, "--out", "run")
-    return folder / "run"
+    run = tmp_path_factory.mktemp("alone") / "run"
+    _one(run)
+    return run
 
 
 def test_two_processes_of_two_devices_equal_one(tmp_path, alone):
@@ -119,6 +115,7 @@ def test_two_processes_of_two_devices_equal_one(tmp_path, alone):
     _assert_same(tmp_path / "run", alone)
 
 
+@thorough
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
 def test_four_processes_under_mpirun_equal_one(tmp_path, alone):
     mpirun = ["mpirun", "--oversubscribe", "-n", "4"] + ["--allow-run-as-root"] * (os.geteuid() == 0)
@@ -130,14 +127,14 @@ def test_four_processes_under_mpirun_equal_one(tmp_path, alone):
 
 
 def test_preempted_and_continued_on_other_numbers_of_processes(tmp_path, alone):
-    """SIGTERM to one of two processes: both stop after the same step, with status 0; then one goes on, then two again."""
+    """SIGTERM to one of two processes: both stop after the same step, with status 0; then one of four devices goes on."""
     with Processes(tmp_path, 2, *RUN, "--out", "run") as processes:
         processes.wait_for_steps(tmp_path / "run")
         processes.all[1].send_signal(signal.SIGTERM)
         assert processes.wait() == [0, 0], processes.outputs()
     assert "stopped by SIGTERM" in processes.outputs()[0]
     assert 0 < int(trainer_state(tmp_path / "run").step) < 30
-    _one(tmp_path, *RUN, "--out", "run", devices=4)
+    _one(tmp_path / "run", devices=4)
     _assert_same(tmp_path / "run", alone)
 
 
@@ -151,6 +148,7 @@ def test_when_one_dies_the_other_ends_with_an_error(tmp_path):
     assert "Traceback" not in processes.outputs()[0]
 
 
+@thorough
 def test_when_one_is_stuck_the_other_ends_within_the_time_out(tmp_path):
     with Processes(tmp_path, 2, *LONG, "--out", "run", timeout=8) as processes:
         processes.wait_for_steps(tmp_path / "run", lines=14)
@@ -162,6 +160,7 @@ def test_when_one_is_stuck_the_other_ends_within_the_time_out(tmp_path):
     assert "nothing happened for 8 s after" in processes.outputs()[1]
 
 
+@thorough
 def test_a_missing_process_or_wrong_address_is_an_error_within_the_time_out(tmp_path):
     started = time.monotonic()
     with Processes(tmp_path, 1, *RUN, "--out", "run", timeout=4, of=2) as processes:
@@ -190,6 +189,7 @@ def test_processes_that_want_different_runs_all_say_so(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@thorough
 def test_data_that_one_process_does_not_have_or_that_differ_stop_all(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("a", "b"):

@@ -1,5 +1,7 @@
 """Language models against their equations: a loop over positions in numpy, the softmax by hand, and sampling's distribution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,19 @@ MODELS = {
 }
 
 
+jitted = functools.cache(jax.jit)
+"""One compiled function for all tests, which compiles faster than its operations one by one."""
+
+
+def initial(module, cfg):
+    params = jitted(module.init)(cfg, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases too
+
+
 def setup(name, rows=3, time=9):
     module, cfg = zoo.MODELS[name], MODELS[name]
     assert isinstance(module, zoo.Recurrent)
-    params = module.init(cfg, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases too
+    params = initial(module, cfg)
     tokens = jax.random.randint(jax.random.key(1), (rows, time), 0, VOCABULARY)
     return module, cfg, params, tokens
 
@@ -33,10 +43,11 @@ def log_softmax(logits):
 @pytest.mark.parametrize("context", [1, 2, 4])
 def test_nnlm_is_equation_1_at_every_position(context, direct):
     cfg = nnlm.Config(vocabulary=VOCABULARY, context=context, features=4, hidden=5, direct=direct)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, nnlm.init(cfg, jax.random.key(0)))
+    params = initial(nnlm, cfg)
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (2, 7), 0, VOCABULARY))
     before = np.asarray(jax.random.randint(jax.random.key(2), (2, context - 1), 0, VOCABULARY))
-    carry, logits = nnlm.unroll(cfg, params, jnp.asarray(before), jnp.asarray(tokens))
+    carry, logits = jitted(nnlm.unroll)(cfg, params, jnp.asarray(before), jnp.asarray(tokens))
+    logits, params = np.asarray(logits), jax.tree.map(np.asarray, params)
     C, H, d = params["embedding"]["embedding"], params["hidden"]["kernel"], params["hidden"]["bias"]
     U, b = params["output"]["kernel"], params["output"]["bias"]
     history = np.concatenate([before, tokens], axis=1)
@@ -53,8 +64,8 @@ def test_rnnlm_is_the_recurrent_net_on_vectors_and_tied_ones_are_the_softmax_too
     table = params["embedding"]["embedding"]
     assert "kernel" not in params["output"]
     whole = params | {"output": {"kernel": table.T, "bias": params["output"]["bias"]}}
-    expected = rnn.apply(cfg.layers, whole, table[tokens])
-    np.testing.assert_allclose(module.apply(cfg, params, tokens), expected, rtol=1e-6)
+    expected = jitted(rnn.apply)(cfg.layers, whole, table[tokens])
+    np.testing.assert_allclose(jitted(module.apply)(cfg, params, tokens), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,8 +73,8 @@ def test_the_loss_is_minus_log_p_of_the_targets(name):
     module, cfg, params, tokens = setup(name)
     mask = jnp.arange(8)[None] < jnp.array([[8], [5], [0]])
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
-    total, aux = module.loss(cfg, params, batch)
-    logits = np.asarray(module.apply(cfg, params, batch["inputs"]), np.float64)
+    total, aux = jitted(module.loss)(cfg, params, batch)
+    logits = np.asarray(jitted(module.apply)(cfg, params, batch["inputs"]), np.float64)
     chosen = np.take_along_axis(log_softmax(logits), np.asarray(batch["targets"])[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(total, -(chosen * mask).sum(), rtol=1e-5)
     assert aux.count == 13
@@ -73,7 +84,8 @@ def test_the_loss_is_minus_log_p_of_the_targets(name):
 def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
     """Windows of which some rows have fewer tokens, or none: those go on where they were."""
     module, cfg, params, tokens = setup(name)
-    _, expected = module.unroll(cfg, params, module.initial_carry(cfg, params, 3), tokens)
+    unroll = jitted(module.unroll)
+    expected = np.asarray(unroll(cfg, params, module.initial_carry(cfg, params, 3), tokens)[1])
     carry, seen = module.initial_carry(cfg, params, 3), [[], [], []]
     place = np.zeros(3, int)
     for lengths in ((4, 2, 0), (0, 3, 4), (5, 1, 4), (0, 3, 1)):
@@ -81,9 +93,9 @@ def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
         mask = np.arange(5)[None] < np.array(lengths)[:, None]
         for row, length in enumerate(lengths):
             window[row, :length] = tokens[row, place[row] : place[row] + length]
-        carry, logits = module.unroll(cfg, params, carry, jnp.asarray(window), mask=jnp.asarray(mask))
+        carry, logits = unroll(cfg, params, carry, jnp.asarray(window), mask=jnp.asarray(mask))
         for row, length in enumerate(lengths):
-            seen[row] += list(logits[row, :length])
+            seen[row] += list(np.asarray(logits)[row, :length])
         place += lengths
     for row in range(3):
         np.testing.assert_allclose(np.stack(seen[row]), expected[row, : place[row]], rtol=2e-5, atol=1e-6)
@@ -93,8 +105,9 @@ def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
 def test_what_comes_later_changes_nothing(name):
     module = zoo.MODELS[name]
     cfg = MODELS[name] if name == "nnlm" else rnnlm.Config(vocabulary=VOCABULARY, features=4, units=(4,))
-    params = module.init(cfg, jax.random.key(0))
+    params = jitted(module.init)(cfg, jax.random.key(0))
 
+    @jax.jit
     def logits_at_3(table):
         return module.apply(cfg, params | {"embedding": {"embedding": table}}, jnp.arange(8)[None])[0, 3].sum()
 
@@ -108,9 +121,10 @@ def test_the_most_probable_tokens_are_those_of_a_loop(name):
     module, cfg, params, tokens = setup(name)
     keys = jax.random.split(jax.random.key(3), 3)
     written = language.generate(module, cfg, params, tokens[:, :4], 6, keys, temperature=0)
-    text = tokens[:, :4]
-    for _ in range(6):
-        text = jnp.concatenate([text, module.apply(cfg, params, text)[:, -1].argmax(axis=-1)[:, None]], axis=1)
+    text = np.zeros((3, 10), np.int32)  # what comes later changes nothing
+    text[:, :4] = tokens[:, :4]
+    for time in range(4, 10):
+        text[:, time] = jitted(module.apply)(cfg, params, text)[:, time - 1].argmax(axis=-1)
     np.testing.assert_array_equal(written, text[:, 4:])
 
 
@@ -122,7 +136,7 @@ def test_tokens_are_drawn_from_the_models_distribution(temperature, top_k):
     drawn = language.generate(
         module, cfg, params, prompt, 2, jax.random.split(jax.random.key(5), count), temperature=temperature, top_k=top_k
     )
-    logits = np.asarray(module.apply(cfg, params, tokens[:, :5])[0, -1], np.float64) / temperature
+    logits = np.asarray(jitted(module.apply)(cfg, params, tokens[:, :5])[0, -1], np.float64) / temperature
     if top_k:
         logits[np.argsort(logits)[:-top_k]] = -np.inf
     expected = np.exp(log_softmax(logits))
@@ -140,7 +154,7 @@ def test_rows_have_keys_of_their_own_and_the_same_keys_write_the_same():
 
 def test_uniform_initialisation_fills_its_range():
     cfg = rnnlm.Config(vocabulary=500, features=20, units=(20,), init_scale=0.1)
-    leaves = jax.tree.leaves(rnnlm.init(cfg, jax.random.key(0)))
+    leaves = jax.tree.leaves(jitted(rnnlm.init)(cfg, jax.random.key(0)))
     everything = np.concatenate([leaf.ravel() for leaf in leaves])
     assert np.abs(everything).max() <= 0.1
     assert everything.std() == pytest.approx(0.1 / np.sqrt(3), rel=0.02)

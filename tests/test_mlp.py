@@ -14,10 +14,12 @@ from train.step import init_state, make_step
 from zoo import layers, mlp
 
 KEY = jax.random.key(0)
+INIT, BATCH = jax.jit(mlp.init), jax.jit(mlp.example_batch, static_argnums=2)
+GRADIENT = jax.jit(jax.value_and_grad(mlp.loss, argnums=1, has_aux=True))
 
 
 def _batch(cfg, size=5, seed=1):
-    return mlp.example_batch(cfg, jax.random.key(seed), size)
+    return BATCH(cfg, jax.random.key(seed), size)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "lecun_tanh"])
@@ -29,7 +31,7 @@ def test_gradients_equal_the_review_equations(activation, output):
     For each output's natural loss the error at the logits is output - target.
     """
     cfg = mlp.Config(sizes=(4, 6, 5, 3), activation=activation, output=output)
-    params, batch = mlp.init(cfg, KEY), _batch(cfg)
+    params, batch = INIT(cfg, KEY), _batch(cfg)
     f, slope = {
         "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(float)),
         "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
@@ -59,7 +61,7 @@ def test_gradients_equal_the_review_equations(activation, output):
         if index:
             delta = (delta @ layer_params[index]["kernel"].T) * slope(zs[index - 1])
 
-    (total, _), gradients = jax.value_and_grad(lambda p: mlp.loss(cfg, p, batch), has_aux=True)(params)
+    (total, _), gradients = GRADIENT(cfg, params, batch)
     np.testing.assert_allclose(total, error, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), gradients, expected)
 
@@ -94,7 +96,7 @@ def test_toolbox_updates_equal_the_matlab_code(preset, l2):
     transformation = optimizer.build(10, 10)
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(30, 7)), rng.integers(0, 4, 30)
-    state = init_state(mlp, cfg, transformation, KEY, 10)
+    state = jax.jit(lambda key: init_state(mlp, cfg, transformation, key, 10))(KEY)
     weights = [np.insert(np.asarray(state.params[f"layer_{index}"]["kernel"]).T, 0, 0, axis=1) for index in range(2)]
     step = jax.jit(make_step(mlp, cfg, transformation))
     for start in range(0, 30, 10):
@@ -210,8 +212,12 @@ def test_bad_configs_are_refused(fields, message):
 
 def test_params_work_with_any_optax_transformation():
     cfg = mlp.PRESETS["tiny"]
-    params, batch = mlp.init(cfg, KEY), _batch(cfg)
+    params, batch = INIT(cfg, KEY), _batch(cfg)
     optimizer = optax.masked(optax.adamw(1e-2), {"layer_0": True, "layer_1": False, "layer_2": True})
-    gradients = jax.grad(lambda p: mlp.loss(cfg, p, batch)[0])(params)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    assert jax.tree.structure(optax.apply_updates(params, updates)) == jax.tree.structure(params)
+
+    @jax.jit
+    def update(params):
+        gradients = jax.grad(lambda params: mlp.loss(cfg, params, batch)[0])(params)
+        return optax.apply_updates(params, optimizer.update(gradients, optimizer.init(params), params)[0])
+
+    assert jax.tree.structure(update(params)) == jax.tree.structure(params)

@@ -60,8 +60,10 @@ def test_gradient_norms_are_those_of_the_states(sums):
     inputs, targets = jnp.asarray(table["inputs"][:3]), jnp.asarray(table["targets"][:3])
     found = gradients.norms(rnn, sums.cfg, sums.params, inputs, targets)
     for time in (0, 7, 19):
-        carry, _ = rnn.unroll(sums.cfg, sums.params, rnn.initial_carry(sums.cfg, sums.params, 3), inputs[:, :time])
+        unroll = jax.jit(rnn.unroll)
+        carry, _ = unroll(sums.cfg, sums.params, rnn.initial_carry(sums.cfg, sums.params, 3), inputs[:, :time])
 
+        @jax.jit
         def rest(carry, time=time):
             return 0.5 * ((rnn.unroll(sums.cfg, sums.params, carry, inputs[:, time:])[1] - targets) ** 2).sum()
 

@@ -53,6 +53,9 @@ class Options:
     """Translate each line of this file; - is standard input."""
     caption: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
     """Write captions of these images, and beside the run captions.html, which shows where the model looked."""
+    segment: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    """Label each pixel of these images, of any size: two PNGs for each in the folder segments beside the run, the image under its
+    labels, and the labels alone."""
     alignment: pathlib.Path | None = None
     """--translate with one sentence: also draw where the model looked, into this SVG file."""
     beam: int = 5
@@ -79,6 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
             return sample(options)
         if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
             raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
+        if options.segment:
+            if options.predict or options.caption or options.translate or options.translate_file is not None:
+                raise ValueError("--segment: allowed without --predict, --caption, --translate and --translate-file only")
+            return segment(options)
         if options.caption:
             if options.predict or options.translate or options.translate_file is not None or options.alignment is not None:
                 raise ValueError("--caption: allowed without --predict, --translate, --translate-file and --alignment only")
@@ -164,6 +171,8 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
             f"next: python -m evals {folder} "
             + ('--translate "..."   translates' if translates else "--caption FILE   says what it shows")
         )
+    if evaluation.segments is not None:
+        print(f"next: python -m evals {folder} --segment FILE   labels its pixels")
     print("next: python -m train --list   shows the other recipes")
 
 
@@ -235,6 +244,36 @@ def caption(options: Options) -> int:
     title = html.escape(f"{run.recipe.name}, captions")
     write_text(page, PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{sections}", "".join(sections)))
     print(f"overlays {page}")
+    return 0
+
+
+def segment(options: Options) -> int:
+    """Prints for each image what is in it, and writes PNGs of its labels into the run's folder."""
+    import numpy as np
+    from PIL import Image
+
+    from evals import pixels
+    from evals.evaluation import restore
+    from evals.page import as_bytes
+    from train.formats import DataError, image_size, read_image
+
+    run = restore(options.run_dir)
+    if not pixels.segments_images(run):
+        raise DataError(f"{run.folder.path}: this run's model does not label pixels")
+    channels = (run.data.input_shape or (1,))[-1]
+    folder = run.folder.path / "segments"
+    folder.mkdir(exist_ok=True)
+    for number, file in enumerate(options.segment):
+        image = read_image(file, (*image_size(file), channels))
+        image = 255 - image if options.invert else image
+        (labels,) = pixels.segment(run, image[None])
+        stem = f"{number}-{file.stem}"
+        Image.fromarray(pixels.overlay(as_bytes(image, run.data.input_range), labels)).save(folder / f"{stem}.png")
+        alone = Image.fromarray(labels, "P")
+        alone.putpalette(np.ravel(pixels.palette(256)).tolist())
+        alone.save(folder / f"{stem}-labels.png")
+        print(f"{file}  {pixels.shares(run, labels)}")
+    print(f"overlays {folder}")
     return 0
 
 

@@ -1,26 +1,37 @@
 """Captions: what a model says of images, how near that is to what people wrote, and whether it looks at what it names.
 
-BLEU-1 to BLEU-4 are sacrebleu's, from 0 to 100.  *Pointing*: while the model says an object's word, is the centre of the place
-that it looks at most within that object's box?  Counted are objects of images whose caption is right, word for word, so that
-there is no doubt which object a word means.  Chance is the part of all places whose centre is in the box.
+BLEU-1 to BLEU-4 are sacrebleu's, from 0 to 100; CIDEr-D and ROUGE-L those of ``evals.caption_metrics``, of words.
+
+*Pointing*: while the model says what an object is called, is the centre of the place that it looks at most within that object's
+box?  A name is its noun and what belongs to it: "an" says as much of an eight as "eight" does, and so a model looks before it
+writes either.  Counted are objects of images whose caption is right, word for word, so that there is no doubt which object a name
+means.  Chance is the part of all places whose centre is in the box.
+
+A model without attention looks nowhere; its *saliency* takes the place of weights: the sum over a place's pixels of the absolute
+gradient of log p(name) (Simonyan, Vedaldi, Zisserman 2013, section 3).
 """
 
+import collections
+import contextlib
 import functools
 import html
 import importlib.util
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evals.caption_metrics import cider_d, rouge_l
 from evals.evaluation import Evaluation, Restored
 from evals.page import picture, titled
 from evals.translation import BEAM, LENGTH_PENALTY, NEEDS_BLEU, Translation, require_search, search
 from train.batches import Batches
-from train.formats import DataError, read_image
-from train.tokens import END
+from train.formats import DataError, Images, read_image
+from train.stream import make_batches
+from train.tokens import END, pieces
 from zoo.base import Conditional
 
 ROWS, LONGEST = 50, 30
@@ -32,9 +43,13 @@ ZOOM = 160
 
 
 class Pointing(NamedTuple):
-    """Shares of objects in per cent: hit by the place that is looked at most; by chance.  objects: how many there are."""
+    """Shares of objects in per cent: hit by the place that is looked at most; while the noun is written; by chance.
+
+    objects: how many there are.  noun: NaN for saliency.
+    """
 
     hit: float
+    noun: float
     chance: float
     objects: int
 
@@ -44,7 +59,9 @@ def captions_images(run: Restored) -> bool:
     return isinstance(run.module, Conditional) and "source" not in run.data.tokenizers and "target" in run.data.tokenizers
 
 
-def caption(run: Restored, images: np.ndarray, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY) -> list[Translation]:
+def caption(
+    run: Restored, images: np.ndarray | Images, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
+) -> list[Translation]:
     """The best captions that a beam search finds of raw images [n, height, width, channels].
 
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
@@ -54,32 +71,52 @@ def caption(run: Restored, images: np.ndarray, *, beam: int = BEAM, length_penal
         raise DataError(f"{run.folder.path}: {what} does not write captions")
     require_search(run, beam, length_penalty)
     found, target = [], run.data.tokenizers["target"]
-    batches = Batches({"inputs": {"image": images}}, min(ROWS, len(images)), seed=None, scaling=run.scaling)
-    for step in range(batches.steps_per_epoch):
-        inputs, rows = batches.batch(step)["inputs"], batches.rows(step)
-        written = search(run.module, run.recipe.model, run.params, inputs, LONGEST, beam, length_penalty)
-        tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
-        for row in np.flatnonzero(rows >= 0):
-            own = tokens[row, : counts[row]]
-            found.append(Translation(target.decode(own), own, float(scores[row])))
+    table, size = {"inputs": {"image": images}}, min(ROWS, len(images))
+    with contextlib.closing(make_batches(table, size, seed=None, scaling=run.scaling)) as batches:
+        for step in range(batches.steps_per_epoch):
+            inputs, rows = batches.batch(step)["inputs"], batches.rows(step)
+            written = search(run.module, run.recipe.model, run.params, inputs, LONGEST, beam, length_penalty)
+            tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
+            for row in np.flatnonzero(rows >= 0):
+                own = tokens[row, : counts[row]]
+                found.append(Translation(target.decode(own), own, float(scores[row])))
     return found
 
 
 def measure(
-    run: Restored, split: str, table: dict[str, Any], sentences: Sequence[tuple[str, str]], loss: float
+    run: Restored,
+    split: str,
+    table: dict[str, Any],
+    sentences: Sequence[tuple[str, str]],
+    references: Sequence[Sequence[str]],
+    loss: float,
 ) -> tuple[dict[str, float], list[Translation], str]:
     """Metrics of a split whose mean loss is known, the captions of its images, and how they were computed.
 
-    "exact %"; "BLEU-1" to "BLEU-4"; "perplexity" of a token; with attention "pointing %" and "pointing by chance %".
+    references: of each image, all that people said; () where that is its one sentence.
+    "exact %", of captions that someone wrote; "BLEU-1" to "BLEU-4", "CIDEr-D", "ROUGE-L"; "perplexity" of a token; where objects
+    are known "objects %", whose names are said; "pointing %" with attention, "saliency pointing %" without, and "pointing by
+    chance %".
     """
     found = caption(run, table["inputs"]["image"])
-    targets = [" ".join(target.split()) for _, target in sentences]
-    right = np.array([each.text == target for each, target in zip(found, targets, strict=True)])
+    said = [[" ".join(text.split()) for text in each] for each in references or [[target] for _, target in sentences]]
+    right = np.array([each.text in own for each, own in zip(found, said, strict=True)])
+    written = [each.text for each in found]
     with np.errstate(over="ignore"):  # of a model that diverged
         named = {f"{split} exact %": 100 * float(right.mean()), f"{split} perplexity": float(np.exp(loss))}
+    if "phrases" in table:
+        named[f"{split} objects %"] = 100 * named_objects(table, [each.tokens for each in found])
     pointed = pointing(run, table, right)
-    if pointed is not None:
-        named |= {f"{split} pointing %": pointed.hit, f"{split} pointing by chance %": pointed.chance}
+    if pointed is not None and np.isnan(pointed.noun):
+        named |= {f"{split} saliency pointing %": pointed.hit, f"{split} pointing by chance %": pointed.chance}
+    elif pointed is not None:
+        named |= {f"{split} pointing %": pointed.hit, f"{split} pointing at nouns %": pointed.noun}
+        named |= {f"{split} pointing by chance %": pointed.chance}
+    words = (
+        [" ".join(pieces("words", text)) for text in written],
+        [[" ".join(pieces("words", text)) for text in own] for own in said],
+    )
+    named |= {f"{split} CIDEr-D": float(np.mean(cider_d(*words))), f"{split} ROUGE-L": float(np.mean(rouge_l(*words)))}
     if importlib.util.find_spec("sacrebleu") is None:
         return named, found, NEEDS_BLEU
     import sacrebleu
@@ -87,33 +124,89 @@ def measure(
     note = ""
     for order in (1, 2, 3, 4):
         metric = sacrebleu.BLEU(max_ngram_order=order)
-        named[f"{split} BLEU-{order}"] = metric.corpus_score([each.text for each in found], [targets]).score
+        named[f"{split} BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*said)]).score
         note = f"BLEU: sacrebleu {metric.get_signature()}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
     return named, found, note
 
 
+def _words(text: str) -> str:
+    return " ".join(pieces("words", text))
+
+
+def named_objects(table: dict[str, Any], written: Sequence[np.ndarray]) -> float:
+    """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are."""
+    there = 0
+    for tokens, targets, phrases in zip(written, table["targets"], table["phrases"], strict=True):
+        text = _spelt(tokens)
+        for name, count in collections.Counter(_spelt(targets[slice(*span)]) for span in phrases if span[1]).items():
+            there += min(text.count(name), count)
+    return there / int((table["phrases"][..., 1] > 0).sum())
+
+
+def _spelt(tokens: np.ndarray) -> str:
+    return "".join(f"<{token}>" for token in tokens)
+
+
 def pointing(run: Restored, table: dict[str, Any], right: np.ndarray) -> Pointing | None:
-    """Of images whose captions are ``right`` [n]; None without attention, boxes or any such image."""
+    """Of images whose captions are ``right`` [n]; None without boxes or any such image."""
     rows = np.flatnonzero(right)
     if "boxes" not in table or not len(rows):
         return None
-    height, width = table["inputs"]["image"].shape[1:3]
-    hits, chances = [], []
+    found = []
     for first in range(0, len(rows), ROWS):
-        chosen = rows[first : first + ROWS]
-        weights = attention(run, table["inputs"]["image"][chosen], table["inputs"]["target"][chosen])
+        chosen = jax.tree.map(lambda leaf: leaf[rows[first : first + ROWS]], table)  # noqa: B023 (used at once)
+        inputs, phrases, boxes = chosen["inputs"], chosen["phrases"], chosen["boxes"]
+        weights = attention(run, inputs["image"], inputs["target"])
+        time = np.arange(inputs["target"].shape[1])
+        said = (time >= phrases[..., :1]) & (time < phrases[..., 1:])  # [n, objects, time]
         if weights is None:
-            return None
-        down, across = (
-            (np.arange(count) + 0.5) * size / count for count, size in zip(weights.shape[2:], (height, width), strict=True)
-        )
-        for looked, boxes, words in zip(weights, table["boxes"][chosen], table["words"][chosen], strict=True):
-            for (top, left, bottom, right_), word in zip(boxes, words, strict=True):
-                if word >= 0:
-                    inside = ((down >= top) & (down < bottom))[:, None] & ((across >= left) & (across < right_))[None]
-                    hits.append(inside.flat[looked[word].argmax()])
-                    chances.append(inside.mean())
-    return Pointing(100 * float(np.mean(hits)), 100 * float(np.mean(chances)), len(hits)) if hits else None
+            looked = saliency(run, inputs["image"], inputs["target"], chosen["targets"], said)
+            at_noun = np.full(boxes.shape[:2], np.nan)
+        else:
+            looked = np.where(said[..., None, None], weights[:, None], 0).max(axis=2)
+            at_noun = _hits(np.take_along_axis(weights, chosen["words"][:, :, None, None], axis=1), _inside(run, boxes, weights))
+        inside = _inside(run, boxes, looked)
+        there = phrases[..., 1] > 0
+        found.append(np.stack([_hits(looked, inside), at_noun, inside.mean(axis=(2, 3))])[:, there])
+    shares = 100 * np.concatenate(found, axis=1).mean(axis=1)
+    hit, noun, chance = map(float, shares)
+    return Pointing(hit, noun, chance, sum(each.shape[1] for each in found))
+
+
+def _inside(run: Restored, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Which places of the grid of weights [..., rows, columns] have their centres in boxes [n, objects, 4]."""
+    within = []
+    for axis, (count, size) in enumerate(zip(weights.shape[-2:], cast(Any, run.data.input_shape), strict=False)):
+        centres = (np.arange(count) + 0.5) * size / count
+        within.append((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None]))
+    return within[0][..., :, None] & within[1][..., None, :]
+
+
+def _hits(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Whether the places of most weight are inside; both [n, objects, rows, columns] -> [n, objects]."""
+    peaks = weights.reshape(*inside.shape[:2], -1).argmax(axis=2)
+    return np.take_along_axis(inside.reshape(*inside.shape[:2], -1), peaks[..., None], axis=2)[..., 0]
+
+
+def saliency(run: Restored, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Of raw images, for tokens chosen by ``said`` [n, objects, time]: [n, objects, height, width] of the model's grid."""
+    batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
+    image, cfg = batches.batch(0)["inputs"]["image"], run.recipe.model
+    gradients = [_gradient(run.module)(image, cfg, run.params, before, targets, each) for each in said.swapaxes(0, 1)]
+    pixels = np.abs(np.stack(gradients, axis=1)).sum(axis=-1)
+    rows, columns = cfg.grid
+    height, width = (side - side % count for side, count in zip(pixels.shape[2:], cfg.grid, strict=True))
+    cells = pixels[..., :height, :width].reshape(*pixels.shape[:2], rows, height // rows, columns, width // columns)
+    return cells.sum(axis=(3, 5))
+
+
+@functools.cache
+def _gradient(module: Any) -> Any:
+    def log_p(image: Any, cfg: Any, params: Any, before: Any, targets: Any, said: Any) -> Any:
+        logits = jax.nn.log_softmax(module.apply(cfg, params, {"image": image, "target": before}))
+        return jnp.sum(jnp.where(said, jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], 0))
+
+    return jax.jit(jax.grad(log_p))
 
 
 def attention(run: Restored, images: np.ndarray, before: np.ndarray) -> np.ndarray | None:
@@ -168,10 +261,14 @@ def captioned(evaluation: Evaluation) -> str | None:
     found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
     images = evaluation.table["inputs"]["image"]
     wrong = [index for index in range(len(found)) if found[index].text != " ".join(sentences[index][1].split())]
-    worst = sorted(wrong, key=lambda index: found[index].score / max(len(found[index].tokens), 1))[:SHOWN]
+    sure = sorted(range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1))
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
+    wrong = set(wrong)
+    best, worst = [index for index in sure if index not in wrong][:SHOWN], [index for index in reversed(sure) if index in wrong]
+    groups = {"From the chosen example on": chosen, "Right, and the model was most sure": best}
+    groups |= {"Wrong, and the model was least sure": worst[:SHOWN]}
     parts = []
-    for title, rows in (("From the chosen example on", chosen), ("Wrong ones of which the model was least sure", worst)):
+    for title, rows in groups.items():
         parts.append(f"<h3>{title}</h3>" if rows else "")
         for row in rows:
             note = f'<p class="note">example {row}; people: {html.escape(sentences[row][1])}</p>'

@@ -73,6 +73,7 @@ class Evaluation:
     log_probabilities: of each token of the split [tokens], in its order; None unless it is text.
     sentences: of the split, source and target.  translations: of the sources, or captions of the images
     (``evals.translation.Translation``); None of others.
+    segments: the label of each pixel of the split's images [n, height, width]; None of others.
     note: how metrics were computed, where a name does not say it.
     """
 
@@ -86,6 +87,7 @@ class Evaluation:
     log_probabilities: np.ndarray | None = None
     sentences: Sequence[tuple[str, str]] = ()
     translations: list[Any] | None = None
+    segments: np.ndarray | None = None
     note: str = ""
 
     @property
@@ -143,7 +145,8 @@ def evaluate(
     with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling, widths=dataset.widths)) as batches:
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
         predictions = _classify(run, table, batches) if "accuracy" in means else None
-    nats = bool(run.data.vocabulary) or (predictions is not None and _is_log_likelihood(predictions))
+    labelled = _labels_pixels(run, table)
+    nats = bool(run.data.vocabulary) or labelled or (predictions is not None and _is_log_likelihood(predictions))
     metrics, more = name_metrics(split, means, nats), {}
     if hasattr(run.module, "free_energy"):
         from evals.likelihood import likelihoods
@@ -161,9 +164,26 @@ def evaluate(
         if translation.translates(run):
             named, more["translations"], more["note"] = translation.measure(run, split, sentences, means["loss"])
         else:
-            named, more["translations"], more["note"] = captions.measure(run, split, table, sentences, means["loss"])
+            references = dataset.references.get(split, ())
+            named, more["translations"], more["note"] = captions.measure(run, split, table, sentences, references, means["loss"])
+        metrics |= named
+    if labelled:
+        from evals import pixels
+
+        named, more["segments"] = pixels.measure(run, split, table)
+        more["note"] = pixels.NOTE
         metrics |= named
     return Evaluation(run, split, table, metrics, predictions, example, data_dir, **more)
+
+
+def _labels_pixels(run: Restored, table: dict[str, Any]) -> bool:
+    """Whether each pixel of an image has a label, and one by the model."""
+    from evals.pixels import segments_images
+
+    inputs, targets = table["inputs"], table.get("targets")
+    return (
+        isinstance(targets, np.ndarray) and targets.ndim == 3 and targets.shape == np.shape(inputs)[:-1] and segments_images(run)
+    )
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:

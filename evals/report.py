@@ -21,6 +21,7 @@ from evals.gradients import through_time
 from evals.language import passage, samples
 from evals.maps import feature_maps, first_weights
 from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
+from evals.pixels import segmented
 from evals.shifts import shifts
 from evals.translation import alignments, lengths, phrases, translations
 from evals.unsupervised import codes, fantasies, reconstructions
@@ -138,6 +139,7 @@ SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
     lengths,
     phrases,
     captioned,
+    segmented,
     feature_maps,
     first_weights,
     histograms,

@@ -1,8 +1,11 @@
 """Captions, measured and shown, of a model that has only begun to learn."""
 
 import dataclasses
+import types
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,13 +60,13 @@ def test_exact_is_what_people_wrote(evaluation):
 
 @pytest.mark.parametrize(("shift", "hit"), [(0, 100), (24, 0)])
 def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch, shift, hit):
-    """A model that looks at the centre of each object when it says its word, and one that looks half an image away."""
+    """A model that looks at the centre of each object when it says its article, and one that looks half an image away."""
     table = evaluation.table
     weights = np.zeros((*table["targets"].shape, 6, 6), np.float32)
     for row, (boxes, words) in enumerate(zip(table["boxes"], table["words"], strict=True)):
         for (top, left, bottom, right), word in zip(boxes, words, strict=True):
             if word >= 0:
-                weights[row, word, ((top + bottom) // 2 + shift) % 48 // 8, ((left + right) // 2 + shift) % 48 // 8] = 1
+                weights[row, word - 1, ((top + bottom) // 2 + shift) % 48 // 8, ((left + right) // 2 + shift) % 48 // 8] = 1
     position = iter(range(0, len(weights), captions.ROWS))
 
     def looked(run, images, before):
@@ -75,6 +78,7 @@ def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch
     assert found is not None
     assert found.objects == (table["words"] >= 0).sum()
     assert found.hit == pytest.approx(hit, abs=8)
+    assert found.noun < 30  # where it looks at nothing in particular, the first place is the one
     area = (table["boxes"][..., 2] - table["boxes"][..., 0]) * (table["boxes"][..., 3] - table["boxes"][..., 1]) / 48**2
     assert found.chance == pytest.approx(100 * area[table["words"] >= 0].mean(), rel=0.1)
     assert captions.pointing(evaluation.run, table, np.zeros(len(weights), bool)) is None
@@ -141,3 +145,41 @@ def test_hard_attention_looks_at_the_most_likely_place_and_steps_as_it_applies()
     for time in range(logits.shape[1]):
         carry, each = step(cfg, params, carry, inputs["target"][:, time], memory)
         np.testing.assert_allclose(each, logits[:, time], rtol=1e-4, atol=1e-5)
+
+
+def test_saliency_is_the_gradient_of_what_is_said(evaluation):
+    """A model that reads one pixel, and only for its second token."""
+
+    def apply(cfg, params, inputs):
+        seen = jnp.zeros((len(inputs["image"]), 2, 3)).at[:, 1, 2].set(inputs["image"][:, 10, 33, 0])
+        return jnp.where(jnp.isfinite(inputs["target"][:, :, None]), seen, 0)
+
+    module: Any = types.ModuleType("reads_a_pixel")
+    module.apply = apply
+    run = evaluation.run._replace(module=module)
+    image, tokens = evaluation.table["inputs"]["image"][:2], np.ones((2, 2), np.int32)
+    said = np.array([[[True, False], [True, True], [False, False]]] * 2)
+    found = captions.saliency(run, image, tokens, tokens, said)
+    assert found.shape == (2, 3, 6, 6)
+    assert (found > 0).sum() == 2
+    assert (found[:, 1, 10 // 8, 33 // 8] > 0).all()
+
+
+def test_without_attention_saliency_points(evaluation):
+    run, table = evaluation.run, evaluation.table
+    cfg = dataclasses.replace(run.recipe.model, attention="none", coverage=0.0)
+    params = captioner.init(cfg, jax.random.key(0))
+    found = captions.pointing(
+        run._replace(recipe=dataclasses.replace(run.recipe, model=cfg), params=params), table, np.arange(60) < 60
+    )
+    assert found is not None
+    assert np.isnan(found.noun)
+    assert 0 <= found.hit <= 100
+
+
+def test_objects_are_those_whose_names_are_said():
+    """ "a one": 1 2; "a two": 1 3; "above": 4."""
+    targets = np.array([[1, 2, 4, 1, 2, 0], [1, 3, 4, 1, 2, 0]])
+    phrases = np.array([[[0, 2], [3, 5], [0, 0]]] * 2)
+    written = [np.array([1, 2, 4, 1, 3]), np.array([1, 2, 4, 1, 3])]
+    assert captions.named_objects({"targets": targets, "phrases": phrases}, written) == 3 / 4

@@ -5,6 +5,7 @@ SAMPLED = True also needs its enumerated expectation in EXPECTATIONS.
 """
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import test_util
 
 import train
 import zoo
@@ -118,9 +118,21 @@ def _kind(request):
     return request.param, module, module.PRESETS["tiny"]
 
 
+@functools.cache
+def _jitted(function, *static):
+    """One compiled function for all tests, which compiles faster than its operations one by one."""
+    return jax.jit(function, static_argnums=static)
+
+
+@functools.cache
+def _gradient(module):
+    """Of the loss with respect to the parameters: ((total, aux), gradient)."""
+    return jax.jit(jax.value_and_grad(module.loss, argnums=1, has_aux=True))
+
+
 def _setup(module, cfg, batch_size=BATCH, seed=0):
-    params = module.init(cfg, jax.random.key(seed))
-    batch = module.example_batch(cfg, jax.random.key(seed + 1), batch_size)
+    params = _jitted(module.init)(cfg, jax.random.key(seed))
+    batch = _jitted(module.example_batch, 2)(cfg, jax.random.key(seed + 1), batch_size)
     carry = module.init_carry(cfg, params, batch_size, key=jax.random.key(seed + 2))
     return params, batch, carry
 
@@ -178,7 +190,7 @@ def test_wrong_config_values_name_the_field(member):
 
 def test_initialisation_is_finite_and_decided_by_the_key(member):
     _, module, cfg = member
-    params, again, other = (module.init(cfg, jax.random.key(seed)) for seed in (0, 0, 1))
+    params, again, other = (_jitted(module.init)(cfg, jax.random.key(seed)) for seed in (0, 0, 1))
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     _assert_close(again, params, rtol=0)
     assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True))
@@ -193,8 +205,8 @@ def test_jit_equals_eager(member, training):
     key = _keys() if training else None
     expected = module.apply(cfg, params, batch["inputs"], key=key), module.loss(cfg, params, batch, key=key, carry=carry)
     actual = (
-        jax.jit(module.apply)(cfg, params, batch["inputs"], key=key),
-        jax.jit(module.loss)(cfg, params, batch, key=key, carry=carry),
+        _jitted(module.apply)(cfg, params, batch["inputs"], key=key),
+        _jitted(module.loss)(cfg, params, batch, key=key, carry=carry),
     )
     _assert_close(actual, expected, rtol=2e-5, atol=1e-6)
 
@@ -234,11 +246,10 @@ def test_vmap_over_seeds_equals_a_loop(kind):
 
     def two_steps(key):
         state = init_state(module, cfg, optimizer, key, BATCH)
-        state, _ = step(state, batch, key)
-        state, metrics = step(state, batch, key)
+        state, metrics = jax.lax.scan(lambda state, _: step(state, batch, key), state, length=2)
         return state.params, metrics
 
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 2)
     together, two_steps = jax.jit(jax.vmap(two_steps))(keys), jax.jit(two_steps)
     for index, key in enumerate(keys):
         _assert_close(jax.tree.map(lambda leaf, index=index: leaf[index], together), two_steps(key), rtol=1e-4, atol=1e-6)
@@ -267,12 +278,8 @@ def test_padding_changes_nothing(member):
         padded["inputs"] = jax.tree.map(hide, padded["inputs"])
     long_carry = jax.tree.map(pad, carry)
 
-    def loss(params, batch, carry):
-        return module.loss(cfg, params, batch, carry=carry)
-
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (total, aux), gradients = gradient(params, batch, carry)
-    (padded_total, padded_aux), padded_gradients = gradient(params, padded, long_carry)
+    (total, aux), gradients = _gradient(module)(cfg, params, batch, carry=carry)
+    (padded_total, padded_aux), padded_gradients = _gradient(module)(cfg, params, padded, carry=long_carry)
     assert float(aux.count) == int(batch["mask"].sum()) == float(padded_aux.count)
     _assert_close(padded_total, total, rtol=1e-6)
     _assert_close(padded_aux.metrics, aux.metrics, rtol=1e-6)
@@ -284,8 +291,7 @@ def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     batch["mask"] = jnp.zeros_like(batch["mask"])
-    gradient = jax.jit(jax.value_and_grad(lambda params: module.loss(cfg, params, batch, carry=carry), has_aux=True))
-    (total, aux), gradients = gradient(params)
+    (total, aux), gradients = _gradient(module)(cfg, params, batch, carry=carry)
     assert float(total) == float(aux.count) == 0
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
 
@@ -293,7 +299,7 @@ def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
 def test_an_example_depends_on_its_own_key_alone(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
-    keys, loss = _keys(), jax.jit(module.loss)
+    keys, loss = _keys(), _jitted(module.loss)
     total, aux = loss(cfg, params, batch, key=keys, carry=carry)
     parts = []
     for row in range(BATCH):
@@ -322,8 +328,15 @@ def test_gradients_agree_with_finite_differences(member, training):
     params, batch, carry = _setup(module, cfg)
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
     key = _keys() if training else None
-    loss = jax.jit(lambda params: _mean_loss(module, cfg, params, batch, key, carry))
-    test_util.check_grads(loss, (params,), order=1, modes=("rev",), atol=1e-6, rtol=1e-6)
+    gradient = jax.jit(jax.value_and_grad(functools.partial(_mean_loss, module, cfg)))
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    slope = sum(jax.tree.leaves(jax.tree.map(np.vdot, gradient(params, batch, key, carry)[1], direction)))
+    ahead, behind = (
+        gradient(jax.tree.map(lambda leaf, change, far=far: leaf + far * change, params, direction), batch, key, carry)[0]
+        for far in (1e-5, -1e-5)
+    )
+    np.testing.assert_allclose((ahead - behind) / 2e-5, slope, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -349,10 +362,10 @@ def test_sampled_gradients_agree_with_the_enumerated_expectation(name):
 
 def test_bfloat16_stays_near_float32(member):
     _, module, cfg = member
-    params, batch, carry = _setup(module, cfg, batch_size=16)
+    params, batch, carry = _setup(module, cfg)
     half = dataclasses.replace(cfg, compute_dtype="bfloat16")
-    total, half_total = (module.loss(each, params, batch, carry=carry)[0] for each in (cfg, half))
-    outputs, half_outputs = (module.apply(each, params, batch["inputs"]) for each in (cfg, half))
+    total, half_total = (_jitted(module.loss)(each, params, batch, carry=carry)[0] for each in (cfg, half))
+    outputs, half_outputs = (_jitted(module.apply)(each, params, batch["inputs"]) for each in (cfg, half))
     assert half_total.dtype == total.dtype == jnp.float32
     _assert_close(half_total, total, rtol=2e-2)
     _assert_close(half_outputs, outputs, atol=5e-2, rtol=5e-2)
@@ -364,8 +377,8 @@ def test_bfloat16_stays_near_float32(member):
 def test_trace_is_apply_and_what_is_inside(member):
     _, module, cfg = member
     params, batch, _ = _setup(module, cfg)
-    outputs, seen = module.trace(cfg, params, batch["inputs"])
-    _assert_close(outputs, module.apply(cfg, params, batch["inputs"]), rtol=1e-6)
+    outputs, seen = _jitted(module.trace)(cfg, params, batch["inputs"])
+    _assert_close(outputs, _jitted(module.apply)(cfg, params, batch["inputs"]), rtol=1e-5, atol=1e-6)
     assert seen
     assert all(isinstance(name, str) and leaf.shape[0] == BATCH for name, leaf in seen.items())
 
@@ -382,7 +395,7 @@ def test_reset_restarts_the_carry(member):
 
     def row_loss(row, carry):
         alone, alone_carry = (jax.tree.map(lambda leaf: leaf[row : row + 1], tree) for tree in (batch, carry))
-        return module.loss(cfg, params, alone, carry=alone_carry)[0]
+        return _jitted(module.loss)(cfg, params, alone, carry=alone_carry)[0]
 
     sampled = getattr(module, "SAMPLED", False)  # at key=None what samples may not need its carry
     for row, reset in enumerate(batch["reset"]):
@@ -396,7 +409,7 @@ def test_the_carry_continues_a_sequence(member):
     params, batch, carry = _setup(module, cfg)
     if batch["mask"].ndim < 2 or "reset" not in batch:
         return
-    loss = jax.jit(module.loss)
+    loss = _jitted(module.loss)
     total, aux = loss(cfg, params, batch, carry=carry)
     reset = batch["reset"]
     sum_of_parts = 0.0
@@ -414,22 +427,24 @@ def test_one_batch_is_overfitted_through_the_trainer(member):
     if "reset" in batch:
         batch["reset"] = jnp.ones_like(batch["reset"])
     optimizer = train.Optimizer(name="adam", learning_rate=0.02)
-    settings = {"optimizer": optimizer, "batch_size": BATCH, "steps": 1500, "eval_every": 1500, "steps_per_dispatch": 100}
-    result = train.fit(module, cfg, batch, validation=batch, **settings)
-    first = next(line for line in result.history if line["split"] == "train")
-    last = result.history[-1]
-    assert last["split"] == "validation"
-    if "accuracy" in last:
-        assert last["accuracy"] >= 0.99
-    assert last["loss"] < (0.5 if getattr(module, "SAMPLED", False) else 0.2) * first["loss"]
+    bound = 0.5 if getattr(module, "SAMPLED", False) else 0.2
+    for steps in (400, 1500):  # few models need as many
+        settings = {"optimizer": optimizer, "batch_size": BATCH, "steps": steps, "eval_every": steps, "steps_per_dispatch": 100}
+        result = train.fit(module, cfg, batch, validation=batch, **settings)
+        first = next(line for line in result.history if line["split"] == "train")
+        last = result.history[-1]
+        assert last["split"] == "validation"
+        if last.get("accuracy", 1) >= 0.99 and last["loss"] < bound * first["loss"]:
+            return
+    pytest.fail(f"from {first} to {last}")
 
 
 def test_checkpoint_round_trip_is_exact(kind, tmp_path):
     _, module, cfg = kind
     optimizer = train.Optimizer(name="adam").build(10, 5)
-    state = init_state(module, cfg, optimizer, jax.random.key(0), BATCH)
+    state = jax.jit(lambda key: init_state(module, cfg, optimizer, key, BATCH))(jax.random.key(0))
     _, batch, _ = _setup(module, cfg)
-    state, _ = make_step(module, cfg, optimizer)(state, batch, jax.random.key(0))
+    state, _ = jax.jit(make_step(module, cfg, optimizer))(state, batch, jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 1, best_step=1)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:

@@ -15,12 +15,13 @@ from train.__main__ import main
 from train.member import Member
 from train.run_folder import RunError, read_json, write_json
 from train.transfer import matching
-from zoo import convnet, interop, mlp, torchvision
+from zoo import captioner, convnet, interop, mlp, torchvision
 from zoo.base import shared
 
 CFG = mlp.Config(sizes=(6, 8, 5, 3), dropout=0.2)
 WIDER = mlp.Config(sizes=(6, 8, 5, 4))
 """The same but for the outputs."""
+STAGES = (convnet.Stage(features=4, pool="max"), convnet.Stage(features=5, pool="max"))
 LAST = "layer_2.bias, layer_2.kernel"
 TINY = train.Optimizer(learning_rate=1e-30)
 """Steps that change no float32 number but zeros, and those by nothing that could be seen."""
@@ -91,11 +92,11 @@ def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_pat
     cfg = dataclasses.replace(
         convnet.PRESETS["vgg16"],
         shape=(8, 8, 1),
-        stages=(convnet.Stage(features=4, pool="max"), convnet.Stage(features=5, pool="max")),
+        stages=STAGES,
         dense=(7, 6),
         classes=12,
     )
-    params = jax.tree.map(lambda leaf: leaf + 0.5, convnet.init(cfg, jax.random.key(9)))
+    params = jax.tree.map(lambda leaf: leaf + 0.5, jax.jit(convnet.init)(cfg, jax.random.key(9)))
     path = tmp_path / f"vgg.{ending}"
     if ending == "safetensors":
         torchvision.save_torchvision(path, params, cfg)
@@ -103,11 +104,31 @@ def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_pat
         torch = pytest.importorskip("torch")
         torch.save({name: torch.tensor(array) for name, array in torchvision.to_torchvision(cfg, params).items()}, path)
     few = dataclasses.replace(cfg, classes=10)
+    rng = np.random.default_rng(0)
+    data = {"inputs": rng.normal(size=(16, 8, 8, 1)).astype(np.float32), "targets": rng.integers(0, 10, 16)}
     settings: dict[str, Any] = {"steps": 1, "batch_size": 16, "optimizer": TINY}
-    started = train.fit(convnet, few, "digits", init_from=path, quiet=False, **settings).state.params
+    started = train.fit(convnet, few, data, init_from=path, quiet=False, **settings).state.params
     assert f"starting from {path}: 8 of 10 parameters; fresh: dense_2.bias, dense_2.kernel\n" in capsys.readouterr().out
-    fresh = train.init_state(convnet, few, TINY.build(1, 1), jax.random.key(0), 16).params
+    fresh = jax.jit(lambda key: train.init_state(convnet, few, TINY.build(1, 1), key, 16).params)(jax.random.key(0))
     _assert_equal(started, {**params, "dense_2": fresh["dense_2"]})
+
+
+def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys):
+    """The decoder learns, the encoder is frozen."""
+    classifier = convnet.Config(shape=(8, 8, 1), stages=STAGES, dense=(7,), classes=12)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, jax.jit(convnet.init)(classifier, jax.random.key(9)))
+    torchvision.save_torchvision(tmp_path / "vgg.safetensors", params, classifier)
+    cfg = captioner.Config(encoder=classifier, vocabulary=5, features=3, units=4, attention="none", places=False)
+    data = jax.tree.map(np.asarray, jax.jit(captioner.example_batch, static_argnums=2)(cfg, jax.random.key(1), 12))
+    only = tuple(f"{part}.*" for part in ("target", "decoder", "bridge", "readout", "output"))
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 6, "optimizer": train.Optimizer(learning_rate=0.5, only=only)}
+    result = train.fit(captioner, cfg, data, init_from=tmp_path / "vgg.safetensors", quiet=False, **settings)
+    assert "starting from" in (said := capsys.readouterr().out)
+    assert "4 of 14 parameters; fresh: bridge." in said
+    for name in ("conv_0", "conv_1"):
+        jax.tree.map(np.testing.assert_array_equal, result.params[name], params[name])
+    fresh = jax.jit(lambda key: train.init_state(captioner, cfg, TINY.build(1, 1), key, 6).params)(jax.random.key(0))
+    assert np.abs(result.params["output"]["kernel"] - fresh["output"]["kernel"]).max() > 1e-3
 
 
 def test_the_first_stage_of_several_starts_there(tmp_path):
@@ -200,7 +221,7 @@ def test_sources_that_cannot_be_used_are_one_line_and_no_folder_is_made(tmp_path
 
 
 def test_the_command_line_takes_a_source_and_says_what_it_took(tmp_path, capsys):
-    options = ("mlp-digits", "--steps", "2")
+    options = ("mlp-digits", "--steps", "2", "--devices", "1")
     assert main([*options, "--quiet", "--out", str(tmp_path / "first")]) == 0
     again = [*options, "--model.sizes", "64", "512", "512", "11", "--out", str(tmp_path / "second")]
     assert main([*again, "--init-from", str(tmp_path / "first")]) == 0

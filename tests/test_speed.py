@@ -11,8 +11,11 @@ import pytest
 
 from evals.speed import contenders as speed_contenders
 from evals.speed.__main__ import main, show
+from evals.speed.captions import CAPTIONS, pictures
+from evals.speed.captions import network as captioner
 from evals.speed.contenders import RATE, Deform, Fit, TorchDeform, contenders, example_images
 from evals.speed.energy import annealing, dividing
+from evals.speed.pixels import PIXELS
 from evals.speed.recurrent import RECURRENT, Generated, Looped
 from evals.speed.rows import (
     ROWS,
@@ -32,11 +35,11 @@ from evals.speed.rows import (
     step_row,
     unroll_row,
 )
-from evals.speed.translation import END, SEARCHES, TRANSLATION, network
+from evals.speed.translation import END, SEARCHES, TRANSLATION, network, sentences
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from train.augment import Augment
 from train.step import divide
-from zoo import convnet, mlp, rbm, rnnlm, seq2seq
+from zoo import convnet, mlp, rbm, rnnlm
 from zoo.convolution import PASSES, Geometry
 
 TINY = mlp.PRESETS["tiny"]
@@ -50,6 +53,8 @@ SMALL = {
     "lstm-chars": {"batch": 3, "units": 8, "length": 6},
     "lstm-ragged": {"batch": 4, "units": 6, "length": 8},
     "translation": {"batch": 5, "units": 6, "length": 4, "vocabulary": 9},
+    "caption": {"batch": 5, "width": 1 / 32, "side": 24, "length": 4, "vocabulary": 9},
+    "pixels": {"batch": 3, "width": 1 / 16, "side": 16},
 }
 KEYS = {"row", "peer", "ratio", "ratio_min", "ratio_max", "zoo_ms", "peer_ms"}
 
@@ -83,8 +88,8 @@ def tiny_rows(monkeypatch):
 @pytest.fixture(scope="module", params=SMALL)
 def trained(request):
     """A small workload, its contenders after three steps, and the losses of those."""
-    sequences = RECURRENT | TRANSLATION
-    work = (WORKLOADS | sequences)[request.param][0](**SMALL[request.param])
+    sequences = RECURRENT | TRANSLATION | CAPTIONS
+    work = (WORKLOADS | sequences | PIXELS)[request.param][0](**SMALL[request.param])
     found = contenders(work, rate=0.5 if request.param in sequences else 0.02)
     losses = {name: [] for name in found}
     for name, contender in found.items():
@@ -260,28 +265,35 @@ def test_the_loop_in_python_writes_the_same():
     np.testing.assert_array_equal(texts[1], texts[0])
 
 
-@pytest.mark.parametrize("banned", [(), (END,)])
-def test_contenders_of_the_beam_translate_alike(banned):
-    """All steps where nothing may end; else each sentence's search ends when it likes."""
-    cfg = network(units=8, vocabulary=11)
+TASKS = {
+    "beam": functools.partial(sentences, cfg=network(units=8, vocabulary=11)),
+    "captioning": functools.partial(pictures, cfg=captioner(width=1 / 32, side=24, vocabulary=11)),
+}
+
+
+@pytest.mark.parametrize(("row", "banned"), [("beam", ()), ("beam", (END,)), ("captioning", (END,))])
+def test_contenders_of_a_beam_write_alike(row, banned):
+    """All steps where nothing may end; else each search ends when it likes."""
+    task = TASKS[row](batch=6, length=12)
     # Doubled, so that some tokens are much more probable than others.
-    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(seq2seq.init)(cfg, jax.random.key(2)))
+    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(task.module.init)(task.cfg, jax.random.key(2)))
     found = {}
-    for name, (kind, _) in SEARCHES.items():
-        search = kind(cfg, batch=6, length=12, width=3, banned=banned, params=params)
+    for name, kind in SEARCHES.items():
+        search = kind(task, width=3, banned=banned, params=params)
         search.step()
         found[name] = search.best()
     ends = (found["zoo"] == END).argmax(axis=1)
     assert found["zoo"].shape == (6, 12)
-    assert len(np.unique(found["zoo"], axis=0)) == 6
+    assert len(np.unique(found["zoo"], axis=0)) > 4
     assert not ends.any() if banned else len(np.unique(ends)) > 2
     for peer in found.keys() - {"zoo"}:
         np.testing.assert_array_equal(found[peer], found["zoo"])
 
 
-def test_the_beam_is_compared_with_each_of_its_peers(capsys):
-    lines = beam_row(network(units=4, vocabulary=7), Options(rounds=1, seconds=0.001))
-    assert [(line.row, line.peer, line.at_most) for line in lines] == [("beam", "numpy", 0.4), ("beam", "Python loop", 1.0)]
+def test_a_beam_is_compared_with_each_of_its_peers(capsys):
+    make = functools.partial(TASKS["beam"], batch=16)
+    lines = beam_row("beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001))
+    assert [(line.row, line.peer, line.at_most) for line in lines] == [("beam", "numpy", 0.4), ("beam", "Python loop", None)]
     show(lines, "beam")
     shown = capsys.readouterr().out
     for line in lines:

@@ -136,7 +136,7 @@ def test_a_damaged_image_is_named(folder, tmp_path, workers):
         for file in (folder / label).iterdir():
             (tmp_path / label / file.name).write_bytes(file.read_bytes())
     streamed = Stream(load(tmp_path), 8, workers=workers)
-    broken = tmp_path / load(tmp_path)["inputs"].files[streamed.rows(2)[3]].decode()
+    broken = tmp_path / load(tmp_path)["inputs"].index[streamed.rows(2)[3]].decode()
     broken.write_bytes(broken.read_bytes()[:60])
     streamed.batch(0)
     streamed.batch(1)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from zoo.base import Batch
+
 AUGMENT_STREAM = 2**31 - 1
 """What an example's key is folded with, so that no draw of a model's is the same."""
 PLANAR = ("rotate", "shear", "elastic", "flip_horizontal", "flip_vertical")
@@ -75,11 +77,28 @@ def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
     if not augment.active:
         return inputs
     augment.check(inputs.shape[1:])
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, AUGMENT_STREAM)
     images = inputs[:, None] if inputs.ndim == 3 else inputs
-    space = images.shape[1:3]
-    places = jax.vmap(lambda key: _places(augment, space, key))(keys)
-    return jax.vmap(_resample)(images, places).reshape(inputs.shape)
+    return jax.vmap(_resample)(images, _all_places(augment, images.shape[1:3], keys)).reshape(inputs.shape)
+
+
+def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
+    """A batch whose inputs are deformed; where their pixels are labelled, targets and mask [batch, height, width] alike.
+
+    A pixel takes the label of the nearest place.
+    """
+    if not augment.active:
+        return batch
+    inputs, targets = batch["inputs"], batch.get("targets")
+    deformed = {**batch, "inputs": deform(augment, inputs, keys)}
+    if targets is None or targets.ndim != 3 or targets.shape != inputs.shape[:-1]:
+        return deformed
+    places = _all_places(augment, targets.shape[1:], keys)
+    return deformed | {name: jax.vmap(_nearest)(batch[name], places) for name in ("targets", "mask")}
+
+
+def _all_places(augment: Augment, space: tuple[int, ...], keys: Array) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, AUGMENT_STREAM)
+    return jax.vmap(lambda key: _places(augment, space, key))(keys)
 
 
 def _places(augment: Augment, space: tuple[int, ...], key: Array) -> Array:
@@ -109,6 +128,12 @@ def _smoothing(size: int, smoothness: float) -> Array:
     knots = np.arange(-3 * smoothness, size + 3 * smoothness, smoothness)
     weights = np.exp(-0.5 * np.square((np.arange(size)[:, None] - knots) / smoothness))
     return jnp.asarray(weights / np.linalg.norm(weights, axis=1, keepdims=True), jnp.float32)
+
+
+def _nearest(labels: Array, places: Array) -> Array:
+    """Labels [height, width] nearest to places [2, height, width]; the border goes on beyond it."""
+    row, column = (jnp.clip(jnp.round(place), 0, size - 1) for place, size in zip(places, labels.shape, strict=True))
+    return labels[row.astype(jnp.int32), column.astype(jnp.int32)]
 
 
 def _resample(image: Array, places: Array) -> Array:

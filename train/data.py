@@ -20,6 +20,10 @@
                    pairs of sentences (see train.pairs)
     digit_scenes, digit_scenes:COUNT, stamps:PATH, stamps:PATH@fr
                    images of scenes with captions, and where their objects are (see train.scenes)
+    digit_pixels, digit_pixels:COUNT, stamp_pixels:PATH
+                   the same images, in which each pixel has a class: background, or its digit; or its stamp's category
+    masks:PATH     images, resized, and PNG masks whose values are classes (see train.masks), as Pascal VOC has them
+    captions:PATH  images with captions of Karpathy's JSON (Flickr8k, Flickr30k, COCO) or COCO's own, resized (see train.captions)
     synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES
                    generated images of any shape, such as 512x224x224x3/1000: a noisy mosaic of colours for each class
 
@@ -34,22 +38,37 @@ import difflib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from train import captions
 from train import pairs as sentences
 from train import text as texts
 from train.audio import read_fsdd
-from train.formats import DataError, Images, check_image_shape, check_inputs, check_targets, read_idx, read_npz, reading
+from train.captions import Captions
+from train.formats import (
+    DataError,
+    Images,
+    Mapped,
+    check_image_shape,
+    check_inputs,
+    check_targets,
+    map_images,
+    read_idx,
+    read_npz,
+    reading,
+)
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
+from train.masks import read_masks
 from train.pairs import Pairs
-from train.scenes import SCENES, Scenes, digit_scenes, stamps
+from train.scenes import SCENES, Scenes, categories, digit_scenes, stamps
 from train.text import Text
 from train.tokens import Tokenizer
 
@@ -66,13 +85,15 @@ SPLIT_SEED = 2015
 class Dataset:
     """A data set in memory, but for inputs that are ``Images``.
 
-    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}.
+    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}; where pixels are labelled,
+        targets and mask are [n, height, width].
     classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
     speakers: names, where a further column "speakers" [n] of each split is an index into them.
     vocabulary: what the integers of text stand for; there are no classes then.
     tokenizers: of "source" and "target" sentences, or of "target" ones alone; vocabulary is the latter's.
     widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
     sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
+    references: {split: all that people said of each row, of which its target is one}, where they said several things.
     kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
     notes: what a person should know of how it was read.
     """
@@ -86,6 +107,7 @@ class Dataset:
     tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
     widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
+    references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -99,6 +121,8 @@ class Dataset:
                 array = leaf if isinstance(leaf, Images) else np.ascontiguousarray(leaf)
                 digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
                 digest.update(array.digest() if isinstance(array, Images) else array.reshape(-1).view(np.uint8).data)
+        if self.references:
+            digest.update(repr(sorted(self.references.items())).encode())
         return digest.hexdigest()
 
     def joined(self, *names: str) -> Table:
@@ -123,6 +147,8 @@ def load_data(
     numbers = re.fullmatch(r"numbers-([^-]+)-([^-]+)", name)
     if numbers or name == "multi30k-en-fr" or (colon and path and kind == "pairs"):
         return _pairs(name, path, data_dir, pairs, numbers.groups() if numbers else None)
+    if colon and path and kind == "captions":
+        return _captions(name, path, data_dir, image_shape, pairs)
     if kind in _SEQUENCES and colon:
         return _sequences(name, kind, path)
     if colon and kind in _FROM_PATH:
@@ -134,15 +160,15 @@ def load_data(
         return _synthetic(name, path)
     if name == "digits":
         return _digits()
-    if kind == "digit_scenes":
-        return _digit_scenes(name, path if colon else str(SCENES))
+    if kind in ("digit_scenes", "digit_pixels"):
+        return _digit_scenes(name, kind, path if colon else str(SCENES))
     if name == "moving_digits":
         return Dataset(name, moving_digits(_digits().splits), tuple(DIRECTIONS), (0.0, float(MOST)))
     if name in _IDX_SETS:
         return _idx_set(name, data_dir)
-    paths = (*(f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text")), "pairs:SRC,TGT")
+    paths = (*(f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text", "captions")), "pairs:SRC,TGT")
     lengths = (f"{kind}:STEPS" for kind in _SEQUENCES)
-    known = ["digits", *_IDX_SETS, *paths, *_TEXTS, *_PAIRS, *lengths, "digit_scenes", "moving_digits", EXPECTED]
+    known = ["digits", *_IDX_SETS, *paths, *_TEXTS, *_PAIRS, *lengths, "digit_scenes", "digit_pixels", "moving_digits", EXPECTED]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     raise DataError(f"data {name!r}: no such set; {hint}")
@@ -278,7 +304,7 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Pa
 def _download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()) -> pathlib.Path:
     import pooch
 
-    cache = pathlib.Path(pooch.os_cache("purezoo")) / name
+    cache = _cache(name)
     pooch.get_logger().setLevel("WARNING")
     failures = []
     for mirror in mirrors:
@@ -295,8 +321,15 @@ def _download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_file
     )
 
 
+def _cache(name: str) -> pathlib.Path:
+    """A folder in the user's cache; XDG_CACHE_HOME says where that is, or what the system has instead."""
+    import pooch
+
+    return pathlib.Path(pooch.os_cache("purezoo")) / name
+
+
 class _progress_bar:  # noqa: N801 (pooch wants an object with total, update, reset, close)
-    """What pooch draws while it downloads, with rich; nothing where there is no terminal, or nothing to download."""
+    """What is drawn during downloads and other long work, with rich; nothing where there is no terminal, or nothing to do."""
 
     def __init__(self, label: str) -> None:
         from rich.console import Console
@@ -424,17 +457,67 @@ def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Da
     return _of_scenes(name, stamps(folder, language[1] if language else "en"))
 
 
-def _digit_scenes(name: str, count: str) -> Dataset:
+def _from_stamp_pixels(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+    found = stamps(folder)
+    of_kinds = categories(folder, found.kinds)
+    classes = sorted(set(of_kinds))
+    return _of_pixels(name, found, classes, [classes.index(category) for category in of_kinds])
+
+
+def _digit_scenes(name: str, kind: str, count: str) -> Dataset:
     if not re.fullmatch(r"[1-9][0-9]{,5}", count):
         raise DataError(f"data {name!r}: {count!r} scenes, allowed: a number from 1 to 999999")
-    return _of_scenes(name, digit_scenes(_digits().splits, int(count)))
+    found = digit_scenes(_digits().splits, int(count))
+    return _of_scenes(name, found) if kind == "digit_scenes" else _of_pixels(name, found, found.kinds, range(len(found.kinds)))
 
 
-def _of_scenes(name: str, found: Scenes) -> Dataset:
+def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, shape: tuple[int, int, int], how: Pairs) -> Dataset:
+    def decode(files: Sequence[pathlib.Path]) -> Mapped:
+        with contextlib.closing(_progress_bar("decoding")) as bar:
+            size = math.prod(shape)
+
+            def decoded(count: int) -> None:
+                bar.total = size * len(files)
+                bar.update(size * count)
+
+            return map_images(files, shape, _cache("captions"), decoded)
+
+    found = captions.read(f"data {name!r}", path, how, shape, functools.partial(_locate, data_dir=data_dir), decode)
+    return _of_scenes(name, found)
+
+
+def _of_scenes(name: str, found: Scenes | Captions) -> Dataset:
     return Dataset(name, vocabulary=found.tokenizers["target"].vocabulary, input_range=(0.0, 255.0), **found._asdict())
 
 
-_FROM_PATH = {"npz": _from_npz, "folder": _from_folder, "stream": _streamed_folder, "fsdd": _from_fsdd, "stamps": _from_stamps}
+def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Sequence[int]) -> Dataset:
+    """Scenes whose pixels are labelled.  of_kinds: the class of each kind."""
+    labels = np.array([0, *(1 + index for index in of_kinds)], np.uint8)
+    splits = {
+        split: {
+            "inputs": table["inputs"]["image"],
+            "targets": labels[table["pixels"]],
+            "mask": np.ones(table["pixels"].shape, bool),
+        }
+        for split, table in found.splits.items()
+    }
+    return Dataset(name, splits, ("background", *classes), (0.0, 255.0), notes=found.notes)
+
+
+def _from_masks(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
+    tables, classes = read_masks(folder, shape)
+    return Dataset(name, _with_splits(str(folder), tables), classes, (0.0, 255.0))
+
+
+_FROM_PATH = {
+    "npz": _from_npz,
+    "folder": _from_folder,
+    "stream": _streamed_folder,
+    "fsdd": _from_fsdd,
+    "stamps": _from_stamps,
+    "stamp_pixels": _from_stamp_pixels,
+    "masks": _from_masks,
+}
 
 
 _TEXTS = ("topics", "brown", "tinyshakespeare")

@@ -3,14 +3,16 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
 import math
 import os
 import pathlib
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -127,7 +129,14 @@ def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
     """
     check_image_shape(shape)
     height, width, channels = shape
-    mode = MODES[channels]
+    with opened_image(file) as image:
+        resized = _converted(file, image, MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized, np.uint8).reshape(shape)
+
+
+@contextlib.contextmanager
+def opened_image(file: pathlib.Path) -> Iterator[Image.Image]:
+    """An image file of any format, open, of which no pixel is decoded yet.  Raises DataError that names it."""
     Image.init()
     # The likely ones first: each is tried.  EPS is a program, which Pillow would have Ghostscript run.
     formats = ["PNG", "JPEG", *sorted(set(Image.OPEN) - {"PNG", "JPEG", "EPS"})]
@@ -140,8 +149,21 @@ def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
         with image:
             if image.width * image.height > _room(raw, ALWAYS_PIXELS):
                 raise DataError(f"{file}: so small a file cannot hold the {image.width} x {image.height} pixels it announces")
-            resized = _converted(file, image, mode).resize((width, height), Image.Resampling.BILINEAR)
-            return np.asarray(resized, np.uint8).reshape(shape)
+            yield image
+
+
+def image_size(file: pathlib.Path) -> tuple[int, int]:
+    """Height and width of an image file.  Raises DataError that names it."""
+    with opened_image(file) as image:
+        return image.height, image.width
+
+
+def read_mask(file: pathlib.Path) -> np.ndarray:
+    """Numbers of classes from a PNG of palette indices or grey values of 8 bits -> uint8 [height, width]."""
+    with opened_image(file) as image:
+        if image.format != "PNG" or image.mode not in ("P", "L", "1"):
+            raise DataError(f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or 8 bits of grey")
+        return np.array(image).astype(np.uint8)
 
 
 def _converted(file: pathlib.Path, image: Image.Image, mode: str) -> Image.Image:
@@ -164,11 +186,11 @@ ENDS, READERS, AT_ONCE = 4096, 16, 256
 class Images:
     """Image files as an array uint8 [n, height, width, channels] that is not in memory: what is indexed is decoded then.
 
-    root: a folder; files: their paths in it, bytes [n], which take a tenth of the memory of as many paths.
+    root: a folder; index: their paths in it, bytes [n], which take a tenth of the memory of as many paths.
     """
 
     root: str
-    files: np.ndarray
+    index: np.ndarray
     image_shape: tuple[int, int, int]
 
     dtype = np.dtype(np.uint8)
@@ -181,7 +203,7 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, height, width, channels)."""
-        return (len(self.files), *self.image_shape)
+        return (len(self.index), *self.image_shape)
 
     @property
     def ndim(self) -> int:
@@ -189,14 +211,14 @@ class Images:
         return len(self.shape)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.index)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """An index -> [height, width, channels]; a slice or an array of indices -> [k, height, width, channels].
 
         Raises DataError that names the file.
         """
-        files: Any = self.files[rows]
+        files: Any = self.index[rows]
         if isinstance(files, bytes):
             return read_image(self._path(files), self.image_shape)
         images = np.empty((len(files), *self.image_shape), self.dtype)
@@ -206,11 +228,11 @@ class Images:
 
     def select(self, rows: np.ndarray) -> "Images":
         """Those of the rows, not decoded."""
-        return dataclasses.replace(self, files=self.files[rows])
+        return dataclasses.replace(self, index=self.index[rows])
 
     def followed_by(self, *others: "Images") -> "Images":
         """All of them, one after the other, not decoded; of the same folder."""
-        return dataclasses.replace(self, files=np.concatenate([self.files, *(other.files for other in others)]))
+        return dataclasses.replace(self, index=np.concatenate([self.index, *(other.index for other in others)]))
 
     def digest(self) -> bytes:
         """A hash of what lies in the files, in their order: of each its length and its first and last ENDS bytes.
@@ -218,7 +240,7 @@ class Images:
         Any change of a PNG shows there (its last bytes hold checksums), and whatever changes the length of a file; reading all
         of a set that does not fit in memory would take as long as an epoch.  Names and times of files do not matter.
         """
-        blocks = [self.files[start : start + AT_ONCE] for start in range(0, len(self.files), AT_ONCE)]
+        blocks = [self.index[start : start + AT_ONCE] for start in range(0, len(self.index), AT_ONCE)]
         digest = hashlib.blake2b()
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             for part in readers.map(self._digest_of, blocks):
@@ -237,6 +259,102 @@ class Images:
 
     def _path(self, file: bytes) -> pathlib.Path:
         return pathlib.Path(self.root, os.fsdecode(file))
+
+
+DIGEST = 16
+"""Bytes of the hash of an image's pixels; zeros where it could not be read."""
+
+
+class Mapped(Images):
+    """Images that were decoded before, in a file that is mapped into memory: only what is indexed is read.  See ``map_images``.
+
+    root: that file; index: their places in it, int32 [n], where the same image may come several times.
+    """
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """See ``Images``; a copy.  Raises DataError that names the file when it is gone."""
+        return np.take(self._pixels_and_digests()[0], self.index[rows], axis=0)
+
+    def digest(self) -> bytes:
+        """A hash of the pixels of all of them, in their order."""
+        return hashlib.blake2b(self._pixels_and_digests()[1][self.index].tobytes()).digest()
+
+    def readable(self) -> np.ndarray:
+        """Which of them could be read when the file was made, bool [n]; the others are black."""
+        return np.any(self._pixels_and_digests()[1][self.index], axis=1)
+
+    def _pixels_and_digests(self) -> tuple[np.ndarray, np.ndarray]:
+        # Not an attribute: a worker that is sent this maps the file itself.
+        return _pixels_and_digests(self.root, self.image_shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _pixels_and_digests(file: str, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, height, width, channels] and hashes [n, DIGEST] of a file of ``map_images``."""
+    with reading(file):
+        whole = np.memmap(file, np.uint8, "r").view(np.ndarray)
+        count = len(whole) // (math.prod(image_shape) + DIGEST)
+        return whole[: -count * DIGEST].reshape(count, *image_shape), whole[-count * DIGEST :].reshape(count, DIGEST)
+
+
+def map_images(
+    files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], folder: pathlib.Path, decoded: Callable[[int], None]
+) -> Mapped:
+    """Image files, resized, as ``Mapped``: each is decoded once, into a file that stays in ``folder``.
+
+    That file is named after the shape and the path, length and time of every image, so that others make another one.  It gets
+    its name when it is complete: one that a killed process leaves half-written (*.part) is never used, and several processes may
+    make the same one.  Images that cannot be read are black, see ``Mapped.readable``.
+
+    decoded: is told how many images were, each time that some were.  Raises DataError when the file cannot be written.
+    """
+    check_image_shape(image_shape)
+    name = hashlib.blake2b(repr(image_shape).encode(), digest_size=16)
+    for file in files:
+        with reading(file):
+            found = file.stat()
+        name.update(f"{found.st_size} {found.st_mtime_ns} ".encode() + os.fsencode(file.absolute()) + b"\0")
+    place = folder / f"{name.hexdigest()}.images"
+    with reading(place):
+        size = len(files) * (math.prod(image_shape) + DIGEST)
+        if not place.is_file() or place.stat().st_size != size:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _decode_all(files, image_shape, place, decoded)
+            except OSError as error:
+                raise DataError(f"{place}: cannot be written: {error.strerror}") from error
+    return Mapped(str(place), np.arange(len(files), dtype=np.int32), image_shape)
+
+
+def _decode_all(
+    files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path, decoded: Callable[[int], None]
+) -> None:
+    """Writes the file: the pixels of all images, then their hashes."""
+
+    def decode(file: pathlib.Path) -> bytes | None:
+        try:
+            return read_image(file, image_shape).tobytes()
+        except DataError:
+            return None
+
+    black, digests = bytes(math.prod(image_shape)), []
+    handle, temporary = tempfile.mkstemp(".part", dir=place.parent)
+    try:
+        # Written rather than mapped, as a full disk is then an error and not the end of this process.
+        with open(handle, "wb") as out, concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+            for start in range(0, len(files), AT_ONCE):
+                images = list(readers.map(decode, files[start : start + AT_ONCE]))
+                for image in images:
+                    out.write(image or black)
+                    digests.append(bytes(DIGEST) if image is None else hashlib.blake2b(image, digest_size=DIGEST).digest())
+                decoded(len(images))
+            out.write(b"".join(digests))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def check_inputs(source: str, name: str, inputs: np.ndarray) -> np.ndarray:

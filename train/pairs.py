@@ -24,7 +24,7 @@ import numpy as np
 
 from train import tokens as tokenizers
 from train.formats import MAX_BYTES, DataError, reading
-from train.tokens import END, KINDS, UNKNOWN, Kind, Tokenizer, packed
+from train.tokens import KINDS, UNKNOWN, Kind, Tokenizer, packed, taught
 
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "test_2016_flickr")}
 NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
@@ -35,7 +35,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """How pairs of sentences are read."""
+    """How pairs of sentences, and images with captions, are read: captions are targets, and images in the place of sources."""
 
     tokens: Kind = "subwords"
     subwords: int = 8000
@@ -45,9 +45,10 @@ class Pairs:
     max_length: int = 100
     """Tokens of a sentence, its end not counted."""
     on_bad: Literal["error", "skip"] = "error"
-    """What happens with a line that is empty, too long or not UTF-8: an error that names it, or it is left out and counted."""
+    """What happens with a line that is empty, too long or not UTF-8 (of captions see train.captions): an error that names it, or
+    it is left out and counted."""
     buckets: int = 6
-    """Lengths that sentences are filled up to: fewer compile faster, more compute less for nothing."""
+    """Lengths that pairs of sentences are filled up to: fewer compile faster, more compute less for nothing."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -82,7 +83,7 @@ class Encoded(NamedTuple):
 
 
 class Bad:
-    """Lines that cannot serve, by what is wrong with them."""
+    """Lines, or captions and images, that cannot serve, by what is wrong with them."""
 
     def __init__(self) -> None:
         self.places: dict[str, list[str]] = {}
@@ -99,7 +100,7 @@ class Bad:
         for what, places in self.places.items():
             more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
             said.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
-        raise DataError(f"{name}: {'; '.join(said)}; pairs.on_bad=skip leaves such lines out")
+        raise DataError(f"{name}: {'; '.join(said)}; pairs.on_bad=skip leaves them out")
 
 
 def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> Encoded:
@@ -159,9 +160,8 @@ def padding(table: dict[str, Any], widths: dict[str, tuple[int, ...]]) -> float:
 
 def _table(pairs: Sequence[Any], lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
     buckets = np.max([np.searchsorted(edge, lengths[:, side]) for side, edge in enumerate(edges)], axis=0)
-    source, targets = (packed([pair[side] for pair in pairs], edges[side][-1]) for side in (0, 1))
-    mask = np.arange(edges[1][-1])[None] < lengths[:, 1:]
-    before = np.concatenate([np.full((len(pairs), 1), END, np.int32), targets[:, :-1]], axis=1)
+    source = packed([source for source, _ in pairs], edges[0][-1])
+    before, targets, mask = taught([target for _, target in pairs], edges[1][-1])
     inputs = {"source": source, "lengths": lengths[:, 0].astype(np.int32), "target": before}
     return {"inputs": inputs, "targets": targets, "mask": mask, "bucket": buckets.astype(np.int32)}
 
@@ -227,11 +227,11 @@ def from_files(name: str, source: str, target: str | None, locate: Any, bad: Bad
         return {"train": lines[:first], "validation": lines[first:second], "test": lines[second:]}
     splits = {}
     for split, words in NAMES.items():
-        splits[split] = _read_pair([_of_split(each, words, locate) for each in names], bad)
+        splits[split] = _read_pair([of_split(each, words, locate) for each in names], bad)
     return splits
 
 
-def _of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
+def of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
     """The file of a split.  Raises DataError that says what was looked for."""
     failure = None
     for word in words:
@@ -262,7 +262,12 @@ def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
 
 
 def _read_lines(file: pathlib.Path) -> list[bytes]:
-    """Lines of a file, plain or gzipped.  Raises DataError naming the file that is damaged or too large."""
+    raw = read_bytes(file)
+    return raw.removesuffix(b"\n").split(b"\n") if raw else []
+
+
+def read_bytes(file: pathlib.Path) -> bytes:
+    """What is in a file, plain or gzipped.  Raises DataError naming the file that is damaged or too large."""
     with reading(file):
         raw = file.read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -273,4 +278,4 @@ def _read_lines(file: pathlib.Path) -> list[bytes]:
                     raise DataError(f"{file}: damaged: {error}") from error
         if len(raw) > MAX_BYTES:
             raise DataError(f"{file}: more than {MAX_BYTES} bytes")
-        return raw.removesuffix(b"\n").split(b"\n") if raw else []
+        return raw

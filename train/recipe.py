@@ -49,13 +49,14 @@ class Recipe(Generic[C]):
     """The Config of a model; its module follows from it."""
     data: str = "digits"
     """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, stream:PATH, fsdd:PATH, topics, brown, tinyshakespeare,
-    text:PATH, adding:STEPS, copy:STEPS, numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, synthetic:SHAPE (see docs/training.md)."""
+    text:PATH, adding:STEPS, copy:STEPS, numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, digit_scenes, stamps:PATH, captions:PATH,
+    digit_pixels, stamp_pixels:PATH, masks:PATH, synthetic:SHAPE (see docs/training.md)."""
     image_shape: tuple[int, int, int] = (28, 28, 1)
-    """folder: and stream: data only: images are resized to this height, width and number of channels."""
+    """folder:, stream:, captions: and masks: data only: images are resized to this height, width and number of channels."""
     text: Text = Text()  # noqa: RUF009 (frozen)
     """Text data only: how it is read."""
     pairs: Pairs = Pairs()  # noqa: RUF009 (frozen)
-    """Pairs of sentences only: how they are read."""
+    """Pairs of sentences and captions: data only: how they are read."""
     preprocess: Preprocess = "unit"
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
     train_on: Literal["train", "train+validation"] = "train"

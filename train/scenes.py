@@ -16,9 +16,10 @@ Scenes are placed so that they do by at least MARGIN pixels.
 
 A table has inputs: {"image" uint8 [n, height, width, channels], "target" int32 [n, time]} (tokens before each target, the first
 of them END), targets and mask [n, time]; and of the objects in the order of the caption: boxes int32 [n, objects, 4] (top, left,
-bottom, right, the latter two exclusive; zeros where there is none) and words int32 [n, objects] (where in the caption the word is
-that says the object; -1 where there is none).  pixels [n, height, width] are 0 for background, else 1 + the object's kind; uint8,
-or uint16 where there are too many kinds for that.
+bottom, right, the latter two exclusive; zeros where there is none), phrases int32 [n, objects, 2] (where in the caption what the
+object is called begins and ends, article and all, the latter exclusive; zeros where there is none) and words int32 [n, objects]
+(where the noun of it is; -1 where there is none).  pixels [n, height, width] are 0 for background, else 1 + the object's kind;
+uint8, or uint16 where there are too many kinds for that.
 """
 
 import collections
@@ -32,7 +33,7 @@ from PIL import Image
 
 from train import tokens as tokenizers
 from train.formats import DataError, opened, read_image
-from train.tokens import END, Tokenizer, packed, pieces
+from train.tokens import Tokenizer, pieces, taught
 
 Table = dict[str, Any]
 SEED = 2015
@@ -128,20 +129,23 @@ def _place(
     return boxes, sizes
 
 
-def _said(phrases: Sequence[Phrase], items: np.ndarray, axes: np.ndarray, language: str) -> tuple[list[str], np.ndarray]:
-    """Captions, and where in them each object's word is [n, objects].  items [n, objects]: phrases in their order, or -1."""
+def _said(
+    phrases: Sequence[Phrase], items: np.ndarray, axes: np.ndarray, language: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Captions, and columns "phrases" and "words" of a table.  items [n, objects]: phrases in their order, or -1."""
     lengths = [len(pieces("words", phrase.text)) for phrase in phrases]
     between = [len(pieces("words", each)) for each in RELATIONS[language]]
-    words, captions = np.full(items.shape, -1, np.int32), []
+    spans, words, captions = np.zeros((*items.shape, 2), np.int32), np.full(items.shape, -1, np.int32), []
     for row, (found, axis) in enumerate(zip(items.tolist(), axes.tolist(), strict=True)):
         place, texts = 0, []
         for index, item in enumerate(found):
             if item >= 0:
                 words[row, index] = place + phrases[item].head
+                spans[row, index] = place, place + lengths[item]
                 place += lengths[item] + between[axis]
                 texts.append(phrases[item].text)
         captions.append(RELATIONS[language][axis].join(texts))
-    return captions, words
+    return captions, {"phrases": spans, "words": words}
 
 
 def _with_tokens(made: dict[str, Table], captions: dict[str, list[str]], tokenizer: Tokenizer) -> None:
@@ -149,15 +153,13 @@ def _with_tokens(made: dict[str, Table], captions: dict[str, list[str]], tokeniz
     coded = {text: tokenizer.encode(text) for texts in captions.values() for text in dict.fromkeys(texts)}
     time = 1 + max(map(len, coded.values()))
     for split, texts in captions.items():
-        targets = packed([coded[text] for text in texts], time)
-        lengths = np.array([len(coded[text]) + 1 for text in texts])
-        before = np.concatenate([np.full((len(texts), 1), END, np.int32), targets[:, :-1]], axis=1)
+        before, targets, mask = taught([coded[text] for text in texts], time)
         table = made[split]
         image = table.pop("image")
         made[split] = {
             "inputs": {"image": image, "target": before},
             "targets": targets,
-            "mask": np.arange(time) < lengths[:, None],
+            "mask": mask,
             **table,
         }
 
@@ -257,11 +259,11 @@ def _digit_block(rng: np.random.Generator, digits: Digits) -> tuple[Table, list[
         pixels[where] += np.where(shade >= INK, 1 + kinds[:, None, None], np.uint8(0))
     image = ground * (1 - cover[:, :CANVAS, :CANVAS]) + shine[:, :CANVAS, :CANVAS]
     image += noise.astype(np.float32) * rng.standard_normal(image.shape, np.float32)
-    captions, words = _said(PHRASES, np.where(there, digits.labels[items], -1), axes, "en")
+    captions, places = _said(PHRASES, np.where(there, digits.labels[items], -1), axes, "en")
     table = {
         "image": image.round().clip(0, 255).astype(np.uint8)[..., None],
         "boxes": boxes,
-        "words": words,
+        **places,
         "pixels": pixels[:, :CANVAS, :CANVAS],
     }
     return table, captions
@@ -337,14 +339,27 @@ def stamps(folder: pathlib.Path, language: str = "en") -> Scenes:
         boxes, sizes = _place(rng, extents, items, sizes, axes, BOARD)
         found = np.where(items < 0, -1, kinds[items])
         images, pixels = _drawn(rng, cutouts, items, sizes, boxes, np.uint8 if len(phrases) < 256 else np.uint16)
-        captions[split], words = _said(phrases, found, axes, language)
-        made[split] = {"image": images, "boxes": boxes, "words": words, "pixels": pixels}
+        captions[split], places = _said(phrases, found, axes, language)
+        made[split] = {"image": images, "boxes": boxes, **places, "pixels": pixels}
     tokenizer = tokenizers.fit("words", captions["train"], size=0, min_count=1)
     _with_tokens(made, captions, tokenizer)
     sentences = {split: tuple(("", text) for text in texts) for split, texts in captions.items()}
     said = f"{len(cutouts)} pictures of {len(phrases)} kinds, {int(apart.sum()) // 2:,} pairs of which are together in tests only"
     held = f"{len(kept)} kinds have several pictures, the last of which is in one-shot scenes only"
     return Scenes(made, sentences, {"target": tokenizer}, tuple(each.text for each in phrases), (said, held, *notes))
+
+
+def categories(folder: pathlib.Path, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Of each kind of ``stamps`` in English, what the column category of captions.tsv says of its first picture."""
+    file, found = folder / "captions.tsv", {}
+    captions, columns = (_rows(file, ("image", column)) for column in ("caption_en", "category"))
+    for (_, _, text), (place, _, category) in zip(captions, columns, strict=True):
+        said = phrase(text, "en")
+        if said and said.text in kinds and not category:
+            raise DataError(f"{place}: no category")
+        if said:
+            found.setdefault(said.text, category)
+    return tuple(found[kind] for kind in kinds)
 
 
 def _held_out(rng: np.random.Generator, kinds: int) -> np.ndarray:

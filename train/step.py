@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from train.augment import Augment, deform
+from train.augment import Augment, deform_batch
 from zoo.base import BLOCK, Batch, Carry, Model, Params
 
 NO_AUGMENT = Augment()
@@ -111,7 +111,7 @@ def make_gradients(
     """  # fmt: skip
 
     def part(params: Params, carry: Carry, batch: Batch, keys: Array) -> tuple[Params, Metrics, Carry]:
-        batch = {**batch, "inputs": deform(augment, batch["inputs"], keys)}
+        batch = deform_batch(augment, batch, keys)
 
         def objective(params: Params) -> tuple[Array, Any]:
             return module.loss(cfg, params, batch, key=keys, carry=carry)

@@ -24,26 +24,32 @@ import numpy as np
 from jax import Array
 
 from train.batches import Batches, Order, Scaling, finish
-from train.formats import DataError, Images
+from train.formats import DataError, Images, Mapped
 from train.parallel import Layout
 from zoo.base import Batch
 
 MOST_WORKERS = 8
 WORKERS = "ZOO_STREAM_WORKERS"
-"""Environment variable: how many processes decode, instead of one for each processor core, at most MOST_WORKERS."""
+"""Environment variable: how many processes decode, instead of one for each processor core, at most MOST_WORKERS; none are needed
+for images that are ``Mapped``."""
 AHEAD = 2
 """Batches that wait on the devices; besides, each worker has one that is ready, and one that it works on."""
 Entry = tuple[dict[str, Any], Any]
 
 
 def make_batches(table: Mapping[str, Any], batch_size: int, **settings: Any) -> Batches:
-    """A ``Stream`` of a table whose inputs are ``Images``, else ``Batches``; settings are theirs."""
-    return (Stream if isinstance(table["inputs"], Images) else Batches)(table, batch_size, **settings)
+    """A ``Stream`` of a table whose inputs are ``Images``, or have them among them, else ``Batches``; settings are theirs."""
+    return (Stream if _images(table) else Batches)(table, batch_size, **settings)
+
+
+def _images(table: Mapping[str, Any]) -> list[Images]:
+    return [leaf for leaf in jax.tree.leaves(table["inputs"]) if isinstance(leaf, Images)]
 
 
 class Stream(Batches):
     """Batches of a table {"inputs": Images [n, ...], "targets": [n], ...} that are decoded when their step is near.
 
+    Inputs may also be a dict of arrays [n, ...] and ``Images``.
     Steps are to be asked for one after the other; another one is found as well, but workers start anew for it.  ``close`` ends
     them, as does the end of this process, whatever it is.
     """
@@ -68,9 +74,9 @@ class Stream(Batches):
         """
         super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels, widths=widths)
         if self.layout.replicas > 1:
-            raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1; folder: has all in memory")
+            raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1; folder: instead has all in memory")
         _grain()
-        self.workers = _default_workers() if workers is None else workers
+        self.workers = _default_workers(_images(table)) if workers is None else workers
         self._forget()
 
     def _forget(self) -> None:
@@ -113,7 +119,7 @@ class Stream(Batches):
 
     def example(self, rows: int) -> Any:
         """Shapes of what ``load`` receives for a batch of so many rows."""
-        columns = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in self.table.items()}
+        columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), self.table)
         return jax.eval_shape(lambda: self.scaling), (columns, jax.ShapeDtypeStruct((rows,), bool))
 
     @staticmethod
@@ -143,7 +149,7 @@ class Stream(Batches):
             raise
         except Exception as error:
             self.close()
-            raise DataError(f"{self.table['inputs'].root}: the workers that decode it failed: {error}") from error
+            raise DataError(f"{_images(self.table)[0].root}: the workers that decode it failed: {error}") from error
         self._next = self._place(step + 1)
         return entry
 
@@ -177,7 +183,7 @@ class _Decoded:
         valid = rows >= 0
         # Padding holds the first row, as in memory; it is decoded once.
         distinct, where = np.unique(np.maximum(rows, 0), return_inverse=True)
-        return {name: column[distinct][where] for name, column in self.table.items()}, valid
+        return jax.tree.map(lambda column: column[distinct][where], self.table), valid
 
 
 def _end(reading: list[Any]) -> None:
@@ -214,9 +220,11 @@ def _grain() -> Any:
     return grain
 
 
-def _default_workers() -> int:
+def _default_workers(images: list[Images]) -> int:
     given = os.environ.get(WORKERS)
     if given is None:
+        if all(isinstance(each, Mapped) for each in images):  # which are read, not decoded: a thread keeps up with that
+            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, MOST_WORKERS)
     if not given.isdecimal():

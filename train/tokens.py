@@ -136,3 +136,14 @@ def packed(sentences: Sequence[Sequence[int]], width: int) -> np.ndarray:
     for row, tokens in zip(array, sentences, strict=True):
         row[: len(tokens)] = tokens
     return array
+
+
+def taught(sentences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a decoder learns of sentences: the token before each target, targets (each sentence's end included) and their mask.
+
+    Each [sentences, width].
+    """
+    targets = packed(sentences, width)
+    before = np.concatenate([np.full((len(targets), 1), END, np.int32), targets[:, :-1]], axis=1)
+    lengths = np.array([len(tokens) + 1 for tokens in sentences])
+    return before, targets, np.arange(width) < lengths[:, None]

@@ -87,6 +87,7 @@ def fit(
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
     if isinstance(data, str):
         how = {name: settings[name] for name in ("image_shape", "text", "pairs") if name in settings}
+        _check_image_shape(cfg, data, settings.get("image_shape", Recipe.image_shape))
         dataset = load_data(data, data_dir, **how)
     elif isinstance(data, Dataset):
         dataset = data
@@ -144,6 +145,7 @@ def _run(
         for each in recipes:
             how = {name: getattr(each, name) for name in ("image_shape", "text", "pairs")}
             way = (each.data, *how.values())
+            _check_image_shape(each.model, each.data, each.image_shape)
             datasets[way] = datasets.get(way) or load_data(each.data, data_dir, **how)
         ways = [(each.data, each.image_shape, each.text, each.pairs) for each in recipes]
         return [_prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
@@ -458,6 +460,16 @@ def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
     if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
         raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")
     return dataclasses.replace(recipe, model=replace(cfg, **sizes))
+
+
+def _check_image_shape(cfg: Any, data: str, image_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError for a shape that the model does not take, before images are decoded, which takes long."""
+    if not data.startswith("captions:"):
+        return
+    inputs = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
+    expected = inputs["image"].shape[1:] if isinstance(inputs, dict) and "image" in inputs else image_shape
+    if tuple(image_shape) != expected:
+        raise ValueError(f"data {data}: image_shape={image_shape}, allowed for this {type(cfg).__module__}: {expected}")
 
 
 def _described(inputs: Any) -> str:

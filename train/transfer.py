@@ -3,12 +3,13 @@
 A transfer is a pure function (earlier Config, earlier params, Config, fresh params) -> params.  A recipe names it.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from zoo import autoencoder
+from zoo import autoencoder, convnet
 from zoo.base import Params, unfold
 
 Transfer = Callable[[Any, Params, Any, Params], Params]
@@ -33,7 +34,7 @@ TRANSFERS: dict[str, Transfer] = {"matching": matching, "unroll": unroll}
 def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
     """Parameters of a run folder's best checkpoint, or of a file: ``zoo.interop.save_safetensors``'s, or torchvision's.
 
-    cfg: of the model that they are for; of torchvision's weights only what fits it is read.
+    cfg: of the model that they are for; of torchvision's weights only what fits it, or the ConvNet within it, is read.
     Raises ValueError, RunError, CheckpointError or FileNotFoundError naming the source and what is wrong with it.
     """
     from train.run_folder import load
@@ -45,4 +46,7 @@ def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
         raise FileNotFoundError(f"{source}: no such run folder or file")
     if path.is_dir():
         return load(path)[2]
-    return load_torchvision(path, cfg, strict=False) if is_torchvision(path) else load_safetensors(path)
+    if not is_torchvision(path):
+        return load_safetensors(path)
+    parts = (getattr(cfg, field.name) for field in dataclasses.fields(cfg))
+    return load_torchvision(path, next((part for part in parts if isinstance(part, convnet.Config)), cfg), strict=False)

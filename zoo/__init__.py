@@ -24,6 +24,7 @@ from zoo import (
     dbn,
     decode,
     decoder,
+    fcn,
     hard_captioner,
     language,
     layers,
@@ -41,8 +42,8 @@ from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
 __all__ = [
     "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
     "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
-    "decoder", "hard_captioner", "language", "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence", "recurrent_weights",
-    "rnn", "rnnlm", "seq2seq", "static",
+    "decoder", "fcn", "hard_captioner", "language", "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence",
+    "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ MODELS: dict[str, Model] = {
     "seq2seq": seq2seq,
     "captioner": captioner,
     "hard_captioner": hard_captioner,
+    "fcn": fcn,
 }
 """Every model module by name."""
 

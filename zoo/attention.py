@@ -92,8 +92,7 @@ def weigh(
     require_shape("queries", queries, (keys.shape[0], "queries", keys.shape[2]))
     if score == "additive":
         hidden = jnp.tanh(_multiply(queries, params["query"]["kernel"], compute_dtype)[:, :, None] + keys[:, None])
-        v = jnp.broadcast_to(params["score"]["kernel"].astype(hidden.dtype), hidden.shape)
-        scores = jnp.sum(hidden * v, axis=-1)
+        scores = _multiply(hidden, params["score"]["kernel"][:, None], compute_dtype)[..., 0]
     else:
         scores = _contract("bqu,bpu->bqp", queries, keys, compute_dtype)
     return masked_softmax(scores, memory.mask[:, None])

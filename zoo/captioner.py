@@ -111,6 +111,15 @@ _scenes = convnet.Config(
     ),
 )
 
+
+def _vgg(name: str) -> Config:
+    """Xu et al. 2015: the 14x14 map before the last pooling, LSTM 1000 or so, dropout 0.5."""
+    network = convnet.PRESETS[name]
+    stages = (*network.stages[:-1], replace(network.stages[-1], pool=None))
+    encoder = replace(network, stages=stages)
+    return Config(encoder=encoder, vocabulary=10_000, features=512, units=1000, places=False, coverage=1.0, dropout=0.5)
+
+
 PRESETS: dict[str, Config] = {
     "tiny": Config(
         encoder=replace(convnet.PRESETS["tiny"], shape=(4, 4, 1), stages=(_stage(features=3, pool="max", activation="tanh"),)),
@@ -122,19 +131,24 @@ PRESETS: dict[str, Config] = {
         label_smoothing=0.1,
     ),
     "digit_scenes": Config(encoder=_scenes, vocabulary=16, features=64, units=128),
-    # Xu et al. 2015: the 14x14 map of VGG-19 before its last pooling, LSTM 1000 or so, dropout 0.5.
-    "vgg19": Config(
-        encoder=replace(
-            convnet.PRESETS["vgg19"],
-            stages=(*convnet.PRESETS["vgg19"].stages[:-1], replace(convnet.PRESETS["vgg19"].stages[-1], pool=None)),
+    # Some hundreds of kinds of things, in colours.
+    "stamp_scenes": Config(
+        encoder=convnet.Config(
+            shape=(64, 64, 3),
+            stages=(
+                _stage(features=16, pool="max"),
+                _stage(features=48, pool="max"),
+                _stage(features=96, pool="max"),
+                _stage(features=128, dropout=0.1),
+            ),
         ),
-        vocabulary=10_000,
-        features=512,
-        units=1000,
-        places=False,
-        coverage=1.0,
-        dropout=0.5,
+        vocabulary=800,
+        features=128,
+        units=256,
+        dropout=0.1,
     ),
+    "vgg16": _vgg("vgg16"),
+    "vgg19": _vgg("vgg19"),
 }
 
 

@@ -289,9 +289,14 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return _forward(cfg, params, inputs, None)
 
 
-def run_stages(cfg: Config, params: Params, inputs: Array, keys: Sequence[Array | None]) -> tuple[Array, dict[str, Array]]:
-    """The last stage's maps of inputs [batch, *shape], and every map by name: see ``trace``.  keys: one for each stage."""
-    require_shape("inputs", inputs, ("batch", *cfg.shape))
+def run_stages(
+    cfg: Config, params: Params, inputs: Array, keys: Sequence[Array | None], shape: Sizes | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """The last stage's maps of inputs [batch, *shape], and every map by name: see ``trace``.  keys: one for each stage.
+
+    shape: of one example, where it is not the Config's.
+    """
+    require_shape("inputs", inputs, ("batch", *(shape or cfg.shape)))
     x, seen = inputs, {}
     for index, (stage, key) in enumerate(zip(cfg.stages, keys, strict=False)):
         at = stage.geometry(x.shape[1:-1])

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from evals.aot.operations import Operation, operations, size
 from evals.hlo import Collective, collectives
-from train.augment import deform
+from train.augment import deform_batch
 from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
 from train.recipe import Recipe, module_of
 from train.step import example_keys, init_state, make_step
@@ -154,7 +154,7 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str)
 def _forward(recipe: Recipe[Any], module: Model, params: Params, carry: Any, batch: Any, key: Any) -> Any:
     def loss(params: Params, carry: Any, batch: Any, key: jax.Array) -> Any:
         keys = example_keys(key, jnp.int32(0), batch["mask"].shape[0])
-        batch = {**batch, "inputs": deform(recipe.augment, batch["inputs"], keys)}
+        batch = deform_batch(recipe.augment, batch, keys)
         return module.loss(recipe.model, params, batch, key=keys, carry=carry)[0]
 
     return jax.make_jaxpr(loss)(params, carry, batch, key)

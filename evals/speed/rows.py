@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from evals.speed.captions import CAPTIONS, pictures
 from evals.speed.contenders import (
     Command,
     ConvolutionPass,
@@ -30,8 +31,9 @@ from evals.speed.contenders import (
     zoo_program,
 )
 from evals.speed.energy import ENERGY
+from evals.speed.pixels import PIXELS
 from evals.speed.recurrent import LENGTHS, RECURRENT, WRITERS, Generated, Looped, Unrolled
-from evals.speed.translation import SEARCHES, TRANSLATION, network
+from evals.speed.translation import SEARCHES, TRANSLATION, Task, sentences
 from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
 from train.augment import Augment
 from zoo import convnet, convolution
@@ -378,16 +380,16 @@ def generate_row(writers: dict[str, Any], options: Options) -> list[Line]:
     return lines
 
 
-def beam_row(cfg: Any, options: Options) -> list[Line]:
-    """A network's translations by one compiled beam search over the same search in numpy, and by a loop in Python."""
-    searches = {name: kind(cfg) for name, (kind, _) in SEARCHES.items()}
+def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options) -> list[Line]:
+    """What one compiled beam search writes over the same search in numpy, and by a loop in Python.
+
+    at_most: {peer: ratio}.  unit: the Line's field for the inputs that are done in a second.
+    """
+    task = make()
+    searches = {name: kind(task) for name, kind in SEARCHES.items()}
     times = interleave(searches, options)
-    rate = searches["zoo"].batch / float(np.median(times["zoo"]))
-    promised = {name: at_most for name, (_, at_most) in SEARCHES.items() if name != "zoo"}
-    return [
-        compare("beam", name, times["zoo"], times[name], at_most=at_most, sentences_per_second=rate)
-        for name, at_most in promised.items()
-    ]
+    rate = {unit: searches["zoo"].batch / float(np.median(times["zoo"]))}
+    return [compare(row, peer, times["zoo"], times[peer], at_most=at_most.get(peer), **rate) for peer in times if peer != "zoo"]
 
 
 def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
@@ -406,10 +408,11 @@ def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
 ROWS: dict[str, Callable[[Options], list[Line]]] = {
     **{
         row: functools.partial(step_row, row, make, at_most)
-        for row, (make, at_most) in (WORKLOADS | RECURRENT | TRANSLATION).items()
+        for row, (make, at_most) in (WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS).items()
     },
     "generate": functools.partial(generate_row, WRITERS),
-    "beam": functools.partial(beam_row, network()),
+    "beam": functools.partial(beam_row, "beam", sentences, {"numpy": 0.4, "Python loop": 1.0}, "sentences_per_second"),
+    "captioning": functools.partial(beam_row, "captioning", pictures, {"numpy": 1.0, "Python loop": 1.0}, "images_per_second"),
     "unroll": functools.partial(unroll_row, LENGTHS),
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),

@@ -1,8 +1,8 @@
-"""An encoder-decoder network with attention: its training step, and translations that it writes by beam search."""
+"""An encoder-decoder network with attention: its training step, and what models write by beam search."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,9 @@ import zoo
 from evals.speed.contenders import BackToBack
 from evals.speed.workloads import Workload
 from zoo import recurrent_weights
-from zoo.base import Params
+from zoo.base import Conditional, Params
 from zoo.decode import Written, beam_search
+from zoo.recurrence import Cell
 
 
 def translation(batch: int = 64, units: int = 256, length: int = 20, vocabulary: int = 8000) -> Workload:
@@ -51,22 +52,52 @@ def sources(cfg: zoo.seq2seq.Config, key: Array, batch: int, length: int) -> dic
 
 
 class AttendingCell(nn.Module):
-    """A step of the decoder."""
+    """A step of the decoder.  kind: of its cell.  gated: its state says how much of the context counts."""
 
     units: int
+    kind: Callable[..., nn.RNNCellBase] = nn.GRUCell
+    gated: bool = False
 
     @nn.compact
-    def __call__(self, state: Array, embedded: Array, keys: Array, annotations: Array) -> tuple[Array, tuple[Array, Array]]:
-        """The state after a token [batch, features]; and for the output that state and the context."""
-        query = nn.Dense(self.units, use_bias=False, name="query")(state)
+    def __call__(self, state: Any, embedded: Array, keys: Array, annotations: Array) -> tuple[Any, tuple[Array, Array]]:
+        """The state after a token [batch, features]; and for the output what the cell puts out and the context."""
+        hidden = state[1] if isinstance(state, tuple) else state
+        query = nn.Dense(self.units, use_bias=False, name="query")(hidden)
         scores = nn.Dense(1, use_bias=False, name="score")(nn.tanh(query[:, None] + keys))
         context = jnp.einsum("bp,bpf->bf", nn.softmax(scores[..., 0]), annotations)
-        state, _ = nn.GRUCell(self.units, name="cell")(state, jnp.concatenate([embedded, context], axis=-1))
-        return state, (state, context)
+        if self.gated:
+            context = nn.sigmoid(nn.Dense(1, name="gate")(hidden)) * context
+        state, hidden = self.kind(self.units, name="cell")(state, jnp.concatenate([embedded, context], axis=-1))
+        return state, (hidden, context)
+
+
+class Writer(nn.Module):
+    """A decoder as flax has it: its output is computed for all steps at once, after the scan.
+
+    kind, gated: see ``AttendingCell``.
+    """
+
+    vocabulary: int
+    features: int
+    units: int
+    kind: Callable[..., nn.RNNCellBase] = nn.GRUCell
+    gated: bool = False
+
+    @nn.compact
+    def __call__(self, state: Any, annotations: Array, tokens: Array) -> Array:
+        """Logits [batch, time, vocabulary] after each of the tokens [batch, time], from a state before them."""
+        keys = nn.Dense(self.units, name="key")(annotations)
+        embedded = nn.Embed(self.vocabulary, self.features, name="target")(tokens)
+        axes: Any = (1, nn.broadcast, nn.broadcast)
+        scan = nn.scan(AttendingCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=axes, out_axes=1)
+        step = scan(self.units, self.kind, self.gated, name="decoder")
+        _, (hidden, context) = step(state, embedded, keys, annotations)
+        read = nn.Dense(self.features, name="readout")(jnp.concatenate([hidden, context, embedded], axis=-1))
+        return nn.Dense(self.vocabulary, name="output")(nn.tanh(read))
 
 
 class Translator(nn.Module):
-    """The network of ``translation`` as flax has it: its output is computed for all steps at once, after the scan."""
+    """The network of ``translation`` as flax has it."""
 
     cfg: zoo.seq2seq.Config
 
@@ -78,89 +109,122 @@ class Translator(nn.Module):
         forward, backward = (nn.RNN(nn.GRUCell(cfg.encoder_units[0], name=name)) for name in ("forward", "backward"))
         last, annotations = nn.Bidirectional(forward, backward, return_carry=True)(source)
         start = nn.tanh(nn.Dense(units, name="bridge")(jnp.concatenate(last, axis=-1)))
-        keys = nn.Dense(units, name="key")(annotations)
-        embedded = nn.Embed(cfg.vocabulary, cfg.features, name="target")(x["target"])
-        axes: Any = (1, nn.broadcast, nn.broadcast)
-        scan = nn.scan(AttendingCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=axes, out_axes=1)
-        _, (hidden, context) = scan(units, name="decoder")(start, embedded, keys, annotations)
-        read = nn.Dense(cfg.features, name="readout")(jnp.concatenate([hidden, context, embedded], axis=-1))
-        return nn.Dense(cfg.vocabulary, name="output")(nn.tanh(read))
+        return Writer(cfg.vocabulary, cfg.features, units, name="writer")(start, annotations, x["target"])
 
 
 def flax_params(params: Params) -> Params:
     """The zoo's params as ``Translator`` names them."""
-    ends, look = params["encoder"]["layer_0"], params["attention"]
+    ends = params["encoder"]["layer_0"]
     return {
-        **{name: params[name] for name in ("source", "target", "readout", "output")},
+        "source": params["source"],
         **{name: recurrent_weights.to_flax("gru", ends[name]) for name in ("forward", "backward")},
         "bridge": params["bridge"]["layer_0"],
+        "writer": flax_writer_params("gru", params),
+    }
+
+
+def flax_writer_params(cell: Cell, params: Params) -> Params:
+    """Those of a decoder, as ``Writer`` names them."""
+    look = params["attention"]
+    return {
+        **{name: params[name] for name in ("target", "readout", "output")},
         "key": look["key"],
         "decoder": {
             "query": look["query"],
             "score": {"kernel": look["score"]["kernel"][:, None]},
-            "cell": recurrent_weights.to_flax("gru", params["decoder"]["layer_0"]),
+            "cell": recurrent_weights.to_flax(cell, params["decoder"]["layer_0"]),
+            **{name: look[name] for name in {"gate"} & look.keys()},
         },
     }
 
 
 def torch_params(params: Params) -> list[Any]:
     """The zoo's params in the order and the layout of those of ``torch_translator``."""
-    ends, look = params["encoder"]["layer_0"], params["attention"]
-
-    def gru(layer: Params) -> list[Any]:
-        return list(recurrent_weights.to_torch("gru", layer).values())
-
-    def linear(layer: Params) -> list[Any]:
-        return [layer["kernel"].T, *([layer["bias"]] if "bias" in layer else [])]
-
+    ends = params["encoder"]["layer_0"]
     return [
-        *(params[name]["embedding"] for name in ("source", "target")),
-        *gru(ends["forward"]),
-        *gru(ends["backward"]),
-        *linear(params["bridge"]["layer_0"]),
-        *linear(look["key"]),
-        *linear(look["query"]),
-        look["score"]["kernel"][None],
-        *gru(params["decoder"]["layer_0"]),
-        *linear(params["readout"]),
-        *linear(params["output"]),
+        params["source"]["embedding"],
+        *torch_cell("gru", ends["forward"]),
+        *torch_cell("gru", ends["backward"]),
+        *torch_linear(params["bridge"]["layer_0"]),
+        *torch_writer_params("gru", params),
     ]
 
 
-def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
-    """The same in torch: a loop over steps, without what does not depend on the state.
+def torch_writer_params(cell: Cell, params: Params) -> list[Any]:
+    """Those of a decoder, in the order and the layout of those of ``torch_writer`` that are trained."""
+    look = params["attention"]
+    return [
+        params["target"]["embedding"],
+        *torch_linear(look["key"]),
+        *torch_linear(look["query"]),
+        look["score"]["kernel"][None],
+        *(torch_linear(look["gate"]) if "gate" in look else []),
+        *torch_cell(cell, params["decoder"]["layer_0"]),
+        *torch_linear(params["readout"]),
+        *torch_linear(params["output"]),
+    ]
 
-    Of torch's two biases of a GRU's reset and update gates one is zero and stays so: with both, their sum would take steps twice
-    as long.  The candidate has two, as in the zoo.
-    """
+
+def torch_linear(layer: Params) -> list[Any]:
+    """Kernel and bias, where there is one."""
+    return [layer["kernel"].T, *([layer["bias"]] if "bias" in layer else [])]
+
+
+def torch_cell(cell: Cell, layer: Params) -> list[Any]:
+    """What is trained of a recurrent layer."""
+    tensors = recurrent_weights.to_torch(cell, layer)
+    return [array for name, array in tensors.items() if cell == "gru" or not name.startswith("bias_hh")]
+
+
+def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
+    """The same in torch."""
     import torch  # pyright: ignore[reportMissingImports]
-    from torch.nn import GRU, Embedding, GRUCell, Linear  # pyright: ignore[reportMissingImports]
+    from torch.nn import GRU, Embedding, Linear  # pyright: ignore[reportMissingImports]
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            features, annotation, units = cfg.features, cfg.annotation_size, cfg.decoder_units[0]
-            self.source, self.target = Embedding(cfg.source_vocabulary, features), Embedding(cfg.vocabulary, features)
-            self.encoder = GRU(features, cfg.encoder_units[0], batch_first=True, bidirectional=True)
-            self.bridge, self.key = Linear(annotation, units), Linear(annotation, units)
-            self.query, self.score = Linear(units, units, bias=False), Linear(units, 1, bias=False)
-            self.cell = GRUCell(features + annotation, units)
-            self.readout, self.output = Linear(units + annotation + features, features), Linear(features, cfg.vocabulary)
-            for name, leaf in self.named_parameters():
-                if "bias_hh" in name:
-                    candidate = (torch.arange(len(leaf)) >= len(leaf) * 2 // 3).float()
-                    leaf.register_hook(candidate.mul)
+            units = cfg.decoder_units[0]
+            self.source = Embedding(cfg.source_vocabulary, cfg.features)
+            self.encoder = GRU(cfg.features, cfg.encoder_units[0], batch_first=True, bidirectional=True)
+            self.bridge = Linear(cfg.annotation_size, units)
+            self.writer = torch_writer("gru", cfg.vocabulary, cfg.features, units, cfg.annotation_size)
+            freeze_second_biases(self.encoder, "gru")
 
         def forward(self, x: Any) -> Any:
             annotations, last = self.encoder(self.source(x["source"]))
             state = torch.tanh(self.bridge(torch.cat(tuple(last), dim=1)))
-            keys, embedded = self.key(annotations), self.target(x["target"])
-            states, contexts = [], []
+            return self.writer(state, annotations, x["target"])
+
+    return Network()
+
+
+def torch_writer(cell: Cell, vocabulary: int, features: int, units: int, annotation: int, gated: bool = False) -> Any:
+    """A decoder in torch: a loop over steps, without what does not depend on the state.  annotation: numbers of one."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import Embedding, GRUCell, Linear, LSTMCell  # pyright: ignore[reportMissingImports]
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.target, self.key = Embedding(vocabulary, features), Linear(annotation, units)
+            self.query, self.score = Linear(units, units, bias=False), Linear(units, 1, bias=False)
+            self.gate = Linear(units, 1) if gated else None
+            self.cell = {"gru": GRUCell, "lstm": LSTMCell}[cell](features + annotation, units)
+            self.readout, self.output = Linear(units + annotation + features, features), Linear(features, vocabulary)
+            freeze_second_biases(self.cell, cell)
+
+        def forward(self, state: Any, annotations: Any, tokens: Any) -> Any:
+            keys, embedded = self.key(annotations), self.target(tokens)
+            hidden, states, contexts = state[0] if cell == "lstm" else state, [], []
             for token in embedded.unbind(1):
-                scores = self.score(torch.tanh(keys + self.query(state)[:, None]))
+                scores = self.score(torch.tanh(keys + self.query(hidden)[:, None]))
                 context = torch.bmm(torch.softmax(scores, dim=1).mT, annotations)[:, 0]
+                if self.gate is not None:
+                    context = torch.sigmoid(self.gate(hidden)) * context
                 state = self.cell(torch.cat([token, context], dim=1), state)
-                states.append(state)
+                hidden = state[0] if cell == "lstm" else state
+                states.append(hidden)
                 contexts.append(context)
             read = torch.cat([torch.stack(states, dim=1), torch.stack(contexts, dim=1), embedded], dim=-1)
             return self.output(torch.tanh(self.readout(read)))
@@ -168,57 +232,79 @@ def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
     return Network()
 
 
+def freeze_second_biases(layers: Any, cell: Cell) -> None:
+    """Of torch's two biases of a gate one is zero and stays so: with both, their sum would take steps twice as long.
+
+    The candidate of a GRU has two, as in the zoo.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    for name, leaf in layers.named_parameters():
+        if "bias_hh" in name and cell == "gru":
+            candidate = (torch.arange(len(leaf)) >= len(leaf) * 2 // 3).float()
+            leaf.register_hook(candidate.mul)
+        elif "bias_hh" in name:
+            torch.nn.init.zeros_(leaf).requires_grad_(False)
+
+
 FIRST, END = 0, 1
-"""Tokens: before a translation, and behind it."""
+"""Tokens: before what is written, and behind it."""
+
+
+class Task(NamedTuple):
+    """What a search writes of: a module, its Config, inputs of a batch; length: tokens at most."""
+
+    module: Conditional
+    cfg: Any
+    inputs: dict[str, Array]
+    length: int
+
+
+def sentences(batch: int = 16, length: int = 20, cfg: zoo.seq2seq.Config | None = None) -> Task:
+    """Translations of random sentences, as long as these."""
+    cfg = cfg or network()
+    return Task(zoo.seq2seq, cfg, sources(cfg, jax.random.key(2), batch, length), length)
 
 
 class Searched(BackToBack):
-    """Translations by ``zoo.decode.beam_search``: sentences are encoded and translated in one compiled program.
+    """What ``zoo.decode.beam_search`` writes: inputs are encoded and searched in one compiled program.
 
     Unless told otherwise nothing is ever allowed to end, so that all contenders take all steps.
     """
 
-    def __init__(
-        self,
-        cfg: zoo.seq2seq.Config,
-        batch: int = 16,
-        length: int = 20,
-        width: int = 5,
-        banned: tuple[int, ...] = (END,),
-        params: Params | None = None,
-    ) -> None:
-        """length: of sentences, and of translations at most.  params: drawn, unless given."""
-        self.cfg, self.batch, self.length, self.width, self.banned = cfg, batch, length, width, banned
-        self.params = params or jax.jit(zoo.seq2seq.init)(cfg, jax.random.key(1))
-        self.inputs = sources(cfg, jax.random.key(2), batch, length)
+    def __init__(self, task: Task, width: int = 5, banned: tuple[int, ...] = (END,), params: Params | None = None) -> None:
+        """params: drawn, unless given."""
+        (self.module, self.cfg, self.inputs, self.length), self.width, self.banned = task, width, banned
+        self.batch = len(jax.tree.leaves(self.inputs)[0])
+        self.params = params or jax.jit(self.module.init)(self.cfg, jax.random.key(1))
         self.prepare()
 
     def prepare(self) -> None:
         """Makes what ``step`` runs."""
 
-        def translate(params: Params, inputs: dict[str, Array]) -> Written:
-            memory, carry = zoo.seq2seq.encode(self.cfg, params, inputs)
-            advance = functools.partial(zoo.seq2seq.step, self.cfg, params, memory=memory)
+        def write(params: Params, inputs: dict[str, Array]) -> Written:
+            memory, carry = self.module.encode(self.cfg, params, inputs)
+            advance = functools.partial(self.module.step, self.cfg, params, memory=memory)
             first = jnp.full(self.batch, FIRST)
             return beam_search(advance, carry, first, self.length, end=END, width=self.width, banned=self.banned)
 
-        self.translate = jax.jit(translate)
+        self.write = jax.jit(write)
 
     def step(self) -> None:
-        """Starts translating the sentences."""
-        self.outputs = self.translate(self.params, self.inputs)
+        """Starts a search."""
+        self.outputs = self.write(self.params, self.inputs)
 
     def wait(self) -> None:
-        """Until they are translated."""
+        """Until it is finished."""
         jax.block_until_ready(self.outputs)
 
     def best(self) -> np.ndarray:
-        """The best translations [batch, length]."""
+        """The best that was written [batch, length]."""
         return np.asarray(self.outputs.tokens[:, 0])
 
 
 CHECK = 5
-"""Steps between checks whether all translations are done, where a check waits for the device."""
+"""Steps between checks whether all searches are done, where a check waits for the device."""
 
 
 class SearchedInPython(Searched):
@@ -232,7 +318,7 @@ class SearchedInPython(Searched):
         cfg, batch, width, length = self.cfg, self.batch, self.width, self.length
 
         def start(params: Params, inputs: dict[str, Array]) -> tuple[Any, dict[str, Any]]:
-            memory, carry = zoo.seq2seq.encode(cfg, params, inputs)
+            memory, carry = self.module.encode(cfg, params, inputs)
             nothing, tokens = jnp.full((batch, width), -jnp.inf), jnp.full((batch, width, length), END)
             search = {
                 "index": 0,
@@ -247,7 +333,7 @@ class SearchedInPython(Searched):
 
         def advance(params: Params, memory: Any, search: dict[str, Any]) -> tuple[dict[str, Any], Array]:
             index, living, best = search["index"], search["scores"], search["best"]
-            carry, logits = zoo.seq2seq.step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
+            carry, logits = self.module.step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
             log_p = jax.nn.log_softmax(logits).at[:, jnp.asarray(self.banned, int)].set(-jnp.inf)
             scores = living[..., None] + log_p.reshape(batch, width, -1)
             done = self.done(best, living)[:, None]
@@ -276,7 +362,7 @@ class SearchedInPython(Searched):
         return best[:, 0] >= living.max(axis=1) / norm(self.length)
 
     def step(self) -> None:
-        """Translates the sentences, checking every few steps whether more are needed."""
+        """Searches, checking every few steps whether more are needed."""
         memory, search = self.start(self.params, self.inputs)
         for index in range(1, self.length + 1):
             search, done = self.advance(self.params, memory, search)
@@ -285,7 +371,7 @@ class SearchedInPython(Searched):
         self.outputs = {name: search[name] for name in ("tokens", "best", "ended")}
 
     def best(self) -> np.ndarray:
-        """The best translations [batch, length]: of those that have ended, or the best beginning where nothing has."""
+        """The best that was written [batch, length]: of what has ended, or the best beginning where nothing has."""
         best, ended, tokens = (np.asarray(self.outputs[name]) for name in ("best", "ended", "tokens"))
         return np.where(np.isfinite(best[:, :1]), ended[:, 0], tokens[:, 0])
 
@@ -297,13 +383,13 @@ class SearchedInNumpy(SearchedInPython):
         """Compiles the encoder and a step of the decoder."""
 
         def advance(params: Params, memory: Any, carry: Any, rows: Array, tokens: Array) -> tuple[Any, Array]:
-            return zoo.seq2seq.step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
+            return self.module.step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
 
-        self.encode = jax.jit(functools.partial(zoo.seq2seq.encode, self.cfg))
+        self.encode = jax.jit(functools.partial(self.module.encode, self.cfg))
         self.advance = jax.jit(advance)
 
     def step(self) -> None:
-        """Translates the sentences."""
+        """Searches."""
         batch, width, length = self.batch, self.width, self.length
         each = np.arange(batch)[:, None]
         memory, carry = self.encode(self.params, self.inputs)
@@ -338,13 +424,9 @@ class SearchedInNumpy(SearchedInPython):
 
 
 def norm(length: Any) -> Any:
-    """What log p of a translation of this length is divided by: see ``zoo.decode.normalised``."""
+    """What log p of a text of this length is divided by: see ``zoo.decode.normalised``."""
     return (5 + length) / 6
 
 
-SEARCHES: dict[str, tuple[type[Searched], float | None]] = {
-    "zoo": (Searched, None),
-    "numpy": (SearchedInNumpy, 0.4),
-    "Python loop": (SearchedInPython, 1.0),
-}
-"""{contender of row "beam": (its class, the ratio that we promise not to exceed)}."""
+SEARCHES: dict[str, type[Searched]] = {"zoo": Searched, "numpy": SearchedInNumpy, "Python loop": SearchedInPython}
+"""Contenders."""

@@ -112,6 +112,19 @@ def convolutions(cfg: zoo.convnet.Config, batch: int) -> list[Geometry]:
     return found
 
 
+POOLS = {"max": nn.max_pool, "mean": nn.avg_pool}
+
+
+def flax_stages(cfg: zoo.convnet.Config, x: Array) -> Array:
+    """Inputs [batch, *shape] -> the last stage's maps, within the linen module that calls this."""
+    for index, stage in enumerate(cfg.stages):
+        at = stage.geometry(x.shape[1:-1])
+        x = nn.relu(nn.Conv(stage.features, at.window, at.strides, at.pads, name=f"conv_{index}")(x))
+        if stage.pool:
+            x = POOLS[stage.pool](x, at.pool, at.pool_strides)
+    return x
+
+
 class ConvolutionalNetwork(nn.Module):
     """As flax's own examples have it."""
 
@@ -120,14 +133,9 @@ class ConvolutionalNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Inputs [batch, *shape] -> logits [batch, classes]."""
-        pools = {"max": nn.max_pool, "mean": nn.avg_pool}
-        for index, stage in enumerate(self.cfg.stages):
-            at = stage.geometry(x.shape[1:-1])
-            x = nn.relu(nn.Conv(stage.features, at.window, at.strides, at.pads, name=f"conv_{index}")(x))
-            if stage.pool:
-                x = pools[stage.pool](x, at.pool, at.pool_strides)
+        x = flax_stages(self.cfg, x)
         if self.cfg.global_pool:
-            x = pools[self.cfg.global_pool](x, x.shape[1:-1])
+            x = POOLS[self.cfg.global_pool](x, x.shape[1:-1])
         x = x.reshape(x.shape[0], -1)
         for index, units in enumerate(self.cfg.dense):
             x = nn.relu(nn.Dense(units, name=f"dense_{index}")(x))
@@ -135,39 +143,51 @@ class ConvolutionalNetwork(nn.Module):
 
 
 def torch_convolutional(cfg: zoo.convnet.Config) -> Any:
-    """The same in torch: channels are its second axis but the last one in memory, so turning the axes moves no data.
+    """The same in torch."""
+    from torch import channels_last, nn  # pyright: ignore[reportMissingImports]
 
-    Signals are images of height 1: torch computes in this layout with those only, and so faster.
-    """
-    from torch import Tensor, channels_last, nn  # pyright: ignore[reportMissingImports]
-
-    class Turn(nn.Module):
-        def __init__(self, source: int, target: int) -> None:
-            super().__init__()
-            self.axes = source, target
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x.movedim(*self.axes)
-
-    def lift(sizes: Sizes, other: int = 1) -> Any:
-        return (other, *sizes) if len(sizes) == 1 else sizes
-
-    pools = {"max": (nn.MaxPool2d, nn.AdaptiveMaxPool2d), "mean": (nn.AvgPool2d, nn.AdaptiveAvgPool2d)}
-    layers: list[Any] = [Turn(-1, 1)] if len(cfg.shape) == 3 else [nn.Unflatten(1, (1, -1)), Turn(-1, 1)]
-    for stage, shape in zip(cfg.stages, convolutions(cfg, batch=1), strict=True):
-        pads = lift(tuple(low for low, _ in shape.pads), other=0)
-        layers += [nn.Conv2d(shape.channels_in, shape.channels_out, lift(shape.window), lift(shape.strides), pads), nn.ReLU()]
-        if stage.pool:
-            at = stage.geometry(shape.outputs)
-            layers.append(pools[stage.pool][0](lift(at.pool), lift(at.pool_strides)))
+    layers = torch_stages(cfg)
     if cfg.global_pool:
-        layers.append(pools[cfg.global_pool][1](1))
-    layers += [Turn(1, -1), nn.Flatten()]
+        layers.append({"max": nn.AdaptiveMaxPool2d, "mean": nn.AdaptiveAvgPool2d}[cfg.global_pool](1))
+    layers += [torch_turn(1, -1), nn.Flatten()]
     inputs = cfg.stages[-1].features * (1 if cfg.global_pool else math.prod(cfg.spaces()[-1]))
     for sizes in itertools.pairwise((inputs, *cfg.dense, cfg.classes)):
         layers += [nn.Linear(*sizes), nn.ReLU()]
     network: Any = nn.Sequential(*layers[:-1])
     return network.to(memory_format=channels_last)
+
+
+def torch_stages(cfg: zoo.convnet.Config) -> list[Any]:
+    """Modules from inputs [batch, *shape] to the last stage's maps [batch, features, height, width].
+
+    Channels are their second axis but the last one in memory, so turning the axes moves no data.  Signals are images of height 1:
+    torch computes in this layout with those only, and so faster.
+    """
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    def lift(sizes: Sizes, other: int = 1) -> Any:
+        return (other, *sizes) if len(sizes) == 1 else sizes
+
+    pools = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
+    layers: list[Any] = [torch_turn(-1, 1)] if len(cfg.shape) == 3 else [nn.Unflatten(1, (1, -1)), torch_turn(-1, 1)]
+    for stage, shape in zip(cfg.stages, convolutions(cfg, batch=1), strict=True):
+        pads = lift(tuple(low for low, _ in shape.pads), other=0)
+        layers += [nn.Conv2d(shape.channels_in, shape.channels_out, lift(shape.window), lift(shape.strides), pads), nn.ReLU()]
+        if stage.pool:
+            at = stage.geometry(shape.outputs)
+            layers.append(pools[stage.pool](lift(at.pool), lift(at.pool_strides)))
+    return layers
+
+
+def torch_turn(source: int, target: int) -> Any:
+    """A module that moves an axis."""
+    from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+
+    class Turn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.movedim(source, target)
+
+    return Turn()
 
 
 WORKLOADS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {

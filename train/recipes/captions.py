@@ -3,43 +3,91 @@
     python -m train captions-digits         scenes of handwritten digits, soft attention
     python -m train captions-digits-none    the same without attention
     python -m train captions-digits-hard    the same, looking at one place at a time
+    python -m train captions-stamps         scenes of cut-out pictures (captions-stamps-none: without attention)
+    python -m train captions-stamps-fr      the same in French (captions-stamps-fr-none)
+    python -m train captions-flickr8k       photographs, the stages of VGG-16 (start from its weights: --init-from)
 
 ``python -m evals RUN`` measures captions and whether the model looks at what it names; ``--caption FILE`` captions images.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from train.optimizer import Optimizer
+from train.pairs import Pairs
 from train.recipe import Recipe, Target
-from zoo import captioner, hard_captioner
+from zoo import captioner, decoder, hard_captioner
 
-_soft = Recipe(
+_digits = Recipe(
     name="captions-digits",
     about="scenes of one to three handwritten digits, ConvNet and LSTM with soft attention (Xu et al. 2015)",
     model=captioner.PRESETS["digit_scenes"],
-    data="digit_scenes",
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.2, clip_norm=1.0),
+    data="digit_scenes:60000",
+    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
     batch_size=64,
-    epochs=12,
+    epochs=4,
+    eval_every=0.5,
     select_by="loss",
     select_mode="min",
-    targets=(Target(metric="test exact %"), Target(metric="test pointing %")),
+    targets=(Target(metric="test exact %", at_least=93.0), Target(metric="test pointing %", at_least=80.0)),
 )
 
+_stamps = Recipe(
+    name="captions-stamps",
+    about="scenes of one or two cut-out pictures of 361 kinds, ConvNet and LSTM with soft attention (Xu et al. 2015)",
+    model=captioner.PRESETS["stamp_scenes"],
+    data="stamps:stamps",
+    optimizer=Optimizer(name="adam", learning_rate=4e-3, schedule="cosine", decay=0.02, warmup=0.5, clip_norm=1.0),
+    batch_size=64,
+    epochs=20,
+    select_by="loss",
+    select_mode="min",
+    targets=(Target(metric="test BLEU-4"), Target(metric="test objects %"), Target(metric="test pointing %")),
+)
+
+_flickr = Recipe(
+    name="captions-flickr8k",
+    about="photographs and five captions of each, VGG-16 as it is and LSTM with soft attention (Xu et al. 2015)",
+    model=captioner.PRESETS["vgg16"],
+    data="captions:flickr8k/dataset.json",
+    image_shape=(224, 224, 3),
+    pairs=Pairs(tokens="words", min_count=5, max_length=50, on_bad="skip"),
+    # Of the parameters all but the stages.
+    optimizer=Optimizer(name="adam", learning_rate=4e-4, clip_norm=5.0, only=tuple(f"{part}.*" for part in decoder.KEYS)),
+    batch_size=64,
+    epochs=30,
+    select_by="loss",
+    select_mode="min",
+    patience=5,
+    targets=(Target(metric="test BLEU-4", published=19.5, source="Xu et al. 2015, soft"),),
+)
+
+
+def _without_attention(recipe: Recipe[Any]) -> Recipe[Any]:
+    return replace(
+        recipe,
+        name=f"{recipe.name}-none",
+        about=f"{recipe.name} without attention (Vinyals et al. 2014)",
+        model=replace(recipe.model, attention="none", coverage=0.0),
+        targets=tuple(target for target in recipe.targets if "pointing" not in target.metric),
+    )
+
+
+_french = replace(_stamps, name="captions-stamps-fr", about="the same scenes in French", data="stamps:stamps@fr")
+
 RECIPES = (
-    _soft,
+    _digits,
+    replace(_without_attention(_digits), targets=(Target(metric="test exact %"),)),
     replace(
-        _soft,
-        name="captions-digits-none",
-        about="the same without attention (Vinyals et al. 2014)",
-        model=replace(_soft.model, attention="none", coverage=0.0),
-        targets=(Target(metric="test exact %"),),
-    ),
-    replace(
-        _soft,
+        _digits,
         name="captions-digits-hard",
-        about="the same, looking at one place at a time (Xu et al. 2015, section 4.1)",
+        about="captions-digits, looking at one place at a time (Xu et al. 2015, section 4.1)",
         model=hard_captioner.PRESETS["digit_scenes"],
         targets=(Target(metric="test exact %"), Target(metric="test pointing %")),
     ),
+    _stamps,
+    _without_attention(_stamps),
+    _french,
+    _without_attention(_french),
+    _flickr,
 )

@@ -1,0 +1,183 @@
+"""Labels of pixels: how far what a model says of every pixel covers what is there, and where its boundaries are.
+
+*Intersection over union* of a class: the pixels that are of it and are said to be, of those that are of it or are said to be,
+counted over a whole split (Everingham et al. 2010, section 4.3; Pascal VOC).  Its mean is over classes that occur in either.
+*Boundary accuracy*: of a pixel within BOUNDARY pixels of another label, along rows and columns (Kohli et al. 2009's trimap).
+Pixels without a label count nowhere, but they are another label than any that has one.
+"""
+
+import functools
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evals.evaluation import Evaluation, Restored, confusion_matrix
+from evals.page import as_bytes, picture, titled
+from train.batches import Batches
+from train.formats import DataError
+
+BOUNDARY = 2
+NOTE = f"boundary: within {BOUNDARY} pixels of another label"
+SHOWN = 3
+"""Images in the report, of the best and of the worst."""
+ZOOM = 160
+"""Pixels of a picture's side in the report, about."""
+VOID = (224, 224, 192)
+"""Colour of pixels without a label, which is Pascal VOC's."""
+
+
+def segments_images(run: Restored) -> bool:
+    """Whether the run's model labels pixels: it has an output for each class at every place of an image."""
+    shape = run.data.input_shape
+    if not run.data.classes or shape is None or len(shape) != 3:
+        return False
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    outputs = jax.eval_shape(lambda params, x: run.module.apply(run.recipe.model, params, x), run.params, inputs)
+    return outputs.shape[:-1] == inputs.shape[:-1] and outputs.shape[-1] >= len(run.data.classes)
+
+
+def segment(run: Restored, images: np.ndarray) -> np.ndarray:
+    """The most probable class of each pixel of raw images [n, height, width, channels]: uint8 [n, height, width].
+
+    Images may be of any size.  Raises DataError naming the run's folder unless its model labels pixels.
+    """
+    if not segments_images(run):
+        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
+        raise DataError(f"{run.folder.path}: {what} does not label pixels")
+    batches = Batches({"inputs": images}, min(run.recipe.batch_size, len(images)), seed=None, scaling=run.scaling)
+    label = _label(run.module)
+    parts = [label(run.recipe.model, run.params, batches.batch(step)["inputs"]) for step in range(batches.steps_per_epoch)]
+    return np.concatenate(jax.device_get(parts))[: len(images)]
+
+
+@functools.cache
+def _label(module: Any) -> Any:
+    return jax.jit(lambda cfg, params, x: jnp.argmax(module.apply(cfg, params, x), axis=-1).astype(jnp.uint8))
+
+
+def measure(run: Restored, split: str, table: dict[str, Any]) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics of a split and the labels of its images: "mean IoU %" and "boundary accuracy %"."""
+    found, targets, mask = segment(run, table["inputs"]), table["targets"], table["mask"]
+    near = np.concatenate([near_boundaries(each[None], there[None]) for each, there in zip(targets, mask, strict=True)]) & mask
+    named = {f"{split} mean IoU %": 100 * mean_overlap(counts(run, targets, found, mask))}
+    if near.any():
+        named[f"{split} boundary accuracy %"] = 100 * float((found == targets)[near].mean())
+    return named, found
+
+
+def counts(run: Restored, targets: np.ndarray, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixels [true class, class said], of those that ``mask`` holds."""
+    classes = max(len(run.data.classes), 1 + int(found.max(initial=0)))
+    return confusion_matrix(targets[mask].astype(np.int64), found[mask], classes)
+
+
+def overlaps(matrix: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class from counts [true class, class said]; NaN of one that occurs in neither."""
+    both, either = np.diag(matrix).astype(float), matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
+    return np.divide(both, either, out=np.full(len(matrix), np.nan), where=either > 0)
+
+
+def mean_overlap(matrix: np.ndarray) -> float:
+    """Mean intersection over union of the classes that occur; NaN if none does."""
+    found = overlaps(matrix)
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+
+
+def near_boundaries(targets: np.ndarray, mask: np.ndarray, distance: int = BOUNDARY) -> np.ndarray:
+    """Which pixels of labels [n, height, width] have another label within this distance, along rows and columns at once."""
+    labels = np.where(mask, targets.astype(np.int32), -1)
+    least = most = labels
+    for axis in (1, 2):
+        pads = [(distance, distance) if each == axis else (0, 0) for each in range(3)]
+        least, most = (
+            reduce(np.lib.stride_tricks.sliding_window_view(np.pad(each, pads, mode="edge"), 2 * distance + 1, axis), axis=-1)
+            for reduce, each in ((np.min, least), (np.max, most))
+        )
+    return least != most
+
+
+def palette(count: int) -> np.ndarray:
+    """Pascal VOC's colours of classes, uint8 [count, 3]: bits of the number, in turn, are high bits of red, green and blue."""
+    bits = (np.arange(count)[:, None, None] >> np.arange(24).reshape(8, 3)) & 1
+    return (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
+
+
+def overlay(pixels: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Bytes [height, width, channels] under the colours of labels [height, width]: bytes [height, width, 3].
+
+    Class 0, the background, shows the image as it is.  mask: False where there is no label.
+    """
+    colours = palette(256)[labels].astype(np.float32)
+    shown = np.broadcast_to(pixels[..., :3] if pixels.shape[-1] > 1 else pixels, colours.shape)
+    parts = np.where(labels > 0, 0.6, 0)
+    if mask is not None:
+        colours, parts = np.where(mask[..., None], colours, VOID), np.where(mask, parts, 0.8)
+    return np.round(shown + parts[..., None] * (colours - shown)).clip(0, 255).astype(np.uint8)
+
+
+def shares(run: Restored, labels: np.ndarray) -> str:
+    """What is in an image, by how many pixels have each label: "background 81.3 %, seven 18.7 %"."""
+    numbers, pixels = np.unique(labels, return_counts=True)
+    order = np.argsort(-pixels, kind="stable")
+    return ", ".join(f"{name_of(run, int(numbers[i]))} {100 * pixels[i] / labels.size:.1f} %" for i in order)
+
+
+def name_of(run: Restored, label: int) -> str:
+    """Of a class; its number where the data name fewer than the model has."""
+    return run.data.classes[label] if label < len(run.data.classes) else str(label)
+
+
+def segmented(evaluation: Evaluation) -> str | None:
+    """Intersection over union of each class; the chosen images, the best and the worst, under their labels."""
+    found = evaluation.segments
+    if found is None:
+        return None
+    run, table = evaluation.run, evaluation.table
+    targets, mask = table["targets"], table["mask"]
+    matrix = counts(run, targets, found, mask)
+    each = np.array([mean_overlap(counts(run, *one)) for one in zip(targets, found, mask, strict=True)])
+    order = [int(row) for row in np.argsort(each, kind="stable") if np.isfinite(each[row])]  # NaNs are last
+    chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
+    parts = [_classes(run, matrix)]
+    for title, rows in (("From the chosen example on", chosen), ("Best", order[::-1][:SHOWN]), ("Worst", order[:SHOWN])):
+        parts.append(f"<h3>{title}</h3>")
+        for row in rows:
+            image = as_bytes(np.asarray(table["inputs"][row]), run.data.input_range)
+            figures = (
+                (image[..., 0] if image.shape[-1] == 1 else image, "image"),
+                (overlay(image, targets[row], mask[row]), "true: " + shares(run, targets[row][mask[row]])),
+                (overlay(image, found[row]), "said: " + shares(run, found[row])),
+            )
+            note = f'<p class="note">example {row}, mean IoU of its classes {100 * each[row]:.1f} %</p>'
+            parts.append(note + strip(figures))
+    intro = (
+        "Intersection over union counts, over the whole split, the pixels that are of a class and are said to be, of those that "
+    )
+    intro += "are of it or are said to be.  <code>--example N</code> chooses others, <code>--segment FILE</code> labels your own."
+    return titled("Labels of pixels", f"<p>{intro}</p>{''.join(parts)}")
+
+
+def strip(figures: Sequence[tuple[np.ndarray, str]]) -> str:
+    """Pictures side by side, each with what is below it."""
+    shown = (f"<figure>{picture(each, text)}<figcaption>{html.escape(text)}</figcaption></figure>" for each, text in figures)
+    return f'<div class="strips" style="--width: {ZOOM}px">{"".join(shown)}</div>'
+
+
+def _classes(run: Restored, matrix: np.ndarray) -> str:
+    colours = palette(len(matrix))
+    head = "<tr><th>class</th><th>IoU %</th><th>of its pixels found %</th><th>of all pixels %</th></tr>"
+    lines = [head]
+    for label, overlap in enumerate(overlaps(matrix)):
+        if np.isnan(overlap):
+            continue
+        true = int(matrix[label].sum())
+        recall = f"{100 * matrix[label, label] / true:.1f}" if true else ""
+        dot = "background:rgb({},{},{})".format(*colours[label]) if label else "border:1px solid"
+        name = f'<span class="legend"><span><i style="{dot}"></i>{html.escape(name_of(run, label))}</span></span>'
+        cells = "".join(f"<td>{cell}</td>" for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}"))
+        lines.append(f"<tr><th>{name}</th>{cells}</tr>")
+    return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'

@@ -1,0 +1,139 @@
+"""Images whose every pixel has a label: a folder of images, and one of PNG masks whose values, of a palette or grey, are classes.
+
+    images/NAME.jpg, masks/NAME.png                     any format of image; or, as Pascal VOC calls them,
+    JPEGImages/NAME.jpg, SegmentationClass/NAME.png
+    classes.txt                                         names of classes 0, 1, ..., one a line; may be absent
+    ImageSets/Segmentation/train.txt, val.txt, test.txt names of what is in each split, one a line; may be absent
+
+Value 255 is VOID: no label.  Colours of a palette do not matter, only its indices.  Without lists all images are split 80/10/10.
+With a train and a val list only, as VOC has them, val tests, and a tenth of train validates.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from train.formats import DataError, check_image_shape, image_size, opened, read_image, read_mask, reading
+
+Table = dict[str, Any]
+VOID = 255
+PLACES = (("images", "masks"), ("JPEGImages", "SegmentationClass"))
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
+    "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
+)  # fmt: skip
+
+
+def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[str, Table], tuple[str, ...]]:
+    """Tables "train" and "test" (and "validation" where all three are listed), or "all", and the names of classes.
+
+    Images are resized to ``shape`` (height, width, channels), bilinearly, and masks alike, to the nearest pixel.  Of a table,
+    inputs are uint8 [n, *shape], targets uint8 and mask bool [n, height, width]; targets are 0 where mask is False.
+    Raises DataError that names the file and what is wrong with it.
+    """
+    check_image_shape(shape)
+    with reading(folder):
+        found = next(((folder / images, folder / masks) for images, masks in PLACES if (folder / images).is_dir()), None)
+        if found is None or not found[1].is_dir():
+            expected = ", or ".join(f"{images}/ and {masks}/" for images, masks in PLACES)
+            raise DataError(f"{folder}: expected folders {expected}")
+        images = _images(found[0])
+    names, lists = _class_names(folder, found[0].name), _lists(folder)
+    splits = lists or {"all": sorted(images)}
+    masks = {name: found[1] / f"{name}.png" for listed in splits.values() for name in listed}
+    for name, mask in masks.items():
+        if name not in images:
+            raise DataError(f"{folder}: no image {name!r} in {found[0].name}/, which a list names")
+        if not mask.is_file():
+            raise DataError(f"{mask}: no such file, the mask of {images[name].name}")
+    if not lists and (more := {file.stem for file in found[1].glob("*.png")} - images.keys()):
+        raise DataError(f"{found[1] / min(more)}.png: a mask without an image in {found[0].name}/")
+    tables = {split: _table(images, masks, listed, shape, names) for split, listed in splits.items()}
+    most = 1 + max(int(table["targets"].max()) for table in tables.values())
+    return tables, names or tuple(map(str, range(most)))
+
+
+def _images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """{stem: file}."""
+    found: dict[str, pathlib.Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            continue
+        if file.stem in found:
+            raise DataError(f"{file}: the same name as {found[file.stem].name}, so that their masks would be one")
+        found[file.stem] = file
+    if not found:
+        raise DataError(f"{folder}: no images")
+    return found
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    with opened(file) as raw:
+        try:
+            lines = [line.strip() for line in raw.read().decode().splitlines()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8 text: {error}") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError(f"{file}: nothing in it")
+    return lines
+
+
+def _class_names(folder: pathlib.Path, images: str) -> tuple[str, ...]:
+    """() where nothing says what classes are called."""
+    file = folder / "classes.txt"
+    if not file.exists():
+        return VOC_CLASSES if images == PLACES[1][0] else ()
+    names = _lines(file)
+    if len(set(names)) < len(names) or not 2 <= len(names) <= VOID:
+        raise DataError(f"{file}: {len(names)} names, expected 2 to {VOID} different ones")
+    return tuple(names)
+
+
+def _lists(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Names by split; {} without a list of those to train on."""
+    files = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val", "test")}
+    found = {split: _lines(file) for split, file in files.items() if file.exists()}
+    if not found:
+        return {}
+    if "train" not in found or len(found) < 2:
+        raise DataError(f"{files['train'].parent}: {', '.join(found)}.txt, expected train.txt and val.txt, or test.txt too")
+    for split, names in found.items():
+        for name in names:
+            if pathlib.PurePath(name).name != name:
+                raise DataError(f"{files[split]}: {name!r}, expected the name of an image without its folder and ending")
+    listed = [name for names in found.values() for name in names]
+    if len(set(listed)) < len(listed):
+        twice = next(name for index, name in enumerate(listed) if name in listed[:index])
+        raise DataError(f"{files['train'].parent}: {twice!r} is listed twice")
+    return {"train": found["train"], "validation": found["val"], "test": found["test"]} if len(found) == 3 else {
+        "train": found["train"], "test": found.get("val") or found["test"],
+    }  # fmt: skip
+
+
+def _table(
+    images: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
+    listed: list[str],
+    shape: tuple[int, int, int],
+    names: tuple[str, ...],
+) -> Table:
+    inputs = np.empty((len(listed), *shape), np.uint8)
+    values = np.empty(inputs.shape[:-1], np.uint8)
+    for row, name in enumerate(listed):
+        mask, size = read_mask(masks[name]), image_size(images[name])
+        if mask.shape != size:
+            raise DataError(f"{masks[name]}: {_by(mask.shape)} pixels, its image {images[name].name} has {_by(size)}")
+        unknown = np.setdiff1d(mask, [*range(len(names) or VOID), VOID])
+        if unknown.size:
+            raise DataError(f"{masks[name]}: value {unknown[0]}, allowed: 0 to {len(names) - 1}, the classes, and {VOID}, void")
+        inputs[row] = read_image(images[name], shape)
+        values[row] = np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+    there = values != VOID
+    return {"inputs": inputs, "targets": np.where(there, values, np.uint8(0)), "mask": there}
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, reversed(size)))

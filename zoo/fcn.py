@@ -180,7 +180,7 @@ PRESETS: dict[str, Config] = {
             ),
             dense=(192,),
         ),
-        classes=17,
+        classes=16,
         skips=("pool_1", "pool_0", "conv_0"),
     ),
     # Long et al. 2015: FCN-8s on VGG-16.

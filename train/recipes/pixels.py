@@ -2,7 +2,7 @@
 
     python -m train pixels-digits             scenes of handwritten digits: background, or which digit
     python -m train pixels-digits-no-skips    the same from the coarsest map alone
-    python -m train pixels-stamps             scenes of cut-out pictures (DIR/stamps): background, or one of 16 categories
+    python -m train pixels-stamps             scenes of cut-out pictures (DIR/stamps): background, or one of 15 categories
     python -m train pixels-stamps-no-skips    the same from the coarsest map alone
     python -m train pixels-voc                FCN-8s on VGG-16 for Pascal VOC 2012 (DIR/VOC2012) at 512x512; --init-from vgg16.pth
 

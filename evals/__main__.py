@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -31,8 +31,8 @@ class Options:
 
     run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Run folder, as python -m train made it."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Which part of the data to measure on."""
+    split: str = "test"
+    """Which part of the data to measure on: test, validation, train, or another that the data have."""
     predict: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
     """Label these files instead: images of any format, or npz files with an array "inputs"."""
     invert: bool = False

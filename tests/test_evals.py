@@ -139,6 +139,11 @@ def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
     assert (run_dir / "report.html").is_file()
 
 
+def test_a_split_that_the_data_do_not_have_is_named_with_those_that_they_have(run_dir, capsys):
+    assert evals.__main__.main([str(run_dir), "--split", "one-shot", "--no-report"]) == 1
+    assert "data 'digits': no one-shot split; it has train, validation, test" in capsys.readouterr().err
+
+
 def test_another_split_does_not_overwrite_the_test_numbers(run_dir, capsys):
     assert evals.__main__.main([str(run_dir), "--split", "train", "--no-report"]) == 0
     assert "train accuracy" in capsys.readouterr().out

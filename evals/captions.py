@@ -99,7 +99,7 @@ def measure(
     chance %".
     """
     found = caption(run, table["inputs"]["image"])
-    said = [[" ".join(text.split()) for text in each] for each in references or [[target] for _, target in sentences]]
+    said = _said(sentences, references)
     right = np.array([each.text in own for each, own in zip(found, said, strict=True)])
     written = [each.text for each in found]
     with np.errstate(over="ignore"):  # of a model that diverged
@@ -127,6 +127,11 @@ def measure(
         named[f"{split} BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*said)]).score
         note = f"BLEU: sacrebleu {metric.get_signature()}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
     return named, found, note
+
+
+def _said(sentences: Sequence[tuple[str, str]], references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What people said of each image, its spaces single."""
+    return [[" ".join(text.split()) for text in each] for each in references or [[target] for _, target in sentences]]
 
 
 def _words(text: str) -> str:
@@ -260,10 +265,10 @@ def captioned(evaluation: Evaluation) -> str | None:
         return None
     found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
     images = evaluation.table["inputs"]["image"]
-    wrong = [index for index in range(len(found)) if found[index].text != " ".join(sentences[index][1].split())]
+    said = _said(sentences, evaluation.references)
+    wrong = {index for index in range(len(found)) if found[index].text not in said[index]}
     sure = sorted(range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1))
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
-    wrong = set(wrong)
     best, worst = [index for index in sure if index not in wrong][:SHOWN], [index for index in reversed(sure) if index in wrong]
     groups = {"From the chosen example on": chosen, "Right, and the model was most sure": best}
     groups |= {"Wrong, and the model was least sure": worst[:SHOWN]}
@@ -271,7 +276,7 @@ def captioned(evaluation: Evaluation) -> str | None:
     for title, rows in groups.items():
         parts.append(f"<h3>{title}</h3>" if rows else "")
         for row in rows:
-            note = f'<p class="note">example {row}; people: {html.escape(sentences[row][1])}</p>'
+            note = f'<p class="note">example {row}; people: {html.escape("; ".join(said[row]))}</p>'
             parts.append(note + overlays(evaluation.run, images[row], found[row]))
     intro = f"{len(found) - len(wrong):,} of {len(found):,} captions are what people wrote.  Each picture is lit where the model "
     intro += (

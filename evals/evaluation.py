@@ -71,8 +71,8 @@ class Evaluation:
     table: the split's raw arrays.  predictions: None unless the model is a classifier.
     example: of the split, the one that the report looks at closely.  data_dir: where its data set is looked up first.
     log_probabilities: of each token of the split [tokens], in its order; None unless it is text.
-    sentences: of the split, source and target.  translations: of the sources, or captions of the images
-    (``evals.translation.Translation``); None of others.
+    sentences: of the split, source and target.  references: all that people said of each image, () where that is one sentence.
+    translations: of the sources, or captions of the images (``evals.translation.Translation``); None of others.
     segments: the label of each pixel of the split's images [n, height, width]; None of others.
     note: how metrics were computed, where a name does not say it.
     """
@@ -86,6 +86,7 @@ class Evaluation:
     data_dir: str | os.PathLike[str] | None = None
     log_probabilities: np.ndarray | None = None
     sentences: Sequence[tuple[str, str]] = ()
+    references: Sequence[Sequence[str]] = ()
     translations: list[Any] | None = None
     segments: np.ndarray | None = None
     note: str = ""
@@ -164,7 +165,7 @@ def evaluate(
         if translation.translates(run):
             named, more["translations"], more["note"] = translation.measure(run, split, sentences, means["loss"])
         else:
-            references = dataset.references.get(split, ())
+            references = more["references"] = dataset.references.get(split, ())
             named, more["translations"], more["note"] = captions.measure(run, split, table, sentences, references, means["loss"])
         metrics |= named
     if labelled:

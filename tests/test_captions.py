@@ -98,6 +98,9 @@ def test_the_report_shows_words_and_where_the_model_looked(evaluation):
     assert evaluation.sentences[0][1] in shown
     assert shown.count("<img") > 6
     assert captions.captioned(dataclasses.replace(evaluation, translations=None)) is None
+    count = len(evaluation.translations)
+    several = dataclasses.replace(evaluation, references=[("another", each.text) for each in evaluation.translations])
+    assert f"{count:,} of {count:,} captions are what people wrote" in (captions.captioned(several) or "")
 
 
 def test_the_command_captions_files(folder, tmp_path, capsys):

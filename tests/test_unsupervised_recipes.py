@@ -14,6 +14,7 @@ import train
 from evals import labels
 from evals.evaluation import evaluate, load_split, restore
 from evals.likelihood import binary
+from tests.conftest import THOROUGH
 from train.recipes import RECIPES
 from train.trainer import run
 from zoo import likelihood, rbm
@@ -102,7 +103,7 @@ def test_first_epochs_of_the_toolbox_net_reconstruct_as_the_toolbox_does():
     assert last is not None
     errors = []
     params = None
-    for stage in last.stages:
+    for stage in last.stages[: None if THOROUGH else 1]:
         settings = {
             field: getattr(stage, field) for field in ("optimizer", "batch_size", "train_on", "preprocess", "steps_per_dispatch")
         }
@@ -113,7 +114,7 @@ def test_first_epochs_of_the_toolbox_net_reconstruct_as_the_toolbox_does():
         params = result.params
         errors.append(statistics.fmean(line["reconstruction_error"] for line in result.history if line["split"] == "train"))
     assert 64.0 < errors[0] < 68.0
-    assert 10.3 < errors[1] < 11.5
+    assert all(10.3 < error < 11.5 for error in errors[1:])
 
 
 def zoo_module(recipe):

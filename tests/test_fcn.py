@@ -16,6 +16,8 @@ from zoo.convnet import Stage
 from zoo.fcn import PRESETS, Config
 
 KEY = jax.random.key(0)
+init, apply, trace = (jax.jit(function) for function in (fcn.init, fcn.apply, fcn.trace))
+init_classifier, classify = jax.jit(convnet.init), jax.jit(convnet.apply)
 CHANNELS = 2
 
 VALID = {
@@ -47,7 +49,10 @@ VALID = {
 
 def _params(trunk):
     """With biases that are not zero."""
-    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape), convnet.init(trunk, KEY))
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32),
+        init_classifier(trunk, KEY),
+    )
 
 
 @pytest.mark.parametrize("kind", VALID)
@@ -58,7 +63,7 @@ def test_with_the_classifiers_weights_it_is_the_classifier_slid_over_the_image(k
     cfg = Config(shape=(*space, CHANNELS), trunk=trunk, classes=3, padding="valid")
     params = _params(trunk)
     x = jax.random.uniform(KEY, (2, *space, CHANNELS))
-    _, seen = fcn.trace(cfg, params, x)
+    _, seen = trace(cfg, params, x)
     strides = [1] * len(window)
     for stage in trunk.stages:
         at = stage.geometry(window)
@@ -72,7 +77,7 @@ def test_with_the_classifiers_weights_it_is_the_classifier_slid_over_the_image(k
     for place in places:
         starts = [index * stride for index, stride in zip(place, strides, strict=True)]
         crops.append(x[(slice(None), *(slice(start, start + part) for start, part in zip(starts, window, strict=True)))])
-    expected = convnet.apply(trunk, params, jnp.concatenate(crops)).reshape(len(places), 2, 3)
+    expected = classify(trunk, params, jnp.concatenate(crops)).reshape(len(places), 2, 3)
     actual = np.stack([seen["scores"][(slice(None), *place)] for place in places])
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -89,7 +94,7 @@ def test_of_a_classifier_with_padding_one_window_is_the_same_and_more_move_along
     x = jax.random.uniform(KEY, (2, 32, 36, CHANNELS))
     apply = jax.jit(fcn.trace)
     _, one = apply(cfg, params, x[:, :8, :8])
-    np.testing.assert_allclose(one["scores"][:, 0, 0], convnet.apply(PADDED, params, x[:, :8, :8]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one["scores"][:, 0, 0], classify(PADDED, params, x[:, :8, :8]), rtol=1e-5, atol=1e-5)
     _, seen = apply(cfg, params, x)
     _, moved = apply(cfg, params, x[:, 4:, 8:])
     assert seen["scores"].shape == (2, 7, 8, 3)
@@ -103,13 +108,13 @@ def test_of_a_classifier_with_padding_one_window_is_the_same_and_more_move_along
 def test_a_classifiers_parameters_start_it_and_everything_else_is_its_own():
     trunk = PRESETS["digit_scenes"].trunk
     cfg = dataclasses.replace(PRESETS["digit_scenes"], classes=trunk.classes)
-    fresh, earlier = fcn.init(cfg, KEY), convnet.init(trunk, jax.random.key(1))
+    fresh, earlier = init(cfg, KEY), init_classifier(trunk, jax.random.key(1))
     taken = unfold(earlier, fresh)
     assert [name for name, leaf in taken.items() if leaf is not fresh[name] and name in earlier] == list(earlier)
     left = {path.partition(".")[0] for path, takes in shared(earlier, fresh).items() if not takes}
     assert left == {"skip_pool_1", "skip_pool_0", "skip_conv_0", "double_0", "double_1", "double_2"}
     # Of one with other classes all but the last layer.
-    other = shared(earlier, fcn.init(PRESETS["digit_scenes"], KEY))
+    other = shared(earlier, init(PRESETS["digit_scenes"], KEY))
     assert not other["dense_1.kernel"]
     assert other["dense_0.kernel"]
 
@@ -150,13 +155,13 @@ def test_scores_lie_where_their_windows_are(padding, space, stages, window):
     for skips, upsampling in (((), "fixed"), (("conv_0",), "learned"), (("conv_0",), "fixed")):
         cfg = Config(shape=(*space, 1), trunk=trunk, classes=1)
         cfg = dataclasses.replace(cfg, padding=padding, skips=skips, upsampling=upsampling)
-        params = fcn.init(cfg, KEY)
+        params = init(cfg, KEY)
         for name in params:
             if name.startswith(("conv", "dense")):
                 params[name]["kernel"] = jnp.ones_like(params[name]["kernel"]) / params[name]["kernel"].size
         rows, columns = np.mgrid[: space[0], : space[1]]
         ramp = (3 * rows + columns)[None, ..., None] / 100
-        logits = jax.jit(fcn.apply)(cfg, params, jnp.asarray(ramp, jnp.float32))
+        logits = apply(cfg, params, jnp.asarray(ramp, jnp.float32))
         middle = (slice(None), slice(20, -20), slice(20, -20))
         np.testing.assert_allclose(logits[middle], ramp[middle], atol=1e-4)
 
@@ -203,27 +208,27 @@ def test_the_last_step_up_is_bilinear_interpolation():
     """Of maps that fill the image: what every library does."""
     trunk = convnet.Config(shape=(8, 8, 1), stages=(Stage(features=3, kernel=(8,), stride=(8,), padding="valid"),), classes=3)
     cfg = Config(shape=(24, 40, 1), trunk=trunk, classes=3)
-    logits, seen = fcn.trace(cfg, fcn.init(cfg, KEY), jax.random.normal(KEY, (2, 24, 40, 1)))
+    logits, seen = trace(cfg, init(cfg, KEY), jax.random.normal(KEY, (2, 24, 40, 1)))
     np.testing.assert_allclose(logits, jax.image.resize(seen["scores"], logits.shape, "bilinear"), rtol=1e-5, atol=1e-6)
 
 
 def test_skips_add_their_scores():
     cfg = PRESETS["tiny"]
-    params = fcn.init(cfg, KEY)
+    params = init(cfg, KEY)
     x = fcn.example_batch(cfg, KEY, 2)["inputs"]
-    before, seen = fcn.trace(cfg, params, x)
+    before, seen = trace(cfg, params, x)
     np.testing.assert_array_equal(seen["with_conv_0"], before)
     layer = params["skip_conv_0"] = {"kernel": jax.random.normal(KEY, (4, 3)), "bias": jnp.array([1.0, 2, 3])}
-    after = fcn.apply(cfg, params, x)
+    after = apply(cfg, params, x)
     expected = np.asarray(seen["conv_0"]) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
     np.testing.assert_allclose(after - before, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_that_of_pixels_with_a_label():
     cfg = PRESETS["tiny"]
-    params, batch = jax.jit(fcn.init)(cfg, KEY), fcn.example_batch(cfg, KEY, 3)
+    params, batch = init(cfg, KEY), fcn.example_batch(cfg, KEY, 3)
     batch["targets"] = jnp.where(batch["mask"], batch["targets"], 250).astype(jnp.uint8)
-    probabilities = np.asarray(fcn.trace(cfg, params, batch["inputs"])[1]["outputs"])
+    probabilities = np.asarray(trace(cfg, params, batch["inputs"])[1]["outputs"])
     total, right, count = 0.0, 0, 0
     for place in np.ndindex(*batch["mask"].shape):
         if batch["mask"][place]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import scenes
+from train import scenes, stamps
 from train.augment import Augment, deform, deform_batch
 from train.data import DataError, load_data
 from train.masks import VOC_CLASSES, VOID
@@ -145,7 +145,7 @@ def test_pixels_of_digit_scenes_are_those_of_the_scenes():
 
 
 def test_pixels_of_stamps_have_their_categories(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, "STAMP_SCENES", {"train": 20, "validation": 4, "test": 6, "one-shot": 2})
+    monkeypatch.setattr(stamps, "SCENES", {"train": 20, "validation": 4, "test": 6, "one-shot": 2})
     (tmp_path / "images").mkdir()
     kinds = {"A frog.": "animals", "An owl.": "animals", "A car.": "vehicles", "A train.": "vehicles", "A cup.": "household"}
     lines = ["image\tcategory\tcaption_en"]

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import train.data
-from train import scenes
+from train import scenes, stamps
 from train.data import DataError, load_data
-from train.scenes import DIGITS, HELD_OUT, MARGIN, PHRASES, RELATIONS, SIDES, caption, digit_scenes, enlarged, phrase, relation
+from train.scenes import DIGITS, HELD_OUT, MARGIN, PHRASES, RELATIONS, SIDES, caption, digit_scenes, enlarged, relation
+from train.stamps import phrase
 from train.tokens import END, UNKNOWN, pieces
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
@@ -235,7 +236,7 @@ def folder(path, *, twice=("A frog.",), more=()):
 
 @pytest.fixture(name="few")
 def _few(monkeypatch):
-    monkeypatch.setattr(scenes, "STAMP_SCENES", COUNTS)
+    monkeypatch.setattr(stamps, "SCENES", COUNTS)
 
 
 def shown(dataset, split):

@@ -37,12 +37,11 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import itertools
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,7 +67,9 @@ from train.formats import (
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
 from train.masks import read_masks
 from train.pairs import Pairs
-from train.scenes import SCENES, Scenes, categories, digit_scenes, stamps
+from train.places import ProgressBar, cache, download, locate, roots
+from train.scenes import SCENES, Scenes, digit_scenes
+from train.stamps import categories, read_stamps
 from train.text import Text
 from train.tokens import Tokenizer
 
@@ -155,7 +156,7 @@ def load_data(
         path = _AT_END.sub("", path) if kind in ("fsdd", "stamps") else path
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
-        return _FROM_PATH[kind](name, _locate(path, data_dir), image_shape)
+        return _FROM_PATH[kind](name, locate(path, data_dir), image_shape)
     if kind == "synthetic":
         return _synthetic(name, path)
     if name == "digits":
@@ -242,7 +243,7 @@ def _idx_set(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     files = _find(name, data_dir)
     if not files:
         files = [
-            _download(name, file, md5, spec["mirrors"], tuple(_IDX_FILES.values()))
+            download(name, file, md5, spec["mirrors"], tuple(_IDX_FILES.values()))
             for file, md5 in zip(_IDX_FILES.values(), spec["md5"], strict=True)
         ]
     tables: dict[str, Table] = {"train": {}, "test": {}}
@@ -263,32 +264,9 @@ def _idx_set(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     return Dataset(name, splits, spec["classes"], (0.0, 255.0))
 
 
-def _roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
-    """The directories where data may lie."""
-    for origin, root in (("--data-dir", data_dir), ("ZOO_DATA_DIR", os.environ.get("ZOO_DATA_DIR"))):
-        if root:
-            with reading(f"{origin} {root}"):
-                path = pathlib.Path(root).expanduser()
-                if not path.is_dir():
-                    raise DataError(f"{origin} {root}: no such directory")
-            yield path
-
-
-def _locate(path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """The path within the current or else a data directory; an absolute path is itself within any."""
-    looked = []
-    with reading(path):
-        for root in itertools.chain([pathlib.Path.cwd()], _roots(data_dir)):
-            place = root / pathlib.Path(path).expanduser()
-            if place.exists():
-                return place
-            looked.append(str(place))
-    raise DataError(f"no such file or folder: {', '.join(dict.fromkeys(looked))}")
-
-
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Path]:
     """The set's files, gzipped or not, from the first directory that has them; none if none has."""
-    for root in _roots(data_dir):
+    for root in roots(data_dir):
         with reading(root / name):
             places = [(root / name / file, root / name / file.removesuffix(".gz")) for file in _IDX_FILES.values()]
             found = [next((place for place in pair if place.exists()), None) for pair in places]
@@ -299,68 +277,6 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Pa
         if files:
             return files
     return []
-
-
-def _download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()) -> pathlib.Path:
-    import pooch
-
-    cache = _cache(name)
-    pooch.get_logger().setLevel("WARNING")
-    failures = []
-    for mirror in mirrors:
-        try:
-            with contextlib.closing(_progress_bar(file)) as bar:
-                downloader: Any = pooch.HTTPDownloader(timeout=20)
-                downloader.progressbar = bar
-                return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, cache, downloader=downloader))
-        except Exception as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
-            failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
-    raise DataError(
-        f"data {name!r}: {file} is neither here nor could it be downloaded ({'; '.join(failures)}).  Put "
-        f"{', '.join(all_files or (file,))} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
-    )
-
-
-def _cache(name: str) -> pathlib.Path:
-    """A folder in the user's cache; XDG_CACHE_HOME says where that is, or what the system has instead."""
-    import pooch
-
-    return pathlib.Path(pooch.os_cache("purezoo")) / name
-
-
-class _progress_bar:  # noqa: N801 (pooch wants an object with total, update, reset, close)
-    """What is drawn during downloads and other long work, with rich; nothing where there is no terminal, or nothing to do."""
-
-    def __init__(self, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn(label), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(label, total=None)
-
-    @property
-    def total(self) -> float | None:
-        """Bytes expected; set when the first of them come."""
-        return self._progress.tasks[0].total
-
-    @total.setter
-    def total(self, value: float) -> None:
-        self._progress.start()
-        self._progress.update(self._task, total=value or None)
-
-    def update(self, amount: float) -> None:
-        """More bytes have come."""
-        self._progress.advance(self._task, amount)
-
-    def reset(self) -> None:
-        """Begins again."""
-        self._progress.reset(self._task, start=True)
-
-    def close(self) -> None:
-        """Takes the bar away."""
-        self._progress.stop()
 
 
 def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
@@ -454,11 +370,11 @@ def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Data
 
 def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
     language = _AT_END.search(name)
-    return _of_scenes(name, stamps(folder, language[1] if language else "en"))
+    return _of_scenes(name, read_stamps(folder, language[1] if language else "en"))
 
 
 def _from_stamp_pixels(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
-    found = stamps(folder)
+    found = read_stamps(folder)
     of_kinds = categories(folder, found.kinds)
     classes = sorted(set(of_kinds))
     return _of_pixels(name, found, classes, [classes.index(category) for category in of_kinds])
@@ -473,16 +389,16 @@ def _digit_scenes(name: str, kind: str, count: str) -> Dataset:
 
 def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, shape: tuple[int, int, int], how: Pairs) -> Dataset:
     def decode(files: Sequence[pathlib.Path]) -> Mapped:
-        with contextlib.closing(_progress_bar("decoding")) as bar:
+        with contextlib.closing(ProgressBar("decoding")) as bar:
             size = math.prod(shape)
 
             def decoded(count: int) -> None:
                 bar.total = size * len(files)
                 bar.update(size * count)
 
-            return map_images(files, shape, _cache("captions"), decoded)
+            return map_images(files, shape, cache("captions"), decoded)
 
-    found = captions.read(f"data {name!r}", path, how, shape, functools.partial(_locate, data_dir=data_dir), decode)
+    found = captions.read(f"data {name!r}", path, how, shape, functools.partial(locate, data_dir=data_dir), decode)
     return _of_scenes(name, found)
 
 
@@ -530,7 +446,7 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
     if name == "topics":
         documents = texts.topics()
     elif name == "brown":
-        places = [root / name for root in _roots(data_dir) if (root / name).exists()]
+        places = [root / name for root in roots(data_dir) if (root / name).exists()]
         if not places:
             raise DataError(
                 "data 'brown': not found.  Put the 500 files ca01 ... cr09 of the Brown corpus (nltk_data's corpora/brown.zip) "
@@ -538,10 +454,10 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
             )
         documents = texts.brown(places[0])
     elif name == "tinyshakespeare":
-        places = [root / name / "input.txt" for root in _roots(data_dir) if (root / name / "input.txt").exists()]
-        documents = texts.from_path(places[0] if places else _download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,)))
+        places = [root / name / "input.txt" for root in roots(data_dir) if (root / name / "input.txt").exists()]
+        documents = texts.from_path(places[0] if places else download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,)))
     else:
-        documents = texts.from_path(_locate(path, data_dir))
+        documents = texts.from_path(locate(path, data_dir))
     splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
     return Dataset(name, splits, vocabulary=vocabulary)
 
@@ -561,12 +477,12 @@ def _pairs(
         source, _, target = path.partition(",")
         if name == "multi30k-en-fr":
             source, target = _MULTI30K
-            if not any((root / "multi30k").is_dir() for root in _roots(data_dir)):
+            if not any((root / "multi30k").is_dir() for root in roots(data_dir)):
                 raise DataError(
                     f"data {name!r}: not found.  Put train, val and test_2016_flickr of the WMT multimodal task, such as "
                     "train.en.gz and train.fr.gz, into DIR/multi30k/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
                 )
-        splits = sentences.from_files(name, source, target or None, functools.partial(_locate, data_dir=data_dir), bad)
+        splits = sentences.from_files(name, source, target or None, functools.partial(locate, data_dir=data_dir), bad)
     found = sentences.encode(f"data {name!r}", splits, how, bad)
     vocabulary = found.tokenizers["target"].vocabulary
     return Dataset(name, vocabulary=vocabulary, **found._asdict())

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/convnet-digits
+# Programs that tests compiled, for the next run of them on this machine.
+PROGRAMS := $(CURDIR)/.cache/$(shell uname -n)
 
 .PHONY: demo test lint lock clean
 
@@ -12,6 +14,7 @@ demo: .venv/.demo
 	$(BIN)/python -m evals $(RUN)
 
 test: .venv/.test
+	JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR:-$(PROGRAMS)} \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: .venv/.test
@@ -37,4 +40,4 @@ lock:
 	.venv/lock/bin/pip freeze --exclude purezoo | grep -v '@' > constraints.txt
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist .cache

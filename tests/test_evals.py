@@ -21,6 +21,7 @@ import evals.report
 import train
 import zoo
 from evals.evaluation import confusion_matrix, name_metrics, show_metric
+from train.recipe import Target
 from train.recipes import RECIPES
 from train.run_folder import read_json, write_json
 from zoo import mlp
@@ -350,3 +351,13 @@ def test_help_is_fast_because_it_does_not_load_jax():
     assert done.returncode == 0, done.stderr
     for option in ("RUN_DIR", "--split", "--predict", "--invert", "--data-dir", "--no-report", "--example"):
         assert option in done.stdout
+
+
+def test_a_target_without_a_bound_is_measured_and_not_reached():
+    verdicts = {
+        "measured": Target(metric="error %", published=1.0),
+        "reached": Target(metric="error %", at_most=2),
+        "missed": Target(metric="error %", at_least=3),
+        "not measured here": Target(metric="BLEU"),
+    }
+    assert [evals.report._verdict(target, {"error %": 2.0}) for target in verdicts.values()] == list(verdicts)

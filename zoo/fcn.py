@@ -308,7 +308,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     logits = apply(cfg, params, batch["inputs"], key=key)
     require_shape("targets", batch["targets"], logits.shape[:-1])
     targets = batch["targets"].astype(jnp.int32)
-    # As optax's, which takes the first of one score for each pixel: XLA evaluates that gradient while it compiles, for minutes.
+    # Optax's takes the first of one score for each pixel besides, whose gradient XLA evaluates while it compiles: slow for many.
     scores = jnp.squeeze(jnp.take_along_axis(logits, targets[..., None], axis=-1), axis=-1)
     return summed(jax.nn.logsumexp(logits, axis=-1) - scores, batch["mask"], accuracy=jnp.argmax(logits, axis=-1) == targets)
 

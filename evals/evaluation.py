@@ -19,7 +19,8 @@ from jax import Array
 
 import train.loop
 from train.batches import Batches, Scaling
-from train.data import DataError, Dataset, load_data
+from train.data import DataError, load_data
+from train.dataset import Dataset
 from train.recipe import Recipe, Target, module_of
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
 from train.step import make_evaluate

@@ -92,7 +92,7 @@ def coco(root: pathlib.Path, change=None) -> str:
     return f"captions:{root}/annotations/captions_{{split}}2014.json"
 
 
-def load(name: str, how: Pairs = WORDS, shape: tuple[int, int, int] = SHAPE) -> train.data.Dataset:
+def load(name: str, how: Pairs = WORDS, shape: tuple[int, int, int] = SHAPE) -> train.Dataset:
     return load_data(name, image_shape=shape, pairs=how)
 
 

@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits
 import train.data
 from train.assets import make_digits
 from train.batches import Batches
-from train.data import DataError, Dataset, load_data, stratified_split
+from train.data import DataError, load_data
+from train.dataset import Dataset, stratified_split
 from train.formats import read_npz
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -250,6 +250,21 @@ def shown(dataset, split):
 
 
 @pytest.mark.usefixtures("few")
+def test_more_scenes_train_and_those_of_other_splits_stay(tmp_path):
+    name = folder(tmp_path)
+    usual, more, french = load_data(name), load_data(f"{name}@77"), load_data(f"{name}@fr,77")
+    pixels = load_data(f"stamp_pixels{name.removeprefix('stamps')}@77")
+    for split in COUNTS:
+        table = more.splits[split]["inputs"]["image"]
+        assert len(table) == (77 if split == "train" else COUNTS[split])
+        assert np.array_equal(table, pixels.splits[split]["inputs"])
+        if split != "train":
+            assert np.array_equal(table, usual.splits[split]["inputs"]["image"])
+    assert len(french.sentences["train"]) == 77
+    assert french.kinds == load_data(f"{name}@fr").kinds
+
+
+@pytest.mark.usefixtures("few")
 def test_scenes_of_stamps_are_what_their_captions_say(tmp_path):
     name = folder(tmp_path)
     english, french = load_data(name), load_data(f"{name}@fr")
@@ -378,6 +393,11 @@ def test_faults_of_names_are_explained(tmp_path):
         load_data(f"{name}@de")
     with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
         load_data("stamps:nowhere@fr")
+    for bad in ("0", "fr,many", "fr,"):
+        with pytest.raises(DataError, match=rf"{bad}': .* scenes, allowed: a number from 1 to 999999"):
+            load_data(f"{name}@{bad}")
+    with pytest.raises(DataError, match="'fr' scenes, allowed: a number"):
+        load_data(f"stamp_pixels{name.removeprefix('stamps')}@fr")
     with pytest.raises(DataError, match="a path must follow the colon"):
         load_data("stamps:")
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from train.checkpoint import CheckpointError as CheckpointError
     from train.data import DataError as DataError
-    from train.data import Dataset as Dataset
     from train.data import load_data as load_data
+    from train.dataset import Dataset as Dataset
     from train.loop import Diverged as Diverged
     from train.optimizer import Optimizer as Optimizer
     from train.recipe import Recipe as Recipe
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": ["CheckpointError"],
-    "data": ["DataError", "Dataset", "load_data"],
+    "data": ["DataError", "load_data"],
+    "dataset": ["Dataset"],
     "loop": ["Diverged"],
     "optimizer": ["Optimizer"],
     "recipe": ["Recipe", "Target"],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from train.data import stratified_split
+from train.dataset import stratified_split
 from train.formats import Images
 from train.parallel import Layout, Parallel
 from zoo.base import Batch
@@ -29,6 +29,14 @@ class Scaling(NamedTuple):
         return (raw.astype(jnp.float32) - shift) * scale
 
 
+def _moments(raw: np.ndarray, axis: int | None) -> tuple[Any, Any]:
+    """Mean and standard deviation in float64, a few examples at a time: numpy's own has all of them in float64 at once."""
+    mean = raw.mean(axis=axis, dtype=np.float64)
+    pieces = np.array_split(raw, max(raw.size >> 22, 1))
+    squares = sum(np.square(piece - mean).sum(axis=axis) for piece in pieces)
+    return mean, np.sqrt(squares / (len(raw) if axis == 0 else raw.size))
+
+
 def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scaling:
     """Statistics of the training inputs ``raw``, an array [n, ...] or Images.
 
@@ -44,14 +52,15 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
             low, high = input_range
             shift, scale = np.float32(low), np.float32(1 / (high - low) if high > low else 1)
         case "standardize":
-            deviation = raw.std(dtype=np.float64) if raw.min() < raw.max() else 0
-            shift, scale = np.float32(raw.mean(dtype=np.float64)), np.float32(1 / deviation if deviation else 1)
+            mean, deviation = _moments(raw, None)
+            shift, scale = np.float32(mean), np.float32(1 / deviation if raw.min() < raw.max() else 1)
         case "zscore":
             # Asked of the values, as the deviation of a constant may be a rounding error instead of 0.
-            deviation = np.where(raw.min(axis=0) < raw.max(axis=0), raw.std(axis=0, dtype=np.float64), 0)
+            mean, deviation = _moments(raw, 0)
+            deviation = np.where(raw.min(axis=0) < raw.max(axis=0), deviation, 0)
             # An input that never varies in training says nothing: it becomes 0, also where a test example differs.
             scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0).astype(np.float32)
-            shift = raw.mean(axis=0, dtype=np.float64).astype(np.float32)
+            shift = mean.astype(np.float32)
         case _:
             raise ValueError(f"preprocess={kind!r}, allowed: none, unit, standardize, zscore")
     return Scaling(shift, scale)

@@ -18,9 +18,9 @@
                    so many steps later (see train.generated)
     numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, pairs:FILE.tsv
                    pairs of sentences (see train.pairs)
-    digit_scenes, digit_scenes:COUNT, stamps:PATH, stamps:PATH@fr
+    digit_scenes, digit_scenes:COUNT, stamps:PATH, stamps:PATH@fr, stamps:PATH@COUNT, stamps:PATH@fr,COUNT
                    images of scenes with captions, and where their objects are (see train.scenes)
-    digit_pixels, digit_pixels:COUNT, stamp_pixels:PATH
+    digit_pixels, digit_pixels:COUNT, stamp_pixels:PATH, stamp_pixels:PATH@COUNT
                    the same images, in which each pixel has a class: background, or its digit; or its stamp's category
     masks:PATH     images, resized, and PNG masks whose values are classes (see train.masks), as Pascal VOC has them
     captions:PATH  images with captions of Karpathy's JSON (Flickr8k, Flickr30k, COCO) or COCO's own, resized (see train.captions)
@@ -36,15 +36,13 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from train import captions
@@ -52,6 +50,7 @@ from train import pairs as sentences
 from train import text as texts
 from train.audio import read_fsdd
 from train.captions import Captions
+from train.dataset import SPLITS, Dataset, Table, with_splits
 from train.formats import (
     DataError,
     Images,
@@ -71,66 +70,11 @@ from train.places import ProgressBar, cache, download, locate, roots
 from train.scenes import SCENES, Scenes, digit_scenes
 from train.stamps import categories, read_stamps
 from train.text import Text
-from train.tokens import Tokenizer
 
-__all__ = ["DataError", "Dataset", "load_data", "stratified_split"]
+__all__ = ["DataError", "load_data"]
 
-Table = dict[str, Any]
-SPLITS = ("train", "validation", "test")
 SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 """What files and folders may call a split."""
-SPLIT_SEED = 2015
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set in memory, but for inputs that are ``Images``.
-
-    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}; where pixels are labelled,
-        targets and mask are [n, height, width].
-    classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
-    speakers: names, where a further column "speakers" [n] of each split is an index into them.
-    vocabulary: what the integers of text stand for; there are no classes then.
-    tokenizers: of "source" and "target" sentences, or of "target" ones alone; vocabulary is the latter's.
-    widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
-    sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
-    references: {split: all that people said of each row, of which its target is one}, where they said several things.
-    kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
-    notes: what a person should know of how it was read.
-    """
-
-    name: str
-    splits: Mapping[str, Table]
-    classes: tuple[str, ...] = ()
-    input_range: tuple[float, float] = (0.0, 1.0)
-    speakers: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()
-    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
-    widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
-    references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
-    kinds: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A hash of the content: a run is resumed only on the same data."""
-        digest = hashlib.blake2b(digest_size=8)
-        for split in sorted(self.splits):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.splits[split])):
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                array = leaf if isinstance(leaf, Images) else np.ascontiguousarray(leaf)
-                digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
-                digest.update(array.digest() if isinstance(array, Images) else array.reshape(-1).view(np.uint8).data)
-        if self.references:
-            digest.update(repr(sorted(self.references.items())).encode())
-        return digest.hexdigest()
-
-    def joined(self, *names: str) -> Table:
-        """Several splits as one table."""
-        if len(names) == 1:
-            return dict(self.splits[names[0]])
-        return jax.tree.map(_joined, *(dict(self.splits[name]) for name in names))
 
 
 def load_data(
@@ -153,7 +97,7 @@ def load_data(
     if kind in _SEQUENCES and colon:
         return _sequences(name, kind, path)
     if colon and kind in _FROM_PATH:
-        path = _AT_END.sub("", path) if kind in ("fsdd", "stamps") else path
+        path = _AT_END.sub("", path) if kind in ("fsdd", "stamps", "stamp_pixels") else path
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
         return _FROM_PATH[kind](name, locate(path, data_dir), image_shape)
@@ -173,20 +117,6 @@ def load_data(
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     raise DataError(f"data {name!r}: no such set; {hint}")
-
-
-def stratified_split(targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED) -> list[np.ndarray]:
-    """Index arrays of the given sizes (they sum to len(targets)), shuffled, each class spread evenly over them."""
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
-    # Within its class an example has a rank in (0, 1); in the order of ranks every class is spread evenly.
-    rank = np.empty(len(targets))
-    for label in np.unique(targets):
-        members = shuffled[targets[shuffled] == label]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
-    # Ranks run from first to last, so consecutive blocks are stratified; shuffle once more within each.
-    again = np.random.default_rng([seed, 1])
-    return [again.permutation(block) for block in np.split(order, np.cumsum(sizes)[:-1])]
 
 
 def _digits() -> Dataset:
@@ -299,7 +229,7 @@ def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset
     kinds = {split: [(str(array.dtype), array.shape[1:]) for array in table.values()] for split, table in tables.items()}
     if any(kind != kinds["train"] for kind in kinds.values() if "train" in kinds):
         raise DataError(f"{file}: inputs or targets differ between the splits in type or shape: {kinds}")
-    splits = _with_splits(str(file), tables)
+    splits = with_splits(str(file), tables)
     first = splits["train"]
     classes = ()
     if first["targets"].dtype == np.int32:
@@ -337,7 +267,7 @@ def _streamed_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int
             raise DataError(f"{folder}: {len(names)} sub-folders, expected one for each of two or more classes")
         classes = tuple(sorted(names))
         tables = {split: _index(folder, part, classes, shape) for split, part in parts.items()}
-    return Dataset(name, _with_splits(str(folder), tables), classes, (0.0, 255.0))
+    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0))
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -369,21 +299,29 @@ def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Data
 
 
 def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
-    language = _AT_END.search(name)
-    return _of_scenes(name, read_stamps(folder, language[1] if language else "en"))
+    options = _AT_END.search(name)
+    language, comma, count = options[1].rpartition(",") if options else ("", "", "")
+    if count and not comma and not count.isdecimal():
+        language, count = count, ""
+    return _of_scenes(name, read_stamps(folder, language or "en", _count(name, count) if comma or count else 0))
 
 
 def _from_stamp_pixels(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
-    found = read_stamps(folder)
+    count = _AT_END.search(name)
+    found = read_stamps(folder, count=_count(name, count[1]) if count else 0)
     of_kinds = categories(folder, found.kinds)
     classes = sorted(set(of_kinds))
     return _of_pixels(name, found, classes, [classes.index(category) for category in of_kinds])
 
 
+def _count(name: str, scenes: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{,5}", scenes):
+        raise DataError(f"data {name!r}: {scenes!r} scenes, allowed: a number from 1 to 999999")
+    return int(scenes)
+
+
 def _digit_scenes(name: str, kind: str, count: str) -> Dataset:
-    if not re.fullmatch(r"[1-9][0-9]{,5}", count):
-        raise DataError(f"data {name!r}: {count!r} scenes, allowed: a number from 1 to 999999")
-    found = digit_scenes(_digits().splits, int(count))
+    found = digit_scenes(_digits().splits, _count(name, count))
     return _of_scenes(name, found) if kind == "digit_scenes" else _of_pixels(name, found, found.kinds, range(len(found.kinds)))
 
 
@@ -422,7 +360,7 @@ def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Seque
 
 def _from_masks(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
     tables, classes = read_masks(folder, shape)
-    return Dataset(name, _with_splits(str(folder), tables), classes, (0.0, 255.0))
+    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0))
 
 
 _FROM_PATH = {
@@ -499,31 +437,4 @@ def _sequences(name: str, kind: str, steps: str) -> Dataset:
 
 def _synthetic(name: str, form: str) -> Dataset:
     table, classes = synthetic(name, form)
-    return Dataset(name, _with_splits(f"data {name!r}", {"all": table}), tuple(map(str, range(classes))), (0.0, 255.0))
-
-
-def _with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:
-    """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation."""
-    if "all" in tables:
-        table, parts = tables["all"], ("train", "validation", "test")
-    elif "validation" not in tables:
-        table, parts = tables["train"], ("train", "validation")
-    else:
-        return tables
-    count = len(table["inputs"])
-    if count < 10:
-        raise DataError(f"{source}: {count} examples, expected at least 10 to split")
-    tenth = count // 10
-    labels = table["targets"] if table["targets"].ndim == 1 else np.zeros(count, np.int32)
-    sizes = (count - tenth * (len(parts) - 1), *[tenth] * (len(parts) - 1))
-    blocks = stratified_split(labels, sizes)
-    made = {part: {key: _chosen(value, rows) for key, value in table.items()} for part, rows in zip(parts, blocks, strict=True)}
-    return {**made, **{split: value for split, value in tables.items() if split == "test"}}
-
-
-def _chosen(column: Any, rows: np.ndarray) -> Any:
-    return column.select(rows) if isinstance(column, Images) else column[rows]
-
-
-def _joined(first: Any, *others: Any) -> Any:
-    return first.followed_by(*others) if isinstance(first, Images) else np.concatenate([first, *others])
+    return Dataset(name, with_splits(f"data {name!r}", {"all": table}), tuple(map(str, range(classes))), (0.0, 255.0))

@@ -29,7 +29,7 @@ import zoo
 from train import cluster
 from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
-from train.data import Dataset
+from train.dataset import Dataset
 from train.recipe import Recipe, from_dict, module_of, to_dict
 from train.step import TrainState, init_state
 from train.tokens import Tokenizer

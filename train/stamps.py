@@ -1,9 +1,9 @@
 """Scenes of cut-out pictures with captions (see ``train.scenes``).
 
-stamps:PATH, stamps:PATH@fr
+stamps:PATH, stamps:PATH@fr, stamps:PATH@COUNT, stamps:PATH@fr,COUNT
 one or two cut-outs on a canvas 64x64 of colours, captioned in English or French, from a folder of
-images/*.png with transparency and captions.tsv with columns image, caption_en and caption_fr: 12,000 train,
-500 validate and 1,000 test, all of these two kinds that occur together in no other split.  A kind is a
+images/*.png with transparency and captions.tsv with columns image, caption_en and caption_fr: COUNT (12,000)
+train, 500 validate and 1,000 test, all of these two kinds that occur together in no other split.  A kind is a
 caption; of those with several pictures the last one is kept for scenes of a further split, "one-shot"
 """
 
@@ -61,8 +61,11 @@ def phrase(text: str, language: str) -> Phrase | None:
     return Phrase(plain, min(head, len(pieces("words", plain)) - 1))
 
 
-def read_stamps(folder: pathlib.Path, language: str = "en") -> Scenes:
-    """Scenes of the cut-outs in a folder.  Raises DataError that names the file, and the line of captions.tsv."""
+def read_stamps(folder: pathlib.Path, language: str = "en", count: int = 0) -> Scenes:
+    """Scenes of the cut-outs in a folder, of which ``count`` train, or as many as ``SCENES`` says.
+
+    Raises DataError that names the file, and the line of captions.tsv.
+    """
     if language not in RELATIONS:
         raise DataError(f"{folder}: language {language!r}, allowed: {', '.join(RELATIONS)}")
     phrases, cutouts, notes = _cutouts(folder, language)
@@ -78,7 +81,8 @@ def read_stamps(folder: pathlib.Path, language: str = "en") -> Scenes:
     apart = _held_out(np.random.default_rng([SEED, 10]), len(phrases))
     made: dict[str, Table] = {}
     captions: dict[str, list[str]] = {}
-    for number, (split, count) in enumerate(SCENES.items()):
+    counts = SCENES | ({"train": count} if count else {})
+    for number, (split, count) in enumerate(counts.items()):
         if split == "one-shot" and not len(kept):
             continue
         rng = np.random.default_rng([SEED, 11, number])

@@ -17,7 +17,8 @@ import optax
 from train import cluster
 from train.batches import Batches, Scaling, fit_scaling
 from train.checkpoint import Checkpoints, describe
-from train.data import Dataset, load_data
+from train.data import load_data
+from train.dataset import Dataset
 from train.loop import Interrupts, Loop
 from train.member import Member, compare_members, resume
 from train.optimizer import build_one_of

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from sklearn.datasets import load_digits
 
-from train.data import stratified_split
+from train.dataset import stratified_split
 
 SIZES = (1397, 100, 300)
 

@@ -37,10 +37,12 @@ _stamps = Recipe(
     name="captions-stamps",
     about="scenes of one or two cut-out pictures of 361 kinds, ConvNet and LSTM with soft attention (Xu et al. 2015)",
     model=captioner.PRESETS["stamp_scenes"],
-    data="stamps:stamps",
-    optimizer=Optimizer(name="adam", learning_rate=4e-3, schedule="cosine", decay=0.02, warmup=0.5, clip_norm=1.0),
-    batch_size=64,
-    epochs=20,
+    data="stamps:stamps@48000",
+    preprocess="standardize",
+    optimizer=Optimizer(name="adam", learning_rate=4e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    batch_size=32,
+    epochs=5,
+    eval_every=0.5,
     select_by="loss",
     select_mode="min",
     targets=(Target(metric="test BLEU-4"), Target(metric="test objects %"), Target(metric="test pointing %")),
@@ -74,7 +76,7 @@ def _without_attention(recipe: Recipe[Any]) -> Recipe[Any]:
     )
 
 
-_french = replace(_stamps, name="captions-stamps-fr", about="the same scenes in French", data="stamps:stamps@fr")
+_french = replace(_stamps, name="captions-stamps-fr", about="the same scenes in French", data="stamps:stamps@fr,48000")
 
 RECIPES = (
     _digits,

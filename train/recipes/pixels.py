@@ -32,9 +32,10 @@ _stamps = replace(
     name="pixels-stamps",
     about="scenes of one or two cut-out pictures, FCN with skips down to single pixels (Long et al. 2015)",
     model=fcn.PRESETS["stamps"],
-    data="stamp_pixels:stamps",
+    data="stamp_pixels:stamps@48000",
     image_shape=(64, 64, 3),
-    epochs=20,
+    epochs=5,
+    eval_every=0.5,
     targets=(Target(metric="test mean IoU %"), Target(metric="test boundary accuracy %")),
 )
 

@@ -1,0 +1,109 @@
+"""A data set: arrays in splits, and what is known of them."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.formats import DataError, Images
+from train.tokens import Tokenizer
+
+Table = dict[str, Any]
+SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 2015
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory, but for inputs that are ``Images``.
+
+    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}; where pixels are labelled,
+        targets and mask are [n, height, width].
+    classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
+    speakers: names, where a further column "speakers" [n] of each split is an index into them.
+    vocabulary: what the integers of text stand for; there are no classes then.
+    tokenizers: of "source" and "target" sentences, or of "target" ones alone; vocabulary is the latter's.
+    widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
+    sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
+    references: {split: all that people said of each row, of which its target is one}, where they said several things.
+    kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
+    notes: what a person should know of how it was read.
+    """
+
+    name: str
+    splits: Mapping[str, Table]
+    classes: tuple[str, ...] = ()
+    input_range: tuple[float, float] = (0.0, 1.0)
+    speakers: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
+    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
+    widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
+    references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the content: a run is resumed only on the same data."""
+        digest = hashlib.blake2b(digest_size=8)
+        for split in sorted(self.splits):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.splits[split])):
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                array = leaf if isinstance(leaf, Images) else np.ascontiguousarray(leaf)
+                digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
+                digest.update(array.digest() if isinstance(array, Images) else array.reshape(-1).view(np.uint8).data)
+        if self.references:
+            digest.update(repr(sorted(self.references.items())).encode())
+        return digest.hexdigest()
+
+    def joined(self, *names: str) -> Table:
+        """Several splits as one table."""
+        if len(names) == 1:
+            return dict(self.splits[names[0]])
+        return jax.tree.map(_joined, *(dict(self.splits[name]) for name in names))
+
+
+def stratified_split(targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED) -> list[np.ndarray]:
+    """Index arrays of the given sizes (they sum to len(targets)), shuffled, each class spread evenly over them."""
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    # Within its class an example has a rank in (0, 1); in the order of ranks every class is spread evenly.
+    rank = np.empty(len(targets))
+    for label in np.unique(targets):
+        members = shuffled[targets[shuffled] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
+    # Ranks run from first to last, so consecutive blocks are stratified; shuffle once more within each.
+    again = np.random.default_rng([seed, 1])
+    return [again.permutation(block) for block in np.split(order, np.cumsum(sizes)[:-1])]
+
+
+def with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:
+    """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation."""
+    if "all" in tables:
+        table, parts = tables["all"], ("train", "validation", "test")
+    elif "validation" not in tables:
+        table, parts = tables["train"], ("train", "validation")
+    else:
+        return tables
+    count = len(table["inputs"])
+    if count < 10:
+        raise DataError(f"{source}: {count} examples, expected at least 10 to split")
+    tenth = count // 10
+    labels = table["targets"] if table["targets"].ndim == 1 else np.zeros(count, np.int32)
+    sizes = (count - tenth * (len(parts) - 1), *[tenth] * (len(parts) - 1))
+    blocks = stratified_split(labels, sizes)
+    made = {part: {key: _chosen(value, rows) for key, value in table.items()} for part, rows in zip(parts, blocks, strict=True)}
+    return {**made, **{split: value for split, value in tables.items() if split == "test"}}
+
+
+def _chosen(column: Any, rows: np.ndarray) -> Any:
+    return column.select(rows) if isinstance(column, Images) else column[rows]
+
+
+def _joined(first: Any, *others: Any) -> Any:
+    return first.followed_by(*others) if isinstance(first, Images) else np.concatenate([first, *others])

@@ -20,7 +20,7 @@ from evals.hlo import Collective, collectives, sizes
 from train.optimizer import Optimizer
 from train.recipe import Recipe
 from train.recipes import RECIPES
-from zoo import convnet, mlp, rbm
+from zoo import captioner, convnet, mlp, rbm, rnn, rnnlm
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -161,6 +161,15 @@ def test_a_step_with_a_carry_has_each_devices_share_of_it():
     cfg = rbm.Config(visible=12, hidden=8, persistent=True)
     step = make(Recipe(name="", model=cfg), 16, jax.devices()[:8], "cpu")
     assert total(step.forward).products == (2 + 2 + 2 + 1) * 2 * 2 * 12 * 8 + 2 * 2 * 2 * 12
+
+
+@pytest.mark.parametrize("module", [rnnlm, rnn, captioner, mlp])
+def test_sequences_are_as_long_as_is_asked_for(module):
+    recipe = Recipe(name="", model=module.PRESETS["tiny"])
+    steps = [make(recipe, 4, jax.devices()[:1], "cpu", length) for length in (10, 20, 30)]
+    first, second, third = (total(step.operations).products for step in steps)
+    assert second - first == third - second
+    assert (first < second) == (module is not mlp)
 
 
 def test_what_is_reduced_is_named():
@@ -333,6 +342,7 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path, monkeypatch):
         (["convnet-alexnt"], "no recipe 'convnet-alexnt'; did you mean convnet-alexnet?", 2),
         (["--topology", "v9:2x2"], "--topology v9:2x2, allowed: v4, v5e, v5p or v6e", 2),
         (["--per-chip", "0"], "--per-chip", 2),
+        (["--length", "0"], "--length", 2),
         (["--per-chip", "4", "--global-batch", "8"], "--per-chip, allowed without --global-batch", 2),
         (["--platform", "cuda"], "--platform cuda needs --target FILE", 2),
         (["--target", "h100.txtpb"], "--target, allowed with --platform cuda only", 2),

@@ -54,6 +54,8 @@ class Command:
     """Examples on each chip; the recipe's batch unless given, but 256 for convnet-alexnet and 64 for convnet-vgg16."""
     global_batch: tuple[int, ...] = ()
     """Examples on all chips together instead, one row each."""
+    length: int | None = None
+    """Steps of each sequence, tokens of each text, sentence or caption; a few, as in the model's example batch, unless given."""
     compute_dtype: Literal["bfloat16"] | None = None
     """Type to compute in; the recipe's own unless given."""
     compile: bool = True
@@ -115,9 +117,9 @@ def _problem(command: Command, topology: str) -> str:
         if name not in RECIPES:
             near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
             return f"no recipe {name!r}; did you mean {near}?  All: {', '.join(RECIPES)}"
-    for value in (command.per_chip, *command.global_batch):
+    for value in (command.per_chip, command.length, *command.global_batch):
         if value is not None and value < 1:
-            return "error: --per-chip and --global-batch, allowed: positive integers"
+            return "error: --per-chip, --length and --global-batch, allowed: positive integers"
     if command.per_chip and command.global_batch:
         return "error: --per-chip, allowed without --global-batch only"
     kind = topology.partition(":")[0]
@@ -135,7 +137,7 @@ def _problem(command: Command, topology: str) -> str:
 def measure(command: Command, recipe: Recipe[Any], batch: int, chips: int, devices: Sequence[Any] | None, chip: Chip) -> Row:
     """A recipe's line.  batch: examples on all chips.  devices: to compile for; None does not compile."""
     share = math.ceil(batch / chips)
-    step = make(recipe, batch if devices else share, devices or jax.devices()[:1], command.platform)
+    step = make(recipe, batch if devices else share, devices or jax.devices()[:1], command.platform, command.length)
     seconds = step_seconds(step.operations, step.moved, chip)
     backward = step_seconds(step.operations, 0, chip) - step_seconds(step.forward, 0, chip)
     program, memory, gradients, failed = None, "", "", ""

@@ -111,10 +111,11 @@ def _importable(module: str) -> bool:
         return False
 
 
-def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str) -> Step:
+def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str, length: int | None = None) -> Step:
     """The step of a recipe, spread over devices as the trainer does unless told otherwise.
 
     batch: examples in all, in place of the recipe's.  They are the model's example batch, which the plan of steps holds itself.
+    length: of its sequences, if it has some and they are not to stay as short as they are there.
     """
     cfg, module = recipe.model, module_of(recipe.model)
     layout = Layout(Parallel(), devices=devices)
@@ -127,6 +128,8 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
     examples = jax.eval_shape(lambda key: module.example_batch(cfg, key, layout.rows(batch)), key)
+    if length is not None and hasattr(module, "step"):
+        examples = _of_length(examples, length)
     _, metrics = jax.eval_shape(build(), state, ((), examples), key)
     plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), examples)
     number = jax.ShapeDtypeStruct((), jnp.int32)
@@ -149,6 +152,18 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str)
         size(state.params),
         size(metrics),
     )
+
+
+def _of_length(examples: dict[str, Any], length: int) -> dict[str, Any]:
+    """Shapes of a batch whose sequences, along axis 1, have so many steps.  Images have none, nor what is said once of each."""
+
+    def stretched(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        once = path[0].key in ("targets", "mask") and examples["mask"].ndim == 1
+        if once or leaf.ndim == 1 or path[-1].key == "image":
+            return leaf
+        return jax.ShapeDtypeStruct((leaf.shape[0], length, *leaf.shape[2:]), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(stretched, examples)
 
 
 def _forward(recipe: Recipe[Any], module: Model, params: Params, carry: Any, batch: Any, key: Any) -> Any:

@@ -300,3 +300,12 @@ def test_inputs_that_are_true_or_false_are_scaled_too(kind):
 def test_a_kind_of_scaling_that_does_not_exist():
     with pytest.raises(ValueError, match="preprocess='whiten', allowed: none, unit, standardize, zscore"):
         fit_scaling("whiten", RAW, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["standardize", "zscore"])
+def test_statistics_of_many_values_are_numpys(kind):
+    raw = np.random.default_rng(0).integers(0, 256, (3, 2**11 + 1, 1000), np.uint8).swapaxes(0, 1)  # more than one piece
+    axis = None if kind == "standardize" else 0
+    scaling = fit_scaling(kind, raw, (0.0, 255.0))
+    np.testing.assert_allclose(scaling.shift, raw.mean(axis, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(scaling.scale, 1 / raw.std(axis, dtype=np.float64), rtol=1e-6)

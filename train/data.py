@@ -308,7 +308,7 @@ def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Da
 
 def _from_stamp_pixels(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
     count = _AT_END.search(name)
-    found = read_stamps(folder, count=_count(name, count[1]) if count else 0)
+    found = read_stamps(folder, scenes=_count(name, count[1]) if count else 0)
     of_kinds = categories(folder, found.kinds)
     classes = sorted(set(of_kinds))
     return _of_pixels(name, found, classes, [classes.index(category) for category in of_kinds])

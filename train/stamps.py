@@ -61,8 +61,8 @@ def phrase(text: str, language: str) -> Phrase | None:
     return Phrase(plain, min(head, len(pieces("words", plain)) - 1))
 
 
-def read_stamps(folder: pathlib.Path, language: str = "en", count: int = 0) -> Scenes:
-    """Scenes of the cut-outs in a folder, of which ``count`` train, or as many as ``SCENES`` says.
+def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0) -> Scenes:
+    """Scenes of the cut-outs in a folder, of which ``scenes`` train, or as many as ``SCENES`` says.
 
     Raises DataError that names the file, and the line of captions.tsv.
     """
@@ -81,7 +81,7 @@ def read_stamps(folder: pathlib.Path, language: str = "en", count: int = 0) -> S
     apart = _held_out(np.random.default_rng([SEED, 10]), len(phrases))
     made: dict[str, Table] = {}
     captions: dict[str, list[str]] = {}
-    counts = SCENES | ({"train": count} if count else {})
+    counts = SCENES | ({"train": scenes} if scenes else {})
     for number, (split, count) in enumerate(counts.items()):
         if split == "one-shot" and not len(kept):
             continue

@@ -18,8 +18,9 @@ import numpy as np
 import tyro
 from jax import Array
 
-from evals.evaluation import Evaluation, Restored, load_split, restore
+from evals.evaluation import Evaluation, Restored, load_split
 from evals.page import plot, titled
+from evals.runs import COLORS, named
 from evals.unsupervised import NEEDS
 from train.run_folder import write_text
 from train.step import init_state
@@ -51,13 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         norms = {}
-        for run_dir in options.run_dirs:
-            run = restore(run_dir)
+        for name, run in named(options.run_dirs).items():
             if not applies(run):
-                raise ValueError(f"{run_dir}: {run.recipe.name}, expected a recurrent network whose outputs are the last step's")
-            norms[run.recipe.name] = of_run(run, load_split(run, "test", options.data_dir))
+                what = f"{run.folder.path}: {run.recipe.name}"
+                raise ValueError(f"{what}, expected a recurrent network whose outputs are the last step's")
+            norms[name] = of_run(run, load_split(run, "test", options.data_dir))
         write_text(options.plot, draw(norms))
-    except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
+    except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, lines in norms.items():
@@ -124,7 +125,7 @@ def draw(runs: dict[str, dict[str, np.ndarray]]) -> str:
     """Lines over the steps, logarithmic, as SVG."""
 
     def lines(axes: Any) -> None:
-        for color, (name, both) in zip(("#4c8dff", "#e8743b", "#8a63d2", "#3fa45b"), runs.items(), strict=False):
+        for color, (name, both) in zip(COLORS, runs.items(), strict=False):
             for label, values in both.items():
                 axes.plot(np.arange(1, len(values) + 1), values, LINES[label], color=color, label=f"{name}, {label}")
         axes.set_yscale("log")

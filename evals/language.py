@@ -18,7 +18,7 @@ from evals import ngrams
 from evals.evaluation import Evaluation, Restored
 from evals.page import titled
 from train.formats import DataError
-from train.text import BEGIN, UNKNOWN, decode, encode_text
+from train.text import BEGIN, UNKNOWN, begun, decode, encode
 from train.trainer import evaluation_batches
 from zoo.base import Batch, Params, Recurrent, restart
 from zoo.language import generate
@@ -146,9 +146,9 @@ def read_prompt(run: Restored, prompt: str) -> tuple[np.ndarray, list[str]]:
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} is no language model of text, so it cannot write")
     prompt = prompt.removeprefix(run.data.vocabulary[BEGIN])
-    parts = list(prompt) if kind(run) == "characters" else prompt.split()
+    parts = begun(prompt, run.data.vocabulary)
     unknown = [part for part in parts if part not in run.data.vocabulary]
-    return np.concatenate([[BEGIN], encode_text(prompt, run.data.vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
+    return np.concatenate([[BEGIN], encode(parts, run.data.vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
 
 
 def write(

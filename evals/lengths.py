@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from evals.evaluation import load_dataset, restore
+from evals.evaluation import load_dataset
+from evals.runs import named
 from evals.translation import by_length, lengths_plot, translate
 from train.run_folder import write_text
 
@@ -38,10 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         runs = {}
-        for run_dir in options.run_dirs:
-            run = restore(run_dir)
+        for name, run in named(options.run_dirs).items():
             sentences = load_dataset(run, options.data_dir).sentences.get("test", ())
-            runs[run.recipe.name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
+            runs[name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
         write_text(options.plot, lengths_plot(runs))
     except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

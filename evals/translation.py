@@ -18,11 +18,12 @@ import numpy as np
 from evals import unsupervised
 from evals.evaluation import Evaluation, Restored
 from evals.page import plot, titled
+from evals.runs import COLORS
 from evals.words import labelled_map
 from train.formats import DataError
 from train.tokens import END, SPACE, UNKNOWN, packed, pieces
 from zoo.base import Conditional
-from zoo.decode import Written, beam_search
+from zoo.decode import Written, beam_search, greedy
 
 BEAM, LENGTH_PENALTY = 5, 1.0
 ROWS, STEP = 32, 8
@@ -90,15 +91,20 @@ def require_search(run: Restored, beam: int, length_penalty: float) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def search(module: Conditional, cfg: Any, params: Any, inputs: Any, length: int, beam: int, length_penalty: Any) -> Written:
-    """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them."""
+    """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them; greedily with a beam of 1.
+
+    A beam search of that width would write on past an end that was the most probable token.
+    """
     memory, carry = module.encode(cfg, params, inputs)
 
     def step(carry: Any, tokens: Any) -> Any:
         return module.step(cfg, params, carry, tokens, memory)
 
     first = jnp.full(len(jax.tree.leaves(inputs)[0]), END, jnp.int32)
-    how = {"end": END, "width": beam, "length_penalty": length_penalty, "banned": (UNKNOWN,)}
-    return beam_search(step, carry, first, length, **how)
+    how = {"end": END, "banned": (UNKNOWN,)}
+    if beam == 1:
+        return jax.tree.map(lambda leaf: leaf[:, None], greedy(step, carry, first, length, **how))
+    return beam_search(step, carry, first, length, width=beam, length_penalty=length_penalty, **how)
 
 
 def measure(
@@ -146,7 +152,7 @@ def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
     """BLEU over the length of the source of several runs, as SVG (Bahdanau et al. 2014, figure 2)."""
 
     def lines(axes: Any) -> None:
-        for color, (name, bins) in zip(("#4c8dff", "#e8743b", "#8a63d2", "#3fa45b"), runs.items(), strict=False):
+        for color, (name, bins) in zip(COLORS, runs.items(), strict=False):
             axes.plot(list(bins), [score for _, score in bins.values()], "o-", color=color, label=name, markersize=4)
         axes.set_xlabel("words of the source")
         axes.set_ylim(bottom=0)

@@ -1,6 +1,8 @@
 """Language models against their equations: a loop over positions in numpy, the softmax by hand, and sampling's distribution."""
 
 import functools
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import zoo
+from evals.language import read_prompt
 from zoo import language, nnlm, rnn, rnnlm
 
 VOCABULARY = 11
@@ -169,3 +172,27 @@ def test_numbers_that_are_no_tokens_are_refused():
     module, cfg, params, tokens = setup("rnnlm")
     with pytest.raises(ValueError, match=r"inputs: float32, expected tokens"):
         module.apply(cfg, params, tokens.astype(jnp.float32))
+
+
+def test_presets_are_rows_of_the_papers_table():
+    rows = {"mlp1": (4, 50, 60, True), "mlp5": (4, 50, 30, True), "mlp9": (4, 100, 30, False)}
+    found = {name: (cfg.context, cfg.hidden, cfg.features, cfg.direct) for name, cfg in nnlm.PRESETS.items() if name != "tiny"}
+    assert found == rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mask_of_rows_is_enough_where_texts_are_equally_long(name):
+    module, cfg = zoo.MODELS[name], MODELS[name]
+    batch = module.example_batch(cfg, jax.random.key(1), 3)
+    rows = jnp.array([True, False, True])
+    whole = batch | {"mask": jnp.broadcast_to(rows[:, None], batch["targets"].shape)}
+    params = initial(module, cfg)
+    losses = [jitted(module.loss)(cfg, params, each) for each in (batch | {"mask": rows}, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *losses)
+
+
+def test_a_prompt_is_read_as_training_text_is():
+    run: Any = types.SimpleNamespace(data=types.SimpleNamespace(vocabulary=("<eos>", "<unk>", "the", "cat")), module=rnnlm)
+    prompt, unknown = read_prompt(run, "the cat\n\nthe dog")
+    assert prompt.tolist() == [0, 2, 3, 0, 2, 1]
+    assert unknown == ["dog"]

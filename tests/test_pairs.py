@@ -107,12 +107,13 @@ def test_files_of_splits_a_tsv_and_gzipped_ones_are_the_same_data(tmp_path, monk
         (b"word " * 50 + b"\n", "more than max_length=40 tokens"),
     ],
 )
-def test_lines_that_cannot_serve_are_named_or_left_out_and_counted(tmp_path, raw, what):
+@pytest.mark.parametrize("side", ["corpus.en", "corpus.fr"])
+def test_lines_that_cannot_serve_are_named_or_left_out_and_counted(tmp_path, raw, what, side):
     name = files(tmp_path, counted(60))
-    file = tmp_path / "corpus.fr"
+    file = tmp_path / side
     good = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*good[:4], raw, *good[5:]]))
-    with pytest.raises(DataError, match=rf"{what}: {tmp_path}/corpus.en:5; pairs.on_bad=skip"):
+    with pytest.raises(DataError, match=rf"{what}: {file}:5; pairs.on_bad=skip"):
         load_data(name, pairs=Pairs(tokens="words", max_length=40))
     left = load_data(name, pairs=Pairs(tokens="words", max_length=40, on_bad="skip"))
     assert f"left out: 1 lines, {what}" in left.notes
@@ -138,6 +139,8 @@ def test_faults_of_whole_files_are_named(tmp_path):
         load_data("pairs:nowhere.en,nowhere.fr")
     with pytest.raises(DataError, match=r"language 'xx', allowed: .*fr"):
         load_data("numbers-en-xx")
+    with pytest.raises(DataError, match=r"data 'numbers-en-am': num2words fails on \d+ in language 'am': "):
+        load_data("numbers-en-am")
 
 
 @pytest.mark.parametrize(

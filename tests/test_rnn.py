@@ -91,6 +91,8 @@ def test_both_directions_equal_two_passes_one_of_them_reversed(read_out):
     assert "reset" not in rnn.example_batch(cfg, KEY, BATCH)
     with pytest.raises(ValueError, match="bidirectional=True, allowed: False"):
         rnn.step(cfg, params, (), x[:, 0])
+    with pytest.raises(ValueError, match="bidirectional=True, allowed: False, to go on from a carry"):
+        rnn.unroll(cfg, params, (jnp.ones((BATCH, 10)), jnp.ones((BATCH, 8))), x)
 
 
 @pytest.mark.parametrize(("read_out", "bidirectional"), [("each", False), ("last", True)])
@@ -131,6 +133,15 @@ def test_images_are_sequences_of_rows_and_a_mask_of_rows_is_enough():
     _close(_loss(cfg, steps), _loss(cfg, batch), 0)
     with pytest.raises(ValueError, match=r"mask: shape \(5,\), expected \[4\]"):
         rnn.loss(cfg, _params(cfg), batch | {"mask": jnp.ones(5, bool)})
+
+
+def test_a_mask_of_rows_is_enough_where_every_step_is_read():
+    batch = rnn.example_batch(TWO, KEY, BATCH)
+    rows = jnp.array([True, True, False, True])
+    steps = jnp.broadcast_to(rows[:, None], batch["mask"].shape)
+    _close(_loss(TWO, batch | {"mask": rows}), _loss(TWO, batch | {"mask": steps}), 0)
+    with pytest.raises(ValueError, match=r"mask: shape \(5,\), expected \[4\]"):
+        rnn.loss(TWO, _params(TWO), batch | {"mask": jnp.ones(5, bool)})
 
 
 def test_pieces_end_the_gradient_but_not_the_state():

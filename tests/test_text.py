@@ -34,8 +34,14 @@ def test_the_vocabulary_is_of_training_by_frequency_and_rare_words_are_unknown()
     assert vocabulary == ("<eos>", "<unk>", "the", "cat")
     assert text.encode(["the", "dog", "<eos>", "sat"], vocabulary).tolist() == [2, 1, 0, 1]
     assert text.decode([2, 3, 0], vocabulary) == "the cat \n"
-    assert text.encode_text("the cat", vocabulary).tolist() == [2, 3]
-    assert text.decode(text.encode_text("ab\n", ("\n", "<unk>", "a", "b")), ("\n", "<unk>", "a", "b")) == "ab\n"
+
+
+def test_a_text_that_goes_on_is_read_as_training_text_but_for_the_end_of_its_last_line():
+    vocabulary = ("<eos>", "<unk>", "the")
+    assert text.begun("the cat", vocabulary) == ["the", "cat"]
+    assert text.begun("", vocabulary) == []
+    assert text.begun(LINES, vocabulary) == text.words(LINES)
+    assert text.begun("ab\n", ("\n", "<unk>", "a", "b")) == ["a", "b", "\n"]
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 8, 20])
@@ -67,6 +73,24 @@ def test_a_file_is_split_by_position(tmp_path):
         "validation": 50,
         "test": 50,
     }
+
+
+@pytest.mark.parametrize("space", ["\n", " "])
+def test_a_file_of_words_is_cut_between_lines_or_at_least_words(tmp_path, space):
+    names = [f"w{index:03}" for index in range(400)]
+    lines = [" ".join(names[first : first + 7]) for first in range(0, 400, 7)]
+    (tmp_path / "book.txt").write_text(space.join(lines))
+    documents = text.from_path(tmp_path / "book.txt", Text(tokens="words"))
+    parts = [part for (part,) in documents.values()]
+    assert [word for part in parts for word in part.split()] == names
+    assert all(part.endswith(space) for part in parts[:2])
+    assert [len(part.split()) for part in parts[1:]] == pytest.approx([20, 20], abs=7)
+
+
+def test_notes_say_how_many_tokens_there_are_and_how_many_held_out_ones_are_unknown(tmp_path):
+    path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
+    (note,) = load_data(f"text:{path}", text=Text(tokens="words")).notes
+    assert note == "4 words, 20 tokens in training, 20.00 % of the held-out ones unknown"
 
 
 def test_the_embedded_topics_are_english_and_split_by_topic():

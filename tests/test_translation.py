@@ -4,9 +4,11 @@ import dataclasses
 import importlib.util
 import io
 import re
+import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import num2words
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import evals.report
 import train
 from evals import translation
 from evals.evaluation import Evaluation
+from evals.runs import named
 from evals.translation import Translation
 from train.formats import DataError
 from train.optimizer import Optimizer
@@ -97,6 +100,27 @@ def test_sentences_do_not_depend_on_the_others_and_blank_ones_stay_blank(run):
         assert each.score == pytest.approx(alone.score, abs=1e-3)
         assert bool(each.text) == bool(sentence.strip())
     assert translation.translate(run, []) == []
+
+
+class Hasty:
+    """A model that ends at once with probability 0.5, and goes on with 0.48 to an end that is certain."""
+
+    @staticmethod
+    def encode(cfg, params, inputs):
+        return (), jnp.zeros(len(inputs), int)
+
+    @staticmethod
+    def step(cfg, params, carry, tokens, memory):
+        return carry + 1, jnp.where(carry[:, None] == 0, jnp.log(jnp.array([0.5, 0.02, 0.48])), jnp.log(jnp.array([1.0, 0, 0])))
+
+
+def test_a_beam_of_one_takes_the_most_probable_token_also_where_that_is_the_end():
+    inputs = np.zeros((2, 1), np.int32)
+    one, two = (translation.search(Hasty, None, None, inputs, 4, beam, 1.0) for beam in (1, 2))
+    np.testing.assert_array_equal(one.tokens, np.full((2, 1, 4), END))
+    np.testing.assert_array_equal(one.lengths, [[1], [1]])
+    np.testing.assert_allclose(one.scores, np.log([[0.5], [0.5]]), rtol=1e-6)
+    np.testing.assert_array_equal(two.tokens[:, 0, :2], [[2, END], [2, END]])
 
 
 def test_what_is_out_of_range_is_named(run):
@@ -213,3 +237,14 @@ def test_lengths_of_several_runs_are_drawn(folder, tmp_path, capsys):
     assert "numbers-en-fr: 1-8 words" in capsys.readouterr().out
     assert "words of the source" in (tmp_path / "l.svg").read_text()
     assert evals.lengths.main([str(tmp_path), "--plot", str(tmp_path / "l.svg")]) == 1
+
+
+def test_runs_of_one_recipe_go_by_their_folders_and_none_is_left_out(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    assert list(named([folder])) == ["numbers-en-fr"]
+    assert list(named([folder, other])) == ["run", "other"]
+    with pytest.raises(ValueError, match=r"another run is called 'run' too"):
+        named([folder, folder])
+    with pytest.raises(ValueError, match="5 runs, allowed: 4"):
+        named([folder] * 5)

@@ -62,9 +62,9 @@ class Pairs:
 
 
 class Line(NamedTuple):
-    """A line of a pair of files."""
+    """A line of a pair of files.  places: of the source and of the target."""
 
-    place: str
+    places: tuple[str, str]
     source: str
     target: str
 
@@ -107,10 +107,13 @@ def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> En
     """Sentences as tables.  bad: of what was read.  Raises DataError that names lines, and splits without any that can serve."""
     kept: dict[str, list[Line]] = {}
     for split, lines in splits.items():
-        kept[split] = [line for line in lines if line.source.strip() and line.target.strip()]
+        kept[split] = []
         for line in lines:
-            if not (line.source.strip() and line.target.strip()):
-                bad.add("a sentence is empty", line.place)
+            empty = [not side.strip() for side in (line.source, line.target)]
+            if any(empty):
+                bad.add("a sentence is empty", line.places[empty.index(True)])
+            else:
+                kept[split].append(line)
     bad.check(name, how)
     _require_some(name, kept)
     sides = [[getattr(line, side) for line in kept["train"]] for side in SIDES]
@@ -120,8 +123,9 @@ def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> En
     for split, lines in kept.items():
         for line in lines:
             source, target = fitted[0].encode(line.source), fitted[1].encode(line.target)
-            if max(len(source), len(target)) > how.max_length:
-                bad.add(f"more than max_length={how.max_length} tokens", line.place)
+            long = [len(side) > how.max_length for side in (source, target)]
+            if any(long):
+                bad.add(f"more than max_length={how.max_length} tokens", line.places[long.index(True)])
             else:
                 coded[split].append((source, target))
                 texts[split].append((line.source, line.target))
@@ -191,7 +195,7 @@ def _edges(lengths: np.ndarray, most: np.ndarray, buckets: int) -> tuple[tuple[i
 
 
 def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
-    """Numbers in words of two languages.  Raises DataError for a language that num2words does not know."""
+    """Numbers in words of two languages.  Raises DataError for a language that num2words does not know, or fails in."""
     import num2words
 
     for language in languages:
@@ -203,11 +207,17 @@ def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
     for least, count in ((1_000, 3_000), (10_000, 3_000), (100_000, 5_000)):
         parts.append(least + random.choice(9 * least, count, replace=False))
     chosen = random.permutation(np.concatenate(parts)).tolist()
-    say = [num2words.num2words, *languages]
+
+    def say(number: int, language: str) -> str:
+        try:
+            return num2words.num2words(number, lang=language)
+        except Exception as error:  # a language may raise anything
+            raise DataError(f"data {name!r}: num2words fails on {number} in language {language!r}: {error}") from error
+
     splits, first = {}, 0
     for split, count in NUMBERS.items():
         part = chosen[first : first + count]
-        splits[split] = [Line(str(n), say[0](n, lang=languages[0]), say[0](n, lang=languages[1])) for n in part]
+        splits[split] = [Line((str(n), str(n)), say(n, languages[0]), say(n, languages[1])) for n in part]
         first += count
     return splits
 
@@ -250,14 +260,17 @@ def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
         raise DataError(f"{counts}; expected as many in both, a sentence each")
     read = []
     for number, cells in enumerate(zip(*columns, strict=True), 1):
-        place, cells = f"{files[0]}:{number}", cells if len(files) > 1 else tuple(cells[0].split(b"\t"))
+        places, cells = (f"{files[0]}:{number}", f"{files[-1]}:{number}"), cells if len(files) > 1 else cells[0].split(b"\t")
+        if len(cells) != 2:
+            bad.add("not two columns that a tab separates", places[0])
+            continue
+        sides = []
         try:
-            source, target = (cell.decode().removesuffix("\r") for cell in cells)
-            read.append(Line(place, source, target))
+            for cell in cells:
+                sides.append(cell.decode().removesuffix("\r"))
+            read.append(Line(places, *sides))
         except UnicodeDecodeError:
-            bad.add("not UTF-8 text", place)
-        except ValueError:
-            bad.add("not two columns that a tab separates", place)
+            bad.add("not UTF-8 text", places[len(sides)])
     return read
 
 

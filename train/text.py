@@ -10,12 +10,14 @@ token 1 is "<unk>".  The vocabulary is that of the training documents; what occu
     text:PATH        a file, or a folder with one file each whose name holds train, valid (or val, dev), test
 
 Of documents in the order of their names (Brown: of their numbers' last digits) every tenth tests and every ninth validates, as
-usual for Brown; of a single file the last 5 % of the characters test, and the 5 % before validate.
+usual for Brown; of a single file the last 5 % of the characters test, and the 5 % before validate; words are cut at the next line
+end, where there is one within these 5 %, or white space.
 """
 
 import collections
 import importlib
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,9 +96,9 @@ def encode(tokens: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
     return np.fromiter((index.get(token, UNKNOWN) for token in tokens), np.int32, len(tokens))
 
 
-def encode_text(text: str, vocabulary: Sequence[str]) -> np.ndarray:
-    """A text as tokens of a vocabulary, which tells whether they are characters or words."""
-    return encode(characters(text) if vocabulary[BEGIN] == "\n" else text.split(), vocabulary)
+def begun(text: str, vocabulary: Sequence[str]) -> list[str]:
+    """The tokens of a text that goes on, characters or words as a vocabulary has them: a line without an end has no "<eos>"."""
+    return characters(text) if vocabulary[BEGIN] == "\n" else words(f"{text} more")[:-2]
 
 
 def decode(tokens: Iterable[int], vocabulary: Sequence[str]) -> str:
@@ -150,12 +152,12 @@ def _every_tenth(texts: Mapping[str, str]) -> Documents:
     return {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
 
 
-def from_path(path: pathlib.Path) -> Documents:
+def from_path(path: pathlib.Path, how: Text) -> Documents:
     """A file, or a folder of three.  Raises DataError naming the file that is not UTF-8, too large or missing."""
     with reading(path):
         if not path.is_dir():
             text = _read(path)
-            first, second = len(text) * 90 // 100, len(text) * 95 // 100
+            first, second = (_cut(text, percent, how) for percent in (90, 95))
             return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}
         names = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test",)}
         found: dict[str, Any] = {}
@@ -165,6 +167,15 @@ def from_path(path: pathlib.Path) -> Documents:
                 raise DataError(f"{path}: {len(files)} files whose name holds {' or '.join(marks)}, expected one of each split")
             found[split] = [_read(files[0])]
         return found
+
+
+def _cut(text: str, percent: int, how: Text) -> int:
+    """Where the first so many per cent end: not within a line, or at least not within a word, where words are tokens."""
+    first, last = len(text) * percent // 100, len(text) * (percent + 5) // 100 - 1
+    for space in (r"\n", r"\s") if how.tokens == "words" else ():
+        if found := re.compile(space).search(text, max(first - 1, 0), last):
+            return found.end()
+    return first
 
 
 def _read(file: pathlib.Path) -> str:

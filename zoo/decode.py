@@ -4,8 +4,8 @@
 
 Every function begins after a first token that each row is given, writes at most ``length`` more, and runs as one compiled loop
 under ``jax.jit``, whose time grows linearly with its steps.  A sequence ends with the token ``end``, which counts as one of its
-own; what comes after it is ``end`` again.  Scores are sums of log p of a sequence's tokens, its end among them: those of the
-model when it is given the sequence itself.
+own; what comes after it is ``end`` again.  Scores are sums of log p of a sequence's tokens, its end among them, in float32 or
+wider: those of the model when it is given the sequence itself.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Int, Key
+
+from zoo.layers import at_least_float32
 
 MANY, CHUNK = 4096, 256
 """Candidates from which on the best are looked for in chunks, and how large these are at most."""
@@ -81,21 +83,21 @@ def _write(
 ) -> Written:
     """choose(index of the step, logits) -> tokens [rows]."""
 
-    def body(state: tuple[Any, Array, Array], index: Array) -> tuple[tuple[Any, Array, Array], tuple[Array, Array]]:
+    def body(state: tuple[Any, Array, Array], index: Array) -> tuple[tuple[Any, Array, Array], tuple[Array, Array, Array]]:
         carry, tokens, ended = state
         carry, logits = step(carry, tokens)
+        logits = at_least_float32(logits)
         log_p = jax.nn.log_softmax(logits)
         tokens = choose(index, logits.at[:, jnp.asarray(banned, int)].set(-jnp.inf)).astype(first.dtype)
         gain = jnp.take_along_axis(log_p, tokens[:, None], axis=1)[:, 0]
         if end is not None:
             tokens, gain = jnp.where(ended, end, tokens), jnp.where(ended, 0, gain)
         after = ended if end is None else ended | (tokens == end)
-        return (carry, tokens, after), (tokens, jnp.stack([gain, (~ended).astype(gain.dtype)]))
+        return (carry, tokens, after), (tokens, gain, ~ended)
 
     start = (carry, first, jnp.zeros(first.shape, bool))
-    _, (tokens, sums) = jax.lax.scan(body, start, jnp.arange(length))
-    scores, lengths = jnp.sum(sums, axis=0)
-    return Written(tokens.T, lengths.astype(int), scores)
+    _, (tokens, gains, going) = jax.lax.scan(body, start, jnp.arange(length))
+    return Written(tokens.T, jnp.sum(going, axis=0), jnp.sum(gains, axis=0))
 
 
 def normalised(scores: Array, lengths: Array, length_penalty: Any) -> Array:
@@ -149,6 +151,7 @@ def beam_search(
 
     def body(search: _Search) -> _Search:
         carry, logits = step(search.carry, search.tokens.reshape(-1))
+        logits = at_least_float32(logits)
         vocabulary = logits.shape[-1]
         # log p of a token is its logit and a constant of its row.
         rows = search.scores - jax.nn.logsumexp(logits, axis=-1).reshape(batch, width)
@@ -189,7 +192,7 @@ def beam_search(
         return (search.number < length) & ~jnp.all(_done(search, length, length_penalty))
 
     carry = jax.tree.map(repeat, carry)
-    wide = jax.eval_shape(step, carry, repeat(first))[1].dtype
+    wide = jnp.promote_types(jax.eval_shape(step, carry, repeat(first))[1].dtype, jnp.float32)
     nothing, zeros = jnp.full((batch, width), -jnp.inf, wide), jnp.zeros((batch, width), jnp.int32)
     search = _Search(
         number=jnp.int32(0),

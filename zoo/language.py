@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Key
 from zoo.base import Aux, Batch, Params, Recurrent, require_shape
 from zoo.decode import sample
 from zoo.layers import summed
+from zoo.rnn import mask_of_steps
 
 EXAMPLE_STEPS = 8
 """Tokens of an example; a model takes any number."""
@@ -45,9 +46,10 @@ def next_token_loss(
 ) -> tuple[Array, Aux]:
     """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through.
 
+    batch: targets [batch, time]; mask [batch, time], or [batch] where all are equally long.
     smoothing: the target is that token with probability 1 - smoothing, else any one (Szegedy et al. 2016, section 7).
     """
-    total, aux = summed(token_losses(logits, batch, smoothing), batch["mask"])
+    total, aux = summed(token_losses(logits, batch, smoothing), mask_of_steps(batch["mask"], logits.shape[:2]))
     return total, aux._replace(carry=jax.lax.stop_gradient(carry))
 
 
@@ -56,7 +58,7 @@ def token_losses(
 ) -> Float[Array, "batch time"]:
     """What ``next_token_loss`` sums; where the mask is False it means nothing, and has no gradient."""
     require_shape("targets", batch["targets"], logits.shape[:2])
-    return _losses(smoothing, logits, batch["targets"], batch["mask"])
+    return _losses(smoothing, logits, batch["targets"], mask_of_steps(batch["mask"], logits.shape[:2]))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

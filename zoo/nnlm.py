@@ -27,6 +27,7 @@ from zoo.layers import (
     output_activation,
     split_keys,
 )
+from zoo.rnn import mask_of_steps
 
 
 @static
@@ -65,9 +66,9 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(vocabulary=31, context=3, features=4, hidden=8, direct=True, dropout=0.1),
-    # Bengio et al. 2003, tables 1 and 2: MLP1 (n = 5, h = 50, m = 60, direct), MLP3 (h = 0 is left out), MLP9 (h = 100, m = 30).
+    # Bengio et al. 2003, table 1: n = 5, so four tokens before; without direct connections MLP9 only.
     "mlp1": Config(vocabulary=16_383, context=4, features=60, hidden=50, direct=True),
-    "mlp5": Config(vocabulary=16_383, context=4, features=30, hidden=50),
+    "mlp5": Config(vocabulary=16_383, context=4, features=30, hidden=50, direct=True),
     "mlp9": Config(vocabulary=16_383, context=4, features=30, hidden=100),
 }
 
@@ -151,10 +152,12 @@ def _forward(cfg: Config, params: Params, contexts: Array, key: Array | None) ->
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs, targets [batch, time] tokens; mask [batch, time]; reset [batch]: rows that do not go on from ``carry``.
+    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
+    that do not go on from ``carry``.
     """
+    mask = mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
     start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
-    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=batch["mask"])
+    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=mask)
     return next_token_loss(logits, batch, last)
 
 

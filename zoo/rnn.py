@@ -197,7 +197,9 @@ def unroll(
 
     Returns the carry after them, and logits [batch, time, outputs] or, for read_out="last", [batch, outputs]; at least float32.
     mask: [batch, time], False where there is no step; it leaves the carry as it is, and its logits mean nothing.
+    Raises ValueError for a bidirectional model and another carry than (): its layers begin anew in both directions.
     """
+    require(not (cfg.bidirectional and carry), cfg, "bidirectional", "False, to go on from a carry")
     return _forward(cfg, params, carry, inputs, mask, key)[:2]
 
 
@@ -317,21 +319,15 @@ def run_layers(
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """Summed loss over unmasked steps, or over sequences for read_out="last"; metric "accuracy" where targets are classes.
 
-    batch: inputs [batch, time, ...]; mask [batch, time]; targets [batch, time] (classes, integers) or [batch, time, outputs]
-    (0/1 or real).  For read_out="last": targets [batch] or [batch, outputs]; mask [batch, time], or [batch] where all are equally
-    long.  reset [batch]: rows that begin anew; the others go on from ``carry``, which is () or each layer's.
-    Without it, all begin anew.
-    """  # fmt: skip
+    batch: inputs [batch, time, ...]; mask [batch, time], or [batch] where all are equally long; targets [batch, time] (classes,
+    integers) or [batch, time, outputs] (0/1 or real), for read_out="last" [batch] or [batch, outputs].  reset [batch]: rows that
+    begin anew; the others go on from ``carry``, which is () or each layer's.  Without it, all begin anew.
+    """
     inputs, targets, mask = batch["inputs"], batch["targets"], batch["mask"]
     rows, time = inputs.shape[:2]
     start = initial_carry(cfg, params, rows)
     start = restart(start, carry, batch) if cfg.carries else start
-    if cfg.read_out == "last" and mask.ndim == 1:
-        require_shape("mask", mask, (rows,))
-        steps = jnp.broadcast_to(mask[:, None], (rows, time))
-    else:
-        require_shape("mask", mask, (rows, time))
-        steps = mask
+    steps = mask_of_steps(mask, (rows, time))
     last, logits = _forward(cfg, params, start, inputs, steps, key)[:2]
     if cfg.read_out == "last":
         items = jnp.any(steps, axis=1)
@@ -343,6 +339,12 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
         targets = jnp.where(items[:, None], targets, 0)  # or padding that is NaN would be in the gradient, times zero
     total, aux = supervised_loss(cfg, logits, {"targets": targets, "mask": items})
     return total, aux._replace(carry=jax.lax.stop_gradient(last)) if cfg.carries else aux._replace(carry=carry)
+
+
+def mask_of_steps(mask: Array, shape: tuple[int, ...]) -> Array:
+    """A mask [batch, time]; of one [batch] all steps of each row are there where it is.  Raises ValueError for other shapes."""
+    require_shape("mask", mask, shape[:1] if mask.ndim == 1 else shape)
+    return jnp.broadcast_to(mask[:, None], shape) if mask.ndim == 1 else mask
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[Array, ...]:

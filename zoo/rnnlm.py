@@ -41,7 +41,8 @@ class Config:
     cell, activation, forget_bias, remat, compute_dtype: see ``zoo.rnn``.
     tied: the output kernel is the transposed embedding; then features is units[-1].
     dropout: probability that a number is dropped while training: of the vectors, between layers, and before the softmax.
-    init_scale: all parameters are uniform in -init_scale .. init_scale (Zaremba et al. 2014); None is a choice for each kind.
+    init_scale: all parameters are uniform in -init_scale .. init_scale (Zaremba et al. 2014), biases too, whatever forget_bias
+        is; None is a choice for each kind.
     """
 
     vocabulary: int
@@ -157,10 +158,12 @@ def _whole(cfg: Config, params: Params) -> Params:
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs, targets [batch, time] tokens; mask [batch, time]; reset [batch]: rows that do not go on from ``carry``.
+    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
+    that do not go on from ``carry``.
     """
+    mask = rnn.mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
     start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
-    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=batch["mask"])
+    last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=mask)
     return next_token_loss(logits, batch, last)
 
 

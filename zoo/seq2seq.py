@@ -3,10 +3,12 @@
 Recurrent layers read the embedded source: forward, from its end, or in both directions.  h_j is what the last of them says of
 place j, m what it says after its last step (of both directions).  ``zoo.decoder`` writes the target:
 
-attention "none"        input_feeding: Cho et al. 2014, equations 3 and 4; else Sutskever, Vinyals, Le 2014, where m decides s_0
-                        and the output only
-another                 input_feeding: Bahdanau, Cho, Bengio 2014, equations 4 to 6; else Luong, Pham, Manning 2015, section 3.1
-What Luong et al. feed to step i + 1, section 3.3, is the context that Bahdanau et al. compute there: its query is s_i in both.
+attention "none"        input_feeding: Cho et al. 2014, equations 3 and 4; else as Sutskever, Vinyals, Le 2014, but that m and
+                        E y_{i-1} also enter t_i: in the paper m decides s_0 only
+another                 input_feeding: Bahdanau, Cho, Bengio 2014, equations 4 to 6; else as Luong, Pham, Manning 2015, section
+                        3.1, but that E y_{i-1} also enters t_i
+The input feeding of Luong et al., section 3.3, is another: the last layer's s_i looks, and step i + 1 is fed tanh(W [c_i; s_i]).
+Here the first layer's s_{i-1} looks, and c_i itself is fed to step i.
 """
 
 from dataclasses import dataclass, replace
@@ -125,12 +127,12 @@ PRESETS: dict[str, Config] = {
     # Bahdanau et al. 2014, and what they compare it with (Cho et al. 2014).
     "rnnsearch": _search,
     "rnnencdec": replace(_search, encoder="forward", attention="none"),
-    # Sutskever et al. 2014: four layers of 1000 cells, vectors of 1000 numbers, the source reversed.
+    # Sutskever et al. 2014: four layers of 1000 cells, vectors of 1000 numbers, the source reversed; there m is not read out.
     "sutskever": Config(
         source_vocabulary=160_000, vocabulary=80_000, features=1000, encoder_units=(1000,) * 4, decoder_units=(1000,) * 4,
         cell="lstm", encoder="backward", attention="none", input_feeding=False,
     ),
-    # Luong et al. 2015, "general" with dropout 0.2.
+    # The sizes of Luong et al. 2015, "general" with dropout 0.2; queries and input feeding are Bahdanau's, see the module.
     "luong": Config(
         source_vocabulary=50_000, vocabulary=50_000, features=1000, encoder_units=(1000,) * 4, decoder_units=(1000,) * 4,
         cell="lstm", encoder="backward", attention="general", dropout=0.2,
@@ -212,7 +214,7 @@ def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array |
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones; while training (key given) with label smoothing.
 
-    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time].
+    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
     """
     logits = apply(cfg, params, batch["inputs"], key=key)
     return next_token_loss(logits, batch, carry, cfg.label_smoothing if key is not None else 0.0)

@@ -1,0 +1,27 @@
+"""Several runs in one plot."""
+
+import pathlib
+from collections.abc import Sequence
+
+from evals.evaluation import Restored, restore
+
+COLORS = ("#4c8dff", "#e8743b", "#8a63d2", "#3fa45b")
+"""Of the runs of a plot."""
+
+
+def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Restored]:
+    """Runs by their recipes; of a recipe that several have, by their folders.
+
+    Raises ValueError that names what two of them would be called, or how many a plot can show.
+    """
+    if len(run_dirs) > len(COLORS):
+        raise ValueError(f"{len(run_dirs)} runs, allowed: {len(COLORS)}, as many as the plot has colours")
+    runs = [restore(run_dir) for run_dir in run_dirs]
+    recipes = [run.recipe.name for run in runs]
+    found = {}
+    for run, recipe in zip(runs, recipes, strict=True):
+        name = recipe if recipes.count(recipe) == 1 else run.folder.path.resolve().name
+        if name in found:
+            raise ValueError(f"{run.folder.path}: another run is called {name!r} too; folders of one recipe need different names")
+        found[name] = run
+    return found

@@ -36,7 +36,8 @@ class Options:
     predict: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
     """Label these files instead: images of any format, or npz files with an array "inputs"."""
     invert: bool = False
-    """--predict: swap light and dark, where yours are the other way round than the training data (MNIST: light on dark)."""
+    """--predict, --caption, --segment: swap light and dark, where yours are the other way round than the training data (MNIST:
+    light on dark)."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="TOKENS")] = None
     """Let a language model write so many tokens, characters or words."""
     prompt: str = ""
@@ -61,7 +62,8 @@ class Options:
     beam: int = 5
     """--translate, --translate-file, --caption: hypotheses that are kept; 1 always takes the most probable token."""
     length_penalty: float = 1.0
-    """--translate, --translate-file, --caption: above 0 longer ones are preferred to shorter ones of the same probability."""
+    """--translate, --translate-file, --caption: above 0 longer ones are preferred to shorter ones of the same probability; with
+    --beam 1 nothing is compared."""
     data_dir: str | None = None
     """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
     report: bool = True
@@ -182,8 +184,10 @@ def sample(options: Options) -> int:
     from evals.language import read_prompt, write
     from train.text import decode
 
-    if options.predict:
-        raise ValueError("--predict and --sample: give one of them")
+    others = ("predict", "translate", "translate_file", "caption", "segment", "alignment")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
+    if given:
+        raise ValueError(f"{given[0]} and --sample: give one of them")
     run = restore(options.run_dir)
     prompt, unknown = read_prompt(run, options.prompt)
     written = write(run, prompt, options.sample or 0, temperature=options.temperature, top_k=options.top_k, seed=options.seed)
@@ -235,7 +239,8 @@ def caption(options: Options) -> int:
 
     run = restore(options.run_dir)
     images = read_images(run, options.caption)
-    found = write(run, 255 - images if options.invert else images, beam=options.beam, length_penalty=options.length_penalty)
+    images = 255 - images if options.invert else images
+    found = write(run, images, beam=options.beam, length_penalty=options.length_penalty)
     sections = []
     for file, image, each in zip(options.caption, images, found, strict=True):
         print(f"{file}  {each.text}")
@@ -266,7 +271,10 @@ def segment(options: Options) -> int:
     for number, file in enumerate(options.segment):
         image = read_image(file, (*image_size(file), channels))
         image = 255 - image if options.invert else image
-        (labels,) = pixels.segment(run, image[None])
+        try:
+            (labels,) = pixels.segment(run, image[None])
+        except ValueError as error:  # the model refuses the size
+            raise DataError(f"{file}: {error}") from error
         stem = f"{number}-{file.stem}"
         Image.fromarray(pixels.overlay(as_bytes(image, run.data.input_range), labels)).save(folder / f"{stem}.png")
         alone = Image.fromarray(labels, "P")

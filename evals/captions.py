@@ -16,7 +16,7 @@ import contextlib
 import functools
 import html
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
@@ -34,8 +34,8 @@ from train.stream import make_batches
 from train.tokens import END, pieces
 from zoo.base import Conditional
 
-ROWS, LONGEST = 50, 30
-"""Images that are captioned at a time, and the tokens of a caption at most."""
+ROWS = 50
+"""Images that are captioned at a time."""
 SHOWN = 3
 """Images in the report, of the best and of the worst captions."""
 ZOOM = 160
@@ -64,6 +64,7 @@ def caption(
 ) -> list[Translation]:
     """The best captions that a beam search finds of raw images [n, height, width, channels].
 
+    They have at most as many tokens as ``pairs.max_length`` allowed in training.
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
     """
     if not captions_images(run):
@@ -71,11 +72,11 @@ def caption(
         raise DataError(f"{run.folder.path}: {what} does not write captions")
     require_search(run, beam, length_penalty)
     found, target = [], run.data.tokenizers["target"]
-    table, size = {"inputs": {"image": images}}, min(ROWS, len(images))
+    table, size, longest = {"inputs": {"image": images}}, min(ROWS, len(images)), run.recipe.pairs.max_length
     with contextlib.closing(make_batches(table, size, seed=None, scaling=run.scaling)) as batches:
         for step in range(batches.steps_per_epoch):
             inputs, rows = batches.batch(step)["inputs"], batches.rows(step)
-            written = search(run.module, run.recipe.model, run.params, inputs, LONGEST, beam, length_penalty)
+            written = search(run.module, run.recipe.model, run.params, inputs, longest, beam, length_penalty)
             tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
             for row in np.flatnonzero(rows >= 0):
                 own = tokens[row, : counts[row]]
@@ -139,17 +140,27 @@ def _words(text: str) -> str:
 
 
 def named_objects(table: dict[str, Any], written: Sequence[np.ndarray]) -> float:
-    """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are."""
-    there = 0
-    for tokens, targets, phrases in zip(written, table["targets"], table["phrases"], strict=True):
-        text = _spelt(tokens)
-        for name, count in collections.Counter(_spelt(targets[slice(*span)]) for span in phrases if span[1]).items():
-            there += min(text.count(name), count)
-    return there / int((table["phrases"][..., 1] > 0).sum())
+    """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are.
+
+    What is written is read as the longest names that any object of the table has: "a duck made of rubber" names no "duck".
+    """
+    names = [
+        collections.Counter(tuple(targets[slice(*span)].tolist()) for span in phrases if span[1])
+        for targets, phrases in zip(table["targets"], table["phrases"], strict=True)
+    ]
+    known = set().union(*names)
+    said = (collections.Counter(_named(tokens.tolist(), known)) for tokens in written)
+    return sum((own & found).total() for own, found in zip(names, said, strict=True)) / sum(own.total() for own in names)
 
 
-def _spelt(tokens: np.ndarray) -> str:
-    return "".join(f"<{token}>" for token in tokens)
+def _named(tokens: list[int], known: set[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The longest known names in a text, from its beginning on."""
+    lengths, at = sorted({len(name) for name in known}, reverse=True), 0
+    while at < len(tokens):
+        name = next((name for length in lengths if (name := tuple(tokens[at : at + length])) in known), None)
+        if name is not None:
+            yield name
+        at += len(name or (0,))
 
 
 def pointing(run: Restored, table: dict[str, Any], right: np.ndarray) -> Pointing | None:

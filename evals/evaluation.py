@@ -30,6 +30,10 @@ from zoo.base import Batch, Model, Params
 FORMAT = 1
 UNITS = ("%", "nats", "tokens")
 """Last words of metric names that are units."""
+SCORES = ("BLEU", "CIDEr-D", "ROUGE-L")
+"""Last words, or how they begin, of scores as papers print them."""
+SHARES = ("accuracy %", "error %", "exact %")
+"""How the names of metrics end that are shares of examples, or of a text's tokens."""
 
 
 class Restored(NamedTuple):
@@ -154,6 +158,11 @@ def evaluate(
         from evals.likelihood import likelihoods
 
         metrics |= likelihoods(run, split, table, _split_of(run, dataset, "train"))
+    elif "reconstruction_error" in means and isinstance(table["inputs"], np.ndarray):
+        from evals.unsupervised import principal_error
+
+        training = dataset.joined("train", "validation") if "validation" in run.recipe.train_on else dataset.splits["train"]
+        metrics[f"{split} reconstruction_error of PCA"] = principal_error(run, training["inputs"], table["inputs"])
     if run.data.vocabulary and "reset" in table:
         from evals.language import measure
 
@@ -239,8 +248,10 @@ def show_metric(name: str, value: float, count: int) -> str:
 
 
 def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
-    """Label, number, unit (or ""): per cents with as many decimals as ``count`` items resolve."""
+    """Label, number, unit (or ""): per cents with as many decimals as ``count`` items resolve; of a score what it is out of."""
     label, _, unit = name.rpartition(" ")
+    if unit.startswith(SCORES):
+        return name, f"{value:.2f}", "of 1000" if unit == "CIDEr-D" else "of 100"
     if unit not in UNITS:
         return name, f"{value:.{4 if abs(value) < 100 else 2}f}", ""
     if unit == "tokens":

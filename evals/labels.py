@@ -36,7 +36,8 @@ class Options:
     steps: int = 1000
     """Of each training, whatever the number of labels."""
     gain: float = 4.0
-    """Factor on the random kernels: logistic nets as deep as dbn-mnist's hardly start to learn from smaller ones."""
+    """Factor on all kernels of the random start: logistic nets as deep as dbn-mnist's hardly learn from smaller ones.  Of the
+    pre-trained start only the output layer is random, and as the recipe draws it."""
     seed: int = 0
     """The first seed."""
     docs: pathlib.Path | None = None
@@ -53,13 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
     from train.run_folder import RunError
 
     try:
+        if options.docs is not None:
+            parts(options.docs)  # before anything is trained
         results = measure(options)
+        print(table(results))
+        if options.docs is not None:
+            write(options, options.docs, results)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(results))
-    if options.docs is not None:
-        write(options, results)
     return 0
 
 
@@ -67,18 +70,18 @@ def measure(options: Options) -> list[dict[str, Any]]:
     """A row for each number of labels and start: {"labels", "start", "errors" [seeds] in per cent}."""
     from train.data import load_data
     from train.run_folder import RunFolder
-    from zoo import base
+    from zoo import base, mlp
 
     folder = RunFolder.open(options.run_dir)
     recipe = folder.recipe()
     machines = len(recipe.stages) - 1 if options.machines is None else options.machines
-    earlier = options.run_dir / f"stage-{machines}"
-    if recipe.after is not None and not 1 <= machines < len(recipe.stages):
+    earlier, allowed = options.run_dir / f"stage-{machines}", "allowed: one such as dbn-mnist, with its stage folders"
+    if recipe.after is None or not isinstance(recipe.model, mlp.Config):
+        raise ValueError(f"{options.run_dir}: no run of a multilayer perceptron after other stages, {allowed}")
+    if not 1 <= machines < len(recipe.stages):
         raise ValueError(f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, the stages of {recipe.name}")
-    if recipe.after is None or not earlier.is_dir():
-        raise ValueError(
-            f"{options.run_dir}: no run of a recipe with stages, allowed: one such as dbn-mnist, with its stage folders"
-        )
+    if not earlier.is_dir():
+        raise ValueError(f"{earlier}: no such folder, {allowed}")
     sizes = recipe.model.sizes
     recipe = dataclasses.replace(recipe, model=base.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1])))
     dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape, text=recipe.text)
@@ -151,17 +154,21 @@ def _figures(errors: list[float]) -> str:
     return f"{statistics.fmean(errors):.2f}{deviation}"
 
 
-def write(options: Options, rows: list[dict[str, Any]]) -> None:
+def parts(docs: pathlib.Path) -> tuple[str, str]:
+    """The text before the markers and after them.  Raises ValueError naming the file that has none, OSError without a file."""
+    before, begin, rest = docs.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{docs}: no lines {BEGIN} and {END}, between which the table goes")
+    return before, after
+
+
+def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """The table, how it was made, and the plot."""
     from train.run_folder import RunFolder, hardware, today, write_text
 
-    assert options.docs is not None
-    text = options.docs.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{options.docs}: no lines {BEGIN} and {END}, between which the table goes")
-    picture = options.docs.with_suffix(".svg")
+    before, after = parts(docs)
+    picture = docs.with_suffix(".svg")
     write_text(picture, draw(rows))
     recipe = RunFolder.open(options.run_dir).recipe()
     sizes = (
@@ -171,8 +178,8 @@ def write(options: Options, rows: list[dict[str, Any]]) -> None:
     note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
     note += f"\n\n![test error against labels]({picture.name})"
     values = "<!-- " + json.dumps(rows) + " -->"
-    write_text(options.docs, f"{before}{BEGIN}\n{table(rows)}\n\n{note}\n\n{values}\n{END}{after}")
-    print(f"{options.docs}, {picture}: written")
+    write_text(docs, f"{before}{BEGIN}\n{table(rows)}\n\n{note}\n\n{values}\n{END}{after}")
+    print(f"{docs}, {picture}: written")
 
 
 def draw(rows: list[dict[str, Any]]) -> str:

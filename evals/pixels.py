@@ -43,11 +43,15 @@ def segments_images(run: Restored) -> bool:
 def segment(run: Restored, images: np.ndarray) -> np.ndarray:
     """The most probable class of each pixel of raw images [n, height, width, channels]: uint8 [n, height, width].
 
-    Images may be of any size.  Raises DataError naming the run's folder unless its model labels pixels.
+    Images may be of any size that the model's trunk leaves something of, where their scaling does not differ from pixel to pixel.
+    Raises DataError naming the run's folder unless its model labels pixels, ValueError naming the shape that is not allowed.
     """
     if not segments_images(run):
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not label pixels")
+    if run.scaling is not None and np.ndim(run.scaling.shift) > 1 and images.shape[1:] != run.data.input_shape:
+        why = f"preprocess={run.recipe.preprocess!r}, which knows each pixel"
+        raise ValueError(f"inputs: shape {images.shape[1:]}, allowed for {why}: {run.data.input_shape}")
     batches = Batches({"inputs": images}, min(run.recipe.batch_size, len(images)), seed=None, scaling=run.scaling)
     label = _label(run.module)
     parts = [label(run.recipe.model, run.params, batches.batch(step)["inputs"]) for step in range(batches.steps_per_epoch)]

@@ -10,6 +10,7 @@ import numpy as np
 from evals.evaluation import Restored, class_names, make_predict, restore
 from train.formats import DataError, check_inputs, read_image, read_npz
 from train.trainer import evaluation_batches
+from zoo.base import Conditional
 
 TOP = 3
 
@@ -29,6 +30,8 @@ def predict(
 
 def predict_file(run: Restored, file: pathlib.Path, *, invert: bool = False) -> list[tuple[str, np.ndarray]]:
     """``predict`` for one file and a model that is already restored."""
+    if isinstance(run.module, Conditional):
+        raise DataError(f"{run.folder.path}: the model writes instead of choosing a class; see --caption and --translate")
     inputs = read_inputs(run, file, invert=invert)
     batches = evaluation_batches({"inputs": inputs}, run.recipe.batch_size, run.scaling)
     function = jax.jit(make_predict(run.module, run.recipe.model))

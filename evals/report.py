@@ -16,7 +16,7 @@ import numpy as np
 
 from evals.captions import captioned
 from evals.checkpoints import free_energies, histograms
-from evals.evaluation import Evaluation, class_names, confusion_matrix, format_metric, reached, training
+from evals.evaluation import SHARES, Evaluation, class_names, confusion_matrix, format_metric, reached, training
 from evals.gradients import through_time
 from evals.language import passage, samples
 from evals.maps import feature_maps, first_weights
@@ -49,7 +49,9 @@ def render(evaluation: Evaluation) -> str:
 def headline(evaluation: Evaluation) -> str:
     """What was measured on what, and whether the recipe's targets are reached."""
     run, trained = evaluation.run, training(evaluation.run.folder)
-    tiles = [_tile(name, value, evaluation.items) for name, value in evaluation.metrics.items()]
+    # Of labels of pixels, per cents are shares of those, which are no examples of their own.
+    items = {name: evaluation.items for name in evaluation.metrics if name.endswith(SHARES) and evaluation.segments is None}
+    tiles = [_tile(name, value, evaluation.items, items.get(name)) for name, value in evaluation.metrics.items()]
     facts = {
         "Recipe": run.recipe.name + (f": {run.recipe.about}" if run.recipe.about else ""),
         "Measured on": f"{evaluation.measured_on} of {run.data.name}",
@@ -213,10 +215,10 @@ def _verdict(target: Target, metrics: dict[str, float]) -> str:
     return "reached" if reached(target, metrics[target.metric]) else "missed"
 
 
-def _tile(name: str, value: float, count: int) -> str:
+def _tile(name: str, value: float, count: int, of: int | None) -> str:
     label, number, unit = format_metric(name, value, count)
     # The standard error of a share says how much of it another test set of this size would change.
-    spread = 100 * math.sqrt(value / 100 * (1 - value / 100) / count) if unit == "%" and 0 <= value <= 100 else None
+    spread = 100 * math.sqrt(value / 100 * (1 - value / 100) / of) if of is not None and 0 <= value <= 100 else None
     note = f'<span class="note">&plusmn; {spread:.2f} (standard error)</span>' if spread is not None else ""
     return f"<div><span>{html.escape(label)}</span><b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
 

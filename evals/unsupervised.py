@@ -17,6 +17,7 @@ from evals.evaluation import Evaluation, Restored
 from evals.page import as_bytes, as_images, picture, plot, titled
 from train.formats import Images
 from train.trainer import evaluation_batches
+from zoo import dbn, rbm
 
 PAIRS = 12
 AVERAGED = 1000
@@ -91,7 +92,9 @@ def dreams(run: Restored, start: np.ndarray, key: Any) -> list[np.ndarray]:
     Every column runs from the start again: the same keys make the same chain, whatever the module keeps between its steps.
     """
     module: Any = run.module
-    cfg, keys = run.recipe.model, jax.random.split(key, len(start))
+    cfg, given, keys = run.recipe.model, run.params, jax.random.split(key, len(start))
+    if module is dbn and len(cfg.machines) == 1:  # there is no machine below, whose means would be shown
+        module, cfg, given = rbm, cfg.machines[0], given["layer_0"]
 
     @jax.jit
     def after(params: Any, start: Any, steps: Any) -> Any:
@@ -102,7 +105,7 @@ def dreams(run: Restored, start: np.ndarray, key: Any) -> list[np.ndarray]:
         _, hidden = module.gibbs_step(cfg, params, before, jax.vmap(jax.random.fold_in, (0, None))(keys, steps - 1))
         return module.mean(cfg.visible_units, module.visible_field(cfg, params, hidden))
 
-    return [np.asarray(after(run.params, start, np.int32(steps))) if steps else start for steps in STEPS]
+    return [np.asarray(after(given, start, np.int32(steps))) if steps else start for steps in STEPS]
 
 
 def codes(evaluation: Evaluation) -> str | None:
@@ -197,6 +200,20 @@ def as_pixels(evaluation: Evaluation, values: np.ndarray) -> np.ndarray:
         raw = np.divide(raw, scale, out=np.zeros_like(raw), where=scale != 0) + shift
     pixels = as_bytes(raw, run.data.input_range)
     return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
+
+
+def principal_error(run: Restored, training: Any, inputs: Any) -> float:
+    """Squared error of an example, in the mean, by as many principal components of the training inputs as the code has units.
+
+    Inputs are raw [n, ...], and compared as the model sees them, scaled.
+    """
+    units = over(run, _coded(run), training[:1])[1].shape[1]
+    training, inputs = (over(run, lambda _, inputs: inputs.reshape(len(inputs), -1), each) for each in (training, inputs))
+    mean = training.mean(axis=0, dtype=np.float64)
+    parts = np.array_split(training, len(training) // AVERAGED + 1)
+    axes = np.linalg.eigh(sum((part - mean).T @ (part - mean) for part in parts))[1][:, ::-1][:, :units]
+    centred = inputs - mean
+    return float((np.square(centred).sum(axis=1) - np.square(centred @ axes).sum(axis=1)).mean())
 
 
 def principal(points: np.ndarray) -> np.ndarray:

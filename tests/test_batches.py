@@ -309,3 +309,13 @@ def test_statistics_of_many_values_are_numpys(kind):
     scaling = fit_scaling(kind, raw, (0.0, 255.0))
     np.testing.assert_allclose(scaling.shift, raw.mean(axis, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(scaling.scale, 1 / raw.std(axis, dtype=np.float64), rtol=1e-6)
+
+
+def test_imagenets_scaling_is_that_of_torchvisions_weights():
+    """By torchvision's transforms.Normalize of an image whose values are from 0 to 1."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3), np.uint8)
+    scaled = fit_scaling("imagenet", images, (0.0, 255.0))(jnp.asarray(images))
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"preprocess='imagenet': inputs \[5, 4, 3, 1\], allowed: \[n, height, width, 3\]"):
+        fit_scaling("imagenet", images[..., :1], (0.0, 255.0))

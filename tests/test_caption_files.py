@@ -228,6 +228,8 @@ def _karpathy_fault(field):
                 image["sentences"][1] = {"raw": "word " * 13}
             case "none":
                 image["sentences"] = []
+            case "no field":
+                del image["sentences"]
             case "missing":
                 image["filename"] = "gone.png"
             case "twice":
@@ -244,6 +246,7 @@ def _karpathy_fault(field):
         ("empty", "empty captions", "caption 1 of 2.png", 47),
         ("long", "captions of more than max_length=12 tokens", r"2.png \(word word", 47),
         ("none", "images without a caption", "2.png", 45),
+        ("no field", "images without a caption", "2.png", 45),
         ("missing", "images that are in none of .*json, .*json/images, .*, .*/images", "gone.png", 45),
         ("twice", "images that are listed twice", "1.png", 45),
         ("imgid", "images whose imgid another one has", "2.png", 45),
@@ -261,7 +264,7 @@ def test_what_cannot_serve_is_named_or_left_out_and_counted(tmp_path, fault, wha
         left = load(name, SKIP)
         assert len(left.splits["train"]["targets"]) == rows
         (note,) = (note for note in left.notes if note.startswith("left out"))
-        assert re.fullmatch(f"left out: 1 {what}", note)
+        assert re.fullmatch(f"left out: 1 {what}, such as {named}.*", note)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +301,8 @@ def test_faults_of_annotations(tmp_path, change, what, named, images):
     with pytest.raises(DataError, match=f"{what}: {named}"):
         load(name)
     left = load(name, SKIP)
-    assert any(note.startswith("left out") and note.endswith(what) for note in left.notes)
+    one = named.partition(", COCO")[0]  # of two that it names
+    assert any(re.fullmatch(rf"left out: \d {what}, such as {one}.*", note) for note in left.notes)
     assert len(np.unique(left.splits["train"]["inputs"]["image"].index)) == images
 
 
@@ -383,6 +387,23 @@ def test_images_are_decoded_once_and_a_changed_one_makes_another_file(tmp_path, 
     assert changed.fingerprint != first.fingerprint
     load(name, shape=(6, 5, 1))
     assert len(kept(tmp_path)) == 3
+
+
+def test_an_image_that_can_be_read_again_is(tmp_path, monkeypatch):
+    name = karpathy(tmp_path)
+    whole = load(name, SKIP).fingerprint
+    kept(tmp_path)[0].unlink()
+    original = train.formats.read_image
+
+    def refuse(file, shape):
+        if file.name == "3.png":
+            raise DataError(f"{file}: unreadable: Permission denied")
+        return original(file, shape)
+
+    monkeypatch.setattr(train.formats, "read_image", refuse)
+    assert load(name, SKIP).fingerprint != whole
+    monkeypatch.setattr(train.formats, "read_image", original)
+    assert load(name, SKIP).fingerprint == whole
 
 
 def test_a_file_that_is_not_whole_is_never_used(tmp_path, opened, monkeypatch):
@@ -523,4 +544,6 @@ def test_images_of_another_shape_than_the_models_are_refused_before_they_are_dec
         train.run(dataclasses.replace(recipe, image_shape=(28, 28, 3)), tmp_path / "run", quiet=True)
     with pytest.raises(ValueError, match=r"image_shape=\(28, 28, 1\), allowed for this zoo.captioner"):
         train.fit(captioner, recipe.model, recipe.data)
+    with pytest.raises(ValueError, match="preprocess='zscore', allowed for streamed data: none, unit, imagenet"):
+        train.run(dataclasses.replace(recipe, preprocess="zscore"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "cache").exists()

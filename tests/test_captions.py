@@ -1,6 +1,7 @@
 """Captions, measured and shown, of a model that has only begun to learn."""
 
 import dataclasses
+import re
 import types
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:2]] == files
     assert (folder / "captions.html").read_text().count("<section>") == 2
+    page = (folder / "captions.html").read_text()
+    negative = str(tmp_path / "negative.png")
+    Image.fromarray(np.full((30, 40), 255 - 90, np.uint8)).save(negative)
+    assert evals.__main__.main([str(folder), "--caption", negative, negative, "--invert"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split("  ")[1] == lines[0].split("  ")[1]
+    assert re.findall('base64,[^"]*', (folder / "captions.html").read_text()) == re.findall('base64,[^"]*', page)
+    assert evals.__main__.main([str(folder), "--predict", negative]) == 1
+    assert "the model writes instead of choosing a class; see --caption" in capsys.readouterr().err
     assert evals.__main__.main([str(folder), "--caption", str(tmp_path / "none.png")]) == 1
     assert "none.png" in capsys.readouterr().err
     assert evals.__main__.main([str(folder), "--translate", "a"]) == 1
@@ -186,3 +195,7 @@ def test_objects_are_those_whose_names_are_said():
     phrases = np.array([[[0, 2], [3, 5], [0, 0]]] * 2)
     written = [np.array([1, 2, 4, 1, 3]), np.array([1, 2, 4, 1, 3])]
     assert captions.named_objects({"targets": targets, "phrases": phrases}, written) == 3 / 4
+    # "a one of two", 1 2 5 3, which is another kind, names no "a one".
+    targets[1], phrases[1] = [1, 2, 5, 3, 0, 0], [[0, 4], [0, 0], [0, 0]]
+    written = [np.array([1, 2, 5, 3, 4, 1, 2]), np.array([1, 2, 5, 3])]
+    assert captions.named_objects({"targets": targets, "phrases": phrases}, written) == 2 / 3

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from train.__main__ import main
+import evals.__main__
+from evals import gradients
+from train.__main__ import main, parse
 from train.recipes import RECIPES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,6 +25,13 @@ def _main(*arguments):
 def _no_traceback(captured):
     assert "Traceback" not in captured.err + captured.out
     return captured
+
+
+def test_data_on_the_command_line_are_those_of_every_stage():
+    recipe, _ = parse(RECIPES["dbn-digits"], ["--data", "npz:mine.npz", "--preprocess", "none", "--epochs", "3"])
+    assert {(stage.data, stage.preprocess) for stage in recipe.stages} == {("npz:mine.npz", "none")}
+    assert [stage.epochs for stage in recipe.stages] == [50, 50, 3]
+    assert parse(RECIPES["dbn-digits"], [])[0] == RECIPES["dbn-digits"]
 
 
 def test_list_shows_every_recipe_with_its_expected_result(capsys):
@@ -87,6 +96,20 @@ def test_tensorboard_files_are_written_when_asked_for(tmp_path):
     pytest.importorskip("tensorboardX")
     assert _main("mlp-digits", "--steps", "21", "--quiet", "--tensorboard", "--out", str(tmp_path / "run")) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("other", ["--predict", "--translate", "--translate-file", "--caption", "--segment", "--alignment"])
+def test_who_lets_a_model_write_asks_for_nothing_else(capsys, other):
+    assert evals.__main__.main(["nowhere", "--sample", "5", other, "x.png"]) == 1
+    assert capsys.readouterr().err == f"error: {other} and --sample: give one of them\n"
+
+
+def test_gradients_without_matplotlib_are_one_clear_error(tmp_path, capsys, monkeypatch):
+    run = str(tmp_path / "run")
+    assert _main("adding-lstm", "--data", "adding:5", "--steps", "1", "--quiet", "--out", run) == 0
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert gradients.main([run, "--plot", str(tmp_path / "plot.svg")]) == 1
+    assert "error: import of matplotlib" in _no_traceback(capsys.readouterr()).err
 
 
 def test_packages_import_fast_and_one_way():

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
 LARGE = {"kernel": jnp.arange(100_000, dtype=jnp.float32)}
-PARTS, DAMAGES = 4, 55 if THOROUGH else 12  # that may run side by side, and of each of them
+PARTS, DAMAGES = 2, 110 if THOROUGH else 12  # that may run side by side, and of each of them
 
 
 def _data(seed: int) -> dict[str, Any]:

@@ -120,8 +120,10 @@ def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys)
     torchvision.save_torchvision(tmp_path / "vgg.safetensors", params, classifier)
     cfg = captioner.Config(encoder=classifier, vocabulary=5, features=3, units=4, attention="none", places=False)
     data = jax.tree.map(np.asarray, jax.jit(captioner.example_batch, static_argnums=2)(cfg, jax.random.key(1), 12))
-    only = tuple(f"{part}.*" for part in ("target", "decoder", "bridge", "readout", "output"))
-    settings: dict[str, Any] = {"steps": 2, "batch_size": 6, "optimizer": train.Optimizer(learning_rate=0.5, only=only)}
+    optimizer = train.Optimizer(learning_rate=0.5, only=("!conv_*",))
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 6, "optimizer": optimizer}
+    train.fit(captioner, cfg, data, quiet=False, **settings)
+    assert "not trained, and as they are drawn: conv_0, conv_1; --init-from" in capsys.readouterr().out
     result = train.fit(captioner, cfg, data, init_from=tmp_path / "vgg.safetensors", quiet=False, **settings)
     assert "starting from" in (said := capsys.readouterr().out)
     assert "4 of 14 parameters; fresh: bridge." in said

@@ -192,3 +192,20 @@ def test_the_pseudo_likelihood_is_the_product_of_enumerated_conditionals(hidden_
             expected[state] += math.log(p[state] / (p[state] + p[flipped]))
     found = likelihood.pseudo_log_likelihood(cfg, on_device(params), jnp.asarray(v))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_a_pseudo_likelihood_is_of_binary_states_only():
+    gaussian, cfg = rbm.Config(visible=2, hidden=2, visible_units="gaussian"), rbm.Config(visible=2, hidden=2)
+    params = on_device(random_params(cfg))
+    with pytest.raises(ValueError, match="visible_units='gaussian', allowed for a pseudo-likelihood: 'bernoulli'"):
+        likelihood.pseudo_log_likelihood(gaussian, params, jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"visible: 0\.5, allowed for a pseudo-likelihood: states, 0 or 1"):
+        likelihood.pseudo_log_likelihood(cfg, params, jnp.array([[1.0, 0.5]]))
+
+
+def test_many_chunks_add_no_rounding_of_their_own(monkeypatch):
+    """In float32, of a machine whose states are all alike: log Z is that of their number."""
+    monkeypatch.setattr(likelihood, "CHUNK", 1)
+    cfg = rbm.Config(visible=2001, hidden=13)
+    params = jax.tree.map(jnp.zeros_like, rbm.init(cfg, jax.random.key(0)))
+    np.testing.assert_allclose(likelihood.exact_log_partition(cfg, params), 2014 * math.log(2), atol=1e-3)

@@ -1,6 +1,7 @@
 """Images whose pixels are labelled: of scenes, and from folders of masks, of which every fault is named."""
 
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from PIL import Image
 from train import scenes, stamps
 from train.augment import Augment, deform, deform_batch
 from train.data import DataError, load_data
+from train.formats import read_mask
 from train.masks import VOC_CLASSES, VOID
 from train.step import example_keys
 
@@ -102,6 +104,10 @@ def test_pascal_vocs_folders_are_read(tmp_path):
             lambda path: Image.new("L", (44, 33)).save(path / "masks" / "7.png", format="JPEG"),
             r"masks/7.png: JPEG of mode L, expected a PNG",
         ),
+        (
+            lambda path: [(path / "classes.txt").unlink(), Image.new("L", (44, 33), 200).save(path / "masks" / "7.png")],
+            r"masks/7.png: value 200, while no mask has 3; allowed without .*classes.txt: 0, 1, ..., all of which occur, and 255",
+        ),
         (lambda path: (path / "masks" / "7.png").write_bytes(b"\x89PNG"), r"masks/7.png: not an image, or damaged"),
         (lambda path: (path / "images" / "7.png").write_bytes(b"no"), r"images/7.png: not an image, or damaged"),
         (lambda path: Image.new("L", (3, 3)).save(path / "images" / "7.bmp"), r"images/7.png: the same name as 7.bmp"),
@@ -121,6 +127,22 @@ def test_every_fault_is_one_error_that_names_the_file(tmp_path, fault, said):
     with pytest.raises(DataError, match=said) as error:
         load_data(name, image_shape=SHAPE)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_values_of_few_bits_are_classes_as_they_are(tmp_path, bits):
+    """Written out by hand: Pillow writes 8 bits of grey only."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    values = np.arange(8).reshape(1, 8) % 2**bits
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1]) & 1).tobytes()
+    header = (8).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    file = tmp_path / "mask.png"
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    np.testing.assert_array_equal(read_mask(file), values)
 
 
 def test_too_few_to_split_and_wrong_shapes_are_said(tmp_path):

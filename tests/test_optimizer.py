@@ -155,6 +155,8 @@ DEEP: Any = {
         (("*.bias", "head.kernel"), {"layer_1.bias", "layer_11.bias", "head.bias", "head.kernel"}),
         (("layer_?.kernel",), {"layer_1.kernel"}),
         (("*",), {f"{layer}.{leaf}" for layer in DEEP for leaf in ("kernel", "bias")}),
+        (("!layer_1*",), {"head.kernel", "head.bias"}),
+        (("*.bias", "!head.*"), {"layer_1.bias", "layer_11.bias"}),
     ],
 )
 def test_patterns_say_what_is_trained(patterns, expected):

@@ -44,7 +44,7 @@ def _pairs(names):
     """
     pairs = []
     for index, name in enumerate(name for name in names if THOROUGH or name in (*KINDS, "toy_sampled")):
-        ways = len(OTHERS) if THOROUGH or name in ("mlp", "toy_sampled") else 2 if isinstance(MEMBERS[name], zoo.Recurrent) else 1
+        ways = len(OTHERS) if THOROUGH or name == "mlp" else 2 if isinstance(MEMBERS[name], zoo.Recurrent) else 1
         pairs += [(name, OTHERS[(index + way * len(OTHERS) // ways) % len(OTHERS)]) for way in range(ways)]
     return pairs
 

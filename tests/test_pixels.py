@@ -14,6 +14,7 @@ import evals.__main__
 import evals.report
 import train
 from evals import pixels
+from train.batches import fit_scaling
 from train.formats import DataError
 from train.recipes.pixels import RECIPES
 from zoo import convnet, fcn
@@ -153,6 +154,10 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
                 assert mode == "RGB" or np.asarray(shown).max() < 11
     assert evals.__main__.main([str(folder), "--segment", str(tmp_path / "none.png")]) == 1
     assert "none.png" in capsys.readouterr().err
+    small = str(tmp_path / "small.png")
+    Image.new("L", (1, 1), 50).save(small)
+    assert evals.__main__.main([str(folder), "--segment", small]) == 1
+    assert f"error: {small}: inputs: shape" in capsys.readouterr().err
     assert evals.__main__.main([str(folder), "--segment", files[0], "--predict", files[0]]) == 1
     assert "--segment: allowed without" in capsys.readouterr().err
 
@@ -161,6 +166,14 @@ def test_what_does_not_label_pixels_says_so(evaluation):
     other = evaluation.run._replace(data=evaluation.run.data._replace(classes=()))
     with pytest.raises(DataError, match="does not label pixels"):
         pixels.segment(other, evaluation.table["inputs"][:1])
+
+
+def test_where_scaling_knows_each_pixel_only_images_of_that_size_are_labelled(evaluation):
+    run, inputs = evaluation.run, evaluation.table["inputs"][:2]
+    each = run._replace(data=run.data._replace(scaling=fit_scaling("zscore", inputs, (0.0, 255.0))))
+    assert pixels.segment(each, inputs).shape == inputs.shape[:-1]
+    with pytest.raises(ValueError, match=r"inputs: shape \(24, 48, 1\), allowed for preprocess=.*: \(48, 48, 1\)"):
+        pixels.segment(each, inputs[:, ::2])
 
 
 def test_labels_do_not_depend_on_the_other_images(evaluation):

@@ -406,6 +406,10 @@ def test_persistent_chains_begin_at_the_visible_biases():
     assert set(np.unique(carry)) == {0, 1}
     np.testing.assert_allclose(carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(4000))
     assert rbm.init_carry(CFG, on_device(params), 4, key=KEY) == ()
+    # So do those of a loss without a carry, a step later.
+    extreme = {**on_device(params), "kernel": jnp.zeros_like(params["kernel"])}
+    _, aux = rbm.loss(PERSISTENT, extreme, batch_of(np.zeros((2000, 4))), key=row_keys(2000))
+    np.testing.assert_allclose(aux.carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(2000))
 
 
 def test_chains_go_on_from_step_to_step_under_the_parameters_of_each():

@@ -195,6 +195,14 @@ def test_chains_are_the_modules(kind, request):
         np.testing.assert_allclose(means, jax.nn.sigmoid(module.visible_field(cfg, run.params, hidden)), atol=1e-6)
 
 
+def test_a_net_of_one_machine_dreams_as_that_machine(rbm, dbn):
+    cfg = zoo.dbn.Config(sizes=(64, 100))
+    run = dbn.run._replace(recipe=dataclasses.replace(dbn.run.recipe, model=cfg), params={"layer_0": rbm.run.params})
+    start = np.asarray(scaled(rbm.table, slice(4)))
+    of_net, of_machine = (evals.unsupervised.dreams(each, start, jax.random.key(7)) for each in (run, rbm.run))
+    np.testing.assert_array_equal(of_net, of_machine)
+
+
 def test_fantasies_show_chains_from_examples_and_from_noise(rbm, monkeypatch):
     kept = []
     original = evals.unsupervised.dreams

@@ -10,7 +10,17 @@ import pytest
 import train
 import zoo
 from train.batches import Batches
-from train.step import decide, divide, example_keys, init_control, init_state, make_evaluate, make_step, make_steps
+from train.step import (
+    decide,
+    divide,
+    example_keys,
+    init_control,
+    init_state,
+    make_evaluate,
+    make_gradients,
+    make_step,
+    make_steps,
+)
 from zoo import mlp, rnn
 
 CFG = mlp.PRESETS["tiny"]
@@ -38,6 +48,21 @@ def test_the_update_is_the_gradient_of_the_mean_over_unmasked_examples():
     assert int(after.step) == 1
     assert float(metrics["loss"][1]) == float(metrics["accuracy"][1]) == 3
     np.testing.assert_allclose(divide(metrics)["loss"], mlp.loss(cfg, state.params, kept)[0] / 3, rtol=1e-6)
+
+
+def test_gradients_of_what_is_not_trained_are_not_even_computed():
+    """Of a step through the lower layer's activities there are two products forward, and one for the kernel that is trained."""
+    cfg = mlp.Config(sizes=(4, 5, 3))
+    params, batch = mlp.init(cfg, KEY), mlp.example_batch(cfg, KEY, 6)
+    found, products = {}, {}
+    for only in ((), ("layer_1.*",)):
+        function = make_gradients(mlp, cfg, only=only)
+        found[only] = jax.jit(function)(params, (), batch, KEY, jnp.int32(0))[0]
+        text = jax.jit(function).lower(params, (), batch, KEY, jnp.int32(0)).compile().as_text() or ""
+        products[only] = text.count(" dot(")
+    assert (products[()], products["layer_1.*",]) == (5, 3)
+    _assert_close(found["layer_1.*",]["layer_1"], found[()]["layer_1"], rtol=1e-6)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(found["layer_1.*",]["layer_0"]))
 
 
 def test_a_batch_of_padding_changes_no_parameter_and_is_never_nan():

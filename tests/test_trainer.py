@@ -271,6 +271,15 @@ def test_a_model_with_a_carry_resumes_bit_for_bit(tmp_path):
     assert _bits(resumed.state) == _bits(whole.state)
 
 
+def test_stages_that_do_not_fit_are_refused_before_the_first_one_is_trained(tmp_path):
+    first = dataclasses.replace(train.RECIPES["mlp-digits"], name="pre", steps=20)
+    second = dataclasses.replace(first, name="fine", model=mlp.Config(sizes=(64, 7, 10)), after=first)
+    other = dataclasses.replace(second, model=mlp.Config(sizes=(64, 9, 8, 10)))
+    with pytest.raises(ValueError, match="no earlier parameter has the path and shape"):
+        train.run(dataclasses.replace(other, after=second), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_stages_pass_parameters_on_and_resume(tmp_path):
     """A pre-training stage on other targets, then fine-tuning from its parameters."""
     first = dataclasses.replace(

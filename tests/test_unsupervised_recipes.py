@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 import train
 from evals import labels
@@ -23,8 +24,9 @@ MNIST = pathlib.Path(os.environ.get("ZOO_DATA_DIR", "")) / "mnist" / "train-imag
 needs_mnist = pytest.mark.skipif(not MNIST.is_file(), reason="needs ZOO_DATA_DIR with mnist/")
 
 
-def _shorter(recipe, epochs):
-    after = _shorter(recipe.after, epochs) if recipe.after else None
+def _shorter(recipe, epochs, before=None):
+    """before: epochs of earlier stages."""
+    after = _shorter(recipe.after, before or epochs) if recipe.after else None
     return dataclasses.replace(recipe, epochs=epochs, eval_every=epochs, keep_every=None, after=after)
 
 
@@ -59,10 +61,26 @@ def test_without_enumeration_the_annealed_estimate_comes_with_its_error(tmp_path
     assert "test annealed error nats" not in metrics
 
 
-@pytest.mark.parametrize(("name", "metric", "bound"), [("autoencoder-digits", "reconstruction_error", 1.2)])
-def test_an_autoencoder_learns_the_digits(name, metric, bound, tmp_path):
-    run(_shorter(RECIPES[name], 30), tmp_path, quiet=True)
-    assert evaluate(tmp_path).metrics[f"test {metric}"] < bound
+@pytest.mark.parametrize(
+    ("name", "epochs", "metric", "bound"),
+    [
+        ("autoencoder-digits", 30, "reconstruction_error", 1.2),
+        ("autoencoder-digits-deep", 20, "reconstruction_error", 3.0),
+        ("conv-autoencoder-digits", 1, "reconstruction_error", 4.0),
+        ("sae-digits", 15, "error %", 15.0),
+        ("dbn-digits-gaussian", 15, "error %", 15.0),
+    ],
+)
+def test_a_model_learns_the_digits_without_labels(name, epochs, metric, bound, tmp_path):
+    """And the recipes' stages fit; of principal components the error is scikit-learn's."""
+    run(_shorter(RECIPES[name], epochs, 4), tmp_path, quiet=True)
+    evaluation = evaluate(tmp_path)
+    assert evaluation.metrics[f"test {metric}"] < bound
+    if name == "autoencoder-digits":
+        training, inputs = (load_split(evaluation.run, split, None)["inputs"].reshape(-1, 64) / 16 for split in ("train", "test"))
+        pca = PCA(16).fit(training)
+        error = np.square(inputs - pca.inverse_transform(pca.transform(inputs))).sum(axis=1).mean()
+        assert evaluation.metrics["test reconstruction_error of PCA"] == pytest.approx(error, rel=1e-4)
 
 
 @pytest.fixture(name="pretrained", scope="module")
@@ -92,8 +110,19 @@ def test_with_few_labels_the_experiment_trains_both_starts_on_the_same_examples(
     assert len(rows) == 2
     means = [float(cell.split("±")[0]) for cell in rows[1].split("|")[2:4]]
     assert all(0 < mean < 60 for mean in means)
-    assert labels.main([str(pretrained / "stage-1")]) == 1
-    assert "no run of a recipe with stages" in capsys.readouterr().err
+    capsys.readouterr()
+    docs.write_text("no markers")
+    for wrong, message in (
+        ([str(pretrained / "stage-1")], "stage-1: no run of a multilayer perceptron after other stages, allowed"),
+        ([str(pretrained / "stage-2")], "stage-2: no run of a multilayer perceptron after other stages, allowed"),
+        ([str(pretrained), "--machines", "3"], "machines=3, allowed: 1 to 2, the stages of dbn-digits"),
+        ([*arguments[:-1], str(tmp_path / "none.md")], "none.md"),
+        (arguments, "page.md: no lines"),
+    ):
+        assert labels.main(wrong) == 1
+        said = capsys.readouterr()
+        assert message in said.err
+        assert not said.out, "it trained first"
 
 
 @needs_mnist

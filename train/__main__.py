@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from train.recipe import Recipe
+from train.recipe import Recipe, with_data_in_stages
 from train.recipes import DEFAULT, RECIPES
 
 
@@ -75,8 +75,9 @@ def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOp
         recipe: Annotated[Recipe[type(recipe.model)], tyro.conf.arg(name="")] = recipe,  # pyright: ignore
         run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),
     ) -> tuple[Recipe[Any], RunOptions]:
-        return recipe, run
+        return with_data_in_stages(recipe, known), run
 
+    known = recipe
     description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: python -m train --list"
     return tyro.cli(command, prog=f"python -m train {recipe.name}", description=description, args=arguments)
 

@@ -37,14 +37,27 @@ def _moments(raw: np.ndarray, axis: int | None) -> tuple[Any, Any]:
     return mean, np.sqrt(squares / (len(raw) if axis == 0 else raw.size))
 
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of red, green and blue, from 0 to 1, in the images that torchvision's weights were trained on."""
+
+
+MEASURED = ("standardize", "zscore")
+"""Ways to preprocess for which all of the training inputs have to be there."""
+
+
+def not_streamed(kind: str) -> ValueError:
+    """What is wrong with these where images are decoded one after the other."""
+    return ValueError(f"preprocess={kind!r}, allowed for streamed data: none, unit, imagenet")
+
+
 def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scaling:
     """Statistics of the training inputs ``raw``, an array [n, ...] or Images.
 
-    kind: none, unit, standardize, zscore (see Recipe.preprocess).  Raises ValueError for another one, and for one that would
-    have to decode all Images first.
+    kind: none, unit, standardize, zscore, imagenet (see Recipe.preprocess).  Raises ValueError for another one, for one that
+    would have to decode all Images first, and for imagenet where there are no three colours.
     """
-    if kind in ("standardize", "zscore") and isinstance(raw, Images):
-        raise ValueError(f"preprocess={kind!r}, allowed for streamed data: none, unit")
+    if kind in MEASURED and isinstance(raw, Images):
+        raise not_streamed(kind)
     match kind:
         case "none":
             shift, scale = np.float32(0), np.float32(1)
@@ -61,8 +74,14 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
             # An input that never varies in training says nothing: it becomes 0, also where a test example differs.
             scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0).astype(np.float32)
             shift = mean.astype(np.float32)
+        case "imagenet":
+            if raw.shape[-1] != 3:
+                raise ValueError(f"preprocess='imagenet': inputs {list(raw.shape)}, allowed: [n, height, width, 3]")
+            low, high = input_range
+            mean, deviation = (np.array(each, np.float32) for each in IMAGENET)
+            shift, scale = low + mean * (high - low), 1 / (deviation * (high - low))
         case _:
-            raise ValueError(f"preprocess={kind!r}, allowed: none, unit, standardize, zscore")
+            raise ValueError(f"preprocess={kind!r}, allowed: none, unit, standardize, zscore, imagenet")
     return Scaling(shift, scale)
 
 

@@ -155,7 +155,7 @@ def _require_some(name: str, splits: dict[str, Any], bad: Bad) -> None:
 
 
 def _left_out(bad: Bad) -> list[str]:
-    return [f"left out: {len(places):,} {what}" for what, places in bad.places.items()]
+    return [f"left out: {len(places):,} {what}, such as {places[0]}" for what, places in bad.places.items()]
 
 
 def _notes(rows: dict[str, list[_Row]], tokenizer: Tokenizer, how: Pairs, time: int, bad: Bad) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ def _content(file: pathlib.Path) -> dict[str, Any]:
         content = json.loads(read_bytes(file))
         images = content.get("images") if isinstance(content, dict) else None
         coco = isinstance(images, list) and isinstance(content.get("annotations"), list)
-        karpathy = isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]
+        karpathy = isinstance(images, list) and any(isinstance(each, dict) and "sentences" in each for each in images)
         if not (coco or karpathy):
             raise DataError(f"{file}: expected {EXPECTED}")
         return content if coco else {"images": images}
@@ -253,7 +253,7 @@ def _karpathy(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> dict[str
             raise DataError(f"{place}: split is {split!r}, expected {', '.join(SPLIT_OF)}")
         below = _field(place, entry, "filepath", "text") if "filepath" in entry else ""
         image = _image(file, place, below, name)
-        for index, sentence in enumerate(_field(place, entry, "sentences", "a list")):
+        for index, sentence in enumerate(_field(place, entry, "sentences", "a list") if "sentences" in entry else ()):
             _add(image, _text(f"{place}: sentences[{index}]", sentence), f"caption {index} of {name}", bad)
         own = _field(place, entry, "imgid", "a number or text") if "imgid" in entry else None
         if own is not None and own in seen:
@@ -289,7 +289,8 @@ def _coco(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> list[Listed]
     for number, entry in enumerate(content["annotations"]):
         place = f"{file}: annotations[{number}]"
         own, whose = (_field(place, entry, field, "a number or text") for field in ("id", "image_id"))
-        text, annotation = plain(_field(place, entry, "caption", "text")), f"annotation {own} of {file.name}"
+        said, annotation = entry.get("caption"), f"annotation {own} of {file.name}"
+        text = "" if said is None else plain(_field(place, entry, "caption", "text"))
         if own in seen:
             bad.add("annotations whose id another one has", annotation)
         elif whose not in images:

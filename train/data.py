@@ -64,7 +64,7 @@ from train.formats import (
     reading,
 )
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
-from train.masks import read_masks
+from train.masks import VOID, read_masks
 from train.pairs import Pairs
 from train.places import ProgressBar, cache, download, locate, roots
 from train.scenes import SCENES, Scenes, digit_scenes
@@ -346,6 +346,8 @@ def _of_scenes(name: str, found: Scenes | Captions) -> Dataset:
 
 def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Sequence[int]) -> Dataset:
     """Scenes whose pixels are labelled.  of_kinds: the class of each kind."""
+    if len(classes) >= VOID:
+        raise DataError(f"{name}: {len(classes)} classes of pixels, allowed: {VOID - 1} at most")
     labels = np.array([0, *(1 + index for index in of_kinds)], np.uint8)
     splits = {
         split: {
@@ -393,11 +395,15 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
         documents = texts.brown(places[0])
     elif name == "tinyshakespeare":
         places = [root / name / "input.txt" for root in roots(data_dir) if (root / name / "input.txt").exists()]
-        documents = texts.from_path(places[0] if places else download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,)))
+        file = places[0] if places else download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,))
+        documents = texts.from_path(file, how)
     else:
-        documents = texts.from_path(locate(path, data_dir))
+        documents = texts.from_path(locate(path, data_dir), how)
     splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
-    return Dataset(name, splits, vocabulary=vocabulary)
+    tokens = {split: table["targets"][table["mask"]] for split, table in splits.items()}
+    unknown = 100 * (np.concatenate([tokens["validation"], tokens["test"]]) == texts.UNKNOWN).mean()
+    said = f"{len(vocabulary):,} {how.tokens}, {len(tokens['train']):,} tokens in training"
+    return Dataset(name, splits, vocabulary=vocabulary, notes=(f"{said}, {unknown:.2f} % of the held-out ones unknown",))
 
 
 _PAIRS = ("numbers-en-fr", "multi30k-en-fr")

@@ -159,11 +159,16 @@ def image_size(file: pathlib.Path) -> tuple[int, int]:
 
 
 def read_mask(file: pathlib.Path) -> np.ndarray:
-    """Numbers of classes from a PNG of palette indices or grey values of 8 bits -> uint8 [height, width]."""
+    """Numbers of classes from a PNG of palette indices or grey values of up to 8 bits -> uint8 [height, width]."""
     with opened_image(file) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
-            raise DataError(f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or 8 bits of grey")
-        return np.array(image).astype(np.uint8)
+            raise DataError(f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or up to 8 bits of grey")
+        values = np.array(image).astype(np.uint8)
+    if image.mode != "L":
+        return values
+    with opened(file) as raw:  # Pillow brings grey of fewer bits to 0..255
+        bits = raw.read(25)[24]
+    return values // np.uint8(255 // (2**bits - 1))
 
 
 def _converted(file: pathlib.Path, image: Image.Image, mode: str) -> Image.Image:
@@ -317,33 +322,40 @@ def map_images(
     place = folder / f"{name.hexdigest()}.images"
     with reading(place):
         size = len(files) * (math.prod(image_shape) + DIGEST)
-        if not place.is_file() or place.stat().st_size != size:
+        if not (place.is_file() and place.stat().st_size == size and _as_readable_as_then(files, image_shape, place)):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _decode_all(files, image_shape, place, decoded)
+                _pixels_and_digests.cache_clear()
             except OSError as error:
                 raise DataError(f"{place}: cannot be written: {error.strerror}") from error
     return Mapped(str(place), np.arange(len(files), dtype=np.int32), image_shape)
+
+
+def _decode(file: pathlib.Path, image_shape: tuple[int, int, int]) -> bytes | None:
+    try:
+        return read_image(file, image_shape).tobytes()
+    except DataError:
+        return None
+
+
+def _as_readable_as_then(files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path) -> bool:
+    """Whether images that could not be read when the file was made cannot be read now: rights and decoders change."""
+    then = Mapped(str(place), np.arange(len(files), dtype=np.int32), image_shape).readable()
+    return all(_decode(file, image_shape) is None for file, fine in zip(files, then, strict=True) if not fine)
 
 
 def _decode_all(
     files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path, decoded: Callable[[int], None]
 ) -> None:
     """Writes the file: the pixels of all images, then their hashes."""
-
-    def decode(file: pathlib.Path) -> bytes | None:
-        try:
-            return read_image(file, image_shape).tobytes()
-        except DataError:
-            return None
-
     black, digests = bytes(math.prod(image_shape)), []
     handle, temporary = tempfile.mkstemp(".part", dir=place.parent)
     try:
         # Written rather than mapped, as a full disk is then an error and not the end of this process.
         with open(handle, "wb") as out, concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(files), AT_ONCE):
-                images = list(readers.map(decode, files[start : start + AT_ONCE]))
+                images = list(readers.map(lambda file: _decode(file, image_shape), files[start : start + AT_ONCE]))
                 for image in images:
                     out.write(image or black)
                     digests.append(bytes(DIGEST) if image is None else hashlib.blake2b(image, digest_size=DIGEST).digest())

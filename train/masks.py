@@ -2,7 +2,7 @@
 
     images/NAME.jpg, masks/NAME.png                     any format of image; or, as Pascal VOC calls them,
     JPEGImages/NAME.jpg, SegmentationClass/NAME.png
-    classes.txt                                         names of classes 0, 1, ..., one a line; may be absent
+    classes.txt                                         names of classes 0, 1, ..., one a line; may be absent where all occur
     ImageSets/Segmentation/train.txt, val.txt, test.txt names of what is in each split, one a line; may be absent
 
 Value 255 is VOID: no label.  Colours of a palette do not matter, only its indices.  Without lists all images are split 80/10/10.
@@ -50,9 +50,14 @@ def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[
             raise DataError(f"{mask}: no such file, the mask of {images[name].name}")
     if not lists and (more := {file.stem for file in found[1].glob("*.png")} - images.keys()):
         raise DataError(f"{found[1] / min(more)}.png: a mask without an image in {found[0].name}/")
-    tables = {split: _table(images, masks, listed, shape, names) for split, listed in splits.items()}
-    most = 1 + max(int(table["targets"].max()) for table in tables.values())
-    return tables, names or tuple(map(str, range(most)))
+    first: dict[int, pathlib.Path] = {}
+    tables = {split: _table(images, masks, listed, shape, names, first) for split, listed in splits.items()}
+    values = sorted(first)
+    if not names and values != list(range(len(values))):  # a stray one must not announce classes that are nowhere
+        absent = next(number for number, value in enumerate(values) if number != value)
+        where = f"{first[values[-1]]}: value {values[-1]}, while no mask has {absent}"
+        raise DataError(f"{where}; allowed without {folder / 'classes.txt'}: 0, 1, ..., all of which occur, and {VOID}, void")
+    return tables, names or tuple(map(str, values))
 
 
 def _images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -119,13 +124,17 @@ def _table(
     listed: list[str],
     shape: tuple[int, int, int],
     names: tuple[str, ...],
+    first: dict[int, pathlib.Path],
 ) -> Table:
+    """first: gets the first mask of each value that was not met before."""
     inputs = np.empty((len(listed), *shape), np.uint8)
     values = np.empty(inputs.shape[:-1], np.uint8)
     for row, name in enumerate(listed):
         mask, size = read_mask(masks[name]), image_size(images[name])
         if mask.shape != size:
             raise DataError(f"{masks[name]}: {_by(mask.shape)} pixels, its image {images[name].name} has {_by(size)}")
+        for value in np.setdiff1d(mask, [*first, VOID]).tolist():
+            first[value] = masks[name]
         unknown = np.setdiff1d(mask, [*range(len(names) or VOID), VOID])
         if unknown.size:
             raise DataError(f"{masks[name]}: value {unknown[0]}, allowed: 0 to {len(names) - 1}, the classes, and {VOID}, void")

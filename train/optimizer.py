@@ -50,7 +50,8 @@ class Optimizer:
     """Factor on the learning rate whenever validation has not improved for `plateau_patience` evaluations."""
     plateau_patience: int = 1
     only: tuple[str, ...] = ()
-    """Patterns such as layer_1.* of the parameters that are trained; the others stay as they are.  Without any, all are."""
+    """Patterns such as layer_1.* of the parameters that are trained; the others stay as they are.  Without any, all are.
+    !conv_* leaves those out."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -158,12 +159,18 @@ def build_one_of(
 
 
 def trained(params: Any, patterns: Sequence[str]) -> Any:
-    """True for leaves whose path ("layer_1.kernel") one of the patterns fits.  Raises ValueError for a pattern without any."""
+    """True for leaves whose path ("layer_1.kernel") the patterns fit: one of them, if there is one, and none after a "!".
+
+    Raises ValueError for a pattern that fits none.
+    """
     paths = list(leaves_by_path(params))
-    for pattern in patterns:
-        if not fnmatch.filter(paths, pattern):
+    fits = {pattern: {path for path in paths if fnmatch.fnmatchcase(path, pattern.removeprefix("!"))} for pattern in patterns}
+    for pattern, found in fits.items():
+        if not found:
             raise ValueError(f"optimizer: only={pattern!r}, allowed: patterns of {', '.join(paths)}")
-    flags = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
+    taken = [found for pattern, found in fits.items() if not pattern.startswith("!")]
+    left = [found for pattern, found in fits.items() if pattern.startswith("!")]
+    flags = [(not taken or any(path in found for found in taken)) and not any(path in found for found in left) for path in paths]
     return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 

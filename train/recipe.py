@@ -14,7 +14,7 @@ from train.pairs import Pairs
 from train.text import Text
 from zoo.base import Model
 
-Preprocess = Literal["none", "unit", "standardize", "zscore"]
+Preprocess = Literal["none", "unit", "standardize", "zscore", "imagenet"]
 C = TypeVar("C")
 
 
@@ -58,7 +58,8 @@ class Recipe(Generic[C]):
     pairs: Pairs = Pairs()  # noqa: RUF009 (frozen)
     """Pairs of sentences and captions: data only: how they are read."""
     preprocess: Preprocess = "unit"
-    """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input."""
+    """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input.
+    imagenet: what torchvision's weights expect of colour images."""
     train_on: Literal["train", "train+validation"] = "train"
     """Once settings are selected on the validation split, the papers train on all of it."""
     labels: int | None = None
@@ -146,6 +147,21 @@ class Recipe(Generic[C]):
     def stages(self) -> "tuple[Recipe[Any], ...]":
         """All earlier stages, first one first, and this recipe."""
         return (*(self.after.stages if self.after else ()), self)
+
+
+OF_DATA = ("data", "image_shape", "text", "pairs", "preprocess", "train_on")
+
+
+def with_data_in_stages(recipe: Recipe[Any], before: Recipe[Any]) -> Recipe[Any]:
+    """The recipe whose earlier stages have its data, where they had those of ``before``, the recipe that it was made of."""
+
+    def follow(stage: Recipe[Any] | None) -> Recipe[Any] | None:
+        if stage is None:
+            return None
+        same = [name for name in OF_DATA if getattr(stage, name) == getattr(before, name)]
+        return dataclasses.replace(stage, after=follow(stage.after), **{name: getattr(recipe, name) for name in same})
+
+    return dataclasses.replace(recipe, after=follow(recipe.after))
 
 
 def _swept(recipe: Recipe[Any]) -> dict[str, Optimizer]:

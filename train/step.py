@@ -11,6 +11,7 @@ import optax
 from jax import Array
 
 from train.augment import Augment, deform_batch
+from train.optimizer import trained
 from zoo.base import BLOCK, Batch, Carry, Model, Params
 
 NO_AUGMENT = Augment()
@@ -101,6 +102,7 @@ def make_gradients(
     accumulate: int = 1,
     axis: str | None = None,
     remat: bool = False,
+    only: tuple[str, ...] = (),
 ) -> Callable[[Params, Carry, Any, Array, Array], tuple[Params, Metrics, Carry]]:
     """``gradients(params, carry, source, key, step) -> (gradients, metrics, carry)``, all sums over the unmasked items.
 
@@ -108,16 +110,18 @@ def make_gradients(
     axis: the mesh axis whose devices hold a part of the batch each, in their order; sums are then over all of them.  The function
     is to be run on each device (``jax.shard_map``, ``jax.pmap``), and each gradient is reduced once, in its parameter's type.
     remat: for the backward pass only what the model calls a block's result is kept (``zoo.base.block``), the rest computed again.
+    only: see ``Optimizer``; gradients of other parameters are zero, and neither computed nor added up over devices.
     """  # fmt: skip
 
-    def part(params: Params, carry: Carry, batch: Batch, keys: Array) -> tuple[Params, Metrics, Carry]:
+    def part(params: Params, carry: Carry, batch: Batch, keys: Array) -> tuple[list[Array], Metrics, Carry]:
+        """Its gradients are those of the parameters that are trained."""
         batch = deform_batch(augment, batch, keys)
 
-        def objective(params: Params) -> tuple[Array, Any]:
-            return module.loss(cfg, params, batch, key=keys, carry=carry)
+        def objective(free: list[Array]) -> tuple[Array, Any]:
+            return module.loss(cfg, _with(params, free, only), batch, key=keys, carry=carry)
 
         objective = jax.checkpoint(objective, policy=REMAT) if remat else objective
-        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(_free(params, only))
         return gradients, {"loss": (total, aux.count), **aux.metrics}, aux.carry
 
     def gradients(params: Params, carry: Carry, source: Any, key: Array, step: Array) -> tuple[Params, Metrics, Carry]:
@@ -140,9 +144,21 @@ def make_gradients(
             carry = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry)
         if axis:
             sums, metrics = jax.lax.psum((sums, metrics), axis)
-        return sums, metrics, carry
+        return _with(params, sums, only, jnp.zeros_like), metrics, carry
 
     return gradients
+
+
+def _free(params: Params, only: tuple[str, ...]) -> list[Array]:
+    """The leaves that are trained."""
+    flags = jax.tree.leaves(trained(params, only))
+    return [leaf for leaf, free in zip(jax.tree.leaves(params), flags, strict=True) if free]
+
+
+def _with(params: Params, free: list[Array], only: tuple[str, ...], rest: Callable[[Array], Array] = lambda leaf: leaf) -> Params:
+    """``params`` with other leaves where they are trained, and ``rest`` of them elsewhere."""
+    leaves = iter(free)
+    return jax.tree.map(lambda leaf, free: next(leaves) if free else rest(leaf), params, trained(params, only))
 
 
 def _split(leaf: Array, parts: int) -> Array:

@@ -74,7 +74,7 @@ class Stream(Batches):
         """
         super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels, widths=widths)
         if self.layout.replicas > 1:
-            raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1; folder: instead has all in memory")
+            raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1")
         _grain()
         self.workers = _default_workers(_images(table)) if workers is None else workers
         self._forget()

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import os
@@ -15,13 +17,13 @@ import numpy as np
 import optax
 
 from train import cluster
-from train.batches import Batches, Scaling, fit_scaling
+from train.batches import MEASURED, Batches, Scaling, fit_scaling, not_streamed
 from train.checkpoint import Checkpoints, describe
 from train.data import load_data
 from train.dataset import Dataset
 from train.loop import Interrupts, Loop
 from train.member import Member, compare_members, resume
-from train.optimizer import build_one_of
+from train.optimizer import build_one_of, trained
 from train.parallel import Layout, Parallel
 from train.progress import NOT_METRICS, Progress
 from train.recipe import Recipe, module_of, to_dict
@@ -29,7 +31,7 @@ from train.run_folder import RunFolder, differences, versions, write_json
 from train.step import TrainState, init_state, make_step
 from train.stream import make_batches
 from train.transfer import TRANSFERS, load_params, matching
-from zoo.base import Model, Params, replace, require_range, shared
+from zoo.base import Model, Params, leaves_by_path, replace, require_range, shared
 
 EVAL_BATCH, SMALL = 250, 2**14
 """Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
@@ -88,7 +90,7 @@ def fit(
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
     if isinstance(data, str):
         how = {name: settings[name] for name in ("image_shape", "text", "pairs") if name in settings}
-        _check_image_shape(cfg, data, settings.get("image_shape", Recipe.image_shape))
+        _check_images(cfg, data, settings.get("image_shape", Recipe.image_shape), settings.get("preprocess", Recipe.preprocess))
         dataset = load_data(data, data_dir, **how)
     elif isinstance(data, Dataset):
         dataset = data
@@ -146,10 +148,14 @@ def _run(
         for each in recipes:
             how = {name: getattr(each, name) for name in ("image_shape", "text", "pairs")}
             way = (each.data, *how.values())
-            _check_image_shape(each.model, each.data, each.image_shape)
+            _check_images(each.model, each.data, each.image_shape, each.preprocess)
             datasets[way] = datasets.get(way) or load_data(each.data, data_dir, **how)
         ways = [(each.data, each.image_shape, each.text, each.pairs) for each in recipes]
-        return [_prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
+        found = [_prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
+        for earlier, stage in itertools.pairwise(found):
+            initial = jax.eval_shape(functools.partial(_transfer, earlier, stage), earlier.abstract.params, stage.abstract.params)
+            _check_params(initial, stage.abstract.params)
+        return found
 
     stages = cluster.together(prepare)
     _agree(stages, parallel)
@@ -159,15 +165,22 @@ def _run(
     if out is not None:  # another run's folder is refused before the first stage starts
         cluster.together(lambda: RunFolder.create(out, stages[-1].recipe, stages[-1].dataset.fingerprint))
     result = None
-    for stage, folder in zip(stages, folders, strict=True):
+    for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         if result is not None:
-            params = TRANSFERS[stage.recipe.transfer](result.cfg, result.params, stage.recipe.model, stage.fresh())
-            start = _Start(lambda _, params=params: params)
+            fresh = stage.fresh()
+            params = _transfer(stages[index - 1], stage, result.params, fresh)
+            note = _takes(f"stage {index}", result.params, fresh) if stage.recipe.transfer == "matching" else ""
+            start = _Start(lambda _, params=params: params, note)
         result = _run_stage(stage, folder, start, manner)
         if not result.complete:
             break
     assert result is not None
     return result
+
+
+def _transfer(earlier: "_Stage", stage: "_Stage", params: Params, fresh: Params) -> Params:
+    """What a stage starts from, given what the one before it ended with."""
+    return TRANSFERS[stage.recipe.transfer](earlier.recipe.model, params, stage.recipe.model, fresh)
 
 
 class _Manner(NamedTuple):
@@ -248,14 +261,24 @@ def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
         matching(None, earlier, stage.recipe.model, fresh)
     except ValueError as error:
         raise ValueError(f"init_from={source!r}: {error}") from None
-    takes = shared(earlier, fresh)
-    left = [path for path, taken in takes.items() if not taken]
-    kept = f"; fresh: {', '.join(left)}" if left else ""
 
     def params(index: int) -> Params:  # what is fresh is each member's own, as in a run of its own
         return matching(None, earlier, stage.recipe.model, stage.fresh(index))
 
-    return _Start(params, f"starting from {source}: {len(takes) - len(left)} of {len(takes)} parameters{kept}")
+    return _Start(params, _takes(source, earlier, fresh))
+
+
+def _left_as_drawn(stage: _Stage) -> str:
+    """The parts whose parameters, or some of them, are not trained."""
+    flags = leaves_by_path(trained(stage.abstract.params, stage.recipe.optimizer.only))
+    return ", ".join(dict.fromkeys(path.partition(".")[0] for path, free in flags.items() if not free))
+
+
+def _takes(source: str, earlier: Params, fresh: Params) -> str:
+    takes = shared(earlier, fresh)
+    left = [path for path, taken in takes.items() if not taken]
+    kept = f"; fresh: {', '.join(left)}" if left else ""
+    return f"starting from {source}: {len(takes) - len(left)} of {len(takes)} parameters{kept}"
 
 
 def _has_checkpoint(folder: RunFolder) -> bool:
@@ -265,7 +288,7 @@ def _has_checkpoint(folder: RunFolder) -> bool:
 def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel) -> _Stage:
     """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
     recipe = _with_vocabulary(recipe, dataset)
-    cfg, members = recipe.model, recipe.members
+    cfg, members, only = recipe.model, recipe.members, recipe.optimizer.only
     layout = Layout(parallel, len(members))
     batches, validation = _batches(recipe, dataset, layout)
     total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
@@ -277,7 +300,7 @@ def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Par
     def build(index: Any = 0, **how: Any) -> Callable:
         stops = "freeze" if len(members) > 1 else "note"
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
-        return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, **how)
+        return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, only=only, **how)
 
     key = jax.random.key(recipe.seed)
     abstract = jax.eval_shape(lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size))
@@ -329,6 +352,8 @@ def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start,
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
             if start.note:
                 progress.say(start.note)
+            elif start.params is None and (left := _left_as_drawn(stage)):
+                progress.say(f"not trained, and as they are drawn: {left}; --init-from takes others from a run or a file")
         for note in stage.dataset.notes:
             progress.say(note)
         if not layout.single:
@@ -463,10 +488,12 @@ def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
     return dataclasses.replace(recipe, model=replace(cfg, **sizes))
 
 
-def _check_image_shape(cfg: Any, data: str, image_shape: tuple[int, int, int]) -> None:
-    """Raises ValueError for a shape that the model does not take, before images are decoded, which takes long."""
+def _check_images(cfg: Any, data: str, image_shape: tuple[int, int, int], preprocess: str) -> None:
+    """Raises ValueError for what the model or streaming do not take, before images are decoded, which takes long."""
     if not data.startswith("captions:"):
         return
+    if preprocess in MEASURED:
+        raise not_streamed(preprocess)
     inputs = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
     expected = inputs["image"].shape[1:] if isinstance(inputs, dict) and "image" in inputs else image_shape
     if tuple(image_shape) != expected:

@@ -24,7 +24,17 @@ def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Para
 
 
 def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
-    """A deep belief net becomes an autoencoder: see ``zoo.autoencoder.unroll``."""
+    """A deep belief net becomes an autoencoder: see ``zoo.autoencoder.unroll``.
+
+    Raises ValueError where the autoencoder's units are not those of the net.
+    """
+    kinds = {"bernoulli": "logistic", "gaussian": "linear"}
+    units = {"activation": "bernoulli"} if len(cfg.sizes) > 2 else {}
+    units |= {"output": earlier_cfg.visible_units, "code": earlier_cfg.top_units}
+    for field, kind in units.items():
+        have = getattr(cfg, field) or cfg.activation
+        if have != kinds[kind]:
+            raise ValueError(f"{field}={have!r}, allowed after a deep belief net with {kind} units there: {kinds[kind]!r}")
     return autoencoder.unroll(cfg, earlier)
 
 

@@ -28,6 +28,7 @@ from zoo import (
     hard_captioner,
     language,
     layers,
+    likelihood,
     mlp,
     nnlm,
     rbm,
@@ -42,7 +43,7 @@ from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
 __all__ = [
     "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
     "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
-    "decoder", "fcn", "hard_captioner", "language", "layers", "list_models", "mlp", "nnlm", "rbm", "recurrence",
+    "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "mlp", "nnlm", "rbm", "recurrence",
     "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -46,8 +46,8 @@ class Config:
     noise_level: the probability that a unit is corrupted; the deviation of gaussian noise.
     tied: whether the decoder's kernels are the encoder's transposed.
     greedy: whether only the top pair of layers is trained.  It is then an autoencoder of its own for what the layers below say
-        of the clean inputs, and it is these units that noise corrupts.  Where they are logistic it reconstructs them by logistic
-        units and the objective, else by linear ones and squared error; ``output`` is of the lowest pair.
+        of the clean inputs, and it is these units that noise corrupts.  It reconstructs them by units of their own kind, logistic
+        ones with the objective, others with squared error; ``output`` is of the lowest pair.
     initializer, gain: how kernels are drawn, and a factor on them (the Matlab toolbox's nets: glorot_uniform times 4).
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
@@ -178,22 +178,22 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     error of an example, summed over units.  A greedy model's inputs are those of its top pair.
     """
     x = _flat(cfg, batch["inputs"])
-    if cfg.greedy:
-        cfg, params, x = _top_pair(cfg, params, x)
-    return reconstruction_loss(cfg, _forward(cfg, params, x, key)["logits"], x, batch["mask"])
+    if not cfg.greedy or len(cfg.sizes) == 2:
+        return reconstruction_loss(cfg, _forward(cfg, params, x, key)["logits"], x, batch["mask"])
+    pair, params, x = _top_pair(cfg, params, x)
+    logits = _forward(pair, params, x, key)["logits"]
+    if pair.output == "linear":  # but for logistic units, whose losses are of logits
+        logits = activate(cfg.activation, logits)
+    return reconstruction_loss(pair, logits, x, batch["mask"])
 
 
 def _top_pair(cfg: Config, params: Params, x: Array) -> tuple[Config, Params, Array]:
     """The top pair of layers as an autoencoder of its own, and its clean inputs."""
     top = len(cfg.sizes) - 2
     pair = {"layer_0": params[f"layer_{top}"], "decoder_0": params[f"decoder_{top}"]}
-    single = replace(cfg, sizes=cfg.sizes[-2:], greedy=False)
-    if top == 0:
-        return single, pair, x
-    if cfg.activation == "logistic":
-        single = replace(single, output="logistic")
-    else:
-        single = replace(single, output="linear", objective=None)
+    logistic = cfg.activation == "logistic"
+    output, objective = ("logistic", cfg.objective) if logistic else ("linear", None)
+    single = replace(cfg, sizes=cfg.sizes[-2:], greedy=False, output=output, objective=objective)
     return single, pair, jax.lax.stop_gradient(_up(cfg, params, x, None)[f"hidden_{top - 1}"])
 
 

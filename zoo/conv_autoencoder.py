@@ -4,6 +4,7 @@ Where a stage pools, the decoder repeats every value over the window; then a con
 """
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import convnet
-from zoo.base import Aux, Batch, Params, block, require, require_shape, require_sizes, static
+from zoo.base import Aux, Batch, Params, block, require, require_inputs, require_shape, require_sizes, static
 from zoo.convnet import Stage
 from zoo.convolution import Sizes
 from zoo.layers import (
@@ -165,6 +166,7 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> d
 
 def _up(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
     require_shape("inputs", inputs, ("batch", *cfg.shape))
+    require_inputs(inputs, math.prod(cfg.shape), cfg.input_range, "shape")
     keys = split_keys(key, len(cfg.stages) + 1)
     x, seen = corrupt(inputs, cfg.noise, cfg.noise_level, keys[-1]), {}
     for index, stage in enumerate(cfg.stages):

@@ -126,6 +126,7 @@ def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | No
     if key is None or noise == "none":
         return x
     if noise == "gaussian":
+        x = x.astype(jnp.result_type(x, float))  # of integers
         return x + level * jax.vmap(functools.partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype))(key)
     chance = uniforms(key, math.prod(x.shape[1:])).reshape(x.shape)
     peak = chance < level / 2 if noise == "salt_pepper" else jnp.zeros(x.shape, bool)

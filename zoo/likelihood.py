@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float, Key
 
 from zoo import rbm
@@ -59,13 +61,14 @@ def exact_log_partition(cfg: rbm.Config, params: Params) -> Float[Array, ""]:
         kernel, own, other, units = params["kernel"].T, params["bias"], params["visible_bias"], cfg.visible_units
     count, chunk = 2 ** len(own), min(2 ** len(own), CHUNK)
 
-    def add(index: Array, log_sum: Array) -> Array:
+    def log_sum(index: Array) -> Array:
         numbers = index * chunk + jnp.arange(chunk)
         states = ((numbers[:, None] >> jnp.arange(len(own))[None]) & 1).astype(kernel.dtype)
         normalizers = jnp.sum(rbm.log_normalizer(units, other[None] + states @ kernel), axis=-1)
-        return jnp.logaddexp(log_sum, jax.nn.logsumexp(states @ own + normalizers))
+        return jax.nn.logsumexp(states @ own + normalizers)
 
-    return jax.lax.fori_loop(0, count // chunk, add, jnp.asarray(-jnp.inf, kernel.dtype))
+    # Summed in the end, not one after the other: thousands of roundings of a log near 1,000 would make hundredths of a nat.
+    return jax.nn.logsumexp(jax.lax.map(log_sum, jnp.arange(count // chunk)))
 
 
 def base_rates(cfg: rbm.Config, means: Float[Array, " visible"]) -> Float[Array, " visible"]:
@@ -129,12 +132,21 @@ def annealed_log_partition(
     return Estimate(log_base + largest + jnp.log(jnp.mean(weights)), error, log_weights)
 
 
-@jax.jit
 def pseudo_log_likelihood(cfg: rbm.Config, params: Params, visible: Float[Array, "batch visible"]) -> Float[Array, " batch"]:
     """Sum over the visible units of log p(v_i | all others) of binary states (Besag 1975), which needs no partition function.
 
     log p(v_i | others) = log sigmoid(F(v with unit i flipped) - F(v)).
+    Raises ValueError for gaussian visible units and, where they are concrete, for states that are not 0 or 1.
     """
+    if cfg.visible_units != "bernoulli":
+        raise ValueError(f"visible_units={cfg.visible_units!r}, allowed for a pseudo-likelihood: 'bernoulli'")
+    if not isinstance(visible, Tracer) and (other := np.setdiff1d(visible, (0, 1))).size:
+        raise ValueError(f"visible: {other[0]:g}, allowed for a pseudo-likelihood: states, 0 or 1")
+    return _pseudo_log_likelihood(cfg, params, visible)
+
+
+@jax.jit
+def _pseudo_log_likelihood(cfg: rbm.Config, params: Params, visible: Array) -> Array:
     field = rbm.hidden_field(cfg, params, visible)
     normalizers = jnp.sum(rbm.log_normalizer(cfg.hidden_units, field), axis=-1)
 

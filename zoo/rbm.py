@@ -29,7 +29,7 @@ SAMPLED = True
 
 Units = Literal["bernoulli", "gaussian"]
 UNITS = ("bernoulli", "gaussian")
-HIDDEN, VISIBLE, CHAIN, BINARIZE = range(4)
+HIDDEN, VISIBLE, CHAIN, BINARIZE, START = range(5)
 """What an example's key is used for, so that each has its own."""
 Binarize = Literal["none", "sample", "threshold"]
 
@@ -224,7 +224,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     instead: with a key the distance from the data to the chain's first states (persistent: to the means), without one to the
     means given hidden means, and then the gradient is its own.
     Metrics: "reconstruction_error", and "free_energy" of the data, which says nothing but in comparison with other data's.
-    carry: the persistent chains' visible states [batch, visible].
+    carry: the persistent chains' visible states [batch, visible]; () for fresh ones.
     """
     visible, mask = states(cfg, batch["inputs"], key), batch["mask"]
     field = hidden_field(cfg, params, visible)
@@ -243,7 +243,9 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     fixed = jax.lax.stop_gradient(params)
     reconstruction, hidden = gibbs_step(cfg, fixed, visible, key)
     if cfg.persistent:
-        chain = jnp.where(batch["reset"][:, None], visible, carry) if "reset" in batch else carry
+        fresh = isinstance(carry, tuple)
+        chain = _start(cfg, params, _fold(key, START)) if fresh else carry
+        chain = jnp.where(batch["reset"][:, None], visible, chain) if "reset" in batch else chain
         chain = sample(cfg, fixed, chain, _fold(key, CHAIN), cfg.steps)
         errors = error(mean(cfg.visible_units, visible_field(cfg, fixed, mean(cfg.hidden_units, jax.lax.stop_gradient(field)))))
     elif cfg.steps == 1:
@@ -266,10 +268,11 @@ def _sparsity(cfg: Config, field: Array) -> Array:
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
     """Visible states [batch, visible] that persistent chains begin with, drawn from the visible biases alone; () without."""
-    if not cfg.persistent:
-        return ()
-    keys = jax.random.split(key, batch_size)
-    return draw(cfg.visible_units, jnp.broadcast_to(params["visible_bias"], (batch_size, cfg.visible)), keys)
+    return _start(cfg, params, jax.random.split(key, batch_size)) if cfg.persistent else ()
+
+
+def _start(cfg: Config, params: Params, key: Key[Array, " batch"]) -> Array:
+    return draw(cfg.visible_units, jnp.broadcast_to(params["visible_bias"], (len(key), cfg.visible)), key)
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:

@@ -123,7 +123,8 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
 
     def build(**how: Any) -> Any:
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else "note"
-        return make_step(module, cfg, optimizer, recipe.augment, nonfinite=nonfinite, load=lambda source: source[1], **how)
+        settings = {"nonfinite": nonfinite, "only": recipe.optimizer.only, **how}
+        return make_step(module, cfg, optimizer, recipe.augment, load=lambda source: source[1], **settings)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)

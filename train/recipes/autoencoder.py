@@ -2,6 +2,8 @@
 
     python -m train autoencoder-digits        64-128-16; 8x8 digits that ship with the package, seconds
     python -m train conv-autoencoder-digits   a convolutional one of the same
+    python -m train autoencoder-digits-deep   64-256-128-16, unrolled from a deep belief net
+    python -m train sae-digits                64-100-100-10, pre-trained as a stacked denoising autoencoder
     python -m train autoencoder-deep          784-1000-500-250-30 (Hinton and Salakhutdinov 2006)
     python -m train sae-toolbox               784-100-10, pre-trained as a denoising autoencoder (Matlab DeepLearnToolbox)
 
@@ -24,26 +26,60 @@ _digits = Recipe(
     batch_size=32,
     epochs=150,
     eval_every=5,
+    keep_every=30,
     select_by="reconstruction_error",
     select_mode="min",
     steps_per_dispatch=44,
     targets=(Target(metric="test reconstruction_error", at_most=0.75),),
 )
-_machines = Recipe(
-    name="autoencoder-deep-machine",
-    model=dbn.PRESETS["deep_autoencoder"],
-    data="mnist",
-    train_on="train+validation",
-    batch_size=100,
-    epochs=10,
-    eval_every=5,
-    select_by="reconstruction_error",
-    select_mode="min",
-    steps_per_dispatch=100,
-)
 _rising = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum_epochs=5, l2=2e-4)
 # Units without bounds learn at a hundredth of the others' rate (Hinton and Salakhutdinov 2006, supporting material).
-_machines = greedy(_machines, (_rising, _rising, _rising, replace(_rising, learning_rate=0.001)))
+_top = replace(_rising, learning_rate=0.001)
+_machines = greedy(
+    Recipe(
+        name="autoencoder-deep-machine",
+        model=dbn.PRESETS["deep_autoencoder"],
+        data="mnist",
+        train_on="train+validation",
+        batch_size=100,
+        epochs=10,
+        eval_every=5,
+        select_by="reconstruction_error",
+        select_mode="min",
+        steps_per_dispatch=100,
+    ),
+    (_rising, _rising, _rising, _top),
+)
+_digits_machines = greedy(
+    replace(
+        _digits,
+        name="autoencoder-digits-deep-machine",
+        model=dbn.Config(sizes=(64, 256, 128, 16), top_units="gaussian"),
+        batch_size=20,
+        epochs=50,
+        steps_per_dispatch=70,
+        targets=(),
+    ),
+    (_rising, _rising, replace(_rising, learning_rate=0.01)),
+)
+_denoising = replace(
+    _digits,
+    name="sae-digits-1",
+    about="64-100: denoising autoencoder 1 of 2",
+    model=autoencoder.Config(sizes=(64, 100), noise="mask", noise_level=0.25, tied=True, greedy=True),
+    optimizer=Optimizer(name="adam", learning_rate=0.002),
+    batch_size=20,
+    epochs=30,
+    steps_per_dispatch=70,
+    targets=(),
+)
+_denoising = replace(
+    _denoising,
+    name="sae-digits-2",
+    about="64-100-100: denoising autoencoder 2 of 2",
+    model=replace(_denoising.model, sizes=(64, 100, 100)),
+    after=_denoising,
+)
 _toolbox = Recipe(
     name="sae-toolbox-autoencoder",
     about="784-100, half of the inputs masked, 1 epoch",
@@ -68,8 +104,31 @@ RECIPES = (
         optimizer=replace(_digits.optimizer, learning_rate=0.001),
         epochs=15,
         eval_every=1,
+        keep_every=5,
         steps_per_dispatch=1,
         targets=(Target(metric="test reconstruction_error", at_most=1.0),),
+    ),
+    replace(
+        _digits,
+        name="autoencoder-digits-deep",
+        about="64-256-128-16, unrolled from a deep belief net; 8x8 handwritten digits that ship with the package",
+        # Few examples: without noise it reconstructs those that it trains on, and others worse than principal components.
+        model=autoencoder.Config(sizes=(64, 256, 128, 16), code="linear", noise="gaussian", noise_level=0.1),
+        optimizer=replace(_digits.optimizer, learning_rate=0.004),
+        transfer="unroll",
+        after=_digits_machines,
+        targets=(Target(metric="test reconstruction_error"),),
+    ),
+    replace(
+        _denoising,
+        name="sae-digits",
+        about="64-100-100-10, pre-trained as a stacked denoising autoencoder; 8x8 handwritten digits that ship with the package",
+        model=mlp.Config(sizes=(64, 100, 100, 10), activation="logistic"),
+        optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),
+        epochs=50,
+        select_by="loss",
+        after=_denoising,
+        targets=(Target(metric="test error %"),),
     ),
     replace(
         _machines,
@@ -79,18 +138,23 @@ RECIPES = (
         optimizer=Optimizer(name="adam", learning_rate=0.001, schedule="cosine", decay=0.0),
         epochs=30,
         eval_every=5,
+        keep_every=10,
         transfer="unroll",
         after=_machines,
-        targets=(Target(metric="test reconstruction_error", published=3.0, source="Hinton and Salakhutdinov 2006", at_most=5.0),),
+        targets=(
+            Target(metric="test reconstruction_error", published=3.0, source="Hinton and Salakhutdinov 2006", at_most=5.0),
+            Target(metric="test reconstruction_error of PCA", published=13.87, source="Hinton and Salakhutdinov 2006"),
+        ),
     ),
     replace(
         _toolbox,
         name="sae-toolbox",
-        about="784-100-10, pre-trained as a denoising autoencoder, 1 epoch each (Matlab DeepLearnToolbox, test_example_SAE)",
-        model=mlp.Config(sizes=(784, 100, 10), activation="logistic", output="logistic", objective="squared_error", gain=4.0),
-        select_by="accuracy",
-        select_mode="max",
+        about="784-100-10, pre-trained as a denoising autoencoder, 1 epoch each (DeepLearnToolbox, but with softmax outputs)",
+        # With the toolbox's logistic ones and squared error two of three seeds reach 9 %; one loses a digit (17.5 %).
+        model=mlp.Config(sizes=(784, 100, 10), activation="logistic"),
+        optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
+        select_by="loss",
         after=_toolbox,
-        targets=(Target(metric="test error %", published=16.0, source="DeepLearnToolbox asserts less", at_most=10.0),),
+        targets=(Target(metric="test error %", published=16.0, source="DeepLearnToolbox asserts less", at_most=8.0),),
     ),
 )

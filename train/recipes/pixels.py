@@ -62,6 +62,7 @@ RECIPES = (
         model=fcn.PRESETS["vgg16"],
         data="masks:VOC2012",
         image_shape=(512, 512, 3),
+        preprocess="imagenet",
         optimizer=Optimizer(name="sgd", learning_rate=1e-4, momentum=0.9, l2=5e-4),
         batch_size=20,
         epochs=50,

@@ -210,6 +210,15 @@ def test_the_loop_is_timed_between_its_logs(monkeypatch, steps_per_dispatch):
 
 
 @pytest.mark.usefixtures("tiny_rows")
+def test_compilation_alone(tmp_path, capsys):
+    assert main(["mlp", "--rounds", "1", "--compilation", "--json", str(tmp_path / "speed.json")]) == 0
+    rows = [row["row"] for row in json.loads((tmp_path / "speed.json").read_text())]
+    assert rows == ["mlp, compile", "mlp, first step"]
+    assert main(["mlp", "--compilation", "--own-size"]) == 2
+    assert "--own-size and --compilation: give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny_rows")
 def test_all_rows_from_the_command_line(tmp_path, capsys):
     torch = [] if not speed_contenders.has_torch() else ["torch"]
     assert main(["--rounds", "1", "--seconds", "0.001", "--json", str(tmp_path / "speed.json")]) == 0

@@ -32,6 +32,8 @@ class Command:
     """Length of a block, about."""
     own_size: bool = False
     """Steps at the rows' own sizes only: no doubled sizes, no compilation, which take most of the time."""
+    compilation: bool = False
+    """Of rows of steps only compilation and the time to the first step."""
     json: pathlib.Path | None = None
     """Write the comparisons to this file too: a list with an object for each."""
 
@@ -46,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     if command.rounds < 1 or not command.seconds > 0:
         print("error: --rounds and --seconds, allowed: positive numbers", file=sys.stderr)
+        return 2
+    if command.own_size and command.compilation:
+        print("error: --own-size and --compilation: give one of them", file=sys.stderr)
         return 2
     if command.json is not None and not command.json.parent.is_dir():
         print(f"error: --json {command.json}: no folder {command.json.parent}", file=sys.stderr)
@@ -62,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     lines, others = [], Others()
     for row in command.rows or ROWS:
-        lines += ROWS[row](Options(command.rounds, command.seconds, command.own_size))
+        lines += ROWS[row](Options(command.rounds, command.seconds, command.own_size, command.compilation))
     made["others"] = others.share()
     show(lines, f"{made['hardware']}, {made['date']}")
     if made["others"] is not None and made["others"] > OTHERS_AT_MOST:

@@ -62,11 +62,15 @@ Timed = Callable[[int], float]
 
 
 class Options(NamedTuple):
-    """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds; own_size: rows of steps have nothing else."""
+    """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds.
+
+    own_size: rows of steps have nothing else.  compilation: they have only that, and the time to the first step.
+    """
 
     rounds: int
     seconds: float
     own_size: bool = False
+    compilation: bool = False
 
 
 def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
@@ -141,7 +145,9 @@ def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float],
 
     make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio, "compile": that of compilation over flax's}.
     """
-    lines = sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
+    lines = []
+    if not options.compilation:
+        lines = sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
     return lines if options.own_size else lines + fresh_lines(row, make(), options, at_most.get("compile"))
 
 

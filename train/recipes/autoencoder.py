@@ -4,13 +4,16 @@
     python -m train conv-autoencoder-digits   a convolutional one of the same
     python -m train autoencoder-digits-deep   64-256-128-16, unrolled from a deep belief net
     python -m train sae-digits                64-100-100-10, pre-trained as a stacked denoising autoencoder
+    python -m train sae-mnist                 784-1000-1000-1000-10, likewise (LISA deep learning tutorials)
     python -m train autoencoder-deep          784-1000-500-250-30 (Hinton and Salakhutdinov 2006)
     python -m train sae-toolbox               784-100-10, pre-trained as a denoising autoencoder (Matlab DeepLearnToolbox)
 
 What they reach: ``python -m evals.ledger``.  "reconstruction_error" is the squared error of an image, summed over its pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from train.optimizer import Optimizer
 from train.recipe import Recipe, Target
@@ -62,24 +65,48 @@ _digits_machines = greedy(
     ),
     (_rising, _rising, replace(_rising, learning_rate=0.01)),
 )
-_denoising = replace(
-    _digits,
-    name="sae-digits-1",
-    about="64-100: denoising autoencoder 1 of 2",
-    model=autoencoder.Config(sizes=(64, 100), noise="mask", noise_level=0.25, tied=True, greedy=True),
-    optimizer=Optimizer(name="adam", learning_rate=0.002),
-    batch_size=20,
-    epochs=30,
-    steps_per_dispatch=70,
-    targets=(),
+
+
+def stacked(recipe: Recipe[Any], models: Sequence[autoencoder.Config]) -> Recipe[Any]:
+    """Stages that train denoising autoencoders on top of each other, the lowest first; the last one is returned."""
+    after = None
+    for number, model in enumerate(models, start=1):
+        about = f"{'-'.join(map(str, model.sizes))}: denoising autoencoder {number} of {len(models)}"
+        after = replace(recipe, name=f"{recipe.name}-{number}", about=about, model=model, after=after)
+    assert after is not None
+    return after
+
+
+_denoising = autoencoder.Config(sizes=(64, 100), noise="mask", noise_level=0.25, tied=True, greedy=True)
+_digits_stack = stacked(
+    replace(
+        _digits,
+        name="sae-digits-autoencoder",
+        optimizer=Optimizer(name="adam", learning_rate=0.002),
+        batch_size=20,
+        epochs=30,
+        steps_per_dispatch=70,
+        targets=(),
+    ),
+    (_denoising, replace(_denoising, sizes=(64, 100, 100))),
 )
-_denoising = replace(
-    _denoising,
-    name="sae-digits-2",
-    about="64-100-100: denoising autoencoder 2 of 2",
-    model=replace(_denoising.model, sizes=(64, 100, 100)),
-    after=_denoising,
+_stack = stacked(
+    Recipe(
+        name="sae-mnist-autoencoder",
+        model=autoencoder.PRESETS["stacked1000_1"],
+        data="mnist",
+        train_on="train+validation",
+        optimizer=Optimizer(learning_rate=0.01, momentum=0.9),
+        batch_size=100,
+        epochs=15,
+        eval_every=5,
+        select_by="reconstruction_error",
+        select_mode="min",
+        steps_per_dispatch=100,
+    ),
+    [autoencoder.PRESETS[f"stacked1000_{number}"] for number in (1, 2, 3)],
 )
+_fine = Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0)
 _toolbox = Recipe(
     name="sae-toolbox-autoencoder",
     about="784-100, half of the inputs masked, 1 epoch",
@@ -120,15 +147,28 @@ RECIPES = (
         targets=(Target(metric="test reconstruction_error"),),
     ),
     replace(
-        _denoising,
+        _digits_stack,
         name="sae-digits",
         about="64-100-100-10, pre-trained as a stacked denoising autoencoder; 8x8 handwritten digits that ship with the package",
         model=mlp.Config(sizes=(64, 100, 100, 10), activation="logistic"),
-        optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0),
+        optimizer=_fine,
         epochs=50,
+        keep_every=None,
         select_by="loss",
-        after=_denoising,
+        after=_digits_stack,
         targets=(Target(metric="test error %"),),
+    ),
+    replace(
+        _stack,
+        name="sae-mnist",
+        about="784-1000-1000-1000-10, pre-trained as a stacked denoising autoencoder (LISA deep learning tutorials, SdA)",
+        # Dropout is dbn-mnist's; the tutorial has none.
+        model=mlp.Config(sizes=(784, 1000, 1000, 1000, 10), activation="logistic", dropout=0.3, input_dropout=0.1),
+        optimizer=_fine,
+        epochs=40,
+        select_by="loss",
+        after=_stack,
+        targets=(Target(metric="test error %", published=1.3, source="LISA deep learning tutorials"),),
     ),
     replace(
         _machines,

@@ -117,11 +117,11 @@ def make_gradients(
         """Its gradients are those of the parameters that are trained."""
         batch = deform_batch(augment, batch, keys)
 
-        def objective(free: list[Array]) -> tuple[Array, Any]:
-            return module.loss(cfg, _with(params, free, only), batch, key=keys, carry=carry)
+        def objective(leaves: list[Array]) -> tuple[Array, Any]:
+            return module.loss(cfg, _with(params, leaves, only), batch, key=keys, carry=carry)
 
         objective = jax.checkpoint(objective, policy=REMAT) if remat else objective
-        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(_free(params, only))
+        (total, aux), gradients = jax.value_and_grad(objective, has_aux=True)(free(params, only))
         return gradients, {"loss": (total, aux.count), **aux.metrics}, aux.carry
 
     def gradients(params: Params, carry: Carry, source: Any, key: Array, step: Array) -> tuple[Params, Metrics, Carry]:
@@ -149,10 +149,10 @@ def make_gradients(
     return gradients
 
 
-def _free(params: Params, only: tuple[str, ...]) -> list[Array]:
-    """The leaves that are trained."""
+def free(params: Params, only: tuple[str, ...]) -> list[Array]:
+    """The leaves that are trained, see ``Optimizer.only``."""
     flags = jax.tree.leaves(trained(params, only))
-    return [leaf for leaf, free in zip(jax.tree.leaves(params), flags, strict=True) if free]
+    return [leaf for leaf, taken in zip(jax.tree.leaves(params), flags, strict=True) if taken]
 
 
 def _with(params: Params, free: list[Array], only: tuple[str, ...], rest: Callable[[Array], Array] = lambda leaf: leaf) -> Params:

@@ -16,7 +16,7 @@ from evals.hlo import Collective, collectives
 from train.augment import deform_batch
 from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
 from train.recipe import Recipe, module_of
-from train.step import example_keys, init_state, make_step
+from train.step import example_keys, free, init_state, make_step
 from zoo.base import Model, Params
 
 Platform = Literal["tpu", "cuda"]
@@ -61,7 +61,7 @@ class Step(NamedTuple):
     """A traced step, which ``lower`` and ``compile`` turn into a program, and what one device has to do in it.
 
     forward: operations of augmentation and loss alone.  moved: bytes of its arguments and results, but for the batch the same.
-    params, metrics: bytes of the parameters, and of the sums that are reduced beside their gradients.
+    params, metrics: bytes of the parameters that are trained, and of the sums that are reduced beside their gradients.
     """
 
     traced: Any
@@ -150,7 +150,7 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
         operations(traced.jaxpr, platform),
         operations(_forward(recipe, module, state.params, carry, share, key), platform),
         2 * size(state) + size(share),
-        size(state.params),
+        size(free(state.params, recipe.optimizer.only)),
         size(metrics),
     )
 

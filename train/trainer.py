@@ -528,7 +528,8 @@ def _check_range(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None)
         if isinstance(inputs, np.ndarray):
             extremes = np.stack([inputs.min(axis=0), inputs.max(axis=0)])
         else:
-            extremes = np.asarray(dataset.input_range).reshape(2, *[1] * (inputs.ndim - 1))
+            low_and_high = np.reshape(dataset.input_range, (2, *[1] * (inputs.ndim - 1)))
+            extremes = np.broadcast_to(low_and_high, (2, *inputs.shape[1:]))
         scaled = extremes if scaling is None else np.asarray(scaling(jnp.asarray(extremes)))
         require_range(f"data {dataset.name}: {split} inputs, preprocess={recipe.preprocess!r}", scaled, allowed)
 

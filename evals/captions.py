@@ -64,7 +64,7 @@ def caption(
 ) -> list[Translation]:
     """The best captions that a beam search finds of raw images [n, height, width, channels].
 
-    They have at most as many tokens as ``pairs.max_length`` allowed in training.
+    They have at most as many tokens as ``pairs.max_length`` allowed in training, and an end.
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
     """
     if not captions_images(run):
@@ -72,7 +72,7 @@ def caption(
         raise DataError(f"{run.folder.path}: {what} does not write captions")
     require_search(run, beam, length_penalty)
     found, target = [], run.data.tokenizers["target"]
-    table, size, longest = {"inputs": {"image": images}}, min(ROWS, len(images)), run.recipe.pairs.max_length
+    table, size, longest = {"inputs": {"image": images}}, min(ROWS, len(images)), run.recipe.pairs.max_length + 1
     with contextlib.closing(make_batches(table, size, seed=None, scaling=run.scaling)) as batches:
         for step in range(batches.steps_per_epoch):
             inputs, rows = batches.batch(step)["inputs"], batches.rows(step)

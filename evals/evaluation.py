@@ -158,11 +158,12 @@ def evaluate(
         from evals.likelihood import likelihoods
 
         metrics |= likelihoods(run, split, table, _split_of(run, dataset, "train"))
-    elif "reconstruction_error" in means and isinstance(table["inputs"], np.ndarray):
+    if "reconstruction_error" in means and hasattr(run.module, "decode"):
         from evals.unsupervised import principal_error
 
         training = dataset.joined("train", "validation") if "validation" in run.recipe.train_on else dataset.splits["train"]
-        metrics[f"{split} reconstruction_error of PCA"] = principal_error(run, training["inputs"], table["inputs"])
+        error = principal_error(run, training["inputs"], table["inputs"])
+        metrics |= {} if error is None else {f"{split} reconstruction_error of PCA": error}
     if run.data.vocabulary and "reset" in table:
         from evals.language import measure
 

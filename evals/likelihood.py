@@ -13,7 +13,7 @@ import numpy as np
 from evals.evaluation import Restored
 from zoo import likelihood, rbm
 
-CHAINS, TEMPERATURES = 100, 10_000
+CHAINS, TEMPERATURES = 400, 10_000
 PART = 1000
 """Examples at a time."""
 

@@ -25,6 +25,8 @@ CHAINS = 5
 """From each of two starts."""
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
 CODES = 2000
+MOST_COMPONENTS = 4096
+"""Of inputs: their covariances take 134 MB then, and half a minute."""
 LEGEND = 20
 """Of more classes than this nobody tells the colours apart."""
 NEEDS = "<p>{what} needs {package}: <code>pip install 'purezoo[evals]'</code></p>"
@@ -202,12 +204,16 @@ def as_pixels(evaluation: Evaluation, values: np.ndarray) -> np.ndarray:
     return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
 
 
-def principal_error(run: Restored, training: Any, inputs: Any) -> float:
+def principal_error(run: Restored, training: Any, inputs: Any) -> float | None:
     """Squared error of an example, in the mean, by as many principal components of the training inputs as the code has units.
 
-    Inputs are raw [n, ...], and compared as the model sees them, scaled.
+    Inputs are raw [n, ...], and compared as the model sees them, scaled.  None where that says nothing, as the code has no fewer
+    units than there are inputs or the error is of hidden units, and of streamed inputs and more than MOST_COMPONENTS.
     """
-    units = over(run, _coded(run), training[:1])[1].shape[1]
+    units, cfg = over(run, _coded(run), training[:1])[1].shape[1], run.recipe.model
+    of_hidden = getattr(cfg, "greedy", False) and len(cfg.sizes) > 2
+    if of_hidden or not (isinstance(training, np.ndarray) and units < training[0].size <= MOST_COMPONENTS):
+        return None
     training, inputs = (over(run, lambda _, inputs: inputs.reshape(len(inputs), -1), each) for each in (training, inputs))
     mean = training.mean(axis=0, dtype=np.float64)
     parts = np.array_split(training, len(training) // AVERAGED + 1)

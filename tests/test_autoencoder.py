@@ -279,6 +279,12 @@ def test_a_deep_belief_net_becomes_an_autoencoder_of_its_units_only(net, fields,
         unroll(earlier, params, cfg, {})
 
 
+def test_nothing_else_is_unrolled():
+    cfg = autoencoder.Config(sizes=(4, 3))
+    with pytest.raises(ValueError, match=r"transfer='unroll' between zoo.autoencoder and zoo.autoencoder, allowed: zoo.dbn and"):
+        unroll(cfg, autoencoder.init(cfg, KEY), cfg, {})
+
+
 def test_an_mlp_starts_with_the_encoder():
     cfg = autoencoder.Config(sizes=(8, 6, 4), activation="tanh")
     net = mlp.Config(sizes=(8, 6, 4, 3), activation="tanh")

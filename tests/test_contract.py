@@ -347,6 +347,20 @@ def _along(leaf, rows):
     return rows.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
+def test_a_mask_of_sequences_is_one_of_all_their_steps(member):
+    """As batches have where nothing says which steps there are."""
+    _, module, cfg = member
+    params, batch, carry = _setup(module, cfg)
+    if batch["mask"].ndim != 2:
+        return  # of no sequences
+    rows = jnp.arange(BATCH) % 3 > 0
+    loss = _jitted(module.loss, 0)
+    for key in (None, _keys()):
+        masks = (rows, jnp.broadcast_to(rows[:, None], batch["mask"].shape))
+        one, other = (loss(cfg, params, {**batch, "mask": mask}, key=key, carry=carry) for mask in masks)
+        _assert_close(one, other, rtol=1e-6)
+
+
 def test_every_parameter_receives_gradient(member):
     _, module, cfg = member
     params, _, _ = _setup(module, cfg)

@@ -173,6 +173,11 @@ def test_a_pattern_of_nothing_names_what_there_is(pattern):
         optimizer.build(10, 5).init(DEEP)
 
 
+def test_leaving_everything_out_is_an_error():
+    with pytest.raises(ValueError, match=r"only='layer_1\.\* !layer_\*', which leaves nothing to train of .*layer_11.kernel"):
+        Optimizer(only=("layer_1.*", "!layer_*")).build(10, 5).init(DEEP)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

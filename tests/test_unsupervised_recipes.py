@@ -81,6 +81,9 @@ def test_a_model_learns_the_digits_without_labels(name, epochs, metric, bound, t
         pca = PCA(16).fit(training)
         error = np.square(inputs - pca.inverse_transform(pca.transform(inputs))).sum(axis=1).mean()
         assert evaluation.metrics["test reconstruction_error of PCA"] == pytest.approx(error, rel=1e-4)
+    if name == "sae-digits":  # codes as wide as the inputs, and errors of hidden units
+        stages = [evaluate(tmp_path / f"stage-{number}").metrics for number in (1, 2)]
+        assert all(stage.keys() == {"test loss", "test reconstruction_error"} for stage in stages)
 
 
 @pytest.fixture(name="pretrained", scope="module")

@@ -161,7 +161,7 @@ def build_one_of(
 def trained(params: Any, patterns: Sequence[str]) -> Any:
     """True for leaves whose path ("layer_1.kernel") the patterns fit: one of them, if there is one, and none after a "!".
 
-    Raises ValueError for a pattern that fits none.
+    Raises ValueError for a pattern that fits none, and where nothing is left.
     """
     paths = list(leaves_by_path(params))
     fits = {pattern: {path for path in paths if fnmatch.fnmatchcase(path, pattern.removeprefix("!"))} for pattern in patterns}
@@ -171,6 +171,8 @@ def trained(params: Any, patterns: Sequence[str]) -> Any:
     taken = [found for pattern, found in fits.items() if not pattern.startswith("!")]
     left = [found for pattern, found in fits.items() if pattern.startswith("!")]
     flags = [(not taken or any(path in found for found in taken)) and not any(path in found for found in left) for path in paths]
+    if not any(flags):
+        raise ValueError(f"optimizer: only={' '.join(patterns)!r}, which leaves nothing to train of {', '.join(paths)}")
     return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 

@@ -172,7 +172,7 @@ def from_path(path: pathlib.Path, how: Text) -> Documents:
 def _cut(text: str, percent: int, how: Text) -> int:
     """Where the first so many per cent end: not within a line, or at least not within a word, where words are tokens."""
     first, last = len(text) * percent // 100, len(text) * (percent + 5) // 100 - 1
-    for space in (r"\n", r"\s") if how.tokens == "words" else ():
+    for space in (r"\n(?=\s*\S)", r"\s(?=\S)") if how.tokens == "words" else ():
         if found := re.compile(space).search(text, max(first - 1, 0), last):
             return found.end()
     return first

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from zoo import autoencoder, convnet
+from zoo import autoencoder, convnet, dbn
 from zoo.base import Params, unfold
 
 Transfer = Callable[[Any, Params, Any, Params], Params]
@@ -26,8 +26,11 @@ def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Para
 def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
     """A deep belief net becomes an autoencoder: see ``zoo.autoencoder.unroll``.
 
-    Raises ValueError where the autoencoder's units are not those of the net.
+    Raises ValueError for other models, and where the autoencoder's units are not those of the net.
     """
+    if not (isinstance(earlier_cfg, dbn.Config) and isinstance(cfg, autoencoder.Config)):
+        found = " and ".join(type(each).__module__ for each in (earlier_cfg, cfg))
+        raise ValueError(f"transfer='unroll' between {found}, allowed: zoo.dbn and zoo.autoencoder")
     kinds = {"bernoulli": "logistic", "gaussian": "linear"}
     units = {"activation": "bernoulli"} if len(cfg.sizes) > 2 else {}
     units |= {"output": earlier_cfg.visible_units, "code": earlier_cfg.top_units}

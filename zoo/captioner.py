@@ -25,6 +25,7 @@ from zoo.base import Aux, Batch, Params, require, require_choice, require_count,
 from zoo.decoder import Carry, Choose, Memory
 from zoo.language import next_token_loss
 from zoo.layers import ComputeDtype, at_least_float32, dropout, split_keys
+from zoo.rnn import mask_of_steps
 
 EXAMPLE_TARGET = 3
 """Tokens of an example; a model takes any number."""
@@ -225,12 +226,12 @@ def forward(
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones; while training also what the Config's coverage asks.
 
-    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time].
+    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
     """
     logits, seen = forward(cfg, params, batch["inputs"], key)
     total, aux = next_token_loss(logits, batch, carry, cfg.label_smoothing if key is not None else 0.0)
     if key is not None and cfg.coverage:
-        total = total + cfg.coverage * jnp.sum(uncovered(seen["attention"], batch["mask"]))
+        total = total + cfg.coverage * jnp.sum(uncovered(seen["attention"], mask_of_steps(batch["mask"], logits.shape[:2])))
     return total, aux
 
 

@@ -23,6 +23,7 @@ from zoo.base import Aux, Batch, Params, require, require_rate, static
 from zoo.decoder import Carry, Memory
 from zoo.language import token_losses
 from zoo.layers import split_keys, summed
+from zoo.rnn import mask_of_steps
 
 SAMPLED = True
 
@@ -113,7 +114,8 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch: see ``zoo.captioner.loss``.  carry: b of each row [batch], () for fresh ones.
     """
     logits, seen = _forward(cfg, params, batch["inputs"], key)
-    losses, mask = token_losses(logits, batch, 0.0 if key is None else cfg.label_smoothing), batch["mask"]
+    losses = token_losses(logits, batch, 0.0 if key is None else cfg.label_smoothing)
+    mask = mask_of_steps(batch["mask"], logits.shape[:2])
     total, aux = summed(losses, mask)
     if key is None:
         return total, aux._replace(carry=carry)

@@ -38,7 +38,7 @@ def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any
 
 
 def supervised(pretrained: Recipe[Any], model: mlp.Config, **settings: Any) -> Recipe[Any]:
-    """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net."""
+    """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net, or as stacked autoencoders."""
     return replace(
         pretrained,
         model=model,
@@ -49,7 +49,8 @@ def supervised(pretrained: Recipe[Any], model: mlp.Config, **settings: Any) -> R
     )
 
 
-_rising = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum_epochs=5, l2=2e-4)
+RISING = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum_epochs=5, l2=2e-4)
+"""Of machines of Bernoulli units."""
 _unsupervised = Recipe(
     name="dbn-mnist-machine",
     model=dbn.PRESETS["mnist"],
@@ -84,27 +85,28 @@ _digits = replace(
     steps_per_dispatch=70,
 )
 _digits_net = mlp.Config(sizes=(64, 100, 100, 10), activation="logistic")
-_fine = Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0)
+FINE = Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0)
+"""Of logistic nets that were pre-trained."""
 
 RECIPES = (
     supervised(
-        greedy(_digits, (_rising, _rising)),
+        greedy(_digits, (RISING, RISING)),
         _digits_net,
         name="dbn-digits",
         about="64-100-100-10, pre-trained as a deep belief net; 8x8 handwritten digits that ship with the package",
-        optimizer=_fine,
+        optimizer=FINE,
         targets=(Target(metric="test error %", at_most=4.0),),
     ),
     supervised(
         greedy(
             replace(_digits, model=replace(_digits.model, visible_units="gaussian"), preprocess="zscore"),
             # Units without bounds learn at a hundredth of the others' rate (Hinton 2010, section 13.2).
-            (replace(_rising, learning_rate=0.001), _rising),
+            (replace(RISING, learning_rate=0.001), RISING),
         ),
         _digits_net,
         name="dbn-digits-gaussian",
         about="dbn-digits whose inputs are real values: a Gaussian-Bernoulli machine below",
-        optimizer=_fine,
+        optimizer=FINE,
         targets=(Target(metric="test error %"),),
     ),
     supervised(
@@ -118,12 +120,12 @@ RECIPES = (
         targets=(Target(metric="test error %", published=10.0, source="DeepLearnToolbox asserts less", at_most=8.0),),
     ),
     supervised(
-        greedy(_unsupervised, 3 * (_rising,)),
+        greedy(_unsupervised, 3 * (RISING,)),
         # Without dropout, which the paper did not know, the error was 1.48 % (and 1.38 % against 1.30 % on the validation split).
         mlp.Config(sizes=(784, 500, 500, 2000, 10), activation="logistic", dropout=0.3, input_dropout=0.1),
         name="dbn-mnist",
         about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh 2006)",
-        optimizer=_fine,
+        optimizer=FINE,
         epochs=40,
         targets=(
             Target(metric="test error %", published=1.25, source="Hinton et al. 2006, with labels in the net", at_most=1.4),

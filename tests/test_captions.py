@@ -16,6 +16,7 @@ import evals.__main__
 import evals.report
 import train
 from evals import captions
+from evals.evaluation import format_metric
 from evals.translation import Translation
 from train.formats import DataError
 from train.pairs import Pairs
@@ -126,6 +127,18 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     assert "none.png" in capsys.readouterr().err
     assert evals.__main__.main([str(folder), "--translate", "a"]) == 1
     assert "does not translate" in capsys.readouterr().err
+
+
+def test_a_caption_may_be_as_long_as_in_training_and_end(evaluation, monkeypatch):
+    lengths, original = [], captions.search
+    monkeypatch.setattr(captions, "search", lambda *given: lengths.append(given[4]) or original(*given))
+    captions.caption(evaluation.run, evaluation.table["inputs"]["image"][:1])
+    assert lengths == [20 + 1]
+
+
+def test_scores_say_what_they_are_out_of():
+    assert format_metric("test BLEU-4", 81.25, 1000) == ("test BLEU-4", "81.25", "of 100")
+    assert format_metric("test CIDEr-D", 772.0, 1000) == ("test CIDEr-D", "772.00", "of 1000")
 
 
 def test_what_does_not_caption_says_so(evaluation):

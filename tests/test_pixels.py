@@ -162,6 +162,17 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     assert "--segment: allowed without" in capsys.readouterr().err
 
 
+def test_shares_of_pixels_have_no_standard_error_of_examples(evaluation):
+    shown = evals.report.headline(evaluation)
+    assert "accuracy" in shown
+    assert "standard error" not in shown
+
+
+def test_more_classes_than_a_byte_holds_are_refused():
+    with pytest.raises(DataError, match="mine: 255 classes of pixels, allowed: 254 at most"):
+        train.data._of_pixels("mine", None, ["thing"] * 255, range(255))
+
+
 def test_what_does_not_label_pixels_says_so(evaluation):
     other = evaluation.run._replace(data=evaluation.run.data._replace(classes=()))
     with pytest.raises(DataError, match="does not label pixels"):

@@ -20,8 +20,8 @@ from train.batches import Order
 from train.checkpoint import CheckpointError, Checkpoints
 from train.formats import DataError
 from train.run_folder import RunError, abstract_state
+from train.stage import evaluation_batches
 from train.step import make_evaluate
-from train.trainer import evaluation_batches
 from zoo.base import Params, leaves_by_path
 
 SHOWN = 8

@@ -23,8 +23,8 @@ from train.data import DataError, load_data
 from train.dataset import Dataset
 from train.recipe import Recipe, Target, module_of
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
+from train.stage import evaluation_batches
 from train.step import make_evaluate
-from train.trainer import evaluation_batches
 from zoo.base import Batch, Model, Params
 
 FORMAT = 1

@@ -102,8 +102,9 @@ def train_and_test(recipe: Any, dataset: Any, count: int, source: str | None, op
     import train.loop
     from train.batches import fit_scaling
     from train.recipe import module_of
+    from train.stage import evaluation_batches
     from train.step import make_evaluate
-    from train.trainer import evaluation_batches, fit
+    from train.trainer import fit
     from zoo import base
 
     module, cfg = module_of(recipe.model), recipe.model

@@ -18,8 +18,8 @@ from evals import ngrams
 from evals.evaluation import Evaluation, Restored
 from evals.page import titled
 from train.formats import DataError
+from train.stage import evaluation_batches
 from train.text import BEGIN, UNKNOWN, begun, decode, encode
-from train.trainer import evaluation_batches
 from zoo.base import Batch, Params, Recurrent, restart
 from zoo.language import generate
 

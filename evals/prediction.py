@@ -9,7 +9,7 @@ import numpy as np
 
 from evals.evaluation import Restored, class_names, make_predict, restore
 from train.formats import DataError, check_inputs, read_image, read_npz
-from train.trainer import evaluation_batches
+from train.stage import evaluation_batches
 from zoo.base import Conditional
 
 TOP = 3

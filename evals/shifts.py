@@ -13,7 +13,7 @@ from evals.evaluation import Evaluation, Restored, make_predict
 from evals.maps import spatial
 from evals.page import COLORS, is_image_shape, plot, titled
 from train.formats import Images
-from train.trainer import evaluation_batches
+from train.stage import evaluation_batches
 
 EXAMPLES = 2000
 VALUES = 2**24

@@ -16,7 +16,7 @@ import numpy as np
 from evals.evaluation import Evaluation, Restored
 from evals.page import as_bytes, as_images, picture, plot, titled
 from train.formats import Images
-from train.trainer import evaluation_batches
+from train.stage import evaluation_batches
 from zoo import dbn, rbm
 
 PAIRS = 12

@@ -21,8 +21,8 @@ from train.data import load_data
 from train.formats import DataError
 from train.pairs import Pairs
 from train.parallel import Layout, Parallel
+from train.stage import evaluation_batches
 from train.tokens import END, UNKNOWN, Tokenizer
-from train.trainer import evaluation_batches
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
 WORDS = Pairs(tokens="words")

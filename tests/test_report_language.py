@@ -27,8 +27,8 @@ import zoo
 from evals import ngrams
 from evals.evaluation import Evaluation, load_dataset, show_metric
 from train.generated import COPY_SYMBOLS
+from train.stage import evaluation_batches
 from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
-from train.trainer import evaluation_batches
 
 SECTIONS = {
     "Samples": evals.report.samples,

@@ -14,27 +14,22 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from train import cluster
-from train.batches import MEASURED, Batches, Scaling, fit_scaling, not_streamed
-from train.checkpoint import Checkpoints, describe
+from train.checkpoint import Checkpoints
 from train.data import load_data
 from train.dataset import Dataset
 from train.loop import Interrupts, Loop
 from train.member import Member, compare_members, resume
-from train.optimizer import build_one_of, trained
-from train.parallel import Layout, Parallel
+from train.optimizer import trained
+from train.parallel import Parallel
 from train.progress import NOT_METRICS, Progress
 from train.recipe import Recipe, module_of, to_dict
 from train.run_folder import RunFolder, differences, versions, write_json
-from train.step import TrainState, init_state, make_step
-from train.stream import make_batches
+from train.stage import Stage, check_images, check_params, prepare
+from train.step import TrainState
 from train.transfer import TRANSFERS, load_params, matching
-from zoo.base import Model, Params, leaves_by_path, replace, require_range, shared
-
-EVAL_BATCH, SMALL = 250, 2**14
-"""Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
+from zoo.base import Model, Params, leaves_by_path, shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +85,7 @@ def fit(
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
     if isinstance(data, str):
         how = {name: settings[name] for name in ("image_shape", "text", "pairs") if name in settings}
-        _check_images(cfg, data, settings.get("image_shape", Recipe.image_shape), settings.get("preprocess", Recipe.preprocess))
+        check_images(cfg, data, settings.get("image_shape", Recipe.image_shape), settings.get("preprocess", Recipe.preprocess))
         dataset = load_data(data, data_dir, **how)
     elif isinstance(data, Dataset):
         dataset = data
@@ -102,7 +97,7 @@ def fit(
         settings["init_from"] = os.fspath(settings["init_from"])
         if params is not None:
             raise ValueError(f"init_from={settings['init_from']!r}, allowed with params: None")
-    stage = _prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module, parallel or Parallel())
+    stage = prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module, parallel or Parallel())
     start = _load_start(stage, out) if params is None else _Start(lambda _: params)
     return _run_stage(stage, out, start, _Manner(quiet))
 
@@ -143,21 +138,21 @@ def _run(
     parallel: Parallel,
     manner: "_Manner",
 ) -> Result:
-    def prepare() -> list[_Stage]:
+    def prepare_all() -> list[Stage]:
         datasets = {}
         for each in recipes:
             how = {name: getattr(each, name) for name in ("image_shape", "text", "pairs")}
             way = (each.data, *how.values())
-            _check_images(each.model, each.data, each.image_shape, each.preprocess)
+            check_images(each.model, each.data, each.image_shape, each.preprocess)
             datasets[way] = datasets.get(way) or load_data(each.data, data_dir, **how)
         ways = [(each.data, each.image_shape, each.text, each.pairs) for each in recipes]
-        found = [_prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
+        found = [prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
         for earlier, stage in itertools.pairwise(found):
             initial = jax.eval_shape(functools.partial(_transfer, earlier, stage), earlier.abstract.params, stage.abstract.params)
-            _check_params(initial, stage.abstract.params)
+            check_params(initial, stage.abstract.params)
         return found
 
-    stages = cluster.together(prepare)
+    stages = cluster.together(prepare_all)
     _agree(stages, parallel)
     earlier = [None if out is None else os.path.join(out, f"stage-{number}") for number in range(1, len(stages))]
     folders = [*earlier, out]
@@ -178,7 +173,7 @@ def _run(
     return result
 
 
-def _transfer(earlier: "_Stage", stage: "_Stage", params: Params, fresh: Params) -> Params:
+def _transfer(earlier: "Stage", stage: "Stage", params: Params, fresh: Params) -> Params:
     """What a stage starts from, given what the one before it ended with."""
     return TRANSFERS[stage.recipe.transfer](earlier.recipe.model, params, stage.recipe.model, fresh)
 
@@ -192,40 +187,6 @@ class _Manner(NamedTuple):
     go_on: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    """What one stage of a recipe needs, checked and not yet started.
-
-    members: the recipes that it trains side by side, by label.  build: make_step but for what the layout decides; for several
-    members of (index, **how).  abstract, metrics: of one member.
-    """
-
-    recipe: Recipe[Any]
-    module: Model
-    dataset: Dataset
-    batches: Batches
-    validation: Batches | None
-    total: int
-    members: dict[str, Recipe[Any]]
-    optimizer: Callable[[Any], optax.GradientTransformationExtraArgs]
-    build: Callable[..., Callable]
-    abstract: TrainState
-    metrics: Any
-
-    def key(self, index: int = 0) -> jax.Array:
-        """A member's root key."""
-        return jax.random.key(list(self.members.values())[index].seed)
-
-    def init(self, index: int = 0, params: Params | None = None) -> TrainState:
-        """A member's state before its first step."""
-        cfg, key = self.recipe.model, self.key(index)
-        return init_state(self.module, cfg, self.optimizer(index), key, self.recipe.batch_size, params)
-
-    def fresh(self, index: int = 0) -> Params:
-        """Parameters as the stage draws them itself for a member."""
-        return self.init(index).params
-
-
 class _Start(NamedTuple):
     """What a stage starts from: a member's parameters, None for fresh ones, and what to say about them."""
 
@@ -233,7 +194,7 @@ class _Start(NamedTuple):
     note: str = ""
 
 
-def _agree(stages: list[_Stage], parallel: Parallel) -> None:
+def _agree(stages: list[Stage], parallel: Parallel) -> None:
     """Raises ClusterError unless all processes are about to do the same, on the same data."""
     if not cluster.several():
         return
@@ -251,7 +212,7 @@ def _agree(stages: list[_Stage], parallel: Parallel) -> None:
             raise cluster.ClusterError(f"the processes want different runs: {what}")
 
 
-def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
+def _load_start(stage: Stage, out: str | os.PathLike[str] | None) -> _Start:
     """What the recipe's init_from gives; nothing is read where the run has a checkpoint to resume from."""
     source = stage.recipe.init_from
     if source is None or (out is not None and _has_checkpoint(RunFolder(out))):
@@ -268,7 +229,7 @@ def _load_start(stage: _Stage, out: str | os.PathLike[str] | None) -> _Start:
     return _Start(params, _takes(source, earlier, fresh))
 
 
-def _left_as_drawn(stage: _Stage) -> str:
+def _left_as_drawn(stage: Stage) -> str:
     """The parts whose parameters, or some of them, are not trained."""
     flags = leaves_by_path(trained(stage.abstract.params, stage.recipe.optimizer.only))
     return ", ".join(dict.fromkeys(path.partition(".")[0] for path, free in flags.items() if not free))
@@ -285,44 +246,12 @@ def _has_checkpoint(folder: RunFolder) -> bool:
     return folder.checkpoints.is_dir() and bool(Checkpoints(folder.checkpoints, read_only=True).steps())
 
 
-def _prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel) -> _Stage:
-    """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
-    recipe = _with_vocabulary(recipe, dataset)
-    cfg, members, only = recipe.model, recipe.members, recipe.optimizer.only
-    layout = Layout(parallel, len(members))
-    batches, validation = _batches(recipe, dataset, layout)
-    total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
-    optimizers = tuple(member.optimizer for member in members.values())
-
-    def optimizer(index: Any) -> optax.GradientTransformationExtraArgs:
-        return build_one_of(optimizers, index, total, batches.steps_per_epoch)
-
-    def build(index: Any = 0, **how: Any) -> Callable:
-        stops = "freeze" if len(members) > 1 else "note"
-        nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
-        return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, only=only, **how)
-
-    key = jax.random.key(recipe.seed)
-    abstract = jax.eval_shape(lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size))
-    source = batches.example(recipe.batch_size)
-    batch = jax.eval_shape(batches.load, source)
-    _, metrics = jax.eval_shape(build(), abstract, source, key)
-    outputs = jax.eval_shape(lambda params, inputs: module.apply(cfg, params, inputs), abstract.params, batch["inputs"])
-    if "accuracy" in metrics:  # otherwise the model does not look at the classes that the data may have
-        _check_classes(dataset, outputs)
-    _check_range(recipe, dataset, batches.scaling)
-    if validation is not None:
-        recipe = _with_metric(recipe, [name for name in metrics if name != "nonfinite"])
-        members = recipe.members
-    return _Stage(recipe, module, dataset, batches, validation, total, members, optimizer, build, abstract, metrics)
-
-
-def _run_stage(stage: _Stage, out: str | os.PathLike[str] | None, start: _Start, manner: _Manner) -> Result:
+def _run_stage(stage: Stage, out: str | os.PathLike[str] | None, start: _Start, manner: _Manner) -> Result:
     """Trains one stage to its end, or to a signal."""
     recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
     many = len(stage.members) > 1
     if start.params is not None:
-        _check_params(start.params(0), stage.abstract.params)
+        check_params(start.params(0), stage.abstract.params)
     members = [Member(member, label) for label, member in stage.members.items()]
     with contextlib.ExitStack() as stack:
         for each in (batches, stage.validation):
@@ -390,14 +319,14 @@ def _complain(error: Exception) -> None:
     print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
 
 
-def _open(stage: _Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
+def _open(stage: Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
     folder = RunFolder.create(out, stage.recipe, stage.dataset.fingerprint)
     stack.enter_context(folder.locked())
     folder.write_data(stage.dataset, stage.batches.scaling)
     return folder
 
 
-def _kept(stage: _Stage) -> int | None:
+def _kept(stage: Stage) -> int | None:
     """Steps between checkpoints that are kept to the end: a multiple of those between any."""
     recipe, epoch = stage.recipe, stage.batches.steps_per_epoch
     if recipe.keep_every is None:
@@ -406,7 +335,7 @@ def _kept(stage: _Stage) -> int | None:
     return max(round(recipe.keep_every * epoch / interval), 1) * interval
 
 
-def _member_folder(stage: _Stage, folder: RunFolder, member: Member) -> RunFolder:
+def _member_folder(stage: Stage, folder: RunFolder, member: Member) -> RunFolder:
     if not member.label:
         return folder
     own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
@@ -433,118 +362,3 @@ def _last_values(loop: Loop, member: Member) -> dict[str, float]:
     lines = [line for line in member.history if line["split"] == "validation" and line["step"] == step]
     lines = lines or [line for line in member.history if line["split"] == "train"]
     return {name: value for name, value in lines[-1].items() if name not in NOT_METRICS} if lines else {}
-
-
-def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Batches, Batches | None]:
-    splits = recipe.train_on.split("+")
-    missing = [split for split in splits if split not in dataset.splits]
-    if missing:
-        raise ValueError(f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}")
-    table = dataset.joined(*splits)
-    scaling = None
-    if recipe.preprocess != "none":
-        inputs = table["inputs"]
-        if isinstance(inputs, dict) and "image" not in inputs:
-            raise ValueError(f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays without an image: none")
-        scaling = fit_scaling(recipe.preprocess, inputs["image"] if isinstance(inputs, dict) else inputs, dataset.input_range)
-    how = {"scaling": scaling, "layout": layout, "widths": dataset.widths}
-    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **how)
-    held_out = None
-    if "validation" in dataset.splits and "validation" not in splits:
-        held_out = evaluation_batches(dataset.splits["validation"], recipe.batch_size, scaling, layout, dataset.widths)
-    return batches, held_out
-
-
-def evaluation_batches(
-    table: Mapping[str, Any],
-    batch_size: int,
-    scaling: Scaling | None,
-    layout: Layout | None = None,
-    widths: Mapping[str, tuple[int, ...]] | None = None,
-) -> Batches:
-    """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
-    leaves = jax.tree.leaves(table["inputs"])
-    # Text is read in as many stretches as in training: every stretch begins without what came before it.  What is in buckets has
-    # outputs far larger than its inputs.
-    small = max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL and not {"reset", "bucket"} & table.keys()
-    rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
-    return make_batches(table, rows, seed=None, scaling=scaling, layout=layout, widths=widths)
-
-
-def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
-    """The recipe whose model has the vocabularies of the data.  Raises ValueError for data that are for another kind of model."""
-    cfg, module = recipe.model, type(recipe.model).__module__
-    example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
-    have, want = (_described(inputs) for inputs in (dataset.splits["train"]["inputs"], example))
-    if have != want:
-        raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
-    sizes = {"vocabulary": len(dataset.vocabulary)} if dataset.vocabulary else {}
-    if "source" in dataset.tokenizers:
-        sizes["source_vocabulary"] = len(dataset.tokenizers["source"].vocabulary)
-    if sizes and not hasattr(cfg, "vocabulary"):
-        raise ValueError(f"data {dataset.name}: tokens, allowed for {module}: data that are no text")
-    if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
-        raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")
-    return dataclasses.replace(recipe, model=replace(cfg, **sizes))
-
-
-def _check_images(cfg: Any, data: str, image_shape: tuple[int, int, int], preprocess: str) -> None:
-    """Raises ValueError for what the model or streaming do not take, before images are decoded, which takes long."""
-    if not data.startswith("captions:"):
-        return
-    if preprocess in MEASURED:
-        raise not_streamed(preprocess)
-    inputs = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
-    expected = inputs["image"].shape[1:] if isinstance(inputs, dict) and "image" in inputs else image_shape
-    if tuple(image_shape) != expected:
-        raise ValueError(f"data {data}: image_shape={image_shape}, allowed for this {type(cfg).__module__}: {expected}")
-
-
-def _described(inputs: Any) -> str:
-    return ", ".join(sorted(inputs)) if isinstance(inputs, dict) else "an array"
-
-
-def _check_classes(dataset: Dataset, outputs: Any) -> None:
-    """Raises ValueError when the targets name a class that the model has no output for: on a device that would go unnoticed."""
-    for split, table in dataset.splits.items():
-        targets = table.get("targets")
-        if not isinstance(outputs, jax.ShapeDtypeStruct) or getattr(targets, "dtype", np.dtype(float)).kind not in "ui":
-            continue
-        assert targets is not None
-        if outputs.ndim == targets.ndim + 1 and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
-            bad = targets.min() if targets.min() < 0 else targets.max()
-            raise ValueError(f"data {dataset.name}: {split} targets hold class {bad}, the model has {outputs.shape[-1]} outputs")
-
-
-def _check_range(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None) -> None:
-    """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
-    allowed = getattr(recipe.model, "input_range", None)
-    if allowed is None:
-        return
-    for split, table in dataset.splits.items():
-        inputs = table["inputs"]
-        if isinstance(inputs, dict):
-            continue
-        if isinstance(inputs, np.ndarray):
-            extremes = np.stack([inputs.min(axis=0), inputs.max(axis=0)])
-        else:
-            low_and_high = np.reshape(dataset.input_range, (2, *[1] * (inputs.ndim - 1)))
-            extremes = np.broadcast_to(low_and_high, (2, *inputs.shape[1:]))
-        scaled = extremes if scaling is None else np.asarray(scaling(jnp.asarray(extremes)))
-        require_range(f"data {dataset.name}: {split} inputs, preprocess={recipe.preprocess!r}", scaled, allowed)
-
-
-def _check_params(params: Params, expected: Params) -> None:
-    """Raises ValueError naming the first leaf that the model does not have, or has in another shape."""
-    have, want = describe(params), describe(expected)
-    for path in [*want, *have]:
-        if have.get(path) != want.get(path):
-            raise ValueError(f"params: {path} is {have.get(path, 'missing')}, the model has {want.get(path, 'none')}")
-
-
-def _with_metric(recipe: Recipe[Any], metrics: list[str]) -> Recipe[Any]:
-    if recipe.select_by in metrics:
-        return recipe
-    if recipe.name == "fit" and recipe.select_by == "accuracy":  # nobody asked for it, and this model has none
-        return dataclasses.replace(recipe, select_by="loss", select_mode="min")
-    raise ValueError(f"recipe {recipe.name}: select_by={recipe.select_by!r}, allowed: {', '.join(sorted(metrics))}")

@@ -167,9 +167,11 @@ RECIPES = (
         _machines,
         name="autoencoder-deep",
         about="784-1000-500-250-30, unrolled from a deep belief net (Hinton and Salakhutdinov 2006)",
-        model=autoencoder.PRESETS["deep"],
+        # Fine-tuned on what it is measured by; on cross-entropy, as in the paper, for 30 epochs: 3.42.  From here on it is training
+        # images that get better (2.25); with Gaussian noise of 0.1 both are worse (2.86, 3.25).
+        model=replace(autoencoder.PRESETS["deep"], objective="squared_error"),
         optimizer=Optimizer(name="adam", learning_rate=0.001, schedule="cosine", decay=0.0),
-        epochs=30,
+        epochs=50,
         eval_every=5,
         keep_every=10,
         transfer="unroll",

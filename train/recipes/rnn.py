@@ -3,7 +3,7 @@
     python -m train rnn-digits         8x8 digits row by row, LSTM; seconds
     python -m train adding-lstm        the adding problem over 100 steps; adding-rnn: tanh units, which do not learn it
     python -m train adding400-lstm     over 400 steps; adding400-gru
-    python -m train copy-lstm          say ten symbols again 100 steps later; copy-rnn
+    python -m train copy-gru           say ten symbols again 100 steps later; copy-lstm, copy-rnn
 
 What they reach: ``python -m evals.ledger``.
 """
@@ -38,9 +38,10 @@ _copy = Recipe(
     model=rnnlm.Config(vocabulary=10, features=10, units=(128,)),
     data="copy:100",
     preprocess="none",
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, clip_norm=1.0),
+    # The rate matters: at 2e-3 an LSTM loses 0.151 after 4,000 steps, at 5e-3 0.133 after 3,250.
+    optimizer=Optimizer(name="adam", learning_rate=5e-3, schedule="cosine", decay=0.0, clip_norm=1.0),
     batch_size=50,
-    steps=4000,
+    steps=6000,
     eval_every=0.5,
     select_by="loss",
     select_mode="min",
@@ -83,5 +84,18 @@ RECIPES = (
         for cell in ("lstm", "gru")
     ),
     _copy,
-    replace(_copy, name="copy-rnn", about="copy-lstm with tanh units", model=replace(_copy.model, cell="rnn")),
+    replace(
+        _copy,
+        name="copy-gru",
+        about="copy-lstm with a GRU, which learns it sooner",
+        model=replace(_copy.model, cell="gru"),
+        targets=(Target(metric="test loss nats", at_most=0.05),),
+    ),
+    replace(
+        _copy,
+        name="copy-rnn",
+        about="copy-lstm with tanh units, which do not learn it",
+        model=replace(_copy.model, cell="rnn"),
+        targets=(Target(metric="test loss nats", at_least=0.17),),
+    ),
 )

@@ -45,8 +45,8 @@ _cd1 = replace(
     name="rbm500-cd1",
     about=f"784-500, CD-1 ({_PUBLISHED}, table 1)",
     model=PRESETS["mnist500"],
-    # CD-1 is best early: weights grow, and chains of one step do not see the modes that they make.  At ten times this rate it is at
-    # -118 nats after ten epochs and at -168 after 100; a slow rate, not more penalty (at l2=1e-3: -150), leaves it where it is best.
+    # CD-1 is best early: weights grow, and chains of one step do not see the modes that they make.  At ten times this rate it is
+    # at -118 nats after ten epochs and at -168 after 100, or at -150 with l2=1e-3; a slow rate leaves it where it is best.
     optimizer=replace(_mnist.optimizer, learning_rate=0.0003, l2=1e-4),
     epochs=100,
     eval_every=10,

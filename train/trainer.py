@@ -173,7 +173,7 @@ def _run(
     return result
 
 
-def _transfer(earlier: "Stage", stage: "Stage", params: Params, fresh: Params) -> Params:
+def _transfer(earlier: Stage, stage: Stage, params: Params, fresh: Params) -> Params:
     """What a stage starts from, given what the one before it ended with."""
     return TRANSFERS[stage.recipe.transfer](earlier.recipe.model, params, stage.recipe.model, fresh)
 

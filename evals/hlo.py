@@ -119,10 +119,23 @@ _CALL = re.compile(r"\s*(?P<opcode>[\w-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})")
+_AXIS = re.compile(r"'([^']*)'=(\d+)")
 _NAME = re.compile(r"[\w.-]+")
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
+
+
+def _group(attributes: str) -> int | None:
+    """Devices in a group: XLA writes {{0,1},{2,3}}, or [groups,size], or a mesh and those of its axes that are reduced."""
+    groups = _GROUPS.search(attributes)
+    if groups is None:
+        return None
+    members, size, mesh, axes = groups.groups()
+    if mesh is not None:
+        sizes = {name: int(length) for name, length in _AXIS.findall(mesh)}
+        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", axes))
+    return int(size) if size else len(members.split(",")) if members else None
 
 
 def _closing(text: str, start: int) -> int:
@@ -173,10 +186,7 @@ def _overlaps(body: list[Instruction], number: int) -> bool:
 
 
 def _collective(instruction: Instruction, kind: str, times: int | None, asynchronous: bool) -> Collective:
-    groups = _GROUPS.search(instruction.attributes)
-    group = None
-    if groups and (groups[1] or groups[2]):
-        group = int(groups[2]) if groups[2] else len(groups[1].split(","))
+    group = _group(instruction.attributes)
     shape = instruction.shape
     if instruction.opcode != kind and kind != "all-reduce":
         shape = _results(shape)

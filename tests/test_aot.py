@@ -73,7 +73,7 @@ ENTRY %main (w: f32[4,8], h: bf16[6]) -> f32[4,8] {
   %work = f32[4,8]{1,0} fusion(%w), kind=kLoop, calls=%part.1
   %more = f32[4,8]{1,0} fusion(%w), kind=kLoop, calls=%part.2
   %gather-done = f32[16,8]{1,0} all-gather-done(%gather-start)
-  %sum-start = f32[4,8]{1,0} all-reduce-start(%w), replica_groups=[1,4]<=[4], to_apply=%add.1
+  %sum-start = f32[4,8]{1,0} all-reduce-start(%w), replica_groups=mesh['a'=3,'b'=4] {'b'}, to_apply=%add.1
   %sum-done = f32[4,8]{1,0} all-reduce-done(%sum-start)
   %scattered = f32[1,8]{1,0} reduce-scatter(%sum-done), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add.1
   ROOT %result = f32[4,8]{1,0} get-tuple-element(%steps), index=1

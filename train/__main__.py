@@ -88,8 +88,9 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.loop import Diverged
-    from train.memory import keep_memory, keep_programs
+    from train.memory import keep_memory
     from train.parallel import Parallel
+    from train.programs import keep_programs
     from train.run_folder import RunError
     from train.trainer import run
 

@@ -1,4 +1,4 @@
-"""Memory: what a process took at most, and keeping that of finished steps for the next ones, and programs for the next start.
+"""Memory: what a process took at most, and keeping that of finished steps for the next ones.
 
 A step's intermediate results are one block of up to some hundred megabytes.  The C library gives a block of that size back to the
 system as soon as it is free, and the next step pays for every page again: up to half of a convolutional step's time on a CPU.
@@ -8,15 +8,11 @@ import ctypes
 import functools
 import platform
 import sys
-from typing import Any
 
 import jax
 
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-
-CACHE_BYTES = 2 * 10**9
-"""Of compiled programs; the least recently used ones go."""
 
 
 @functools.cache
@@ -34,18 +30,6 @@ def keep_memory() -> bool:
     # One arena: those of other threads hold 64 MB at most and map larger blocks one by one, whatever the settings.
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
     return all(mallopt(name, value) for name, value in settings.items())
-
-
-def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, small ones too, unless JAX is already told where to."""
-    config: Any = jax.config  # its attributes are made at run time
-    if config.jax_compilation_cache_dir is None:
-        import pooch
-
-        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("purezoo") / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
 
 
 def peak_memory() -> int:

@@ -286,7 +286,7 @@ def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> list[Li
 START = """
 import sys, time
 from train.data import load_data
-from train.memory import keep_programs
+from train.programs import keep_programs
 from train.recipes import RECIPES
 from train.trainer import fit
 from zoo import mlp, convnet

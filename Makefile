@@ -1,43 +1,53 @@
 # make demo   trains and evaluates the default recipe     make test   runs the whole test suite
-# make lint   style and types                             make lock   pins today's versions in constraints.txt
+# make lint   style and types                             make lock   pins today's versions in the constraints file of this Python
+# make clean-room   tries the package as a stranger has it: the wheel alone, an empty home, warnings as errors
+#
+# Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 RUN := runs/convnet-digits
+# The last JAX for Python 3.11 is of the 0.10 line, which has pins of its own.
+PINS := constraints$(shell $(PYTHON) -c 'import sys; print("-py311" * (sys.version_info < (3, 12)))').txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 # Programs that tests compiled, for the next run of them on this machine.
-PROGRAMS := $(CURDIR)/.cache/$(shell uname -n)
+PROGRAMS := $(CURDIR)/.cache/$(shell uname -n)-$(VENV)
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint clean-room lock clean
 
-demo: .venv/.demo
-	$(BIN)/python -m train convnet-digits --out $(RUN)
-	$(BIN)/python -m evals $(RUN)
+demo: $(VENV)/.demo
+	$(BIN)/zoo-train convnet-digits --out $(RUN)
+	$(BIN)/zoo-evals $(RUN)
 
-test: .venv/.test
+test: $(VENV)/.test
 	JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR:-$(PROGRAMS)} \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
-lint: .venv/.test
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
-.venv/bin/python:
+clean-room: $(VENV)/.test
+	$(BIN)/python .ci/clean_room.py
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "purezoo needs Python 3.11 or newer; this is $$($(PYTHON) --version).  Try: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[evals]'
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
+	$(INSTALL) -e '.[evals]'
 	@touch $@
 
-.venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml $(PINS)
+	$(INSTALL) -e '.[test]'
 	@touch $@
 
 lock:
-	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock && .venv/lock/bin/pip install --quiet '.[test]'
-	.venv/lock/bin/pip freeze --exclude purezoo | grep -v '@' > constraints.txt
+	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet '.[test]'
+	$(VENV)/lock/bin/pip freeze --exclude purezoo | grep -v '@' > $(PINS)
 
 clean:
-	rm -rf .venv build dist .cache
+	rm -rf .venv .venv-* build dist .cache

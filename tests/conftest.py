@@ -3,6 +3,7 @@
 import atexit
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -35,6 +36,10 @@ with install_import_hook(["zoo"], "beartype.beartype"):
     import zoo  # noqa: F401
 
 from train.parallel import Parallel
+from train.programs import clean
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # of several workers' processes, only the one that starts them
+    clean(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
 
 THOROUGH = bool(os.environ.get("PUREZOO_THOROUGH"))
 """Whether tests that repeat themselves, over models or at random, do so as often as the documents say; else less often."""

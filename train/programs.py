@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import warnings
 import zlib
 from typing import Any
 
@@ -15,6 +16,8 @@ SUFFIX = "-cache"
 """How JAX ends the name of a program's file."""
 CHECKED = "checked"
 """A file whose time says when the programs were last checked."""
+UNFINISHED = "Error reading persistent compilation cache entry .*incomplete or truncated stream"
+"""JAX's warning of a program that another process is just writing; it is compiled once more."""
 
 
 def keep_programs() -> None:
@@ -37,6 +40,7 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_max_size", -1)
+    warnings.filterwarnings("ignore", UNFINISHED)
 
 
 def clean(folder: pathlib.Path, largest: int = LARGEST) -> None:

@@ -46,7 +46,7 @@ __all__ = [
     "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "mlp", "nnlm", "rbm", "recurrence",
     "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 MODELS: dict[str, Model] = {
     "mlp": mlp,

@@ -20,7 +20,7 @@ COMMANDS = sorted(
     {
         match.strip()
         for document in DOCUMENTS
-        for match in re.findall(r"python -m train ([a-z][^#`\n]*?)(?:  |`|$|, )", document.read_text(), re.M)
+        for match in re.findall(r"(?:python -m train|zoo-train) ([a-z][^#`\n]*?)(?:  |`|$|, )", document.read_text(), re.M)
     }
 )
 
@@ -47,6 +47,10 @@ def test_train_commands_parse(command):
         return
     assert name in RECIPES
     train.__main__.parse(RECIPES[name], options)
+
+
+def test_the_readme_has_no_image_that_a_package_page_could_not_show():
+    assert re.findall(r"!\[[^\]]*\]\((?!https://)", (ROOT / "README.md").read_text()) == []
 
 
 def test_links_lead_somewhere():

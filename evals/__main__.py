@@ -157,7 +157,7 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
     run = evaluation.run
     print(f"{run.recipe.name}, seed {run.recipe.seed}, step {run.step}, {evaluation.measured_on}")
     for name in sorted(evaluation.metrics, key=lambda name: "accuracy" in name):
-        print(show_metric(name, evaluation.metrics[name], evaluation.items))
+        print(show_metric(name, evaluation.metrics[name], evaluation.items, evaluation.intervals.get(name)))
     if evaluation.note:
         print(evaluation.note)
     folder = shlex.quote(str(run.folder.path))

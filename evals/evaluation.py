@@ -18,10 +18,12 @@ import numpy as np
 from jax import Array
 
 import train.loop
+from evals.intervals import wilson
 from train.batches import Batches, Scaling
 from train.data import DataError, load_data
 from train.dataset import Dataset
-from train.recipe import Recipe, Target, module_of
+from train.recipe import OF_DATA, Recipe, Target, module_of
+from train.recipes import RECIPES
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
 from train.stage import evaluation_batches
 from train.step import make_evaluate
@@ -32,8 +34,6 @@ UNITS = ("%", "nats", "tokens")
 """Last words of metric names that are units."""
 SCORES = ("BLEU", "CIDEr-D", "ROUGE-L")
 """Last words, or how they begin, of scores as papers print them."""
-SHARES = ("accuracy %", "error %", "exact %")
-"""How the names of metrics end that are shares of examples, or of a text's tokens."""
 
 
 class Restored(NamedTuple):
@@ -110,6 +110,21 @@ class Evaluation:
     def measured_on(self) -> str:
         """Says that: "300 test examples"."""
         return f"{self.items:,} {self.split} {'examples' if self.log_probabilities is None else 'tokens'}"
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals, in per cent, of the metrics that are shares of independent examples: see ``evals.intervals``."""
+        targets, mask = self.table.get("targets"), self.table.get("mask", np.ones(self.count, bool))
+        counts = {}
+        if targets is not None and np.ndim(targets) == np.ndim(mask) == 1:  # neither pixels nor tokens
+            counts |= dict.fromkeys((f"{self.split} accuracy %", f"{self.split} error %"), int(np.sum(mask)))
+        if len(set(self.references)) == len(self.references):  # no image twice
+            counts[f"{self.split} exact %"] = self.count
+        found = {}
+        for name in (name for name in self.metrics if name in counts):
+            low, high = wilson(self.metrics[name] / 100, counts[name])
+            found[name] = 100 * low, 100 * high
+        return found
 
     @property
     def file(self) -> pathlib.Path:
@@ -209,6 +224,7 @@ def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "count": evaluation.count,
         "metrics": evaluation.metrics,
+        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
         "note": evaluation.note,
         "command": "python -m evals " + shlex.join([str(run.folder.path), "--split", evaluation.split]),
         "hardware": hardware(),
@@ -243,13 +259,20 @@ def name_metrics(split: str, means: dict[str, float], nats: bool) -> dict[str, f
     return named
 
 
-def show_metric(name: str, value: float, count: int) -> str:
-    """One line: "test accuracy 98.7 %"."""
-    return " ".join(part for part in format_metric(name, value, count) if part)
+def show_metric(name: str, value: float, count: int, interval: tuple[float, float] | None = None) -> str:
+    """One line: "test accuracy 98.7 %, 95 % interval 96.6 to 99.5"."""
+    shown = " ".join(part for part in format_metric(name, value, count) if part)
+    return shown if interval is None else f"{shown}, {show_interval(interval, count)}"
+
+
+def show_interval(interval: tuple[float, float], count: int) -> str:
+    """Of a share of ``count`` examples, in per cent: "95 % interval 96.6 to 99.5"."""
+    low, high = (format_percent(end, count) for end in interval)
+    return f"95 % interval {low} to {high}"
 
 
 def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
-    """Label, number, unit (or ""): per cents with as many decimals as ``count`` items resolve; of a score what it is out of."""
+    """Label, number, unit (or ""): per cents as ``format_percent`` of ``count`` items has them; of a score what it is out of."""
     label, _, unit = name.rpartition(" ")
     if unit.startswith(SCORES):
         return name, f"{value:.2f}", "of 1000" if unit == "CIDEr-D" else "of 100"
@@ -257,8 +280,20 @@ def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
         return name, f"{value:.{4 if abs(value) < 100 else 2}f}", ""
     if unit == "tokens":
         return label, f"{value:,.0f}", unit
-    decimals = max(math.ceil(math.log10(count)) - 2, 1) if unit == "%" else 4
-    return label, f"{value:.{decimals}f}", unit
+    return label, format_percent(value, count) if unit == "%" else f"{value:.4f}", unit
+
+
+def format_percent(value: float, count: int) -> str:
+    """With as many decimals as ``count`` items resolve, but no more than two, or than two digits of what is missing to 0 or 100.
+
+    Only what is exactly 0 or 100 is shown as that: "100".
+    """
+    missing = min(abs(value), abs(100 - value))
+    if missing == 0:
+        return f"{value:.0f}"
+    resolved = max(math.ceil(math.log10(count)) - 2, 1)
+    telling = 1 - math.floor(math.log10(missing)) if math.isfinite(missing) else 0
+    return f"{value:.{min(resolved, max(telling, 2))}f}"
 
 
 def reached(target: Target, value: float) -> bool:
@@ -266,6 +301,17 @@ def reached(target: Target, value: float) -> bool:
     low = -math.inf if target.at_least is None else target.at_least
     high = math.inf if target.at_most is None else target.at_most
     return low <= value <= high
+
+
+def other_task(recipe: Recipe[Any]) -> list[str]:
+    """What makes a run's task another one than its registered recipe's, whose targets then say nothing about it.
+
+    Other data, or others of the settings that say what is learned from them: "data 'fashion_mnist' instead of 'mnist'".
+    [] where the task is the recipe's, with whatever model and optimizer, and where no recipe of this name is registered.
+    """
+    registered = RECIPES.get(recipe.name, recipe)
+    pairs = {name: (getattr(recipe, name), getattr(registered, name)) for name in (*OF_DATA, "labels")}
+    return [f"{name} {here!r} instead of {there!r}" for name, (here, there) in pairs.items() if here != there]
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

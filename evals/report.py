@@ -16,7 +16,16 @@ import numpy as np
 
 from evals.captions import captioned
 from evals.checkpoints import free_energies, histograms
-from evals.evaluation import SHARES, Evaluation, class_names, confusion_matrix, format_metric, reached, training
+from evals.evaluation import (
+    Evaluation,
+    class_names,
+    confusion_matrix,
+    format_metric,
+    other_task,
+    reached,
+    show_interval,
+    training,
+)
 from evals.gradients import through_time
 from evals.language import passage, samples
 from evals.maps import feature_maps, first_weights
@@ -47,11 +56,10 @@ def render(evaluation: Evaluation) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """What was measured on what, and whether the recipe's targets are reached."""
+    """What was measured on what, and whether the recipe's targets are reached, where they are of the same task."""
     run, trained = evaluation.run, training(evaluation.run.folder)
-    # Of labels of pixels, per cents are shares of those, which are no examples of their own.
-    items = {name: evaluation.items for name in evaluation.metrics if name.endswith(SHARES) and evaluation.segments is None}
-    tiles = [_tile(name, value, evaluation.items, items.get(name)) for name, value in evaluation.metrics.items()]
+    intervals = evaluation.intervals
+    tiles = [_tile(name, value, evaluation.items, intervals.get(name)) for name, value in evaluation.metrics.items()]
     facts = {
         "Recipe": run.recipe.name + (f": {run.recipe.about}" if run.recipe.about else ""),
         "Measured on": f"{evaluation.measured_on} of {run.data.name}",
@@ -60,8 +68,7 @@ def headline(evaluation: Evaluation) -> str:
         "Training": " ".join([_duration(trained["seconds"]), *([f"on {trained['hardware']}"] if trained["hardware"] else [])]),
         "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(run.params)):,}",
     }
-    targets = [("Expected", f"{target}: {_verdict(target, evaluation.metrics)}") for target in run.recipe.targets]
-    rows = listing([*facts.items(), *targets])
+    rows = listing([*facts.items(), *_expected(evaluation)])
     return f'<h1>{html.escape(run.recipe.name)}</h1><div class="tiles">{"".join(tiles)}</div>{rows}'
 
 
@@ -207,6 +214,14 @@ def _pairs(counts: np.ndarray, names: list[str]) -> str:
     )
 
 
+def _expected(evaluation: Evaluation) -> list[tuple[str, str]]:
+    recipe = evaluation.run.recipe
+    other = other_task(recipe)
+    if recipe.targets and other:
+        return [("Expected", f"nothing: the targets of {recipe.name} are of its own data; this run has {', '.join(other)}")]
+    return [("Expected", f"{target}: {_verdict(target, evaluation.metrics)}") for target in recipe.targets]
+
+
 def _verdict(target: Target, metrics: dict[str, float]) -> str:
     if target.metric not in metrics:
         return "not measured here"
@@ -215,11 +230,9 @@ def _verdict(target: Target, metrics: dict[str, float]) -> str:
     return "reached" if reached(target, metrics[target.metric]) else "missed"
 
 
-def _tile(name: str, value: float, count: int, of: int | None) -> str:
+def _tile(name: str, value: float, count: int, interval: tuple[float, float] | None) -> str:
     label, number, unit = format_metric(name, value, count)
-    # The standard error of a share says how much of it another test set of this size would change.
-    spread = 100 * math.sqrt(value / 100 * (1 - value / 100) / of) if of is not None and 0 <= value <= 100 else None
-    note = f'<span class="note">&plusmn; {spread:.2f} (standard error)</span>' if spread is not None else ""
+    note = "" if interval is None else f'<span class="note">{show_interval(interval, count)}</span>'
     return f"<div><span>{html.escape(label)}</span><b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import html.parser
 import json
+import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,8 @@ import evals.report
 import train
 import zoo
 from evals.evaluation import confusion_matrix, name_metrics, show_metric
+from evals.intervals import wilson
+from train.optimizer import Optimizer
 from train.recipe import Target
 from train.recipes import RECIPES
 from train.run_folder import read_json, write_json
@@ -104,8 +108,94 @@ def test_names_and_units_of_metrics():
     }
     assert show_metric("test accuracy %", 98.6666, 300) == "test accuracy 98.7 %"
     assert show_metric("test error %", 1.65, 10_000) == "test error 1.65 %"
+    assert show_metric("test accuracy %", 100.0, 300, (98.7357, 100.0)) == "test accuracy 100 %, 95 % interval 98.7 to 100"
     assert show_metric("test loss nats", 0.05, 300) == "test loss 0.0500 nats"
     assert show_metric("test perplexity", float("inf"), 300) == "test perplexity inf"
+
+
+def test_wilson_intervals_are_the_published_ones():
+    """Newcombe 1998, table I, method 3; the ends of nothing and of all by hand: z^2 / (n + z^2)."""
+    for (hits, count), expected in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }.items():
+        assert wilson(hits / count, count) == pytest.approx(expected, abs=5e-5)
+        assert wilson(1 - hits / count, count) == pytest.approx((1 - expected[1], 1 - expected[0]), abs=5e-5)
+    assert wilson(0, 10) == (0.0, pytest.approx(3.8414588 / 13.8414588))
+    assert wilson(1, 300) == (pytest.approx(300 / 303.8414588), 1.0)
+    for share, count in ((-0.1, 10), (1.1, 10), (float("nan"), 10), (0.5, 0)):
+        with pytest.raises(ValueError, match="allowed"):
+            wilson(share, count)
+
+
+@given(st.integers(1, 10**7), st.data())
+def test_a_wilson_interval_holds_the_shares_that_a_score_test_accepts(count, data):
+    share = data.draw(st.integers(0, count)) / count
+    low, high = wilson(share, count)
+    assert 0 <= low <= share <= high <= 1
+    for end in {low, high} - {0, 1}:
+        assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), rel=1e-3)
+
+
+def test_per_cents_have_the_decimals_that_say_something():
+    for value, count, expected in (
+        (98.6666, 300, "98.7"),
+        (1.65, 10_000, "1.65"),
+        (76.1304, 50_000, "76.13"),
+        (12.34567, 10**7, "12.35"),
+        (99.9995, 10**6, "99.9995"),
+        (0.01234, 10**6, "0.012"),
+        (100.0, 10**6, "100"),
+        (0.0, 300, "0"),
+        (50.0, 2, "50.0"),
+        (float("nan"), 10, "nan"),
+    ):
+        assert evals.evaluation.format_percent(value, count) == expected
+
+
+def test_shares_of_examples_have_intervals_and_nothing_else_has(evaluation):
+    value = evaluation.metrics["test accuracy %"]
+    low, high = (100 * end for end in wilson(value / 100, 300))
+    assert evaluation.intervals == {
+        "test accuracy %": pytest.approx((low, high)),
+        "test error %": pytest.approx((100 - high, 100 - low)),
+    }
+    page = Page(evals.report.headline(evaluation))
+    assert f"95 % interval {low:.1f} to {high:.1f}" in page.data
+    assert page.data.count(f"95 % interval {100 - high:.1f} to {100 - low:.1f}") == 1
+    table = evaluation.table
+    some = dataclasses.replace(evaluation, table=table | {"mask": np.arange(300) < 50})
+    assert some.intervals["test accuracy %"] == pytest.approx([100 * end for end in wilson(value / 100, 50)])
+    tokens = {"targets": np.zeros((300, 4), int), "mask": np.ones((300, 4), bool)}
+    metrics = {"test accuracy %": 50.0, "test exact %": 10.0, "test mean IoU %": 30.0, "test boundary accuracy %": 90.0}
+    sentences = dataclasses.replace(evaluation, table=table | tokens, metrics=metrics)
+    assert sentences.intervals.keys() == {"test exact %"}
+    same_image = dataclasses.replace(sentences, references=(("a", "b"), ("a", "b")))
+    assert same_image.intervals == {}
+
+
+def test_targets_are_judged_on_the_recipes_own_data_only(evaluation):
+    def shown(**changed):
+        run = evaluation.run._replace(recipe=dataclasses.replace(evaluation.run.recipe, **changed))
+        return " ".join(Page(evals.report.headline(dataclasses.replace(evaluation, run=run))).data)
+
+    own = dataclasses.replace(RECIPES["mlp-digits"], batch_size=32, optimizer=Optimizer(learning_rate=0.01))
+    assert re.search("test error % <= 2: (reached|missed)", shown())
+    for changed in ({"batch_size": 32}, {"optimizer": own.optimizer}, {"name": "mine", "data": "npz:mine.npz"}):
+        assert re.search("test error % <= 2: (reached|missed)", shown(**changed))
+    for name, value in {
+        "data": "npz:mine.npz",
+        "labels": 100,
+        "train_on": "train+validation",
+        "image_shape": (8, 8, 3),
+        "preprocess": "zscore",
+    }.items():
+        text = shown(**{name: value})
+        assert not re.search("reached|missed|measured:", text)
+        assert f"its own data; this run has {name} {value!r} instead of {getattr(own, name)!r}" in text
+    assert "Expected" not in shown(data="npz:mine.npz", targets=())
 
 
 def test_nats_only_where_the_loss_is_a_likelihood(evaluation):
@@ -123,7 +213,9 @@ def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
     assert evals.__main__.main([str(run_dir)]) == 0
     lines = capsys.readouterr().out.splitlines()
     record = json.loads((run_dir / "eval.json").read_text())
-    assert f"test accuracy {record['metrics']['test accuracy %']:.1f} %" in lines
+    low, high = record["intervals"]["test accuracy %"]
+    assert f"test accuracy {record['metrics']['test accuracy %']:.1f} %, 95 % interval {low:.1f} to {high:.1f}" in lines
+    assert record["intervals"].keys() == {"test accuracy %", "test error %"}
     assert f"checkpoint {run_dir}/checkpoints/{record['step']}" in lines
     assert f"report {run_dir}/report.html" in lines
     assert any("--predict" in line for line in lines[-2:])

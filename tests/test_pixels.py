@@ -162,10 +162,11 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     assert "--segment: allowed without" in capsys.readouterr().err
 
 
-def test_shares_of_pixels_have_no_standard_error_of_examples(evaluation):
+def test_shares_of_pixels_have_no_interval(evaluation):
     shown = evals.report.headline(evaluation)
     assert "accuracy" in shown
-    assert "standard error" not in shown
+    assert "interval" not in shown
+    assert evaluation.intervals == {}
 
 
 def test_more_classes_than_a_byte_holds_are_refused():

@@ -4,9 +4,12 @@
     python -m evals.ledger add RUN_DIR ...     merges evaluated runs, one seed each, into their recipe's rows
     python -m evals.ledger markdown README.md  writes the table between the markers of a document; --check only compares
 
-It is the only source of numbers in the documents.  A row belongs to one recipe and one metric among its targets:
+It is the only source of numbers in the documents, also of how many published results are reached ("9 of 12 published results"),
+which ``markdown`` rewrites wherever a document says it.  A row belongs to one recipe and one metric among its targets:
 
-    recipe, metric, published       published: null where there is no such number
+    recipe, metric
+    published, published_kind       "result": the source reports it; "bound": its tests assert less; null where there is none
+    reached                         whether the median is at least as good as published (below a bound); null where there is none
     value, spread                   median over seeds, [least, greatest]
     seeds, values, times            aligned: the measured value and the training seconds of each seed
     command                         repeats it, with the recipe's own seed
@@ -17,6 +20,7 @@ It is the only source of numbers in the documents.  A row belongs to one recipe 
 import dataclasses
 import json
 import pathlib
+import re
 import statistics
 import sys
 from typing import Annotated, Any
@@ -25,6 +29,7 @@ import tyro
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
+CLAIM = re.compile(r"\d+ of \d+ published results")
 Row = dict[str, Any]
 
 
@@ -52,12 +57,12 @@ class Add:
 
 @dataclasses.dataclass(frozen=True)
 class Markdown:
-    """Rewrites the table between the markers <!-- ledger:begin --> and <!-- ledger:end --> of a document."""
+    """Rewrites the table between a document's markers <!-- ledger:begin --> and <!-- ledger:end -->, and counts of results."""
 
     document: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DOCUMENT")] = pathlib.Path("README.md")
     """A Markdown file."""
     check: bool = False
-    """Only compare: status 1 when the table is not up to date."""
+    """Only compare: status 1 when the document is not up to date."""
     file: pathlib.Path = RESULTS
     """The ledger's file."""
 
@@ -160,6 +165,7 @@ def merge(row: Row | None, recipe: str, target: Any, evaluation: dict[str, Any])
     runs[evaluation["seed"]] = (round(evaluation["metrics"][target.metric], 6), trained["seconds"])
     seeds = sorted(runs)
     values, times = ([runs[seed][part] for seed in seeds] for part in (0, 1))
+    value = round(statistics.median(values), 6)
     newest = {"hardware": trained["hardware"], "date": trained["date"], "version": trained["versions"]["purezoo"]}
     if row is not None and row["date"] > newest["date"]:
         newest = {key: row[key] for key in newest}
@@ -167,7 +173,9 @@ def merge(row: Row | None, recipe: str, target: Any, evaluation: dict[str, Any])
         "recipe": recipe,
         "metric": target.metric,
         "published": target.published,
-        "value": round(statistics.median(values), 6),
+        "published_kind": None if target.published is None else target.published_kind,
+        "reached": target.as_published(value),
+        "value": value,
         "spread": [min(values), max(values)],
         "seeds": seeds,
         "values": values,
@@ -186,46 +194,70 @@ def show(rows: list[Row]) -> None:
     from evals.evaluation import reached
     from train.recipes import RECIPES
 
-    table = Table("recipe", "metric", "published", "reached", "seeds", "bound", "", "time", box=None, pad_edge=False)
+    columns = ("recipe", "metric", "published", "measured", "reached", "seeds", "expected", "", "time")
+    table = Table(*columns, box=None, pad_edge=False)
     measured = {(row["recipe"], row["metric"]): row for row in rows}
     targets = {(recipe.name, target.metric): target for recipe in RECIPES.values() for target in recipe.targets}
     for key in [*targets, *(key for key in measured if key not in targets)]:
         row, target = measured.get(key), targets.get(key)
         bound = "" if target is None else _bound(target)
-        published = (row or {}).get("published") if target is None else target.published
-        cells = [*key, "" if published is None else f"{published:g}"]
+        published = (row or {"published": None}) if target is None else dataclasses.asdict(target)
+        cells = [*key, _published(published)]
         if row is None:
-            table.add_row(*cells, "[dim]not measured[/dim]", "", bound, "", "")
+            table.add_row(*cells, "[dim]not measured[/dim]", "", "", bound, "", "")
             continue
-        verdict = "not registered" if target is None else "ok" if reached(target, row["value"]) else "[red]missed[/red]"
-        table.add_row(*cells, _value(row), str(len(row["seeds"])), bound, verdict, _time(row["seconds"]))
+        verdict = "ok" if bound else ""
+        if target is None:
+            verdict = "not registered"
+        elif not reached(target, row["value"]):
+            verdict = "[red]missed[/red]"
+        found = row["reached"] if target is None else target.as_published(row["value"])
+        cells += [_value(row), _REACHED[found].replace("**no**", "[red]no[/red]")]
+        table.add_row(*cells, str(len(row["seeds"])), bound, verdict, _time(row["seconds"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def markdown(rows: list[Row]) -> str:
     """The rows as a Markdown table, with how to repeat them."""
-    lines = ["| recipe | metric | published | reached | seeds | time |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| recipe | metric | published | measured | reached | seeds | time |"]
+    lines.append("| --- | --- | ---: | ---: | :---: | ---: | ---: |")
     for row in rows:
-        published = "" if row["published"] is None else f"{row['published']:g}"
-        cells = [f"`{row['recipe']}`", row["metric"], published, _value(row), str(len(row["seeds"])), _time(row["seconds"])]
+        cells = [f"`{row['recipe']}`", row["metric"], _published(row), _value(row), _REACHED[row["reached"]]]
+        cells += [str(len(row["seeds"])), _time(row["seconds"])]
         lines.append("| " + " | ".join(cells) + " |")
     if not rows:
         return "Nothing is measured yet."
     example = rows[0]["command"].replace(rows[0]["recipe"], "RECIPE")
     made = sorted({f"{row['hardware']}, purezoo {row['version']}" for row in rows})
+    results, bounds = (" of ".join(map(str, count(rows, kind))) for kind in ("result", "bound"))
     return "\n".join(
         [
             *lines,
             "",
-            f"Reached: median over seeds (least to greatest).  Time: of one training.  Measured on {'; '.join(made)}.",
+            "Published: what the source reports; `< 8`: a bound that the source's tests assert.  Measured: median over seeds",
+            "(least to greatest).  Reached: whether the median is at least as good as what is published;",
+            f"{results} results and {bounds} bounds are.  Time: of one training.  Measured on {'; '.join(made)}.",
             "",
             f"`{example}` repeats a row; `--seed` and `--out` give other seeds.",
         ]
     )
 
 
+def count(rows: list[Row], kind: str) -> tuple[int, int]:
+    """How many published numbers of a kind, "result" or "bound", are reached, and how many there are."""
+    verdicts = [row["reached"] for row in rows if row["published_kind"] == kind]
+    return verdicts.count(True), len(verdicts)
+
+
+def claim(rows: list[Row]) -> str:
+    """What README and the package's description say: "9 of 12 published results"."""
+    reached, published = count(rows, "result")
+    return f"{reached} of {published} published results"
+
+
 def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False) -> int:
-    """Puts the table between a document's markers, or with ``check`` only compares: 1 when it differs.
+    """Puts the table between a document's markers and ``claim`` wherever it is made, or with ``check`` only compares: 1 when it
+    differs.
 
     Raises LedgerError when the markers are missing.
     """
@@ -236,15 +268,16 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise LedgerError(f"{document}: no lines {BEGIN} and {END}, between which the table goes")
+    before, after = (CLAIM.sub(claim(rows), part) for part in (before, after))
     wanted = f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}"
     if wanted == text:
         print(f"{document}: up to date")
     elif check:
-        print(f"{document}: the table is not the ledger's; python -m evals.ledger markdown {document} rewrites it")
+        print(f"{document}: says other numbers than the ledger; python -m evals.ledger markdown {document} rewrites it")
         return 1
     else:
         write_text(document, wanted)
-        print(f"{document}: table rewritten")
+        print(f"{document}: rewritten")
     return 0
 
 
@@ -252,6 +285,16 @@ def _dumps(rows: list[Row]) -> str:
     """JSON with one line for each key, lists too, so that a difference of two versions can be read."""
     objects = [",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items()) for row in rows]
     return "[\n" + ",\n".join(f"  {{\n{lines}\n  }}" for lines in objects) + "\n]\n"
+
+
+_REACHED = {True: "yes", False: "**no**", None: ""}
+
+
+def _published(row: Row) -> str:
+    """The published number of a row, or of a target's fields: "1.65", of a bound "< 8"."""
+    if row["published"] is None:
+        return ""
+    return f"{'< ' if row['published_kind'] == 'bound' else ''}{row['published']:g}"
 
 
 def _value(row: Row) -> str:

@@ -20,19 +20,48 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A result that a recipe reaches: the metric (its name says the unit), the published value, and our bound."""
+    """A result that a recipe reaches: the metric (its name says the unit), the published value, and our bounds.
+
+    published_kind: "result", what the source reports of its own training, or "bound", what its tests assert to be more than the
+    metric.  at_most, at_least: what a run is expected to keep; which of them there is says which way the metric is better.
+    """
 
     metric: str
     published: float | None = None
+    published_kind: Literal["result", "bound"] = "result"
     source: str = ""
     at_most: float | None = None
     at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        if self.published_kind not in ("result", "bound"):
+            raise ValueError(f"target {self.metric}: published_kind={self.published_kind!r}, allowed: result, bound")
+        if self.published_kind == "bound" and (self.published is None or self.less_is_better is not True):
+            raise ValueError(f"target {self.metric}: published_kind='bound', allowed only with published and at_most")
+
+    @property
+    def less_is_better(self) -> bool | None:
+        """None where no bound of ours says it, or there are two."""
+        return None if (self.at_most is None) == (self.at_least is None) else self.at_most is not None
+
+    def as_published(self, value: float) -> bool | None:
+        """Whether a value is at least as good as the published one, or below the published bound.
+
+        None where nothing is published, or nothing says which way the metric is better.
+        """
+        if self.published is None or self.less_is_better is None:
+            return None
+        if self.published_kind == "bound":
+            return value < self.published
+        return value <= self.published if self.less_is_better else value >= self.published
 
     def __str__(self) -> str:
         """For lists: "test error % <= 1.7 (published 1.65, LISA tutorials)"."""
         bound = f" <= {self.at_most:g}" if self.at_most is not None else ""
         bound += f" >= {self.at_least:g}" if self.at_least is not None else ""
-        published = f"published {self.published:g}" if self.published is not None else ""
+        kind = "asserted < " if self.published_kind == "bound" else "published "
+        published = f"{kind}{self.published:g}" if self.published is not None else ""
         note = ", ".join(part for part in (published, self.source) if part)
         return self.metric + bound + (f" ({note})" if note else "")
 

@@ -302,9 +302,10 @@ def test_contenders_of_a_beam_write_alike(row, banned):
 
 def test_a_beam_is_compared_with_each_of_its_peers(capsys):
     make = functools.partial(TASKS["beam"], batch=16)
-    lines = beam_row("beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001))
+    lines = [*beam_row("beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001))]
     assert [(line.row, line.peer, line.at_most) for line in lines] == [("beam", "numpy", 0.4), ("beam", "Python loop", None)]
-    show(lines, "beam")
+    for line in lines:
+        show(line)
     shown = capsys.readouterr().out
     for line in lines:
         assert line.sentences_per_second == pytest.approx(16e3 / line.zoo_ms)
@@ -335,6 +336,46 @@ def test_without_torch_its_comparisons_are_skipped(monkeypatch, capsys, tmp_path
     assert "torch" not in written[0]["versions"]
 
 
+def test_comparisons_appear_when_they_are_measured_and_ctrl_c_keeps_them(monkeypatch, capsys, tmp_path):
+    """What is printed and in the file is looked at between one comparison and the next."""
+    file = tmp_path / "speed.json"
+
+    def row(options):
+        for number in range(3):
+            said = capsys.readouterr().out
+            assert (f"mlp, {number - 1}" in said) == (number > 0)
+            kept = [each["row"] for each in json.loads(file.read_text())] if number else []
+            assert kept == [f"mlp, {each}" for each in range(number)]
+            assert [each.name for each in tmp_path.iterdir()] == ([file.name] if number else [])
+            if number == 2:
+                raise KeyboardInterrupt
+            yield compare(f"mlp, {number}", "flax", np.ones(1), np.ones(1))
+
+    monkeypatch.setitem(ROWS, "mlp", row)
+    monkeypatch.setitem(ROWS, "loop", lambda options: pytest.fail("after Ctrl-C"))
+    assert main(["mlp", "loop", "--json", str(file)]) == 3
+    assert capsys.readouterr().err == f"stopped by Ctrl-C after 2 comparisons; they are in {file}\n"
+    assert [each["row"] for each in json.loads(file.read_text())] == ["mlp, 0", "mlp, 1"]
+
+
+@pytest.mark.usefixtures("tiny_rows")
+def test_rows_hand_over_a_comparison_before_they_measure_the_next(monkeypatch):
+    measured = []
+
+    def interleave(timed, options):
+        measured.append(len(timed))
+        return {name: np.ones(1) for name in timed}
+
+    monkeypatch.setattr("evals.speed.rows.interleave", interleave)
+    for row, first in (("loop", [3]), ("mlp", [3 * len(contenders(WORKLOADS["mlp"][0](batch=4, width=8)))])):
+        measured.clear()
+        lines = iter(ROWS[row](Options(rounds=1, seconds=0.001)))
+        assert next(lines).row == row
+        assert measured == first
+        assert [*lines]
+        assert len(measured) > 1
+
+
 def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
     for arguments, said in [
         (["mlpp"], "no row 'mlpp'; did you mean mlp?"),
@@ -342,6 +383,7 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
         (["--rounds", "0"], "--rounds"),
         (["--seconds", "nan"], "--seconds"),
         (["--json", str(tmp_path / "absent" / "speed.json")], "absent"),
+        (["--json", str(tmp_path)], "cannot be written"),
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err
@@ -385,7 +427,7 @@ def test_contenders_of_annealing_estimate_the_same():
 
 
 def test_a_row_of_an_algorithm_compares_each_peer_at_each_size():
-    lines = energy_row("ais", lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3), Options(1, 0))
+    lines = [*energy_row("ais", lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3), Options(1, 0))]
     peers = len({line.peer for line in lines})
     assert [line.row for line in lines] == [
         row for row in ("ais", "ais, temperatures x2", "ais, chains x2") for _ in range(peers)

@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
+import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -14,15 +15,20 @@ import tyro
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
 from train.memory import keep_memory
-from train.run_folder import hardware, today, versions
+from train.run_folder import hardware, today, versions, write_text
 
 OTHERS_AT_MOST = 0.05
 """Share of the processors' time that other programs may take before we warn."""
+WIDTHS = 34, 11
+"""Of the columns of rows and peers; longer names move what follows them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Times training steps of the zoo and of its peers: flax, and torch where it is installed."""
+    """Times training steps of the zoo and of its peers: flax, and torch where it is installed.
+
+    Comparisons appear as they are measured; Ctrl-C keeps those that are.
+    """
 
     rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ROW ...]")] = ()
     """Which rows; all unless given."""
@@ -35,11 +41,11 @@ class Command:
     compilation: bool = False
     """Of rows of steps only compilation and the time to the first step."""
     json: pathlib.Path | None = None
-    """Write the comparisons to this file too: a list with an object for each."""
+    """Write the comparisons to this file too, each when it is measured: a list with an object for each."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 stopped by Ctrl-C."""
     command = tyro.cli(Command, prog="python -m evals.speed", description=f"Rows: {', '.join(ROWS)}.", args=arguments)
     for row in command.rows:
         if row not in ROWS:
@@ -55,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command.json is not None and not command.json.parent.is_dir():
         print(f"error: --json {command.json}: no folder {command.json.parent}", file=sys.stderr)
         return 2
+    if command.json is not None and (command.json.is_dir() or not os.access(command.json.parent, os.W_OK)):
+        print(f"error: --json {command.json}: cannot be written", file=sys.stderr)
+        return 2
     keep_memory()  # as when training, and for all contenders alike
     if not has_torch():
         print("torch is not installed, its comparisons are skipped: pip install 'purezoo[torch]'")
@@ -65,40 +74,62 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": command.rounds,
         "seconds": command.seconds,
     }
-    lines, others = [], Others()
-    for row in command.rows or ROWS:
-        lines += ROWS[row](Options(command.rounds, command.seconds, command.own_size, command.compilation))
-    made["others"] = others.share()
-    show(lines, f"{made['hardware']}, {made['date']}")
-    if made["others"] is not None and made["others"] > OTHERS_AT_MOST:
+    lines, others, stopped = [], Others(), False
+    show_header(f"{made['hardware']}, {made['date']}")
+    try:
+        for line in measure(command):
+            lines.append(line)
+            show(line)
+            write(command.json, lines, made | {"others": others.share()})
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        stopped = True
+    share = others.share()
+    if share is not None and share > OTHERS_AT_MOST:
         print(
-            f"other programs took {made['others']:.0%} of the processors' time: these numbers hold for a busy machine only, "
+            f"other programs took {share:.0%} of the processors' time: these numbers hold for a busy machine only, "
             "where torch, whose threads wait for each other, loses most"
         )
-    if command.json is not None:
+    if stopped:
+        kept = f"; they are in {command.json}" if command.json is not None and lines else ""
+        print(f"stopped by Ctrl-C after {len(lines)} comparisons{kept}", file=sys.stderr)
+    return 3 if stopped else 0
+
+
+def measure(command: Command) -> Iterator[Line]:
+    """The comparisons that were asked for, each when it is measured."""
+    options = Options(command.rounds, command.seconds, command.own_size, command.compilation)
+    for row in command.rows or ROWS:
+        yield from ROWS[row](options)
+
+
+def write(file: pathlib.Path | None, lines: Sequence[Line], made: dict[str, Any]) -> None:
+    """All comparisons so far, atomically; nothing without a file.  Raises OSError that names it."""
+    if file is not None:
         rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} | made for line in lines]
-        try:
-            command.json.write_text(json.dumps(rows, indent=2) + "\n")
-        except OSError as error:
-            print(f"error: --json {command.json}: {error}", file=sys.stderr)
-            return 1
-    return 0
+        write_text(file, json.dumps(rows, indent=2) + "\n")
 
 
-def show(lines: Sequence[Line], title: str) -> None:
-    """Prints the comparisons as a table."""
+def show_header(title: str) -> None:
+    """Prints what is above the comparisons."""
+    _print(f"{title}\n[bold]{'row':<{WIDTHS[0]}} {'peer':<{WIDTHS[1]}} {'zoo ms':>10} {'peer ms':>10} ", end="")
+    _print("[bold]" + " ".join(f"{name:>8}" for name in ("ratio", "least", "greatest", "best")))
+
+
+def show(line: Line) -> None:
+    """Prints a comparison."""
+    times = f"{line.zoo_ms:10.3f} {line.peer_ms:10.3f}"
+    ratios = line.ratio, line.ratio_min, line.ratio_max, line.zoo_ms_best / line.peer_ms_best
+    shown = " ".join(f"{ratio:8.3f}" for ratio in ratios)
+    _print(f"{line.row:<{WIDTHS[0]}} {line.peer:<{WIDTHS[1]}} {times} {shown}  {_note(line)}".rstrip())
+
+
+def _print(text: str, end: str = "\n") -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("row", "peer", title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("zoo ms", "peer ms", "ratio", "least", "greatest", "best"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for line in lines:
-        times = f"{line.zoo_ms:.3f}", f"{line.peer_ms:.3f}"
-        ratios = line.ratio, line.ratio_min, line.ratio_max, line.zoo_ms_best / line.peer_ms_best
-        table.add_row(line.row, line.peer, *times, *(f"{ratio:.3f}" for ratio in ratios), _note(line))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(highlight=False).print(text, end=end, soft_wrap=True)
 
 
 def _note(line: Line) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -140,20 +140,20 @@ def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, 
     )
 
 
-def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> list[Line]:
+def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> Iterator[Line]:
     """Lines of a workload: its step at its own size, and unless that is all, with each of its sizes doubled; its compilation.
 
     make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio, "compile": that of compilation over flax's}.
     """
-    lines = []
     if not options.compilation:
-        lines = sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
-    return lines if options.own_size else lines + fresh_lines(row, make(), options, at_most.get("compile"))
+        yield from sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
+    if not options.own_size:
+        yield from fresh_lines(row, make(), options, at_most.get("compile"))
 
 
 def sized_lines(
     row: str, make: Callable[..., dict[str, Timed]], default: dict[str, Any], at_most: dict[str, float], options: Options
-) -> list[Line]:
+) -> Iterator[Line]:
     """The zoo over each of its peers, among the contenders that ``make`` makes; and how their costs grow.
 
     default: sizes that are doubled one after the other, unless the own size is all.  at_most: {peer: ratio}.
@@ -163,7 +163,6 @@ def sized_lines(
         sizes |= {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
     timed = {(size, name): timed for size, change in sizes.items() for name, timed in make(**change).items()}
     times = interleave(timed, options)
-    lines = []
     for size, peer in timed:
         if peer == "zoo":
             continue
@@ -171,15 +170,14 @@ def sized_lines(
         if size != row:
             growth = {name: float(np.median(times[size, name] / times[row, name])) for name in ("zoo", peer)}
             more = {"zoo_growth": growth["zoo"], "peer_growth": growth[peer]}
-        lines.append(compare(size, peer, times[size, "zoo"], times[size, peer], **more))
-    return lines
+        yield compare(size, peer, times[size, "zoo"], times[size, peer], **more)
 
 
 def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
 
 
-def fresh_lines(row: str, work: Workload, options: Options, at_most: float | None = None) -> list[Line]:
+def fresh_lines(row: str, work: Workload, options: Options, at_most: float | None = None) -> Iterator[Line]:
     """Compilation, and the time to the first step: drawing the parameters, compiling, running it.  Nothing is cached."""
 
     def compile_step(program: Any, abstract: Any) -> None:
@@ -195,12 +193,10 @@ def fresh_lines(row: str, work: Workload, options: Options, at_most: float | Non
         action(program, abstract)
         return time.perf_counter() - started
 
-    lines = []
     for what, action, bound in (("compile", compile_step, at_most), ("first step", first_step, None)):
         timed = {name: functools.partial(fresh, action, program) for name, program in programs(work).items()}
         times = interleave(timed, Options(min(options.rounds, MOST_FRESH_ROUNDS), 0))
-        lines.append(compare(f"{row}, {what}", "flax", times["zoo"], times["flax"], at_most=bound))
-    return lines
+        yield compare(f"{row}, {what}", "flax", times["zoo"], times["flax"], at_most=bound)
 
 
 class Others:
@@ -229,13 +225,12 @@ class Others:
         return sum(ticks) - idle - waiting, sum(ticks), own
 
 
-def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> list[Line]:
+def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> Iterator[Line]:
     """The trainer's loop over its jitted step alone, which sees the same batch again and again.
 
     cases: {row: (module, Config, batch size, at most this ratio)}; without a ratio the overhead of a step counts, and the loop is
     timed with many steps in a dispatch as well.
     """
-    lines = []
     for row, (module, cfg, batch_size, at_most) in cases.items():
         alone = Jitted(zoo_program(module, cfg, module.example_batch(cfg, jax.random.key(0), batch_size)))
         timed: dict[int, Timed] = {0: alone, 1: Fit(module, cfg, batch_size, 1)}
@@ -243,32 +238,26 @@ def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Op
             timed[DISPATCH] = Fit(module, cfg, batch_size, DISPATCH)
         times = interleave(timed, options)
         if at_most is not None:
-            lines.append(compare(row, "jitted step", times[1], times[0], at_most=at_most))
+            yield compare(row, "jitted step", times[1], times[0], at_most=at_most)
             continue
         for many, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
             overhead = 1e6 * float(np.median(times[many] - times[0]))
             best = 1e6 * float(times[many].min() - times[0].min())
             more = {"overhead_us": overhead, "overhead_us_best": best, "at_most": LOOP_US_AT_MOST if many == 1 else None}
-            lines.append(compare(name, "jitted step", times[many], times[0], **more))
-    return lines
+            yield compare(name, "jitted step", times[many], times[0], **more)
 
 
-def parallel_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> list[Line]:
+def parallel_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> Iterator[Line]:
     """The step as ``train.parallel`` compiles it for one device over the same step under ``jax.jit`` alone."""
-    lines = []
     for row, (module, cfg, batch_size, _) in cases.items():
         batch = module.example_batch(cfg, jax.random.key(0), batch_size)
         timed: dict[str, Timed] = {"zoo": Spread(module, cfg, batch), "jit": Jitted(zoo_program(module, cfg, batch))}
         times = interleave(timed, options)
-        lines.append(
-            compare(row.replace("loop", "parallel"), "jitted step", times["zoo"], times["jit"], at_most=PARALLEL_AT_MOST)
-        )
-    return lines
+        yield compare(row.replace("loop", "parallel"), "jitted step", times["zoo"], times["jit"], at_most=PARALLEL_AT_MOST)
 
 
-def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> list[Line]:
+def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> Iterator[Line]:
     """Whole processes: REPLICAS runs side by side over as many one after the other, compiled programs cached as ever."""
-    lines = []
     for row, (recipe, *more) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             command = (sys.executable, "-m", "train", recipe, *more, "--quiet", "--out")
@@ -279,8 +268,7 @@ def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> list[Li
                 together = (*command, f"{folder}/{turn}", "--replicas", str(REPLICAS))
                 times["side by side"][turn] = Command(together)(1)
                 times["one by one"][turn] = Command(*alone)(1)
-        lines.append(compare(f"{row} x{REPLICAS}", "one by one", times["side by side"], times["one by one"]))
-    return lines
+        yield compare(f"{row} x{REPLICAS}", "one by one", times["side by side"], times["one by one"])
 
 
 START = """
@@ -300,9 +288,8 @@ print(time.perf_counter() - started)
 """
 
 
-def start_row(recipes: Sequence[str], options: Options) -> list[Line]:
+def start_row(recipes: Sequence[str], options: Options) -> Iterator[Line]:
     """From the first trace to the end of the first step, in a new process: with its compiled programs cached, and without."""
-    lines = []
     for recipe in recipes:
         rounds = min(options.rounds, MOST_PROCESS_ROUNDS)
         times = {name: np.empty(rounds) for name in ("second", "first")}
@@ -314,13 +301,12 @@ def start_row(recipes: Sequence[str], options: Options) -> list[Line]:
                     command = [sys.executable, "-c", START, recipe]
                     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                     times[name][turn] = float(done.stdout)
-        lines.append(compare(f"start, {recipe}", "first start", times["second"], times["first"], at_most=START_AT_MOST))
-    return lines
+        yield compare(f"start, {recipe}", "first start", times["second"], times["first"], at_most=START_AT_MOST)
 
 
-def augment_row(deformations: dict[str, Augment], make: Callable[[], Workload], options: Options) -> list[Line]:
+def augment_row(deformations: dict[str, Augment], make: Callable[[], Workload], options: Options) -> Iterator[Line]:
     """Deforming a batch of a workload's images over its training step, and over torch doing the same."""
-    lines, work = [], make()
+    work = make()
     shape = work.batch["inputs"].shape
     for row, augment in deformations.items():
         timed: dict[str, Timed] = {"zoo": Deform(augment, shape), "step": Jitted(zoo_program(work.module, work.cfg, work.batch))}
@@ -328,14 +314,12 @@ def augment_row(deformations: dict[str, Augment], make: Callable[[], Workload], 
             timed["torch"] = TorchDeform(augment, shape)
         times = interleave(timed, options)
         rate = shape[0] / float(np.median(times["zoo"]))
-        lines += [compare(row, peer, times["zoo"], times[peer], images_per_second=rate) for peer in timed if peer != "zoo"]
-    return lines
+        yield from (compare(row, peer, times["zoo"], times[peer], images_per_second=rate) for peer in timed if peer != "zoo")
 
 
-def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> list[Line]:
+def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> Iterator[Line]:
     """The formulation that ``zoo.convolution`` chooses over the fastest one, for every convolution of those workloads."""
     options = Options(min(options.rounds, MOST_PASS_ROUNDS), PASS_SHARE * options.seconds)
-    lines = []
     for shape, which in passes(make() for make in makes):
         costs = convolution.costs(shape, which)
         estimated: dict[Formulation, float] = {
@@ -351,8 +335,7 @@ def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) 
             "estimated_ms": {name: 1e3 * seconds for name, seconds in estimated.items()},
         }
         row = f"convolutions: {inputs} {window} {shape.channels_out}, {which}"
-        lines.append(compare(row, best, times[chosen], times[best], **more))
-    return lines
+        yield compare(row, best, times[chosen], times[best], **more)
 
 
 def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
@@ -369,24 +352,22 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
     return list(found)
 
 
-def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> list[Line]:
+def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> Iterator[Line]:
     """Lines of an algorithm at the sizes that are the defaults of ``make``, and with each of them doubled."""
-    return sized_lines(row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options)
+    yield from sized_lines(row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options)
 
 
-def generate_row(writers: dict[str, Any], options: Options) -> list[Line]:
+def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
     """Language models' texts written by one compiled loop over a loop in Python; the first one's ratio is promised."""
-    lines = []
-    for row, cfg in writers.items():
+    for number, (row, cfg) in enumerate(writers.items()):
         loop = Looped(cfg)
         times = interleave({"zoo": Generated(cfg), "loop": loop}, options)
         rate = loop.tokens / float(np.median(times["zoo"]))
-        at_most = GENERATE_AT_MOST if not lines else None
-        lines.append(compare(row, "Python loop", times["zoo"], times["loop"], at_most=at_most, tokens_per_second=rate))
-    return lines
+        at_most = None if number else GENERATE_AT_MOST
+        yield compare(row, "Python loop", times["zoo"], times["loop"], at_most=at_most, tokens_per_second=rate)
 
 
-def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options) -> list[Line]:
+def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options) -> Iterator[Line]:
     """What one compiled beam search writes over the same search in numpy, and by a loop in Python.
 
     at_most: {peer: ratio}.  unit: the Line's field for the inputs that are done in a second.
@@ -395,23 +376,22 @@ def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit
     searches = {name: kind(task) for name, kind in SEARCHES.items()}
     times = interleave(searches, options)
     rate = {unit: searches["zoo"].batch / float(np.median(times["zoo"]))}
-    return [compare(row, peer, times["zoo"], times[peer], at_most=at_most.get(peer), **rate) for peer in times if peer != "zoo"]
+    for peer in (name for name in times if name != "zoo"):
+        yield compare(row, peer, times["zoo"], times[peer], at_most=at_most.get(peer), **rate)
 
 
-def unroll_row(lengths: Sequence[int], options: Options) -> list[Line]:
+def unroll_row(lengths: Sequence[int], options: Options) -> Iterator[Line]:
     """The gradient of a recurrent layer that keeps few states over one that keeps all, by the length of the sequences."""
     timed = {(length, remat): Unrolled(length, remat=remat) for length in lengths for remat in (True, False)}
     times = interleave(timed, options)
-    lines = []
     for length in lengths:
         growth = [float(np.median(times[length, remat] / times[lengths[0], remat])) for remat in (True, False)]
         sizes = [timed[length, remat].memory() for remat in (True, False)]
         more = dict(zip(("zoo_growth", "peer_growth", "zoo_bytes", "peer_bytes"), growth + sizes, strict=True))
-        lines.append(compare(f"unroll, {length} steps, remat", "all kept", times[length, True], times[length, False], **more))
-    return lines
+        yield compare(f"unroll, {length} steps, remat", "all kept", times[length, True], times[length, False], **more)
 
 
-ROWS: dict[str, Callable[[Options], list[Line]]] = {
+ROWS: dict[str, Callable[[Options], Iterator[Line]]] = {
     **{
         row: functools.partial(step_row, row, make, at_most)
         for row, (make, at_most) in (WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS).items()

@@ -7,8 +7,8 @@ import itertools
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -33,7 +33,7 @@ class Options:
     """Run folder, as python -m train made it."""
     split: str = "test"
     """Which part of the data to measure on: test, validation, train, or another that the data have."""
-    predict: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    predict: Annotated[tuple[pathlib.Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]")] = None
     """Label these files instead: images of any format, or npz files with an array "inputs"."""
     invert: bool = False
     """--predict, --caption, --segment: swap light and dark, where yours are the other way round than the training data (MNIST:
@@ -48,13 +48,13 @@ class Options:
     """--sample: draw among so many most probable tokens only."""
     seed: int = 0
     """--sample: decides what is drawn."""
-    translate: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
+    translate: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TEXT [TEXT ...]")] = None
     """Translate these sentences."""
     translate_file: pathlib.Path | None = None
     """Translate each line of this file; - is standard input."""
-    caption: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    caption: Annotated[tuple[pathlib.Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]")] = None
     """Write captions of these images, and beside the run captions.html, which shows where the model looked."""
-    segment: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    segment: Annotated[tuple[pathlib.Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]")] = None
     """Label each pixel of these images, of any size: two PNGs for each in the folder segments beside the run, the image under its
     labels, and the labels alone."""
     alignment: pathlib.Path | None = None
@@ -80,28 +80,30 @@ def main(arguments: list[str] | None = None) -> int:
     from train.run_folder import RunError
 
     try:
-        if options.sample is not None:
-            return sample(options)
-        if options.prompt or options.temperature != 1 or options.top_k is not None or options.seed:
-            raise ValueError("--prompt, --temperature, --top-k, --seed: only with --sample TOKENS")
-        if options.segment:
-            if options.predict or options.caption or options.translate or options.translate_file is not None:
-                raise ValueError("--segment: allowed without --predict, --caption, --translate and --translate-file only")
-            return segment(options)
-        if options.caption:
-            if options.predict or options.translate or options.translate_file is not None or options.alignment is not None:
-                raise ValueError("--caption: allowed without --predict, --translate, --translate-file and --alignment only")
-            return caption(options)
-        if options.translate or options.translate_file is not None:
-            return translate(options)
-        if options.alignment is not None or options.beam != 5 or options.length_penalty != 1:
-            raise ValueError(
-                "--alignment: only with --translate TEXT; --beam, --length-penalty: also with --translate-file or --caption FILE"
-            )
-        return predict(options) if options.predict else evaluate(options)
+        return MODES[mode_of(options)](options)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def mode_of(options: Options) -> str | None:
+    """Which of MODES is asked for.  Raises ValueError for several, for none of its files, and for options not read."""
+    given = [name for name in MODES if name is not None and getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{_flag(given[0])} and {_flag(given[1])}: give one of them")
+    mode = given[0] if given else None
+    if mode is not None and getattr(options, mode) == ():
+        raise ValueError(f"{_flag(mode)}: nothing after it, allowed: one or more")
+    for field in dataclasses.fields(options):
+        modes = READ_BY.get(field.name, (mode,))
+        if mode not in modes and getattr(options, field.name) != field.default:
+            where = " or ".join("where a run is measured" if each is None else f"with {_flag(each)}" for each in modes)
+            raise ValueError(f"{_flag(field.name)}: only {where}")
+    return mode
+
+
+def _flag(name: str) -> str:
+    return "--no-report" if name == "report" else f"--{name.replace('_', '-')}"
 
 
 def evaluate(options: Options) -> int:
@@ -184,10 +186,6 @@ def sample(options: Options) -> int:
     from evals.language import read_prompt, write
     from train.text import decode
 
-    others = ("predict", "translate", "translate_file", "caption", "segment", "alignment")
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]
-    if given:
-        raise ValueError(f"{given[0]} and --sample: give one of them")
     run = restore(options.run_dir)
     prompt, unknown = read_prompt(run, options.prompt)
     written = write(run, prompt, options.sample or 0, temperature=options.temperature, top_k=options.top_k, seed=options.seed)
@@ -204,16 +202,17 @@ def translate(options: Options) -> int:
     from train.formats import DataError
     from train.run_folder import write_text
 
-    if options.predict or (options.translate and options.translate_file is not None):
-        raise ValueError("--predict, --translate and --translate-file: give one of them")
-    if options.alignment is not None and len(options.translate) != 1:
-        raise ValueError(f"--alignment: {len(options.translate)} sentences after --translate, allowed: 1")
+    sentences = options.translate or ()
+    if options.alignment is not None and len(sentences) != 1:
+        raise ValueError(f"--alignment: {len(sentences)} sentences after --translate, allowed: 1")
     run = restore(options.run_dir)
-    lines = iter(options.translate) if options.translate_file is None else read_lines(options.translate_file)
+    lines = iter(sentences) if options.translate_file is None else read_lines(options.translate_file)
     # From a terminal each line is answered as it comes.
     at_a_time = 1 if options.translate_file == pathlib.Path("-") and sys.stdin.isatty() else LINES
+    rows = None
     while group := list(itertools.islice(lines, at_a_time)):
-        found = translation.translate(run, group, beam=options.beam, length_penalty=options.length_penalty)
+        rows = rows or min(len(group), translation.ROWS)  # for all groups alike, of which the last one is smaller
+        found = translation.translate(run, group, beam=options.beam, length_penalty=options.length_penalty, rows=rows)
         unknown = run.data.tokenizers["source"].unknown(group)
         if unknown:
             print(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown))}", file=sys.stderr)
@@ -231,25 +230,31 @@ def caption(options: Options) -> int:
     """Prints a line for each image, and writes captions.html into the run folder."""
     import html
 
+    import numpy as np
+
     from evals.captions import caption as write
-    from evals.captions import overlays, read_images
+    from evals.captions import overlays, read_own, require_captions
     from evals.evaluation import restore
     from evals.page import PAGE, STYLE, titled
+    from evals.prediction import readable
     from train.run_folder import write_text
 
-    run = restore(options.run_dir)
-    images = read_images(run, options.caption)
-    images = 255 - images if options.invert else images
-    found = write(run, images, beam=options.beam, length_penalty=options.length_penalty)
-    sections = []
-    for file, image, each in zip(options.caption, images, found, strict=True):
+    run, broken, sections = restore(options.run_dir), Broken(), []
+    require_captions(run)
+    images = list(readable(options.caption or (), lambda file: read_own(run, file), broken))
+    if not images:
+        return 1
+    pixels = np.stack([image for _, image in images])
+    pixels = 255 - pixels if options.invert else pixels
+    found = write(run, pixels, beam=options.beam, length_penalty=options.length_penalty)
+    for (file, _), image, each in zip(images, pixels, found, strict=True):
         print(f"{file}  {each.text}")
         sections.append(titled(str(file), overlays(run, image, each)))
     page = run.folder.path / "captions.html"
     title = html.escape(f"{run.recipe.name}, captions")
     write_text(page, PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{sections}", "".join(sections)))
     print(f"overlays {page}")
-    return 0
+    return int(broken.found)
 
 
 def segment(options: Options) -> int:
@@ -260,29 +265,35 @@ def segment(options: Options) -> int:
     from evals import pixels
     from evals.evaluation import restore
     from evals.page import as_bytes
+    from evals.prediction import readable
     from train.formats import DataError, image_size, read_image
 
-    run = restore(options.run_dir)
+    run, broken = restore(options.run_dir), Broken()
     if not pixels.segments_images(run):
         raise DataError(f"{run.folder.path}: this run's model does not label pixels")
     channels = (run.data.input_shape or (1,))[-1]
-    folder = run.folder.path / "segments"
-    folder.mkdir(exist_ok=True)
-    for number, file in enumerate(options.segment):
+    folder, done = run.folder.path / "segments", False
+
+    def labelled(numbered: tuple[int, pathlib.Path]) -> tuple[Any, Any]:
+        _, file = numbered
         image = read_image(file, (*image_size(file), channels))
         image = 255 - image if options.invert else image
         try:
-            (labels,) = pixels.segment(run, image[None])
+            return image, pixels.segment(run, image[None])[0]
         except ValueError as error:  # the model refuses the size
             raise DataError(f"{file}: {error}") from error
-        stem = f"{number}-{file.stem}"
+
+    for (number, file), (image, labels) in readable(enumerate(options.segment or ()), labelled, broken):
+        folder.mkdir(exist_ok=True)
+        stem, done = f"{number}-{file.stem}", True
         Image.fromarray(pixels.overlay(as_bytes(image, run.data.input_range), labels)).save(folder / f"{stem}.png")
         alone = Image.fromarray(labels, "P")
         alone.putpalette(np.ravel(pixels.palette(256)).tolist())
         alone.save(folder / f"{stem}-labels.png")
         print(f"{file}  {pixels.shares(run, labels)}")
-    print(f"overlays {folder}")
-    return 0
+    if done:
+        print(f"overlays {folder}")
+    return int(broken.found)
 
 
 def read_lines(file: pathlib.Path) -> Iterator[str]:
@@ -301,21 +312,45 @@ def read_lines(file: pathlib.Path) -> Iterator[str]:
 def predict(options: Options) -> int:
     """Prints a line for each item of each file; a file that cannot be read is named, and the others are still labelled."""
     from evals.evaluation import restore
-    from evals.prediction import predict_file, show_item
-    from train.formats import DataError
+    from evals.prediction import predict_files, show_item
 
-    run = restore(options.run_dir)
-    broken = False
-    for file in options.predict:
-        try:
-            for label, outputs in predict_file(run, file, invert=options.invert):
-                print(show_item(run, label, outputs))
-        except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            broken = True
-    if not options.invert and any(file.suffix != ".npz" for file in options.predict):
+    run, broken, files = restore(options.run_dir), Broken(), options.predict or ()
+    for label, outputs in predict_files(run, files, invert=options.invert, failed=broken):
+        print(show_item(run, label, outputs))
+    if not options.invert and any(file.suffix != ".npz" for file in files):
         print(POLARITY, file=sys.stderr)
-    return int(broken)
+    return int(broken.found)
+
+
+class Broken:
+    """Names what is wrong with a file, and remembers that something was."""
+
+    found = False
+
+    def __call__(self, error: Exception) -> None:
+        """Prints it."""
+        self.found = True
+        print(f"error: {error}", file=sys.stderr)
+
+
+MODES: dict[str | None, Callable[[Options], int]] = {
+    None: evaluate,
+    "predict": predict,
+    "translate": translate,
+    "translate_file": translate,
+    "caption": caption,
+    "segment": segment,
+    "sample": sample,
+}
+"""What is done, by the option that asks for it."""
+READ_BY: dict[str, tuple[str | None, ...]] = {
+    **dict.fromkeys(("split", "example", "report"), (None,)),
+    "invert": ("predict", "caption", "segment"),
+    **dict.fromkeys(("prompt", "temperature", "top_k", "seed"), ("sample",)),
+    "alignment": ("translate",),
+    **dict.fromkeys(("beam", "length_penalty"), ("translate", "translate_file", "caption")),
+}
+"""Options that some modes read: elsewhere they would change nothing."""
 
 
 if __name__ == "__main__":

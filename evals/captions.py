@@ -59,6 +59,13 @@ def captions_images(run: Restored) -> bool:
     return isinstance(run.module, Conditional) and "source" not in run.data.tokenizers and "target" in run.data.tokenizers
 
 
+def require_captions(run: Restored) -> None:
+    """Raises DataError naming the run's folder unless its model writes captions of images."""
+    if not captions_images(run):
+        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
+        raise DataError(f"{run.folder.path}: {what} does not write captions")
+
+
 def caption(
     run: Restored, images: np.ndarray | Images, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
 ) -> list[Translation]:
@@ -67,9 +74,7 @@ def caption(
     They have at most as many tokens as ``pairs.max_length`` allowed in training, and an end.
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
     """
-    if not captions_images(run):
-        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
-        raise DataError(f"{run.folder.path}: {what} does not write captions")
+    require_captions(run)
     require_search(run, beam, length_penalty)
     found, target = [], run.data.tokenizers["target"]
     table, size, longest = {"inputs": {"image": images}}, min(ROWS, len(images)), run.recipe.pairs.max_length + 1
@@ -247,11 +252,13 @@ def overlays(run: Restored, image: np.ndarray, written: Translation) -> str:
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     grey = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     figures = [f"<figure>{picture(grey, 'image')}<figcaption>{html.escape(written.text)}</figcaption></figure>"]
-    before = np.concatenate([[END], written.tokens[:-1]]).astype(np.int32)
+    # Filled up, so that captions of all lengths are one program: what comes later changes nothing.
+    before = np.full(run.recipe.pairs.max_length + 1, END, np.int32)
+    before[1 : len(written.tokens)] = written.tokens[:-1]
     weights = attention(run, image[None], before[None]) if len(written.tokens) else None
     if weights is not None:
         vocabulary = run.data.vocabulary
-        for token, looked in zip(written.tokens, weights[0], strict=True):
+        for token, looked in zip(written.tokens, weights[0], strict=False):
             word = vocabulary[int(token)].lstrip("▁")
             title = f"while it writes {word}"
             lit = lighten(pixels, looked)
@@ -297,10 +304,7 @@ def captioned(evaluation: Evaluation) -> str | None:
     return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
 
 
-def read_images(run: Restored, files: Sequence[Any]) -> np.ndarray:
-    """Image files, resized to those of the training data.  Raises DataError that names the file."""
-    shape = run.data.input_shape
-    if shape is None or len(shape) != 3:
-        raise DataError(f"{run.folder.path}: this run was not trained on images")
-    height, width, channels = shape
-    return np.stack([read_image(file, (height, width, channels)) for file in files])
+def read_own(run: Restored, file: Any) -> np.ndarray:
+    """An image file, resized to those of the training data, of a run that ``captions_images``.  Raises DataError naming it."""
+    height, width, channels = cast(tuple[int, int, int], run.data.input_shape)
+    return read_image(file, (height, width, channels))

@@ -1,18 +1,23 @@
 """Prediction: labels the user's own files with a run's best model.  The data set need not be there."""
 
+import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from evals.evaluation import Restored, class_names, make_predict, restore
+from train.batches import Batches
 from train.formats import DataError, check_inputs, read_image, read_npz
-from train.stage import evaluation_batches
 from zoo.base import Conditional
 
 TOP = 3
+F = TypeVar("F")
+T = TypeVar("T")
 
 
 def predict(
@@ -24,26 +29,85 @@ def predict(
     invert: for files that are dark on light where the training data are light on dark, or the other way round.
     Raises RunError, CheckpointError, and DataError that names the file.
     """
-    run = restore(run_dir)
-    return [item for file in files for item in predict_file(run, pathlib.Path(file), invert=invert)]
+    return list(predict_files(restore(run_dir), [pathlib.Path(file) for file in files], invert=invert))
 
 
-def predict_file(run: Restored, file: pathlib.Path, *, invert: bool = False) -> list[tuple[str, np.ndarray]]:
-    """``predict`` for one file and a model that is already restored."""
+def predict_files(
+    run: Restored, files: Sequence[pathlib.Path], *, invert: bool = False, failed: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """``predict`` with a model that is already restored.
+
+    Items of all files fill batches of one size, so that the model is compiled once.  failed: see ``readable``.
+    """
     if isinstance(run.module, Conditional):
         raise DataError(f"{run.folder.path}: the model writes instead of choosing a class; see --caption and --translate")
-    inputs = read_inputs(run, file, invert=invert)
-    batches = evaluation_batches({"inputs": inputs}, run.recipe.batch_size, run.scaling)
-    function = jax.jit(make_predict(run.module, run.recipe.model))
+    alone = all(file.suffix != ".npz" for file in files)
+    size = min(run.recipe.batch_size, len(files)) if alone else run.recipe.batch_size
+    accepted = set()
+
+    def read(file: pathlib.Path) -> np.ndarray:
+        inputs = read_inputs(run, file, invert=invert)
+        if (kind := _kind(inputs[0])) not in accepted:
+            _require_classes(run, file, inputs, size)
+            accepted.add(kind)
+        return inputs
+
+    items = (item for file, inputs in readable(files, read, failed) for item in zip(_labels(file, inputs), inputs, strict=True))
+    for _, alike in itertools.groupby(items, lambda item: _kind(item[1])):
+        while group := list(itertools.islice(alike, size)):
+            rows = np.stack([inputs for _, inputs in group])
+            outputs = _function(run.module)(run.recipe.model, run.params, _batch(run, rows, size))
+            yield from zip((label for label, _ in group), np.asarray(outputs), strict=False)  # what is padded has no label
+
+
+def readable(
+    files: Iterable[F], read: Callable[[F], T], failed: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[F, T]]:
+    """(file, what ``read`` makes of it), in order.
+
+    failed: is told of a file that cannot be read, which is left out; without it the error ends all.
+    """
+    for file in files:
+        try:
+            value = read(file)
+        except DataError as error:
+            if failed is None:
+                raise
+            failed(error)
+        else:
+            yield file, value
+
+
+def _labels(file: pathlib.Path, inputs: np.ndarray) -> list[str]:
+    return [str(file)] if file.suffix != ".npz" else [f"{file}[{index}]" for index in range(len(inputs))]
+
+
+def _kind(example: np.ndarray) -> tuple[Any, ...]:
+    """What an example has to share with others to be in a batch with them."""
+    return example.shape, example.dtype
+
+
+def _require_classes(run: Restored, file: pathlib.Path, inputs: np.ndarray, size: int) -> None:
+    """Raises DataError naming the file whose examples the model refuses, or the run's folder unless it chooses classes."""
     try:
-        parts = [function(run.params, batches.batch(step)["inputs"]) for step in range(batches.steps_per_epoch)]
-    except ValueError as error:  # the model refuses the shape
+        batches = Batches({"inputs": inputs[:1]}, 1, seed=None, scaling=run.scaling)
+        batch = jax.eval_shape(batches.load, batches.example(size))
+        outputs = jax.eval_shape(_function(run.module), run.recipe.model, run.params, batch["inputs"])
+    except ValueError as error:
         raise DataError(f"{file}: {error}") from error
-    if getattr(parts[0], "ndim", 0) != 2:
+    if getattr(outputs, "ndim", 0) != 2:
         raise DataError(f"{run.folder.path}: the model's outputs are not classes, so there are no labels to give")
-    outputs = np.concatenate(jax.device_get(parts))[: len(inputs)]
-    labels = [str(file)] if file.suffix != ".npz" else [f"{file}[{index}]" for index in range(len(inputs))]
-    return list(zip(labels, outputs, strict=True))
+
+
+def _batch(run: Restored, rows: np.ndarray, size: int) -> Any:
+    """Raw inputs [rows, ...] as the model takes them, [size, ...]: the first one fills it up."""
+    padded = np.concatenate([rows, np.broadcast_to(rows[:1], (size - len(rows), *rows.shape[1:]))])
+    return Batches({"inputs": padded}, size, seed=None, scaling=run.scaling).batch(0)["inputs"]
+
+
+@functools.cache
+def _function(module: Any) -> Any:
+    return jax.jit(lambda cfg, params, inputs: make_predict(module, cfg)(params, inputs))
 
 
 def read_inputs(run: Restored, file: pathlib.Path, *, invert: bool = False) -> np.ndarray:

@@ -52,22 +52,31 @@ def translates(run: Restored) -> bool:
 
 
 def translate(
-    run: Restored, sentences: Sequence[str], *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
+    run: Restored,
+    sentences: Sequence[str],
+    *,
+    beam: int = BEAM,
+    length_penalty: float = LENGTH_PENALTY,
+    rows: int | None = None,
 ) -> list[Translation]:
     """The best translations that a beam search finds; of a sentence without any word, one without any.
 
+    rows: sentences at a time, for which, and for each length in steps of STEP tokens, the search is compiled: who translates
+    several lists gives the same to all.  Unless given, ROWS, or as many as there are.
     Raises DataError naming the run's folder unless its model translates, ValueError naming what is out of range.
     """
     if not translates(run):
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not translate")
     require_search(run, beam, length_penalty)
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows={rows}, allowed: a positive number")
     sources = [[*run.data.tokenizers["source"].encode(sentence), END] for sentence in sentences]
     order = sorted((index for index, source in enumerate(sources) if len(source) > 1), key=lambda index: len(sources[index]))
     found = [Translation("", np.zeros(0, np.int32), 0.0)] * len(sentences)
-    rows = min(ROWS, len(order))
-    for first in range(0, len(order), ROWS):
-        chosen = order[first : first + ROWS]
+    rows = min(ROWS, max(len(order), 1)) if rows is None else rows
+    for first in range(0, len(order), rows):
+        chosen = order[first : first + rows]
         group = [sources[index] for index in chosen] + [[END]] * (rows - len(chosen))
         width = -(-max(map(len, group)) // STEP) * STEP
         lengths = np.array([len(source) for source in group], np.int32)

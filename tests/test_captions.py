@@ -20,6 +20,7 @@ from evals.evaluation import format_metric
 from evals.translation import Translation
 from train.formats import DataError
 from train.pairs import Pairs
+from train.tokens import END
 from zoo import captioner, convnet, hard_captioner
 
 STAGES = (convnet.Stage(features=4, kernel=(8,), stride=(8,), padding="valid"),)
@@ -123,10 +124,34 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     assert re.findall('base64,[^"]*', (folder / "captions.html").read_text()) == re.findall('base64,[^"]*', page)
     assert evals.__main__.main([str(folder), "--predict", negative]) == 1
     assert "the model writes instead of choosing a class; see --caption" in capsys.readouterr().err
-    assert evals.__main__.main([str(folder), "--caption", str(tmp_path / "none.png")]) == 1
-    assert "none.png" in capsys.readouterr().err
+    (folder / "captions.html").unlink()
+    none = str(tmp_path / "none.png")
+    assert evals.__main__.main([str(folder), "--caption", none]) == 1
+    assert none in capsys.readouterr().err
+    assert not (folder / "captions.html").exists()
+    assert evals.__main__.main([str(folder), "--caption", none, files[1]]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {none}: ")
+    assert captured.out.startswith(f"{files[1]}  {lines[1].split('  ')[1]}\n")
     assert evals.__main__.main([str(folder), "--translate", "a"]) == 1
     assert "does not translate" in capsys.readouterr().err
+
+
+def test_captions_of_all_lengths_are_looked_at_through_one_program(evaluation, monkeypatch):
+    run, images = evaluation.run, evaluation.table["inputs"]["image"]
+    programs = captions._trace(run.module)._cache_size()
+    looked, original = [], captions.attention
+    monkeypatch.setattr(captions, "attention", lambda *given: looked.append(original(*given)) or looked[-1])
+    whole, image = evaluation.translations[0], images[0]
+    written = [whole._replace(tokens=whole.tokens[:length]) for length in (1, 2, 5)]
+    for each in written:
+        captions.overlays(run, image, each)
+    assert captions._trace(run.module)._cache_size() == programs + 1
+    for each, padded in zip(written, looked, strict=True):
+        before = np.concatenate([[END], each.tokens[:-1]]).astype(np.int32)
+        alone = original(run, image[None], before[None])
+        assert alone is not None
+        np.testing.assert_allclose(padded[:, : len(before)], alone, atol=1e-6)
 
 
 def test_a_caption_may_be_as_long_as_in_training_and_end(evaluation, monkeypatch):

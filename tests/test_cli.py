@@ -98,7 +98,7 @@ def test_tensorboard_files_are_written_when_asked_for(tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
 
-@pytest.mark.parametrize("other", ["--predict", "--translate", "--translate-file", "--caption", "--segment", "--alignment"])
+@pytest.mark.parametrize("other", ["--predict", "--translate", "--translate-file", "--caption", "--segment"])
 def test_who_lets_a_model_write_asks_for_nothing_else(capsys, other):
     assert evals.__main__.main(["nowhere", "--sample", "5", other, "x.png"]) == 1
     assert capsys.readouterr().err == f"error: {other} and --sample: give one of them\n"

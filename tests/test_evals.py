@@ -1,6 +1,7 @@
 """Evaluation, report, prediction: against scikit-learn and numpy, on a short real run of the digits."""
 
 import dataclasses
+import functools
 import html.parser
 import json
 import math
@@ -19,6 +20,7 @@ from PIL import Image
 import evals
 import evals.__main__
 import evals.evaluation
+import evals.prediction
 import evals.report
 import train
 import zoo
@@ -413,6 +415,36 @@ def test_predictions_of_own_files_are_the_evaluation_of_the_same_examples(run_di
     np.testing.assert_allclose(upright, inverted, atol=1e-5)
 
 
+def test_the_model_is_compiled_once_for_all_files(run_dir, evaluation, tmp_path, monkeypatch, capsys):
+    """Whatever they hold, and in their order."""
+    monkeypatch.setattr(evals.prediction, "_function", functools.cache(evals.prediction._function.__wrapped__))
+    raw, files = evaluation.table["inputs"], []
+    for number, (first, last) in enumerate([(0, 3), (3, 4), (4, 105), (105, 107)]):
+        files += [tmp_path / f"{number}.npz", tmp_path / f"{number}.png"]
+        np.savez(files[-2], inputs=raw[first:last])
+        Image.fromarray(np.round(raw[first, :, :, 0] * (255 / 16)).astype(np.uint8)).save(files[-1])
+    files.insert(3, tmp_path / "none.png")
+    assert evals.__main__.main([str(run_dir), "--predict", *map(str, files)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {tmp_path / 'none.png'}: ")
+    labels = [line.partition("  ")[0] for line in captured.out.splitlines()]
+    arrays, images = ([str(file) for file in files if file.suffix == suffix and file.exists()] for suffix in (".npz", ".png"))
+    counts = (3, 1, 101, 2)
+    assert labels == [
+        label
+        for array, image, count in zip(arrays, images, counts, strict=True)
+        for label in [*(f"{array}[{index}]" for index in range(count)), image]
+    ]
+    function = evals.prediction._function(evaluation.run.module)
+    assert function._cache_size() == 1
+    items = evals.predict(run_dir, arrays)
+    np.testing.assert_allclose(np.stack([outputs for _, outputs in items]), evaluation.predictions.outputs[:107], atol=1e-6)
+    assert function._cache_size() == 1
+    assert len(evals.predict(run_dir, images)) == 4
+    assert function._cache_size() == 2  # four rows are enough for four images
+    assert evals.predict(run_dir, []) == []
+
+
 def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, tmp_path, capsys):
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "large.jpg")
     np.savez(tmp_path / "two.npz", inputs=evaluation.table["inputs"][:2])
@@ -434,6 +466,39 @@ def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, t
         assert captured.err.startswith(f"error: {tmp_path / name}: ")
         assert captured.err.count("\n") == 1
         assert len(captured.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--predict",), "--predict: nothing after it, allowed: one or more"),
+        (("--translate",), "--translate: nothing after it"),
+        (("--caption", "--invert"), "--caption: nothing after it"),
+        (("--segment",), "--segment: nothing after it"),
+        (("--predict", "a.png", "--caption", "b.png"), "--predict and --caption: give one of them"),
+        (("--translate", "a", "--translate-file", "b"), "--translate and --translate-file: give one of them"),
+        (("--invert",), "--invert: only with --predict or with --caption or with --segment"),
+        (("--sample", "5", "--invert"), "--invert: only with --predict"),
+        (("--predict", "a.png", "--split", "train"), "--split: only where a run is measured"),
+        (("--predict", "a.png", "--example", "3"), "--example: only where a run is measured"),
+        (("--translate", "a", "--no-report"), "--no-report: only where a run is measured"),
+        (("--segment", "a.png", "--beam", "3"), "--beam: only with --translate"),
+        (("--seed", "3"), "--seed: only with --sample"),
+        (("--top-k", "3"), "--top-k: only with --sample"),
+        (("--caption", "a.png", "--alignment", "a.svg"), "--alignment: only with --translate"),
+        (("--sample", "5", "--alignment", "a.svg"), "--alignment: only with --translate"),
+        (("--example", "300"), "example=300, allowed: 0 to 299, as the test split has 300 examples"),
+        (("--example", "-1"), "example=-1, allowed: 0 to 299"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run_dir, capsys, options, message):
+    before = sorted(run_dir.iterdir())
+    assert evals.__main__.main([str(run_dir), *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert sorted(run_dir.iterdir()) == before
 
 
 def test_help_is_fast_because_it_does_not_load_jax():

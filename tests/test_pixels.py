@@ -1,6 +1,7 @@
 """Labels of pixels, measured and shown, of a model that has only begun to learn."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -138,28 +139,35 @@ def test_the_report_shows_classes_and_overlays(evaluation):
     assert "Labels of pixels" in evaluation.report.read_text()
 
 
-def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
-    files = [str(tmp_path / name) for name in ("a.png", "b.png")]
-    sizes = [(70, 40), (33, 52)]
+def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys, monkeypatch):
+    none = str(tmp_path / "none.png")
+    assert evals.__main__.main([str(folder), "--segment", none]) == 1
+    assert none in capsys.readouterr().err
+    assert not (folder / "segments").exists()
+    monkeypatch.setattr(pixels, "_label", functools.cache(pixels._label.__wrapped__))
+    files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    sizes = [(70, 40), (33, 52), (70, 40)]
     for file, size in zip(files, sizes, strict=True):
         Image.new("L", size, 50).save(file)
-    assert evals.__main__.main([str(folder), "--segment", *files]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[:2]] == files
+    assert evals.__main__.main([str(folder), "--segment", files[0], none, *files[1:]]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {none}: ")
+    lines = captured.out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:3]] == files
     assert "background" in lines[0]
-    for name, size in zip(("0-a", "1-b"), sizes, strict=True):
+    module: Any = fcn
+    assert pixels._label(module)._cache_size() == 2  # of each size once
+    for name, size in zip(("0-a", "2-b", "3-c"), sizes, strict=True):
         for kind, mode in (("", "RGB"), ("-labels", "P")):
             with Image.open(folder / "segments" / f"{name}{kind}.png") as shown:
                 assert (shown.size, shown.mode) == (size, mode)
                 assert mode == "RGB" or np.asarray(shown).max() < 11
-    assert evals.__main__.main([str(folder), "--segment", str(tmp_path / "none.png")]) == 1
-    assert "none.png" in capsys.readouterr().err
     small = str(tmp_path / "small.png")
     Image.new("L", (1, 1), 50).save(small)
     assert evals.__main__.main([str(folder), "--segment", small]) == 1
     assert f"error: {small}: inputs: shape" in capsys.readouterr().err
     assert evals.__main__.main([str(folder), "--segment", files[0], "--predict", files[0]]) == 1
-    assert "--segment: allowed without" in capsys.readouterr().err
+    assert "--predict and --segment: give one of them" in capsys.readouterr().err
 
 
 def test_shares_of_pixels_have_no_interval(evaluation):

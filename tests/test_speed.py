@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import types
 from typing import Any
 
 import jax
@@ -209,6 +210,12 @@ def test_the_loop_is_timed_between_its_logs(monkeypatch, steps_per_dispatch):
     assert measured == pytest.approx((3 * interval - 5) / (2 * interval))
 
 
+def test_a_trainer_that_is_stopped_stops_the_measurement(monkeypatch):
+    monkeypatch.setattr(speed_contenders, "fit", lambda *given, **settings: types.SimpleNamespace(complete=False, history=[]))
+    with pytest.raises(KeyboardInterrupt):
+        Fit(mlp, TINY, 4, 1)(1)
+
+
 @pytest.mark.usefixtures("tiny_rows")
 def test_compilation_alone(tmp_path, capsys):
     assert main(["mlp", "--rounds", "1", "--compilation", "--json", str(tmp_path / "speed.json")]) == 0
@@ -354,7 +361,7 @@ def test_comparisons_appear_when_they_are_measured_and_ctrl_c_keeps_them(monkeyp
     monkeypatch.setitem(ROWS, "mlp", row)
     monkeypatch.setitem(ROWS, "loop", lambda options: pytest.fail("after Ctrl-C"))
     assert main(["mlp", "loop", "--json", str(file)]) == 3
-    assert capsys.readouterr().err == f"stopped by Ctrl-C after 2 comparisons; they are in {file}\n"
+    assert capsys.readouterr().err == f"stopped after 2 comparisons; they are in {file}\n"
     assert [each["row"] for each in json.loads(file.read_text())] == ["mlp, 0", "mlp, 1"]
 
 
@@ -382,6 +389,7 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
         (["mlp", "lop"], "no row 'lop'; did you mean loop?"),
         (["--rounds", "0"], "--rounds"),
         (["--seconds", "nan"], "--seconds"),
+        (["--seconds", "inf"], "--seconds"),
         (["--json", str(tmp_path / "absent" / "speed.json")], "absent"),
         (["--json", str(tmp_path)], "cannot be written"),
     ]:

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import evals.lengths
 import evals.report
 import train
 from evals import translation
-from evals.evaluation import Evaluation
+from evals.evaluation import Evaluation, restore
 from evals.runs import named
 from evals.translation import Translation
 from train.formats import DataError
@@ -209,10 +210,24 @@ def test_the_command_line_translates_sentences_files_and_standard_input(folder, 
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
+def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys, monkeypatch):
+    """Also its last lines, which are fewer than the others."""
+    monkeypatch.setattr(evals.__main__, "LINES", 4)
+    file = tmp_path / "numbers.txt"
+    file.write_text("eleven\n" * 3 + "\n" + "twelve\n" * 4 + "thirteen\n")
+    search: Any = translation.search
+    before = search._cache_size()
+    assert command(folder, "--translate-file", file, "--beam", 3) == 0
+    assert search._cache_size() == before + 1
+    assert capsys.readouterr().out == "onze\n" * 3 + "\n" + "douze\n" * 4 + "treize\n"
+    with pytest.raises(ValueError, match="rows=0, allowed: a positive number"):
+        translation.translate(restore(folder), ["eleven"], rows=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--beam", 3), "also with --translate-file"),
+        (("--beam", 3), "--beam: only with --translate or with --translate-file or with --caption"),
         (("--translate", "one", "two", "--alignment", "a.svg"), "2 sentences after --translate, allowed: 1"),
         (("--translate", "one", "--translate-file", "f"), "give one of them"),
         (("--translate-file", "nowhere.txt"), "nowhere.txt"),

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import sys
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0)[0]
             print(f"no row {row!r}; did you mean {near}?  All: {', '.join(ROWS)}", file=sys.stderr)
             return 2
-    if command.rounds < 1 or not command.seconds > 0:
+    if command.rounds < 1 or not 0 < command.seconds < math.inf:
         print("error: --rounds and --seconds, allowed: positive numbers", file=sys.stderr)
         return 2
     if command.own_size and command.compilation:
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if stopped:
         kept = f"; they are in {command.json}" if command.json is not None and lines else ""
-        print(f"stopped by Ctrl-C after {len(lines)} comparisons{kept}", file=sys.stderr)
+        print(f"stopped after {len(lines)} comparisons{kept}", file=sys.stderr)
     return 3 if stopped else 0
 
 

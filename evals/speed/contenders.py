@@ -305,6 +305,9 @@ class Fit:
     def __call__(self, count: int) -> float:
         """Seconds a step over at least ``count`` steps."""
         logs = 2 + math.ceil(count / self.interval)
-        history = fit(self.module, self.cfg, self.data, steps=logs * self.interval, **self.settings).history
+        result = fit(self.module, self.cfg, self.data, steps=logs * self.interval, **self.settings)
+        if not result.complete:  # the trainer takes a Ctrl-C, and ends in good order
+            raise KeyboardInterrupt
+        history = result.history
         first, last = history[0], history[-2]  # the very last log does not wait for a later dispatch, as the others do
         return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])

@@ -389,6 +389,17 @@ def test_images_are_decoded_once_and_a_changed_one_makes_another_file(tmp_path, 
     assert len(kept(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("version", ["train.formats.READ_VERSION", "PIL.__version__"])
+def test_another_decoder_makes_another_file(tmp_path, opened, monkeypatch, version):
+    name = karpathy(tmp_path)
+    load(name)
+    opened.clear()
+    monkeypatch.setattr(version, "another")
+    load(name)
+    assert len(opened) == 38
+    assert len(kept(tmp_path)) == 2
+
+
 def test_an_image_that_can_be_read_again_is(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     whole = load(name, SKIP).fingerprint

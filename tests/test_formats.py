@@ -1,15 +1,19 @@
 """Readers of data files: what they read is right, and of damaged files they say one thing, DataError, whatever the damage is."""
 
+import concurrent.futures
 import gzip
 import io
 import os
 import pathlib
 import resource
 import struct
+import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,7 +22,18 @@ from PIL import Image
 
 import train.formats
 from train.data import load_data
-from train.formats import DataError, check_inputs, check_targets, read_idx, read_image, read_npz
+from train.formats import (
+    DataError,
+    Images,
+    check_inputs,
+    check_targets,
+    image_size,
+    map_images,
+    read_idx,
+    read_image,
+    read_mask,
+    read_npz,
+)
 
 CODES = {0x08: "B", 0x09: "b", 0x0B: "h", 0x0C: "i", 0x0D: "f", 0x0E: "d"}
 
@@ -43,6 +58,34 @@ def image_bytes(image: Image.Image, kind: str, **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def by_hand(
+    rows: bytes | list[bytes],
+    *,
+    bits: int,
+    width: int,
+    height: int,
+    colours: int = 0,
+    transparent: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG of these rows, each after its filter's byte, of types that Pillow does not write.  after: EXIF after the pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    packer = zlib.compressobj(1)
+    packed = b"".join([*map(packer.compress, [rows] if isinstance(rows, bytes) else rows), packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    return b"".join((
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", transparent) if transparent else b"",
+        chunk(b"IDAT", packed),
+        chunk(b"eXIf", after) if after else b"",
+        chunk(b"IEND", b""),
+    ))  # fmt: skip
 
 
 def write(file: pathlib.Path, data: bytes) -> pathlib.Path:
@@ -264,7 +307,7 @@ def peak(read: Callable) -> int:
     """Bytes that Python and numpy allocated at most, while ``read`` failed."""
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=r"announces|so small a file"):
+        with pytest.raises(DataError, match=r"announces|pixels, allowed"):
             read()
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -278,7 +321,7 @@ def test_small_files_that_would_unfold_to_much_are_refused_before_they_do(tmp_pa
     npz = write(tmp_path / "bomb.npz", npz_bytes(np.savez_compressed, inputs=np.frombuffer(zeros, np.uint8)))
     many = {f"x{number}": np.zeros(2**19, np.uint8) for number in range(64)}
     parts = write(tmp_path / "parts.npz", npz_bytes(np.savez_compressed, **many))
-    image = write(tmp_path / "bomb.png", image_bytes(Image.new("1", (8000, 8000)), "PNG"))
+    image = write(tmp_path / "bomb.png", by_hand(bytes(100), bits=1, width=30_000, height=30_000))
     assert max(file.stat().st_size for file in (idx, npz, parts, image)) < 100_000
     for read in (lambda: read_idx(idx), lambda: read_npz(npz), lambda: read_npz(parts), lambda: read_image(image, (8, 8, 1))):
         assert peak(read) < 2**22
@@ -497,9 +540,225 @@ def test_16_bits_are_scaled_and_32_bits_refused(tmp_path):
             read_image(file, (2, 3, 1))
 
 
+def png_16(values: np.ndarray, transparent: list[int] | None = None) -> bytes:
+    """A PNG of 16-bit values [height, width, channels]: grey, grey and alpha, red green blue, or these and alpha."""
+    height, width, channels = values.shape
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    data = np.pad(rows, ((0, 0), (1, 0))).tobytes()
+    key = b"" if transparent is None else np.array(transparent, ">u2").tobytes()
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return by_hand(data, bits=16, colours=kind, width=width, height=height, transparent=key)
+
+
+def test_transparency_of_16_bits(tmp_path):
+    """Values that differ from the transparent one in their lower bits only are not transparent."""
+    grey = np.array([[0x1234, 0x1235, 0x1334, 0xFFFF]])[..., None]
+    file = write(tmp_path / "grey.png", png_16(grey, [0x1234]))
+    for channels in (1, 3):
+        assert read_image(file, (1, 4, channels))[0, :, 0].tolist() == [255, 0x12, 0x13, 255]
+    assert read_image(file, (1, 4, 4))[0, :, 3].tolist() == [0, 255, 255, 255]
+    assert read_image(write(tmp_path / "opaque.png", png_16(grey)), (1, 4, 1)).ravel().tolist() == [0x12, 0x12, 0x13, 255]
+
+    colours = np.array([[[0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABD], [0x34, 0x78, 0xBC], [0, 0, 0]]])
+    file = write(tmp_path / "colours.png", png_16(colours, [0x1234, 0x5678, 0x9ABC]))
+    assert read_image(file, (1, 4, 3)).tolist() == [[[255] * 3, [0x12, 0x56, 0x9A], [0] * 3, [0] * 3]]
+    assert read_image(file, (1, 4, 4))[0, :, 3].tolist() == [0, 255, 255, 255]
+    file = write(tmp_path / "black.png", png_16(colours, [0, 0, 0]))
+    assert read_image(file, (1, 4, 3))[0].tolist() == [[0x12, 0x56, 0x9A], [0x12, 0x56, 0x9A], [0] * 3, [255] * 3]
+
+    for name, values in {
+        "la.png": [[0x4000, 0xFFFF], [0x4000, 0]],
+        "rgba.png": [[0x4000] * 3 + [0xFFFF], [0x4000] * 3 + [0]],
+    }.items():
+        file = write(tmp_path / name, png_16(np.array([values])))
+        for channels in (1, 3):
+            assert read_image(file, (1, 2, channels))[0, :, 0].tolist() == [0x40, 255]
+        assert read_image(file, (1, 2, 4))[0, :, 3].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_of_few_bits(tmp_path, bits):
+    values = np.arange(8).reshape(1, 8) % 2**bits
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1]) & 1).tobytes()
+    file = write(tmp_path / "x.png", by_hand(b"\0" + packed, bits=bits, width=8, height=1, transparent=b"\0\1"))
+    expected = np.where(values == 1, 255, values * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(read_image(file, (1, 8, 1))[..., 0], expected)
+
+
+# ---------------------------------------------------------------- images that are turned
+
+
+CORNERS = np.kron(np.array([[10, 90], [170, 250], [50, 130]], np.uint8), np.ones((16, 16), np.uint8))
+"""Upright, 48 high and 32 wide; no two turns or reflections of it are the same."""
+AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: np.fliplr,
+    3: lambda upright: np.rot90(upright, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: np.rot90,
+    7: lambda upright: np.rot90(upright, 2).T,
+    8: lambda upright: np.rot90(upright, -1),
+}
+"""By EXIF's definition: of orientation 6, row 0 is the right side of what is upright, and column 0 its top."""
+
+
+def turned(kind: str, orientation: int, mode: str = "L") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation](CORNERS)))
+    return image_bytes(stored.convert(mode), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", AS_STORED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_turned_upright_as_their_exif_says(tmp_path, kind, orientation):
+    file = write(tmp_path / "image", turned(kind, orientation))
+    assert image_size(file) == (48, 32)
+    assert np.abs(read_image(file, (48, 32, 1))[..., 0].astype(int) - CORNERS).max() <= 2
+    upright = write(tmp_path / "upright", turned(kind, 1))
+    assert np.abs(read_image(file, (9, 7, 3)).astype(int) - read_image(upright, (9, 7, 3))).max() <= 2
+
+
+def test_turned_pngs_have_the_very_pixels_of_upright_ones(tmp_path):
+    upright = write(tmp_path / "upright", turned("PNG", 1))
+    for orientation in AS_STORED:
+        file = write(tmp_path / "image", turned("PNG", orientation))
+        for shape in ((48, 32, 1), (5, 11, 4), (64, 20, 3)):
+            np.testing.assert_array_equal(read_image(file, shape), read_image(upright, shape))
+
+
+def test_orientation_after_the_pixels_and_damaged_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = np.pad(np.rot90(CORNERS), ((0, 0), (1, 0))).tobytes()
+    file = write(tmp_path / "x.png", by_hand(data, bits=8, width=48, height=32, after=exif.tobytes()[6:]))
+    np.testing.assert_array_equal(read_image(file, (48, 32, 1))[..., 0], CORNERS)
+    for damaged in (b"no", b"MM\0\x2a\xff\xff\xff\xff", b"II\x2a\0\x08\0\0\0\xff\xff\x12\1"):
+        write(file, by_hand(data, bits=8, width=48, height=32, after=damaged))
+        np.testing.assert_array_equal(read_image(file, (32, 48, 1))[..., 0], np.rot90(CORNERS))
+
+
+def test_masks_are_turned_like_their_images(tmp_path):
+    for mode in ("L", "P"):
+        for orientation in AS_STORED:
+            file = write(tmp_path / "mask", turned("PNG", orientation, mode))
+            np.testing.assert_array_equal(read_mask(file), np.array(Image.fromarray(CORNERS).convert(mode)))
+
+
+# ---------------------------------------------------------------- large images
+
+
+def gradient(mode: str, height: int, width: int) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    planes = [rows * 255 / height, columns * 255 / width, (rows + columns) % 64, np.where(rows < height // 3, 255, 0)]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (9, 7, 4), (200, 300, 3)])
+def test_large_images_are_shrunk_in_strips_to_nearly_the_same(tmp_path, monkeypatch, mode, shape):
+    image = (
+        Image.fromarray(np.asarray(gradient("L", 301, 207)).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else gradient(mode, 301, 207)
+    )
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    file = write(tmp_path / "image", image_bytes(image, kind))
+    whole = read_image(file, shape).astype(int)
+    monkeypatch.setattr(train.formats, "LARGE", 5_000)
+    monkeypatch.setattr(train.formats, "STRIP", 1_000)
+    difference = np.abs(read_image(file, shape) - whole)
+    assert difference.mean() < 2
+    if shape == (200, 300, 3):
+        assert not difference.any(), "nothing to shrink: the same pixels"
+
+
+def test_a_large_jpeg_is_decoded_at_part_of_its_size_and_turned(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = gradient("RGB", 800, 400)
+    sensor = upright.transpose(Image.Transpose.ROTATE_90)
+    file = write(tmp_path / "image", image_bytes(sensor, "JPEG", exif=exif, quality=95))
+    whole = read_image(file, (40, 20, 3)).astype(int)
+    decoded = []
+    monkeypatch.setattr(train.formats, "LARGE", 5_000)
+    original = train.formats._converted
+    monkeypatch.setattr(
+        train.formats, "_converted", lambda file, image, *how: decoded.append(image.size) or original(file, image, *how)
+    )
+    assert np.abs(read_image(file, (40, 20, 3)) - whole).mean() < 2
+    assert decoded == [(200, 100)]
+
+
+MEASURE = """
+import pathlib, resource, sys
+from train.formats import read_image
+image = read_image(pathlib.Path(sys.argv[1]), (28, 28, 3))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, *image.mean(axis=(0, 1)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its ru_maxrss is in other units")
+def test_a_hundred_megapixels_take_less_than_a_gigabyte_without_a_word(tmp_path):
+    """In a process of its own, with warnings as errors: Pillow's own limit is lower."""
+    red, clear = b"\0" + bytes([200, 0, 0, 255]) * 10_000, b"\0" + bytes([0, 200, 0, 0]) * 10_000
+    rows = [red] * 5_000 + [clear] * 5_000
+    file = write(tmp_path / "x.png", by_hand(rows, bits=8, colours=6, width=10_000, height=10_000))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE, str(file)], env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak, *colour = map(float, done.stdout.split())
+    np.testing.assert_allclose(colour, [(200 + 255) / 2, 255 / 2, 255 / 2], atol=2)
+    assert done.stderr == ""
+    assert 400_000 < peak < 900_000, "kilobytes"
+
+
+def test_more_pixels_than_allowed_are_refused_with_their_number(tmp_path):
+    file = write(tmp_path / "x.png", by_hand(bytes(100), bits=1, width=2**14, height=2**13 + 1))
+    for read in (lambda: read_image(file, (8, 8, 1)), lambda: image_size(file), lambda: read_mask(file)):
+        with pytest.raises(DataError, match=rf"^{file}: 16384 x 8193 pixels, allowed: 134,217,728 in all$"):
+            read()
+    before = Image.MAX_IMAGE_PIXELS
+    assert before is not None
+    with pytest.raises(DataError, match="unreadable"):  # as many as allowed: the file is asked for them
+        read_image(write(tmp_path / "cut.png", by_hand(bytes(100), bits=1, width=2**14, height=2**13)), (8, 8, 1))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def test_threads_that_read_leave_the_warnings_of_the_process_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in range(400)]
+    for file in files:
+        write(file, image_bytes(Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)), "PNG"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        images = Images.find(tmp_path, files, (4, 4, 1))
+        with concurrent.futures.ThreadPoolExecutor(16) as threads:
+            for number in range(3):
+                futures = [threads.submit(read_image, file, (4, 4, 1)) for file in files]
+                images.digest()
+                map_images(files, (4, 4, 1), tmp_path / f"cache{number}", lambda _: None)
+                for future in futures:
+                    future.result()
+        assert warnings.filters == before
+        warnings.warn("still seen", DeprecationWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["still seen"]
+
+
+# ---------------------------------------------------------------- what is not an image
+
+
 NOT_IMAGES = {
     "empty": b"",
     "text": b"some text\n",
+    "two bytes": b"no",
     "EPS, which is a program": image_bytes(RED, "EPS"),
 }
 

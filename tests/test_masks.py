@@ -145,6 +145,21 @@ def test_grey_values_of_few_bits_are_classes_as_they_are(tmp_path, bits):
     np.testing.assert_array_equal(read_mask(file), values)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_photographs_are_turned_upright_and_so_are_masks_that_say_so(tmp_path, both):
+    plain = load_data(write(tmp_path / "plain"), image_shape=SHAPE)
+    name = write(tmp_path / "turned")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for place in ("images", "masks") if both else ("images",):
+        for file in (tmp_path / "turned" / place).iterdir():
+            with Image.open(file) as image:
+                image.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    turned = load_data(name, image_shape=SHAPE)
+    check(turned)
+    assert turned.fingerprint == plain.fingerprint
+
+
 def test_too_few_to_split_and_wrong_shapes_are_said(tmp_path):
     name = write(tmp_path, 4)
     with pytest.raises(DataError, match="4 examples, expected at least 10"):

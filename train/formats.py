@@ -9,22 +9,29 @@ import hashlib
 import math
 import os
 import pathlib
+import struct
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import ExifTags, Image
 
-MAX_BYTES, ALWAYS_BYTES, ALWAYS_PIXELS, MAX_RATIO = 2**33, 2**28, 2**24, 200
-"""What a file may unfold to: as many bytes or pixels as these always may, or MAX_RATIO times its own size up to MAX_BYTES."""
+MAX_BYTES, ALWAYS_BYTES, MAX_RATIO = 2**33, 2**28, 200
+"""What a file may unfold to: as many bytes as these always may, or MAX_RATIO times its own size up to MAX_BYTES."""
+MAX_PIXELS, LARGE, STRIP = 2**27, 2**24, 2**21
+"""An image may have MAX_PIXELS, which take half a gigabyte.  One of more than LARGE is shrunk in strips, one image at a time."""
 MAX_CLASSES = 2**20
 """Classes are counted from the greatest label, so a damaged label must not announce a billion of them."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for images of so many channels."""
+JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
+"""Names, in lower case, of what operating systems put into folders by themselves, besides names that start with a dot."""
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -36,14 +43,27 @@ class DataError(ValueError):
 def reading(source: str | pathlib.Path) -> Iterator[None]:
     """Turns whatever the system or a decoder raises into one DataError that names the source; mere warnings are not faults."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             yield
     except DataError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged input
         lines = str(error).strip().splitlines()
         raise DataError(f"{source}: unreadable: {lines[0][:200] if lines else type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hides warnings, on the main thread.
+
+    Their filters belong to the process: threads that save and restore them at the same time leave it with the wrong ones.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -123,60 +143,158 @@ def check_image_shape(shape: tuple[int, int, int]) -> None:
 
 
 def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file of any format -> uint8 [height, width, channels], resized; channels 1 (grey), 3 or 4.
+    """An image file of any format -> uint8 [height, width, channels], upright, resized; channels 1 (grey), 3 or 4.
 
     Of an animation the first frame; with 1 or 3 channels, what is transparent becomes white.
     """
+    return read_sized_image(file, shape)[0]
+
+
+def read_sized_image(file: pathlib.Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """``read_image``, and height and width of the image as it was, upright."""
     check_image_shape(shape)
     height, width, channels = shape
     with opened_image(file) as image:
-        resized = _converted(file, image, MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized, np.uint8).reshape(shape)
+        large, (across, down) = image.width * image.height > LARGE, image.size
+        # Otherwise every thread that reads images might hold a large one.
+        with _ONE_LARGE if large else contextlib.nullcontext():
+            if large:  # JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+                side = 2 * max(height, width)
+                image.draft(None, (side, side))
+            turn = _turn(image)
+            sideways = turn in SIDEWAYS
+            pixels = _converted(file, image, MODES[channels], (height, width) if sideways else (width, height))
+            pixels = pixels if turn is None else pixels.transpose(turn)
+            resized = np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+    return resized.reshape(shape), (across, down) if sideways else (down, across)
+
+
+_ONE_LARGE = threading.Lock()
 
 
 @contextlib.contextmanager
 def opened_image(file: pathlib.Path) -> Iterator[Image.Image]:
     """An image file of any format, open, of which no pixel is decoded yet.  Raises DataError that names it."""
-    Image.init()
-    # The likely ones first: each is tried.  EPS is a program, which Pillow would have Ghostscript run.
-    formats = ["PNG", "JPEG", *sorted(set(Image.OPEN) - {"PNG", "JPEG", "EPS"})]
     with opened(file) as raw:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(raw, formats=formats)
-        except UnidentifiedImageError:
-            raise DataError(f"{file}: not an image, or damaged") from None
+        image = _identified(raw)
+        if image is None:
+            raise DataError(f"{file}: not an image, or damaged")
         with image:
-            if image.width * image.height > _room(raw, ALWAYS_PIXELS):
-                raise DataError(f"{file}: so small a file cannot hold the {image.width} x {image.height} pixels it announces")
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{file}: {image.width} x {image.height} pixels, allowed: {MAX_PIXELS:,} in all")
             yield image
 
 
+def _identified(raw: BinaryIO) -> Image.Image | None:
+    """Like ``Image.open``, whose limit of pixels is a setting of the process and half as high as ours."""
+    Image.init()
+    prefix = raw.read(16)
+    # The likely ones first: each is tried.  EPS is a program, which Pillow would have Ghostscript run.
+    for name in ("PNG", "JPEG", *sorted(set(Image.OPEN) - {"PNG", "JPEG", "EPS"})):
+        factory, accept = Image.OPEN[name]
+        # Another format after all, or damaged, is one of these errors.
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            accepted = accept is None or accept(prefix)
+            if accepted and not isinstance(accepted, str):  # text says what this Pillow was built without
+                raw.seek(0)
+                return factory(raw, "")
+    return None
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the pixels of an image, which this decodes, upright.
+
+    Only then it is known: Pillow turns TIFFs itself, and EXIF may follow the pixels of a PNG.
+    """
+    image.load()
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of damaged EXIF anything; the pixels are there
+        return None
+
+
 def image_size(file: pathlib.Path) -> tuple[int, int]:
-    """Height and width of an image file.  Raises DataError that names it."""
+    """Height and width of an image file, upright.  Raises DataError that names it."""
     with opened_image(file) as image:
-        return image.height, image.width
+        return image.size if _turn(image) in SIDEWAYS else (image.height, image.width)
 
 
 def read_mask(file: pathlib.Path) -> np.ndarray:
-    """Numbers of classes from a PNG of palette indices or grey values of up to 8 bits -> uint8 [height, width]."""
+    """Numbers of classes from a PNG of palette indices or grey values of up to 8 bits -> uint8 [height, width], upright."""
     with opened_image(file) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
             raise DataError(f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or up to 8 bits of grey")
-        values = np.array(image).astype(np.uint8)
-    if image.mode != "L":
-        return values
-    with opened(file) as raw:  # Pillow brings grey of fewer bits to 0..255
-        bits = raw.read(25)[24]
-    return values // np.uint8(255 // (2**bits - 1))
+        turn = _turn(image)
+        values = np.array(image if turn is None else image.transpose(turn)).astype(np.uint8)
+    return values // np.uint8(255 // (2 ** _bits(file) - 1)) if image.mode == "L" else values
 
 
-def _converted(file: pathlib.Path, image: Image.Image, mode: str) -> Image.Image:
-    """Like ``image.convert(mode)``, which however cuts off values beyond 8 bits and shows the colours under full transparency."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+def _bits(file: pathlib.Path) -> int:
+    """Of a sample of a PNG; Pillow brings grey of fewer than 8 bits to 0..255."""
+    with opened(file) as raw:
+        return raw.read(25)[24]
+
+
+def _converted(file: pathlib.Path, image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
+    """Like ``image.convert(mode)``, but right for 16 bits and transparency; a large one is shrunk to twice ``size`` or more."""
+    if image.mode in ("I", "F"):
         raise DataError(f"{file}: pixels of 32 bits, whose range is not known; expected 8 or 16")
+    low = _prepare_transparency(file, image)
+    if image.width * image.height <= LARGE:
+        return _strip(image, low, mode)
+    across, down = (max(have // (2 * want), 1) for have, want in zip(image.size, size, strict=True))
+    shrunk = Image.new(mode, (-(-image.width // across), -(-image.height // down)))
+    rows = max(STRIP // (image.width * down), 1) * down
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = _strip(image.crop(box), low and low.crop(box), mode)
+        shrunk.paste(strip.reduce((across, down)), (0, top // down))
+    return shrunk
+
+
+def _prepare_transparency(file: pathlib.Path, image: Image.Image) -> Image.Image | None:
+    """Scales the transparent grey of a PNG as Pillow scales its pixels; of one of 3 x 16 bits, returns the lower 8 of each."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or image.mode not in ("L", "RGB"):
+        return None
+    bits = _bits(file)
+    if bits < 8:
+        image.info["transparency"] = key * (255 // (2**bits - 1))
+    if bits != 16:
+        return None
+    with opened_image(file) as again:
+        # Pillow keeps the first of two bytes; told that the last comes first, it keeps the other one.
+        tiles: Any = again
+        tiles.tile = [tile._replace(args="RGB;16L") for tile in tiles.tile]
+        return again.copy()
+
+
+def _strip(image: Image.Image, low: Image.Image | None, mode: str) -> Image.Image:
+    """An image, or some rows of it, in another mode.  low: see ``_prepare_transparency``."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if key is not None:
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    elif low is not None:
+        values = np.asarray(image, np.uint16) << 8 | np.asarray(low)
+        image = image.copy()
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(np.where((values == key).all(axis=-1), 0, 255).astype(np.uint8)))
     if mode != "RGBA" and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -266,6 +384,8 @@ class Images:
         return pathlib.Path(self.root, os.fsdecode(file))
 
 
+READ_VERSION = 2
+"""Of ``read_image``: raised when the same file becomes other pixels.  1 did not turn images upright."""
 DIGEST = 16
 """Bytes of the hash of an image's pixels; zeros where it could not be read."""
 
@@ -307,14 +427,14 @@ def map_images(
 ) -> Mapped:
     """Image files, resized, as ``Mapped``: each is decoded once, into a file that stays in ``folder``.
 
-    That file is named after the shape and the path, length and time of every image, so that others make another one.  It gets
-    its name when it is complete: one that a killed process leaves half-written (*.part) is never used, and several processes may
-    make the same one.  Images that cannot be read are black, see ``Mapped.readable``.
+    That file is named after what decodes them, the shape, and the path, length and time of every image, so that others make
+    another one.  It gets its name when it is complete: one that a killed process leaves half-written (*.part) is never used, and
+    several processes may make the same one.  Images that cannot be read are black, see ``Mapped.readable``.
 
     decoded: is told how many images were, each time that some were.  Raises DataError when the file cannot be written.
     """
     check_image_shape(image_shape)
-    name = hashlib.blake2b(repr(image_shape).encode(), digest_size=16)
+    name = hashlib.blake2b(repr((READ_VERSION, PIL.__version__, image_shape)).encode(), digest_size=16)
     for file in files:
         with reading(file):
             found = file.stat()

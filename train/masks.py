@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from train.formats import DataError, check_image_shape, image_size, opened, read_image, read_mask, reading
+from train.formats import DataError, check_image_shape, opened, read_mask, read_sized_image, reading
 
 Table = dict[str, Any]
 VOID = 255
@@ -130,7 +130,8 @@ def _table(
     inputs = np.empty((len(listed), *shape), np.uint8)
     values = np.empty(inputs.shape[:-1], np.uint8)
     for row, name in enumerate(listed):
-        mask, size = read_mask(masks[name]), image_size(images[name])
+        mask = read_mask(masks[name])
+        inputs[row], size = read_sized_image(images[name], shape)
         if mask.shape != size:
             raise DataError(f"{masks[name]}: {_by(mask.shape)} pixels, its image {images[name].name} has {_by(size)}")
         for value in np.setdiff1d(mask, [*first, VOID]).tolist():
@@ -138,7 +139,6 @@ def _table(
         unknown = np.setdiff1d(mask, [*range(len(names) or VOID), VOID])
         if unknown.size:
             raise DataError(f"{masks[name]}: value {unknown[0]}, allowed: 0 to {len(names) - 1}, the classes, and {VOID}, void")
-        inputs[row] = read_image(images[name], shape)
         values[row] = np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
     there = values != VOID
     return {"inputs": inputs, "targets": np.where(there, values, np.uint8(0)), "mask": there}

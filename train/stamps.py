@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from train import tokens as tokenizers
-from train.formats import DataError, opened, read_image
+from train.formats import DataError, image_size, opened, opened_image, read_image
 from train.scenes import RELATIONS, SEED, Phrase, Scenes, Table, arrange, say, tokenize
 from train.tokens import pieces
 
@@ -256,8 +256,10 @@ def _rows(file: pathlib.Path, columns: tuple[str, str]) -> list[tuple[str, str, 
 def _picture(file: pathlib.Path, place: str) -> np.ndarray:
     """A cut-out uint8 [height, width, 4], its longest side at most LARGEST.  Raises DataError naming the line and the file."""
     try:
-        with opened(file) as raw, Image.open(raw, formats=["PNG"]) as image:
-            width, height = image.size
+        with opened_image(file) as image:
+            if image.format != "PNG":
+                raise DataError(f"{file}: {image.format}, expected a PNG")
+        height, width = image_size(file)
         part = min(LARGEST / max(width, height), 1)
         found = read_image(file, (max(round(part * height), 1), max(round(part * width), 1), 4))
     except DataError as error:

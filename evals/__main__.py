@@ -298,15 +298,15 @@ def segment(options: Options) -> int:
 
 def read_lines(file: pathlib.Path) -> Iterator[str]:
     """Lines of a file, or of standard input for -, as they are needed.  Raises DataError naming the line that is not UTF-8."""
-    from train.formats import DataError
+    from train import formats
 
+    if file.is_file():
+        yield from formats.read_lines(file)
+        return
     with contextlib.ExitStack() as stack:
         stream = sys.stdin.buffer if file == pathlib.Path("-") else stack.enter_context(file.open("rb"))
         for number, line in enumerate(stream, 1):
-            try:
-                yield line.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{file}:{number}: not UTF-8 text: {error}") from error
+            yield formats.decoded(f"{file}:{number}", line).rstrip("\r\n")
 
 
 def predict(options: Options) -> int:

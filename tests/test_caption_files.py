@@ -346,6 +346,9 @@ def test_faults_of_whole_files(tmp_path):
     (tmp_path / "dataset.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"dataset\.json: unreadable"):
         load(name)
+    (tmp_path / "dataset.json").write_text('{"images": []}', "utf-16")
+    with pytest.raises(DataError, match=r"dataset\.json: UTF-16; expected text in UTF-8"):
+        load(name)
     with pytest.raises(DataError, match="image_shape="):
         load(name, shape=(6, 5, 2))
     name = karpathy(tmp_path)

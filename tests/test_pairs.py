@@ -133,7 +133,7 @@ def test_faults_of_whole_files_are_named(tmp_path):
     with pytest.raises(DataError, match="no pair of sentences in train"):
         load_data(f"pairs:{tmp_path / 'empty.tsv'}")
     (tmp_path / "cut.tsv").write_bytes(gzip.compress(b"a\tb\n" * 1000)[:30])
-    with pytest.raises(DataError, match=r"cut.tsv: damaged"):
+    with pytest.raises(DataError, match=r"cut.tsv: unreadable: Compressed file ended"):
         load_data(f"pairs:{tmp_path / 'cut.tsv'}")
     with pytest.raises(DataError, match=r"no such file or folder: .*nowhere.en"):
         load_data("pairs:nowhere.en,nowhere.fr")
@@ -141,6 +141,33 @@ def test_faults_of_whole_files_are_named(tmp_path):
         load_data("numbers-en-xx")
     with pytest.raises(DataError, match=r"data 'numbers-en-am': num2words fails on \d+ in language 'am': "):
         load_data("numbers-en-am")
+
+
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_refused_whole(tmp_path, codec, on_bad):
+    file = tmp_path / "p.tsv"
+    file.write_bytes("".join(f"{a}\t{b}\n" for a, b in counted(40)).encode(codec))
+    with pytest.raises(DataError, match=rf"^{file}: .*UTF-16; expected text in UTF-8: iconv"):
+        load_data(f"pairs:{file}", pairs=Pairs(tokens="words", on_bad=on_bad))
+
+
+ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+"""What ``str.splitlines`` takes for the end of a line, and tools that make such files do not."""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_end_where_the_tools_of_the_field_end_them(tmp_path, end, mark):
+    lines = [(f"{ODD[number % 8]} {a} {ODD[number % 7]} {a}", b) for number, (a, b) in enumerate(counted(60))]
+    if end != "\r":
+        lines[3] = ("a stray\rone", "one")
+    for side, name in enumerate(("en", "fr")):
+        (tmp_path / name).write_bytes((mark + "".join(line[side] + end for line in lines)).encode())
+    (tmp_path / "both.tsv").write_bytes((mark + "".join("\t".join(line) + end for line in lines)).encode())
+    two = load_data(f"pairs:{tmp_path}/en,{tmp_path}/fr", pairs=WORDS)
+    assert two.sentences["train"] == tuple(lines[:54])
+    assert load_data(f"pairs:{tmp_path}/both.tsv", pairs=WORDS).fingerprint == two.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,8 @@ def write(file, raw):
 
 FAULTS = {
     r"captions.tsv: no such file": lambda path: (path / "captions.tsv").unlink(),
-    r"captions.tsv: not UTF-8 text": write("captions.tsv", b"image\tcaption_en\n1.png\tcaf\xe9\n"),
+    r"captions.tsv:2: not UTF-8 text": write("captions.tsv", b"image\tcaption_en\n1.png\tcaf\xe9\n"),
+    r"captions.tsv: UTF-16; ": write("captions.tsv", "image\tcaption_en\n1.png\tA frog.\n".encode("utf-16")),
     r"captions.tsv:1: columns image, text; missing: caption_en": write("captions.tsv", b"image\ttext\n"),
     r"captions.tsv:3: 1 columns, expected the 2 ": write("captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n1.png\n"),
     r"captions.tsv:2: image '../0.png', expected the name of": write("captions.tsv", b"image\tcaption_en\n../0.png\tA frog.\n"),

@@ -1,5 +1,6 @@
 """Text as data: every token is predicted once, from what came before it, and batches go on from one another."""
 
+import gzip
 import os
 import pathlib
 
@@ -87,6 +88,34 @@ def test_a_file_of_words_is_cut_between_lines_or_at_least_words(tmp_path, space)
     assert [len(part.split()) for part in parts[1:]] == pytest.approx([20, 20], abs=7)
 
 
+def test_blank_lines_and_one_long_line_take_linear_time(tmp_path):
+    """In quadratic time these would take hours."""
+    file = tmp_path / "book.txt"
+    for content in ("word\n" * 10 + "\n" * 20_000_000 + "end", "word " + " " * 20_000_000 + "end", "x" * 20_000_000):
+        file.write_text(content)
+        parts = [part for (part,) in text.from_path(file, Text(tokens="words")).values()]
+        assert "".join(parts) == content
+
+
+def test_marks_and_ends_of_lines_do_not_matter(tmp_path):
+    content = "".join(f"line {number % 7}\n" for number in range(300))
+    plain = None
+    for end in ("\n", "\r\n", "\r"):
+        for mark in (b"", b"\xef\xbb\xbf"):
+            (tmp_path / "book.txt").write_bytes(mark + content.replace("\n", end).encode())
+            (tmp_path / "book.TXT.GZ").write_bytes(gzip.compress((tmp_path / "book.txt").read_bytes()))
+            for name in ("book.txt", "book.TXT.GZ"):
+                dataset = load_data(f"text:{tmp_path / name}")
+                plain = plain or dataset
+                assert (dataset.vocabulary, dataset.fingerprint) == (plain.vocabulary, plain.fingerprint)
+
+
+def test_only_a_line_feed_ends_a_line_of_words():
+    assert text.words("one\x0btwo\x0cthree\u2028four\x85five\r\n\x1c\nsix") == [
+        "one", "two", "three", "four", "five", "<eos>", "six", "<eos>",
+    ]  # fmt: skip
+
+
 def test_notes_say_how_many_tokens_there_are_and_how_many_held_out_ones_are_unknown(tmp_path):
     path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
     (note,) = load_data(f"text:{path}", text=Text(tokens="words")).notes
@@ -102,7 +131,15 @@ def test_the_embedded_topics_are_english_and_split_by_topic():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\xff\xfe\x00", "not UTF-8"), (b"", "no characters in the train split"), (None, "no such file")]
+    ("content", "message"),
+    [
+        (b"one\n\xff\n", "not UTF-8"),
+        ("one\ntwo".encode("utf-16"), "UTF-16; expected text in UTF-8"),
+        ("one\ntwo".encode("utf-16-le"), "a NUL character after 1 bytes, as in UTF-16"),
+        (b"one\0two", "a NUL character after 3 bytes"),
+        (b"", "no characters in the train split"),
+        (None, "no such file"),
+    ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
     file = tmp_path / "bad.txt"

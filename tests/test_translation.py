@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import pathlib
 import re
 import shutil
 import sys
@@ -244,6 +245,24 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(folder, tmp_path, capsys
     file.write_bytes(b"one\n\xff\n")
     assert command(folder, "--translate-file", file) == 1
     assert "bad.txt:2: not UTF-8 text" in capsys.readouterr().err
+    file.write_text("one\ntwo\n", "utf-16")
+    assert command(folder, "--translate-file", file) == 1
+    assert "bad.txt: UTF-16; expected text in UTF-8: iconv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le"])
+def test_utf16_from_standard_input_is_refused(monkeypatch, codec):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\ntwo\n".encode(codec))))
+    with pytest.raises(DataError, match=r"^-:1: .*UTF-16; expected text in UTF-8"):
+        list(evals.__main__.read_lines(pathlib.Path("-")))
+
+
+def test_lines_to_translate_may_have_a_mark_and_odd_ends(tmp_path, monkeypatch):
+    raw = "\ufeffone\r\n\r\ntwo\u2028\x0c three".encode()
+    (tmp_path / "lines.txt").write_bytes(raw)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    for file in (tmp_path / "lines.txt", pathlib.Path("-")):
+        assert list(evals.__main__.read_lines(file)) == ["one", "", "two\u2028\x0c three"]
 
 
 @needs_plots

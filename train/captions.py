@@ -41,8 +41,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train import tokens as tokenizers
-from train.formats import DataError, Mapped, check_image_shape, reading
-from train.pairs import NAMES, Bad, Pairs, of_split, read_bytes
+from train.formats import DataError, Mapped, check_image_shape, read_text, reading
+from train.pairs import NAMES, Bad, Pairs, of_split
 from train.tokens import UNKNOWN, Tokenizer, taught
 
 SPLIT_OF = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
@@ -209,7 +209,7 @@ def _listed(name: str, path: str, locate: Locate, bad: Bad) -> dict[str, list[Li
 
 def _content(file: pathlib.Path) -> dict[str, Any]:
     with reading(file):
-        content = json.loads(read_bytes(file))
+        content = json.loads(read_text(file))
         images = content.get("images") if isinstance(content, dict) else None
         coco = isinstance(images, list) and isinstance(content.get("annotations"), list)
         karpathy = isinstance(images, list) and any(isinstance(each, dict) and "sentences" in each for each in images)

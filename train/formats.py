@@ -1,5 +1,6 @@
 """Readers of data files.  Whatever is wrong with a file, the one exception is DataError, which names the file and the fault."""
 
+import codecs
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -84,9 +85,7 @@ def _room(raw: BinaryIO, always: int) -> int:
 def read_idx(file: pathlib.Path) -> np.ndarray:
     """An idx file, plain or gzipped (LeCun's MNIST format): two zero bytes, a type, the rank, the lengths, the data."""
     with opened(file) as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+        stream = _unzipped(raw)
         magic = stream.read(4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or magic[3] == 0:
             raise DataError(f"{file}: not an idx file: it starts with {magic.hex() or 'nothing'}")
@@ -104,6 +103,71 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
         if stream.read(1):
             raise DataError(f"{file}: more than the {size} bytes of its shape {shape}")
         return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+def _unzipped(raw: BinaryIO) -> Any:
+    """What is in an open file, which may be gzipped, whatever it is called."""
+    zipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if zipped else raw
+
+
+# ---------------------------------------------------------------- text
+
+
+def read_text(file: pathlib.Path) -> str:
+    """A text file: UTF-8, plain or gzipped, with or without a byte-order mark; whatever ends its lines becomes LF.
+
+    Raises DataError that names the file, and says how UTF-16 becomes UTF-8.
+    """
+    return decoded(str(file), _text_bytes(file)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(file: pathlib.Path) -> list[str]:
+    """The lines of such a file.  Raises DataError that names the line, too."""
+    return [decoded(f"{file}:{number}", line) for number, line in enumerate(read_byte_lines(file), 1)]
+
+
+def read_byte_lines(file: pathlib.Path) -> list[bytes]:
+    """The lines of such a file, any of which may be no UTF-8.
+
+    Lines end with LF or CRLF, or where there is no LF, with CR.  Anything else that ends lines elsewhere (a CR, a form feed, what
+    Unicode has) is within a line: files whose lines belong together would not have the same number of them.
+    """
+    raw = _text_bytes(file)
+    end = b"\n" if b"\n" in raw else b"\r"
+    return [line.removesuffix(b"\r") for line in raw.removesuffix(end).split(end)] if raw else []
+
+
+def decoded(source: str, raw: bytes) -> str:
+    """UTF-8 as text, without a byte-order mark.  Raises DataError that names the source."""
+    try:
+        return _unmarked(source, raw).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not UTF-8 text: {error}") from None
+
+
+def _text_bytes(file: pathlib.Path) -> bytes:
+    with opened(file) as raw:
+        stream, room = _unzipped(raw), _room(raw, ALWAYS_BYTES)
+        pieces = []
+        while piece := stream.read(2**20):
+            pieces.append(piece)
+            room -= len(piece)
+            if room < 0:
+                raise DataError(f"{file}: more than {_room(raw, ALWAYS_BYTES)} bytes")
+    return _unmarked(str(file), b"".join(pieces))
+
+
+def _unmarked(source: str, raw: bytes) -> bytes:
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or b"\0" in raw:
+        what = "UTF-16" if marked else f"a NUL character after {raw.index(0)} bytes, as in UTF-16"
+        raise DataError(f"{source}: {what}; expected text in UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW")
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+# ---------------------------------------------------------------- arrays
 
 
 def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -133,6 +197,9 @@ def _read_npy(file: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
         if stream.read(1):
             raise DataError(f"{file}: {member.filename}: more than its shape {array.shape} needs")
         return array
+
+
+# ---------------------------------------------------------------- images
 
 
 def check_image_shape(shape: tuple[int, int, int]) -> None:

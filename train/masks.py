@@ -9,13 +9,14 @@ Value 255 is VOID: no label.  Colours of a palette do not matter, only its indic
 With a train and a val list only, as VOC has them, val tests, and a tenth of train validates.
 """
 
+import collections
 import pathlib
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from train.formats import DataError, check_image_shape, opened, read_mask, read_sized_image, reading
+from train.formats import DataError, check_image_shape, read_lines, read_mask, read_sized_image, reading
 
 Table = dict[str, Any]
 VOID = 255
@@ -75,12 +76,7 @@ def _images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _lines(file: pathlib.Path) -> list[str]:
-    with opened(file) as raw:
-        try:
-            lines = [line.strip() for line in raw.read().decode().splitlines()]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 text: {error}") from None
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in read_lines(file) if line.strip()]
     if not lines:
         raise DataError(f"{file}: nothing in it")
     return lines
@@ -109,10 +105,9 @@ def _lists(folder: pathlib.Path) -> dict[str, list[str]]:
         for name in names:
             if pathlib.PurePath(name).name != name:
                 raise DataError(f"{files[split]}: {name!r}, expected the name of an image without its folder and ending")
-    listed = [name for names in found.values() for name in names]
-    if len(set(listed)) < len(listed):
-        twice = next(name for index, name in enumerate(listed) if name in listed[:index])
-        raise DataError(f"{files['train'].parent}: {twice!r} is listed twice")
+    (name, times), *_ = collections.Counter(name for names in found.values() for name in names).most_common(1)
+    if times > 1:
+        raise DataError(f"{files['train'].parent}: {name!r} is listed twice")
     return {"train": found["train"], "validation": found["val"], "test": found["test"]} if len(found) == 3 else {
         "train": found["train"], "test": found.get("val") or found["test"],
     }  # fmt: skip

@@ -14,7 +14,6 @@ Every sentence ends with token 0, "</s>", which also stands before each target. 
 lengths to which all sentences of a batch are filled up.
 """
 
-import gzip
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from train import tokens as tokenizers
-from train.formats import MAX_BYTES, DataError, reading
+from train.formats import DataError, read_byte_lines
 from train.tokens import KINDS, UNKNOWN, Kind, Tokenizer, packed, taught
 
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "test_2016_flickr")}
@@ -254,7 +253,7 @@ def of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
 
 
 def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
-    columns = [_read_lines(file) for file in files]
+    columns = [read_byte_lines(file) for file in files]
     if len({len(column) for column in columns}) > 1:
         counts = ", ".join(f"{file} has {len(column):,} lines" for file, column in zip(files, columns, strict=True))
         raise DataError(f"{counts}; expected as many in both, a sentence each")
@@ -267,28 +266,8 @@ def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
         sides = []
         try:
             for cell in cells:
-                sides.append(cell.decode().removesuffix("\r"))
+                sides.append(cell.decode())
             read.append(Line(places, *sides))
         except UnicodeDecodeError:
             bad.add("not UTF-8 text", places[len(sides)])
     return read
-
-
-def _read_lines(file: pathlib.Path) -> list[bytes]:
-    raw = read_bytes(file)
-    return raw.removesuffix(b"\n").split(b"\n") if raw else []
-
-
-def read_bytes(file: pathlib.Path) -> bytes:
-    """What is in a file, plain or gzipped.  Raises DataError naming the file that is damaged or too large."""
-    with reading(file):
-        raw = file.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            with gzip.open(file) as stream:
-                try:
-                    raw = stream.read(MAX_BYTES + 1)
-                except (EOFError, OSError) as error:
-                    raise DataError(f"{file}: damaged: {error}") from error
-        if len(raw) > MAX_BYTES:
-            raise DataError(f"{file}: more than {MAX_BYTES} bytes")
-        return raw

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from train import tokens as tokenizers
-from train.formats import DataError, image_size, opened, opened_image, read_image
+from train.formats import DataError, image_size, opened_image, read_image, read_lines
 from train.scenes import RELATIONS, SEED, Phrase, Scenes, Table, arrange, say, tokenize
 from train.tokens import pieces
 
@@ -229,18 +229,14 @@ def _cutouts(folder: pathlib.Path, language: str) -> tuple[list[Phrase], list[Cu
 
 def _rows(file: pathlib.Path, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
     """(place, image, caption) of the lines of a TSV."""
-    with opened(file) as raw:
-        try:
-            lines = raw.read().decode().removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 text: {error}") from None
-    header = lines[0].removesuffix("\r").split("\t")
+    lines = read_lines(file) or [""]
+    header = lines[0].split("\t")
     missing = [column for column in columns if column not in header]
     if missing:
         raise DataError(f"{file}:1: columns {', '.join(header)}; missing: {', '.join(missing)}")
     found, places = [], {}
     for number, line in enumerate(lines[1:], 2):
-        place, cells = f"{file}:{number}", line.removesuffix("\r").split("\t")
+        place, cells = f"{file}:{number}", line.split("\t")
         if len(cells) != len(header):
             raise DataError(f"{place}: {len(cells)} columns, expected the {len(header)} of the first line")
         image, text = (cells[header.index(column)] for column in columns)

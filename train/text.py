@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from train.formats import MAX_BYTES, DataError, reading
+from train.formats import DataError, read_text, reading
 
 BEGIN, UNKNOWN = 0, 1
 """Tokens of every vocabulary: the end of a line, and what is not in it."""
@@ -79,7 +79,7 @@ def characters(text: str) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Words and line ends."""
-    return [word for line in text.splitlines() for word in ([*line.split(), "<eos>"] if line.strip() else [])]
+    return [word for line in text.split("\n") for word in ([*line.split(), "<eos>"] if line.strip() else [])]
 
 
 def make_vocabulary(documents: Sequence[Sequence[str]], how: Text) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def brown(folder: pathlib.Path) -> Documents:
 
 def _untagged(file: pathlib.Path) -> str:
     lines = []
-    for line in file.read_text("latin-1").splitlines():
+    for line in file.read_text("latin-1").split("\n"):
         tagged = line.split()
         for word in tagged:
             if "/" not in word:
@@ -156,7 +156,7 @@ def from_path(path: pathlib.Path, how: Text) -> Documents:
     """A file, or a folder of three.  Raises DataError naming the file that is not UTF-8, too large or missing."""
     with reading(path):
         if not path.is_dir():
-            text = _read(path)
+            text = read_text(path)
             first, second = (_cut(text, percent, how) for percent in (90, 95))
             return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}
         names = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test",)}
@@ -165,23 +165,18 @@ def from_path(path: pathlib.Path, how: Text) -> Documents:
             files = [file for file in sorted(path.iterdir()) if file.is_file() and any(mark in file.name for mark in marks)]
             if len(files) != 1:
                 raise DataError(f"{path}: {len(files)} files whose name holds {' or '.join(marks)}, expected one of each split")
-            found[split] = [_read(files[0])]
+            found[split] = [read_text(files[0])]
         return found
 
 
 def _cut(text: str, percent: int, how: Text) -> int:
     """Where the first so many per cent end: not within a line, or at least not within a word, where words are tokens."""
     first, last = len(text) * percent // 100, len(text) * (percent + 5) // 100 - 1
-    for space in (r"\n(?=\s*\S)", r"\s(?=\S)") if how.tokens == "words" else ():
-        if found := re.compile(space).search(text, max(first - 1, 0), last):
+    if how.tokens == "words":
+        begin = max(first - 1, 0)
+        line = text.find("\n", begin, last) + 1
+        if line and text[line:last].strip():
+            return line
+        if found := re.compile(r"\s(?=\S)").search(text, begin, last):
             return found.end()
     return first
-
-
-def _read(file: pathlib.Path) -> str:
-    if file.stat().st_size > MAX_BYTES:
-        raise DataError(f"{file}: {file.stat().st_size} bytes, allowed: {MAX_BYTES}")
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text: {error}") from error

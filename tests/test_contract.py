@@ -8,7 +8,9 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +204,53 @@ def test_config_is_a_static_hashable_value(member):
         setattr(cfg, field, None)
     for field in dataclasses.fields(cfg):
         assert field.name in module.Config.__doc__ + "compute_dtype", f"Config.__doc__ does not explain {field.name}"
+
+
+def _scalars_of(library: Any, value: Any) -> Any:
+    """A Config's value with its numbers as those of numpy or JAX."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return zoo.base.replace(value, **{name: _scalars_of(library, each) for name, each in fields.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_scalars_of(library, each) for each in value)
+    if value is None or isinstance(value, str):
+        return value
+    exact = float(np.float32(value)) == value  # JAX has no float64 by default
+    return (library if exact else np).asarray(value)[()]
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_numbers_of_other_libraries_are_the_same_numbers(member, library):
+    _, module, _ = member
+    for preset in module.PRESETS.values():
+        other = _scalars_of(library, preset)
+        assert other == preset
+        assert hash(other) == hash(preset)
+        assert json.dumps(dataclasses.asdict(other)) == json.dumps(dataclasses.asdict(preset))
+
+
+def test_plain_scalars_are_exact_and_anything_else_is_left_alone():
+    values = [np.float32(0.1), np.longdouble(0.5), np.array(3), jnp.int8(3), jnp.bfloat16(0.5), np.bool_(True), jnp.bool_(False)]
+    expected = [0.10000000149011612, 0.5, 3, 3, 0.5, True, False]
+    for value, plain in zip(values, expected, strict=True):
+        assert zoo.base.plain(value) == plain
+        assert type(zoo.base.plain(value)) is type(plain)
+    nested = zoo.base.plain(([np.int64(1)], (np.str_("a"), None)))
+    assert nested == ([1], ("a", None))
+    assert type(nested[0][0]) is int
+    for same in (np.arange(3), jax.random.key(0), {"a": 1}, None, object()):
+        assert zoo.base.plain(same) is same
+
+
+def test_configs_refuse_what_is_no_plain_number():
+    cfg = zoo.mlp.Config(sizes=(4, 3))
+    for wrong in (4.0, np.float32(4.0), True, np.bool_(True)):
+        with pytest.raises(ValueError, match=r"zoo.mlp.Config: sizes=.*allowed: 2 or more positive integers"):
+            zoo.base.replace(cfg, sizes=(wrong, np.int64(3)))
+    with pytest.raises(ValueError, match=r"zoo.mlp.Config: sizes is an array of shape \(2,\), allowed: .* tuple"):
+        zoo.base.replace(cfg, sizes=np.array([4, 3]))
+    with pytest.raises(ValueError, match=r"zoo.mlp.Config: dropout.* traced, allowed: concrete"):
+        jax.jit(lambda rate: zoo.mlp.Config(sizes=(4, 3), dropout=rate) and rate)(0.5)
 
 
 def test_wrong_config_values_name_the_field(member):

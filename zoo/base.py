@@ -16,6 +16,8 @@ is never 0/0.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -34,8 +36,47 @@ Carry = Any
 T = TypeVar("T")
 
 
+def plain(value: Any) -> Any:
+    """Scalars and 0-d arrays of numpy and JAX as Python's bool, int, float, complex or str, in tuples and lists too.
+
+    Each is exactly the number it was: ``np.float32(0.1)`` becomes 0.10000000149011612.  Anything else is returned as it is.
+    Raises ValueError for a traced value, which is not known yet.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(plain(each) for each in value)
+    if isinstance(value, Tracer):
+        raise ValueError(f"{value} is traced, allowed: concrete values")
+    if not isinstance(value, np.generic | np.ndarray | Array) or value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value
+    scalar = value.item()
+    return float(scalar) if isinstance(scalar, np.floating) else scalar  # numpy's item() keeps a longdouble
+
+
 def static(cls: type[T]) -> type[T]:
-    """Class decorator for a Config: a pytree without leaves, part of the trace instead of its input."""
+    """Class decorator for a Config: a pytree without leaves, part of the trace instead of its input.
+
+    Arguments are made ``plain`` first, so that Configs of equal numbers are equal, share one trace, and can be written as text.
+    Raises ValueError naming an argument that is traced or an array.
+    """
+    initialise = cls.__init__
+    names = list(inspect.signature(initialise).parameters)[1:]
+
+    def known(name: str, value: Any) -> Any:
+        where = f"{cls.__module__}.{cls.__name__}: {name}"
+        try:
+            value = plain(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if isinstance(value, np.ndarray | Array):
+            raise ValueError(f"{where} is an array of shape {value.shape}, allowed: Python's own values, such as a tuple")
+        return value
+
+    @functools.wraps(initialise)
+    def init(self: Any, *args: Any, **fields: Any) -> None:
+        positional = [known(name, value) for name, value in zip(names, args, strict=False)]
+        initialise(self, *positional, *args[len(names) :], **{name: known(name, value) for name, value in fields.items()})
+
+    cls.__init__ = init
     return jax.tree_util.register_static(cls)
 
 

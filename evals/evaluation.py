@@ -26,7 +26,7 @@ from train.recipe import OF_DATA, Recipe, Target, module_of
 from train.recipes import RECIPES
 from train.run_folder import RunData, RunError, RunFolder, hardware, read_json, restore_best, today, versions, write_json
 from train.stage import evaluation_batches
-from train.step import make_evaluate
+from train.step import make_evaluate, root_key
 from zoo.base import Batch, Model, Params
 
 FORMAT = 1
@@ -363,7 +363,7 @@ def _classify(run: Restored, table: dict[str, Any], batches: Batches) -> Predict
     cfg, targets = run.recipe.model, table.get("targets")
     if not run.data.classes or not isinstance(targets, np.ndarray) or targets.dtype.kind not in "ui" or targets.ndim != 1:
         return None
-    if jax.tree.leaves(run.module.init_carry(cfg, run.params, 1, key=jax.random.key(0))):
+    if jax.tree.leaves(run.module.init_carry(cfg, run.params, 1, key=root_key(0))):
         return None
     predict = make_predict(run.module, cfg)
 

@@ -23,7 +23,7 @@ from evals.page import plot, titled
 from evals.runs import COLORS, named
 from evals.unsupervised import NEEDS
 from train.run_folder import write_text
-from train.step import init_state
+from train.step import init_state, root_key
 from zoo.base import Params, Recurrent
 from zoo.layers import NATURAL_OBJECTIVE, output_losses
 
@@ -92,7 +92,7 @@ def of_run(run: Restored, table: dict[str, Any]) -> dict[str, np.ndarray]:
     raw = jnp.asarray(table["inputs"][:count])
     inputs = raw if run.scaling is None else run.scaling(raw)
     inputs = inputs.reshape(*inputs.shape[:2], -1)
-    fresh = init_state(run.module, recipe.model, recipe.optimizer.build(1, 1), jax.random.key(recipe.seed), 1).params
+    fresh = init_state(run.module, recipe.model, recipe.optimizer.build(1, 1), root_key(recipe.seed), 1).params
     both = {"before training": fresh, "trained": run.params}
     targets = jnp.asarray(table["targets"][:count])
     assert isinstance(run.module, Recurrent)

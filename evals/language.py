@@ -19,6 +19,7 @@ from evals.evaluation import Evaluation, Restored
 from evals.page import titled
 from train.formats import DataError
 from train.stage import evaluation_batches
+from train.step import root_key
 from train.text import BEGIN, UNKNOWN, begun, decode, encode
 from zoo.base import Batch, Params, Recurrent, restart
 from zoo.language import generate
@@ -129,7 +130,7 @@ def token_log_probabilities(run: Restored, table: dict[str, Any]) -> np.ndarray:
 
     found = np.zeros(table["mask"].shape, np.float32)
     with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
-        carry = module.init_carry(cfg, run.params, batches.padded, key=jax.random.key(0))
+        carry = module.init_carry(cfg, run.params, batches.padded, key=root_key(0))
         for step in range(batches.steps_per_epoch):
             carry, values = read(run.params, carry, batches.batch(step))
             rows = batches.rows(step)
@@ -167,7 +168,7 @@ def write(
     for message, holds in checks.items():
         if not holds:
             raise ValueError(message)
-    keys = jax.random.key(np.uint32(seed))[None]
+    keys = root_key(np.uint32(seed))[None]
     how = {"temperature": temperature, "top_k": top_k, "banned": (UNKNOWN,)}
     return np.asarray(generate(run.module, run.recipe.model, run.params, prompt[None], length, keys, **how)[0])
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals.evaluation import Restored
+from train.step import root_key
 from zoo import likelihood, rbm
 
 CHAINS, TEMPERATURES = 400, 10_000
@@ -29,9 +30,7 @@ def likelihoods(run: Restored, split: str, table: dict[str, Any], training: dict
     cfg, params = run.recipe.model, run.params
     visible = binary(run, table["inputs"])
     base = likelihood.base_rates(cfg, jnp.asarray(np.mean(_scaled(run, training["inputs"]), axis=0)))
-    annealed = likelihood.annealed_log_partition(
-        cfg, params, jax.random.key(0), chains=CHAINS, temperatures=TEMPERATURES, base=base
-    )
+    annealed = likelihood.annealed_log_partition(cfg, params, root_key(0), chains=CHAINS, temperatures=TEMPERATURES, base=base)
     exact = likelihood.exact_log_partition(cfg, params) if likelihood.enumerable(cfg) else None
     log_partition = annealed.log_partition if exact is None else exact
     free_energy = np.concatenate([jax.jit(rbm.free_energy)(cfg, params, part) for part in _parts(visible)])
@@ -50,7 +49,7 @@ def binary(run: Restored, inputs: np.ndarray) -> np.ndarray:
     """Visible states [n, visible] for raw inputs, float32: as the model binarises them, by fixed keys where it draws."""
     cfg = run.recipe.model
     scaled = _scaled(run, inputs)
-    states = np.asarray(rbm.states(cfg, jnp.asarray(scaled), jax.random.split(jax.random.key(0), len(scaled))))
+    states = np.asarray(rbm.states(cfg, jnp.asarray(scaled), jax.random.split(root_key(0), len(scaled))))
     if cfg.visible_units == "bernoulli" and not np.isin(states, (0, 1)).all():
         states = (np.random.default_rng(0).random(states.shape, np.float32) < states).astype(np.float32)
     return states

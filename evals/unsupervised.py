@@ -17,6 +17,7 @@ from evals.evaluation import Evaluation, Restored
 from evals.page import as_bytes, as_images, picture, plot, titled
 from train.formats import Images
 from train.stage import evaluation_batches
+from train.step import root_key
 from zoo import dbn, rbm
 
 PAIRS = 12
@@ -69,7 +70,7 @@ def fantasies(evaluation: Evaluation) -> str | None:
         return None
     if as_images(inputs[:1], run.data.input_range) is None:
         return None
-    begin, fall = jax.random.split(jax.random.key(0))
+    begin, fall = jax.random.split(root_key(0))
     data = over(run, lambda _, inputs: inputs.reshape(len(inputs), -1), inputs[spread(evaluation, CHAINS)])
     noise = np.asarray(run.module.example_batch(run.recipe.model, begin, len(data))["inputs"]).reshape(data.shape)
     columns = [as_pixels(evaluation, values) for values in dreams(run, np.concatenate([data, noise]), fall)]

@@ -33,6 +33,10 @@ class CheckpointError(RuntimeError):
     """No intact checkpoint, one that does not fit the run, or one that could not be written."""
 
 
+class MisfitError(CheckpointError):
+    """A checkpoint that may be intact, of another state than the run's: no other one of the run would fit."""
+
+
 def checksum(leaf: Array) -> Array:
     """uint32: bits of each element times an odd function of its index, summed modulo 2^32.
 
@@ -203,7 +207,8 @@ class Checkpoints:
         """The newest intact state and its step, or with ``best`` the best one; None if there are no checkpoints.
 
         abstract: shapes, dtypes and structure that the run expects (``jax.eval_shape``).  Damaged checkpoints are named through
-        ``say`` and passed over; if none is intact, CheckpointError names them all.
+        ``say`` and passed over; if none is intact, CheckpointError names them all.  Raises MisfitError for one that is of another
+        state.
         """
         steps = self.steps()[::-1]
         problems: dict[int, str] = {}
@@ -221,6 +226,8 @@ class Checkpoints:
         for step in steps:
             try:
                 return self.load(abstract, step), step
+            except MisfitError:
+                raise
             except CheckpointError as problem:
                 passed_over(step, problem)
         if problems:
@@ -242,6 +249,8 @@ class Checkpoints:
         for step in steps:
             try:
                 return self._metadata(step)["best_step"]
+            except MisfitError:
+                raise
             except CheckpointError as problem:
                 passed_over(step, problem)
         return None
@@ -258,17 +267,14 @@ class Checkpoints:
         if recorded not in (None, _crc32(metadata)):
             raise CheckpointError(f"{folder}: checksum differs in the metadata")
         if metadata["format"] != FORMAT:
-            raise CheckpointError(f"{folder}: format {metadata['format']!r}, this version reads {FORMAT}")
+            raise MisfitError(f"{folder}: format {metadata['format']!r}, this version reads {FORMAT}")
         return metadata
 
     def load(self, abstract: Any, step: int) -> Any:
-        """The state of that step, for this process alone.  Raises CheckpointError if damaged, or not what the run expects."""
+        """The state of that step, for this process alone.  Raises CheckpointError if damaged, MisfitError if of another state."""
         folder = self.folder / str(step)
         recorded, expected = self._metadata(step)["leaves"], describe(abstract)
-        for path in recorded.keys() | expected.keys():
-            have, want = recorded.get(path, ["nothing"])[0], expected.get(path, "nothing")
-            if have != want:
-                raise CheckpointError(f"{folder}: {path}: holds {have}, the run expects {want}")
+        _check_fit(folder, {path: kind for path, (kind, _) in recorded.items()}, expected)
         with _reading(folder), _alone():
             state = ocp.load(str(folder), _with_sharding(abstract))
         sums = jax.device_get(checksums(state))
@@ -276,6 +282,21 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(f"{folder}: checksum differs in {', '.join(damaged)}")
         return state
+
+
+def _check_fit(folder: pathlib.Path, recorded: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises MisfitError that names the first leaf that differs, and the precision where that is all that does."""
+    kinds = [(path, recorded.get(path, "nothing"), expected.get(path, "nothing")) for path in expected | recorded]
+    different = [kind for kind in kinds if kind[1] != kind[2]]
+    if not different:
+        return
+    (path, have, want), *more = different
+    message = f"{folder}: {path}: holds {have}, the run expects {want}"
+    message += f", and {len(more)} more leaves differ" if more else ""
+    if all(have.replace("64[", "32[") == want.replace("64[", "32[") for _, have, want in different):
+        was, now = (int("64[" in kind) for kind in (have, want))
+        message += f"; JAX_ENABLE_X64 was {was} when the run was begun, and is {now} here; set it as it was"
+    raise MisfitError(message)
 
 
 def _crc32(metadata: dict[str, Any]) -> int:

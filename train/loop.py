@@ -22,7 +22,7 @@ from train.memory import peak_memory
 from train.progress import Progress
 from train.recipe import Recipe
 from train.run_folder import RunFolder, hardware, today, versions
-from train.step import TrainState, divide, make_evaluate
+from train.step import TrainState, divide, make_evaluate, root_key
 from zoo.base import Model, Params
 
 IN_FLIGHT = 8
@@ -241,7 +241,7 @@ class Loop:
         """Evaluates on the validation split and updates the control state; without one, the last step is the best."""
         if self.validation is None:
             return
-        key = jax.random.key(0)
+        key = root_key(0)
         sums = evaluate_sums(self._evaluate, self.module, self.recipe.model, self.state.params, self.validation, key, self.many)
         for index, (member, each) in enumerate(zip(self.members, self._host(sums), strict=True)):
             if member.stopped():
@@ -299,7 +299,7 @@ class Loop:
 
 def evaluate(function: Callable, module: Model, cfg: Any, params: Params, batches: Batches) -> dict[str, float]:
     """Mean metrics over all batches, once each and in order, the carry threaded through; function: a jitted make_evaluate."""
-    return divide(evaluate_sums(function, module, cfg, params, batches, jax.random.key(0)))
+    return divide(evaluate_sums(function, module, cfg, params, batches, root_key(0)))
 
 
 def evaluate_sums(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from train import cluster
-from train.checkpoint import CheckpointError, Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints, MisfitError
 from train.progress import Progress
 from train.recipe import Recipe
 from train.run_folder import RunFolder, versions
@@ -89,14 +88,14 @@ class Member:
     def best_value(self) -> float | None:
         """Of the selecting metric, on the validation split."""
         assert self.control is not None
-        best = float(self.control.best)
-        return None if math.isnan(best) else best
+        return float(self.control.best) if int(self.control.best_step) else None
 
 
 def resume(members: list[Member], abstract: Any, progress: Progress) -> list[TrainState] | None:
     """The states at the newest step whose checkpoints are intact in all members, for all processes; None to begin anew.
 
-    abstract: of one member.  What came after that step is forgotten.  Raises CheckpointError if none of some is intact.
+    abstract: of one member.  What came after that step is forgotten.  Raises CheckpointError if none of some is intact,
+    MisfitError if one is of another state.
     """
     stores = [member.checkpoints for member in members if member.checkpoints]
     steps = set.intersection(*(set(store.steps()) for store in stores))
@@ -104,17 +103,20 @@ def resume(members: list[Member], abstract: Any, progress: Progress) -> list[Tra
         steps = set(json.loads(cluster.exchange(json.dumps(sorted(steps)))[0]))
     problems = []
     for step in sorted(steps, reverse=True):
-        states, problem = [], ""
+        states, mine = [], ("", False)
         try:
             states = [store.load(abstract, step) for store in stores]
         except CheckpointError as error:
-            problem = str(error)
-        seen = next(filter(None, cluster.exchange(problem) if cluster.several() else [problem]), "")
-        if not seen:
+            mine = str(error), isinstance(error, MisfitError)
+        everyones = map(json.loads, cluster.exchange(json.dumps(mine))) if cluster.several() else [mine]
+        problem, misfit = max(everyones, key=lambda each: (each[1], each[0] != ""))
+        if misfit:
+            raise MisfitError(problem)
+        if not problem:
             _go_on(members, step, progress)
             return states
-        problems.append(seen)
-        progress.say(f"damaged checkpoint passed over: {seen}")
+        problems.append(problem)
+        progress.say(f"damaged checkpoint passed over: {problem}")
     if problems:
         raise CheckpointError(f"no intact checkpoint: {'; '.join(problems)}")
     _go_on(members, -1, progress)

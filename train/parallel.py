@@ -246,7 +246,7 @@ def _state_of(rest: Any, carry: Any) -> TrainState:
 def _global(sharding: NamedSharding, leaf: Any) -> jax.Array:
     """An array over several processes, of which each has all values."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_global(sharding, jax.random.key_data(leaf)))
+        return jax.random.wrap_key_data(_global(sharding, jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     values = np.asarray(leaf)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 

@@ -1,6 +1,6 @@
 """The run folder: what a run was, what it measured, and how to get its model back.
 
-config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, versions
+config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, JAX's settings, versions
 data.json       class names, shape, range and scaling of the inputs: what prediction needs without the data
 metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
 checkpoints/    see train.checkpoint
@@ -31,7 +31,7 @@ from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
 from train.dataset import Dataset
 from train.recipe import Recipe, from_dict, module_of, to_dict
-from train.step import TrainState, init_state
+from train.step import PRNG, TrainState, init_state, root_key
 from train.tokens import Tokenizer
 from zoo.base import Model, Params
 
@@ -83,6 +83,7 @@ class RunFolder:
                     f"{folder.path} holds a run with another configuration: {'; '.join(different)}.  "
                     "Choose another folder with --out, or repeat the same options to resume"
                 )
+            folder.check_settings(*settings())
         elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise RunError(f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out")
         return folder
@@ -94,10 +95,17 @@ class RunFolder:
         file = folder.path / "config.json"
         if cluster.first() and not file.exists():
             folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(
-                file, {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint, "versions": versions()}
-            )
+            config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint}
+            write_json(file, {**config, "jax": settings(), "versions": versions()})
         return folder
+
+    def check_settings(self, *names: str) -> None:
+        """Raises RunError unless these of JAX's ``settings`` are those that the run was begun with, where it recorded any."""
+        there, here = self.config().get("jax", {}), settings()
+        for name in names:
+            if name in there and there[name] != here[name]:
+                was, now = map(_shown, (there[name], here[name]))
+                raise RunError(f"{self.path}: {name} was {was} when the run was begun, and is {now} here; set it as it was")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -221,12 +229,14 @@ def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
 def restore_best(folder: RunFolder, recipe: Recipe[Any], say: Callable[[str], None] = warnings.warn) -> tuple[TrainState, int]:
     """The best checkpoint's state and its step; damaged ones are named through ``say``.
 
-    Raises CheckpointError if none is intact, RunError if the folder holds several runs.
+    Raises CheckpointError if none is intact or one does not fit, RunError if the folder holds several runs, or one that was
+    trained in another precision than is in force.
     """
     if len(recipe.members) > 1:
         raise RunError(
             f"{folder.path} holds {len(recipe.members)} runs, trained side by side; choose one: {', '.join(recipe.members)}"
         )
+    folder.check_settings("JAX_ENABLE_X64")
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         found = checkpoints.restore(abstract_state(recipe), best=True, say=say)
     if found is None:
@@ -238,7 +248,7 @@ def abstract_state(recipe: Recipe[Any]) -> Any:
     """Shapes and dtypes of the recipe's training state."""
     optimizer = recipe.optimizer.build(1, 1)
     module = module_of(recipe.model)
-    return jax.eval_shape(lambda: init_state(module, recipe.model, optimizer, jax.random.key(recipe.seed), recipe.batch_size))
+    return jax.eval_shape(lambda: init_state(module, recipe.model, optimizer, root_key(recipe.seed), recipe.batch_size))
 
 
 def versions() -> dict[str, str]:
@@ -246,6 +256,17 @@ def versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     ours = {"python": platform.python_version(), "purezoo": zoo.__version__}
     return ours | {name: importlib.metadata.version(name) for name in names}
+
+
+def settings() -> dict[str, Any]:
+    """JAX's settings that a run's numbers depend on, named as environment variables, and the generator of its keys."""
+    names = ("jax_enable_x64", "jax_threefry_partitionable", "jax_random_seed_offset", "jax_default_matmul_precision")
+    return {"generator": PRNG} | {name.upper(): getattr(jax.config, name) for name in names}
+
+
+def _shown(setting: Any) -> Any:
+    """As an environment variable has it."""
+    return "not set" if setting is None else int(setting) if isinstance(setting, bool) else setting
 
 
 def hardware() -> str:

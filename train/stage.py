@@ -16,7 +16,7 @@ from train.dataset import Dataset
 from train.optimizer import build_one_of
 from train.parallel import Layout, Parallel
 from train.recipe import Recipe, module_of
-from train.step import TrainState, init_state, make_step
+from train.step import TrainState, init_state, make_step, root_key
 from train.stream import make_batches
 from zoo.base import Model, Params, replace, require_range
 
@@ -46,7 +46,7 @@ class Stage:
 
     def key(self, index: int = 0) -> jax.Array:
         """A member's root key."""
-        return jax.random.key(list(self.members.values())[index].seed)
+        return root_key(list(self.members.values())[index].seed)
 
     def init(self, index: int = 0, params: Params | None = None) -> TrainState:
         """A member's state before its first step."""
@@ -75,7 +75,7 @@ def prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Para
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
         return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, only=only, **how)
 
-    key = jax.random.key(recipe.seed)
+    key = root_key(recipe.seed)
     abstract = jax.eval_shape(lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size))
     source = batches.example(recipe.batch_size)
     batch = jax.eval_shape(batches.load, source)
@@ -129,7 +129,7 @@ def evaluation_batches(
 def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
     """The recipe whose model has the vocabularies of the data.  Raises ValueError for data that are for another kind of model."""
     cfg, module = recipe.model, type(recipe.model).__module__
-    example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
+    example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, root_key(0), 1))["inputs"]
     have, want = (_described(inputs) for inputs in (dataset.splits["train"]["inputs"], example))
     if have != want:
         raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
@@ -149,7 +149,7 @@ def check_images(cfg: Any, data: str, image_shape: tuple[int, int, int], preproc
         return
     if preprocess in MEASURED:
         raise not_streamed(preprocess)
-    inputs = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, jax.random.key(0), 1))["inputs"]
+    inputs = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, root_key(0), 1))["inputs"]
     expected = inputs["image"].shape[1:] if isinstance(inputs, dict) and "image" in inputs else image_shape
     if tuple(image_shape) != expected:
         raise ValueError(f"data {data}: image_shape={image_shape}, allowed for this {type(cfg).__module__}: {expected}")

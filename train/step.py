@@ -15,6 +15,9 @@ from train.optimizer import trained
 from zoo.base import BLOCK, Batch, Carry, Model, Params
 
 NO_AUGMENT = Augment()
+PRNG = "threefry2x32"
+"""The generator of a run's random numbers, whatever JAX's default is: others draw other numbers under ``vmap`` than without, so
+that dropout would depend on the number of devices."""
 REMAT = jax.checkpoint_policies.save_only_these_names(BLOCK)
 Metrics = dict[str, tuple[Array, Array]]
 """{name: (sum, count)}: add them up over batches, then divide once."""
@@ -23,7 +26,7 @@ Metrics = dict[str, tuple[Array, Array]]
 class Control(NamedTuple):
     """What validation decides; part of the state, so that a resumed run decides alike.
 
-    best, best_step: best value of the selecting metric and its step.  stale: evaluations since then.
+    best, best_step: best value of the selecting metric and its step; 0 and 0 before the first.  stale: evaluations since then.
     factor: on the learning rate; waited: evaluations without improvement since the factor last changed.
     """
 
@@ -60,7 +63,7 @@ class TrainState(NamedTuple):
 
 def init_control() -> Control:
     """Nothing evaluated yet."""
-    return Control(jnp.float32(jnp.nan), jnp.int32(0), jnp.int32(0), jnp.float32(1), jnp.int32(0))
+    return Control(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.float32(1), jnp.int32(0))
 
 
 def no_trouble() -> Trouble:
@@ -68,11 +71,21 @@ def no_trouble() -> Trouble:
     return Trouble(jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.float32(0))
 
 
+def root_key(seed: int | np.integer) -> Array:
+    """The key that a run's parameters, carries and steps take theirs from."""
+    return jax.random.key(seed, impl=PRNG)
+
+
+def _keys(key: Array) -> tuple[Array, Array, Array]:
+    """Of the parameters, the carry and the steps.  Folded in and not split: every step is given the same root key."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+
+
 def init_state(
     module: Model, cfg: Any, optimizer: optax.GradientTransformation, key: Array, batch_size: int, params: Params | None = None
 ) -> TrainState:
     """The state before the first step.  key: the run's root key; params: instead of fresh ones."""
-    params_key, carry_key, _ = jax.random.split(key, 3)
+    params_key, carry_key, _ = _keys(key)
     params = module.init(cfg, params_key) if params is None else params
     carry = module.init_carry(cfg, params, batch_size, key=carry_key)
     return TrainState(jnp.int32(0), params, optimizer.init(params), carry, init_control(), no_trouble())
@@ -84,7 +97,7 @@ def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
     So dropout does not change with padding, accumulation or the number of devices.  rows: their number, or the global rows.
     """
     rows = jnp.arange(rows) if isinstance(rows, int) else rows
-    step_key = jax.random.fold_in(jax.random.split(key, 3)[2], step)
+    step_key = jax.random.fold_in(_keys(key)[2], step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows)
 
 
@@ -264,7 +277,7 @@ def decide(
     """The control state after an evaluation: a better value resets the counts, a stall shrinks the learning-rate factor."""
     value = float(np.float32(value))  # as precise as what it is compared with
     best, sign = float(control.best), 1 if mode == "max" else -1
-    if not math.isnan(value) and (math.isnan(best) or sign * value > sign * best):
+    if not math.isnan(value) and (not int(control.best_step) or sign * value > sign * best):
         return Control(jnp.float32(value), jnp.int32(step), jnp.int32(0), control.factor, jnp.int32(0))
     waited = int(control.waited) + 1
     factor = control.factor

@@ -158,12 +158,13 @@ def init(cfg: Config, key: Array) -> Params:
 
     So that weights of a ConvNet, or torchvision's, initialise the stages (``zoo.base.unfold``).
     """
-    encoder_key, *others = jax.random.split(key, 1 + len(decoder.KEYS))
+    encoder_key, *others, gate_key, places_key = jax.random.split(key, 3 + len(decoder.KEYS))
     stages = {name: leaf for name, leaf in convnet.init(cfg.encoder, encoder_key).items() if name.startswith("conv_")}
-    params = stages | decoder.init(cfg.writer, dict(zip(decoder.KEYS, others, strict=True)), gate=cfg.attention != "none")
+    gate = None if cfg.attention == "none" else gate_key
+    params = stages | decoder.init(cfg.writer, dict(zip(decoder.KEYS, others, strict=True)), gate)
     if cfg.places:
         height, width = cfg.grid
-        params["places"] = {"embedding": 0.1 * jax.random.normal(encoder_key, (height * width, cfg.writer.annotation_size))}
+        params["places"] = {"embedding": 0.1 * jax.random.normal(places_key, (height * width, cfg.writer.annotation_size))}
     return params
 
 

@@ -45,8 +45,8 @@ Choose = Callable[[Array, Any], Array]
 """(weights [rows, places], number of the step) -> those that a context is made with; for input feeding only."""
 
 
-def init(cfg: Any, keys: dict[str, Array], gate: bool = False) -> Params:
-    """{"target": {"embedding"}, "decoder": {"layer_0": see ``zoo.recurrence``, ...}, ...}; keys: those of KEYS.
+def init(cfg: Any, keys: dict[str, Array], gate: Array | None = None) -> Params:
+    """{"target": {"embedding"}, "decoder": {"layer_0": see ``zoo.recurrence``, ...}, ...}; keys: those of KEYS; gate: a gate's.
 
     "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.attention.init``, with a gate also
     "gate": {"kernel", "bias"}; "readout": {"kernel" (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features,
@@ -68,8 +68,8 @@ def init(cfg: Any, keys: dict[str, Array], gate: bool = False) -> Params:
     }
     if cfg.attention != "none":
         params["attention"] = attention.init(cfg.attention, keys["attention"], cfg.query_size, cfg.annotation_size)
-        if gate:
-            params["attention"]["gate"] = init_layer(keys["attention"], (cfg.query_size, 1), "glorot_uniform")
+        if gate is not None:
+            params["attention"]["gate"] = init_layer(gate, (cfg.query_size, 1), "glorot_uniform")
     return params
 
 

@@ -16,7 +16,7 @@ from evals.hlo import Collective, collectives
 from train.augment import deform_batch
 from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
 from train.recipe import Recipe, module_of
-from train.step import example_keys, free, init_state, make_step
+from train.step import example_keys, free, init_state, make_step, root_key
 from zoo.base import Model, Params
 
 Platform = Literal["tpu", "cuda"]
@@ -126,7 +126,7 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
         settings = {"nonfinite": nonfinite, "only": recipe.optimizer.only, **how}
         return make_step(module, cfg, optimizer, recipe.augment, load=lambda source: source[1], **settings)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: root_key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
     examples = jax.eval_shape(lambda key: module.example_batch(cfg, key, layout.rows(batch)), key)
     if length is not None and hasattr(module, "step"):

@@ -323,5 +323,5 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     target_key, image_key, mask_key = jax.random.split(key, 3)
     targets = jax.random.randint(target_key, (batch_size, *cfg.shape[:-1]), 0, cfg.classes)
     image = jax.random.uniform(image_key, (batch_size, *cfg.shape))
-    image = image.at[..., 0].set((targets + 0.5 * image[..., 0]) / cfg.classes)
+    image = image.at[..., 0].set((targets.astype(image.dtype) + 0.5 * image[..., 0]) / cfg.classes)
     return {"inputs": image, "targets": targets, "mask": ~jax.random.bernoulli(mask_key, VOID, targets.shape)}

@@ -244,7 +244,7 @@ def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[A
     count = jnp.sum(mask, dtype=losses.dtype)
 
     def total(values: Array) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0), dtype=losses.dtype)
+        return jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), dtype=losses.dtype)
 
     return total(losses), Aux(count, {name: (total(values), count) for name, values in metrics.items()})
 

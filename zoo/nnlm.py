@@ -128,7 +128,7 @@ def _contexts(cfg: Config, carry: Array, tokens: Array, mask: Array | None) -> t
     if mask is not None:  # those that are there, side by side
         tokens = jnp.take_along_axis(tokens, jnp.argsort(~present, axis=1, stable=True), axis=1)
     history = jnp.concatenate([carry.astype(tokens.dtype), tokens], axis=1)
-    before = jnp.cumsum(present, axis=1) - present  # tokens of this window before each position
+    before = jnp.cumsum(present, axis=1) - jnp.astype(present, int)  # tokens of this window before each position
     offsets = jnp.arange(cfg.context)
     places = before[:, :, None] + jnp.broadcast_to(offsets[None, None], (*before.shape, cfg.context))
     contexts = jnp.take_along_axis(history, places.reshape(len(history), -1), axis=1).reshape(places.shape)

@@ -20,7 +20,7 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,18 @@ class Aux(NamedTuple):
     carry: Carry = ()
 
 
+class Targets(NamedTuple):
+    """What the targets of a loss may be.
+
+    units: outputs for each item; an integer for each item names one of them, its class.
+    rows: what an item's numbers may be instead, one for each output: any finite "numbers", "probabilities" in 0..1, or a
+        "distribution", probabilities that sum to 1.  None where only classes serve.
+    """
+
+    units: int
+    rows: Literal["numbers", "probabilities", "distribution"] | None = None
+
+
 @runtime_checkable
 class Model(Protocol):
     """The names of a model module, in order.  A module may add ``SAMPLED = True`` when its objective samples inside."""
@@ -101,7 +113,8 @@ class Model(Protocol):
     def Config(self) -> type:  # noqa: N802 (a class, in the module's namespace)
         """What describes a model, static and hashable; raises ValueError at a bad value.
 
-        A property ``input_range``, (least, greatest) or None, says what inputs must lie in, where that is not everything.
+        A property ``input_range``, (least, greatest) or None, says what inputs must lie in, where that is not everything; of
+        inputs of several arrays {name: (least, greatest)}.  A property ``targets``, a ``Targets``, says what targets may be.
         """
         ...
 
@@ -284,11 +297,11 @@ def require_inputs(inputs: Array, size: int, values: tuple[float, float] | None,
 
 
 def require_range(name: str, array: Any, values: tuple[float, float]) -> None:
-    """Raises ValueError unless all of an array is within ``values``, to rounding in single precision."""
+    """Raises ValueError unless all of an array is within ``values``, to rounding in single precision (integers: exactly)."""
     low, high = values
     array = np.asarray(array)  # on the host: within a traced function, jax would trace this too
     least, greatest = (array.min(), array.max()) if array.size else values
-    slack = 1e-6 * (high - low)
+    slack = 0 if array.dtype.kind in "bui" else 1e-6 * (high - low)
     if not low - slack <= least <= greatest <= high + slack:
         raise ValueError(f"{name}: values from {least:g} to {greatest:g}, allowed: {low:g} to {high:g}")
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import attention, convnet, decoder, recurrence, rnn
-from zoo.base import Aux, Batch, Params, require, require_choice, require_count, require_rate, require_shape, static
+from zoo.base import Aux, Batch, Params, Targets, require, require_choice, require_count, require_rate, require_shape, static
 from zoo.decoder import Carry, Choose, Memory
 from zoo.language import next_token_loss
 from zoo.layers import ComputeDtype, at_least_float32, dropout, split_keys
@@ -75,6 +75,16 @@ class Config:
         require(fits, self, "coverage", "a number, 0 or more; without attention 0")
         require_rate(self, "dropout", "label_smoothing")
         rnn.require_unrolled(self)
+
+    @property
+    def input_range(self) -> dict[str, tuple[float, float]]:
+        """What inputs must lie in: the tokens."""
+        return {"target": (0, self.vocabulary - 1)}
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return Targets(self.vocabulary)
 
     @property
     def grid(self) -> tuple[int, int]:

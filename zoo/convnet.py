@@ -18,6 +18,7 @@ from zoo.base import (
     Aux,
     Batch,
     Params,
+    Targets,
     block,
     require,
     require_choice,
@@ -43,6 +44,7 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
+    output_targets,
     require_supervised,
     split_keys,
     supervised_loss,
@@ -171,6 +173,11 @@ class Config:
             require(
                 min(sizes) >= 1, self, "shape", f"sizes that stages 0 to {number} do not shrink below 1; they are {sizes} there"
             )
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return output_targets(self.output, self.classes)
 
     def spaces(self) -> list[Sizes]:
         """Spatial sizes of the result of every stage."""

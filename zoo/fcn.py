@@ -23,7 +23,19 @@ import numpy as np
 from jax import Array
 
 from zoo import convnet
-from zoo.base import Aux, Batch, Params, block, require, require_choice, require_count, require_shape, require_sizes, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    Targets,
+    block,
+    require,
+    require_choice,
+    require_count,
+    require_shape,
+    require_sizes,
+    static,
+)
 from zoo.convolution import Pads, Sizes, convolve, interleave, output_sizes, padding
 from zoo.layers import ComputeDtype, activate, at_least_float32, conv, dense, dropout, split_keys, summed
 from zoo.pooling import pool
@@ -80,6 +92,11 @@ class Config:
     def network(self) -> convnet.Config:
         """The classifier whose parameters these are."""
         return replace(self.trunk, classes=self.classes, compute_dtype=self.compute_dtype)
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return Targets(self.classes)
 
     @property
     def window(self) -> Sizes:

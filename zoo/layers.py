@@ -10,7 +10,7 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from zoo.base import Aux, Batch, Params, require, require_choice, require_positive, require_shape
+from zoo.base import Aux, Batch, Params, Targets, require, require_choice, require_positive, require_shape
 from zoo.convolution import Pads, Sizes, convolve
 
 Activation = Literal["relu", "tanh", "logistic", "lecun_tanh", "linear"]
@@ -142,6 +142,17 @@ def output_activation(output: Output, logits: Array) -> Array:
             return jax.nn.sigmoid(logits)
         case "linear":
             return logits
+
+
+def output_targets(output: Output, units: int) -> Targets:
+    """What the targets of so many output units may be: classes, or what the units themselves can say."""
+    match output:
+        case "softmax":
+            return Targets(units, "distribution")
+        case "logistic":
+            return Targets(units, "probabilities")
+        case "linear":
+            return Targets(units, "numbers")
 
 
 def output_losses(output: Output, objective: Objective, logits: Float[Array, "batch out"], targets: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, block, require_inputs, require_rate, require_sizes, static
+from zoo.base import Aux, Batch, Params, Targets, block, require_inputs, require_rate, require_sizes, static
 from zoo.layers import (
     Activation,
     ComputeDtype,
@@ -23,6 +23,7 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
+    output_targets,
     require_supervised,
     split_keys,
     supervised_loss,
@@ -59,6 +60,11 @@ class Config:
         require_sizes(self, "sizes", at_least=2)
         require_rate(self, "input_dropout", "dropout")
         require_supervised(self)
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return output_targets(self.output, self.sizes[-1])
 
 
 _toolbox = Config(sizes=(784, 100, 10), activation="lecun_tanh", output="logistic", objective="squared_error", gain=4.0)

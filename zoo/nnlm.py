@@ -14,7 +14,19 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, random
 
-from zoo.base import Aux, Batch, Params, block, require_choice, require_count, require_rate, require_shape, restart, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    Targets,
+    block,
+    require_choice,
+    require_count,
+    require_rate,
+    require_shape,
+    restart,
+    static,
+)
 from zoo.language import example_tokens, init_embedding, look_up, next_token_loss
 from zoo.layers import (
     INITIALIZERS,
@@ -62,6 +74,16 @@ class Config:
         require_rate(self, "input_dropout", "dropout")
         require_choice(self, "initializer", INITIALIZERS)
         require_choice(self, "compute_dtype", (None, "bfloat16"))
+
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """What inputs must lie in: the tokens."""
+        return 0, self.vocabulary - 1
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return Targets(self.vocabulary)
 
 
 PRESETS: dict[str, Config] = {

@@ -19,6 +19,7 @@ from zoo.base import (
     Aux,
     Batch,
     Params,
+    Targets,
     block,
     require,
     require_choice,
@@ -41,6 +42,7 @@ from zoo.layers import (
     dropout,
     init_layer,
     output_activation,
+    output_targets,
     split_keys,
     supervised_loss,
 )
@@ -113,6 +115,11 @@ class Config:
     def carries(self) -> bool:
         """Whether a batch may continue the one before: not when sequences are read backward, or whole."""
         return self.read_out == "each" and not self.bidirectional
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return output_targets(self.output, self.outputs)
 
 
 def require_layers(cfg: Any) -> None:

@@ -17,6 +17,7 @@ from zoo.base import (
     Aux,
     Batch,
     Params,
+    Targets,
     require,
     require_choice,
     require_count,
@@ -68,6 +69,16 @@ class Config:
         rnn.require_layers(self)
         fits = not self.tied or self.features == self.units[-1]
         require(fits, self, "tied", f"False unless features, {self.features}, is units[-1], {self.units[-1]}")
+
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """What inputs must lie in: the tokens."""
+        return 0, self.vocabulary - 1
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return Targets(self.vocabulary)
 
     @property
     def layers(self) -> rnn.Config:

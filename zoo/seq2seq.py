@@ -23,6 +23,7 @@ from zoo.base import (
     Aux,
     Batch,
     Params,
+    Targets,
     require,
     require_choice,
     require_count,
@@ -90,6 +91,16 @@ class Config:
             f"another than 'dot' unless an annotation, {self.annotation_size} numbers, has as many as a query, {self.query_size}"
         )
         require(fits, self, "attention", why)
+
+    @property
+    def input_range(self) -> dict[str, tuple[float, float]]:
+        """What inputs must lie in: the tokens."""
+        return {"source": (0, self.source_vocabulary - 1), "target": (0, self.vocabulary - 1)}
+
+    @property
+    def targets(self) -> Targets:
+        """What targets may be."""
+        return Targets(self.vocabulary)
 
     @property
     def kind(self) -> recurrence.Cell:

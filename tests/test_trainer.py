@@ -220,7 +220,7 @@ def test_divergence_is_an_error_that_keeps_the_last_good_checkpoint(tmp_path):
         ({"batch_size": 0}, "batch_size=0, allowed: a positive number"),
         ({"epochs": float("inf"), "steps": None}, "epochs=inf"),
         ({"select_by": "bleu"}, "select_by='bleu', allowed: accuracy, loss"),
-        ({"train_on": "train+validation+test"}, "it has only train, validation"),
+        ({"train_on": "train+validation+test"}, "train_on='train+validation+test', allowed: train, train+validation"),
     ],
 )
 def test_bad_settings_are_refused_before_a_folder_is_made(tmp_path, settings, message):

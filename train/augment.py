@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from train.settings import settle
 from zoo.base import Batch
 
 AUGMENT_STREAM = 2**31 - 1
@@ -48,6 +49,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
+        settle(self, "augment: ")
         most = {"rotate": 180.0, "scale": 2.0, "shear": 80.0, "shift": 1e4, "crop": 10_000, "elastic": 1e4}
         for field, bound in most.items():
             if not 0 <= getattr(self, field) <= bound:
@@ -89,6 +91,8 @@ def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
     if not augment.active:
         return batch
     inputs, targets = batch["inputs"], batch.get("targets")
+    if isinstance(inputs, dict):
+        raise ValueError(f"augment: inputs are {', '.join(sorted(inputs))}, allowed: one array of images or signals")
     deformed = {**batch, "inputs": deform(augment, inputs, keys)}
     if targets is None or targets.ndim != 3 or targets.shape != inputs.shape[:-1]:
         return deformed

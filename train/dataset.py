@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from train.tokens import Tokenizer
 
 Table = dict[str, Any]
 SPLITS = ("train", "validation", "test")
+ALL_SPLITS = (*SPLITS, "one-shot")
 SPLIT_SEED = 2015
 
 
@@ -32,6 +33,9 @@ class Dataset:
     references: {split: all that people said of each row, of which its target is one}, where they said several things.
     kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
     notes: what a person should know of how it was read.
+
+    Lists become arrays, and masks of 0 and 1 booleans.  Raises ValueError for splits that are not known or have no inputs, lists
+    that are no array, masks of other values, and masks that hide everything.
     """
 
     name: str
@@ -46,6 +50,21 @@ class Dataset:
     references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: see the class."""
+        for split in self.splits:
+            if split not in ALL_SPLITS:
+                raise ValueError(f"data {self.name}: split {split!r}, allowed: {', '.join(ALL_SPLITS)}")
+        splits = {split: _table(f"data {self.name}: {split}", table) for split, table in self.splits.items()}
+        object.__setattr__(self, "splits", splits)
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Those that batches or evaluation read, whatever the model."""
+        return tuple(
+            name for name, there in (("bucket", self.widths), ("speakers", self.speakers), ("pixels", self.kinds)) if there
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -65,7 +84,67 @@ class Dataset:
         """Several splits as one table."""
         if len(names) == 1:
             return dict(self.splits[names[0]])
+        for name in names[1:]:
+            if different := self.splits[names[0]].keys() ^ self.splits[name].keys():
+                raise ValueError(
+                    f"data {self.name}: {', '.join(sorted(different))} in one of {', '.join(names)}, expected in all"
+                )
         return jax.tree.map(_joined, *(dict(self.splits[name]) for name in names))
+
+
+def map_targets(dataset: Dataset, change: Callable[[str, Table], np.ndarray]) -> Dataset:
+    """The data with other targets: change(split, table) -> targets."""
+    changed = {split: change(split, table) for split, table in dataset.splits.items() if "targets" in table}
+    if all(targets is dataset.splits[split]["targets"] for split, targets in changed.items()):
+        return dataset
+    splits = {split: table | ({"targets": changed[split]} if split in changed else {}) for split, table in dataset.splits.items()}
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _table(where: str, table: Any) -> Table:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where}: {type(table).__name__}, allowed: arrays by name, such as inputs and targets")
+    if "inputs" not in table:
+        raise ValueError(f"{where} has no inputs; it has {', '.join(map(str, table)) or 'nothing'}")
+    arrays = {name: _arrays(f"{where} {name}", column) for name, column in _named(where, table).items()}
+    for name in ("mask", "reset"):
+        if name in arrays:
+            arrays[name] = _booleans(f"{where} {name}", arrays[name])
+    if "mask" in arrays and arrays["mask"].size and not arrays["mask"].any():
+        raise ValueError(f"{where} mask: False everywhere, allowed: True somewhere")
+    return arrays
+
+
+def _named(where: str, table: Mapping[Any, Any]) -> Mapping[str, Any]:
+    for name in table:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: an array by the name {name!r}, allowed: texts, such as 'inputs'")
+    return table
+
+
+def _arrays(where: str, column: Any) -> Any:
+    if isinstance(column, Images | np.ndarray):
+        return column
+    if isinstance(column, Mapping):
+        return {name: _arrays(f"{where}.{name}", each) for name, each in _named(where, column).items()}
+    try:
+        array = np.asarray(column)
+    except ValueError:  # numpy's names what it has seen, in many words
+        raise ValueError(f"{where}: lists of different lengths, allowed: an array of numbers") from None
+    if array.dtype == object:
+        raise ValueError(f"{where}: {type(column).__name__}, allowed: an array of numbers")
+    return array
+
+
+def _booleans(where: str, column: Any) -> np.ndarray:
+    if not isinstance(column, np.ndarray) or column.dtype.kind not in "buif":
+        raise ValueError(f"{where}: {getattr(column, 'dtype', type(column).__name__)}, allowed: True and False")
+    if column.dtype == bool:
+        return column
+    wrong = column[(column != 0) & (column != 1)]
+    if wrong.size:
+        raise ValueError(f"{where}={wrong[0]}, allowed: True and False, or 1 and 0")
+    return column.astype(bool)
 
 
 def stratified_split(targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED) -> list[np.ndarray]:

@@ -61,12 +61,14 @@ class Member:
         if self.stopped():
             return
         assert self.control is not None
-        optimizer = self.recipe.optimizer
+        optimizer, select_by, mode = self.recipe.optimizer, self.recipe.select_by, self.recipe.select_mode
+        assert select_by is not None
+        assert mode is not None
         control = decide(
             self.control,
-            values[self.recipe.select_by],
+            values[select_by],
             step,
-            self.recipe.select_mode,
+            mode,
             plateau_factor=optimizer.plateau_factor,
             plateau_patience=optimizer.plateau_patience,
         )

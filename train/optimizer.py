@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train.settings import settle
 from zoo.base import leaves_by_path
 
 Schedule = Literal["constant", "step", "exponential", "linear", "cosine"]
@@ -55,6 +56,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
+        settle(self, "optimizer: ")
         for field in ("learning_rate", "decay_every", "clip_norm", "max_norm", "plateau_patience"):
             self._require(field, lambda value: value > 0, "a positive number")
         for field in ("momentum", "momentum_start"):

@@ -23,7 +23,8 @@ import numpy as np
 
 from train import tokens as tokenizers
 from train.formats import DataError, read_byte_lines
-from train.tokens import KINDS, UNKNOWN, Kind, Tokenizer, packed, taught
+from train.settings import settle
+from train.tokens import UNKNOWN, Kind, Tokenizer, packed, taught
 
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "test_2016_flickr")}
 NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
@@ -51,13 +52,10 @@ class Pairs:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        for field, allowed in (("tokens", KINDS), ("on_bad", ("error", "skip"))):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"pairs: {field}={getattr(self, field)!r}, allowed: {', '.join(allowed)}")
+        settle(self, "pairs: ")
         for field in ("subwords", "min_count", "max_length", "buckets"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"pairs: {field}={value!r}, allowed: a positive integer")
+            if getattr(self, field) < 1:
+                raise ValueError(f"pairs: {field}={getattr(self, field)!r}, allowed: a positive integer")
 
 
 class Line(NamedTuple):

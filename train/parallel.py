@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from train.settings import settle
 from train.step import Metrics, TrainState, make_steps
 
 AXIS = "data"
@@ -47,9 +48,10 @@ class Parallel:
         """Raises ValueError naming the field, its value and what is allowed."""
         if self.strategy not in ("auto", "jit", "shard_map", "pmap"):
             raise ValueError(f"parallel={self.strategy!r}, allowed: auto, jit, shard_map, pmap")
+        settle(self, "")
         for field in ("devices", "accumulate"):
             value = getattr(self, field)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and value < 1:
                 raise ValueError(f"{field}={value!r}, allowed: a positive integer")
         if self.strategy == "pmap" and self.accumulate > 1:
             raise ValueError(f"accumulate={self.accumulate}, allowed with parallel='pmap': 1; the other strategies accumulate")

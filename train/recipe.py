@@ -1,6 +1,7 @@
 """A recipe is a value: everything that decides a result, and the result it is known to reach."""
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -11,11 +12,15 @@ from tyro.conf import Suppress
 from train.augment import Augment
 from train.optimizer import Optimizer, numeric_fields
 from train.pairs import Pairs
+from train.settings import settle
 from train.text import Text
-from zoo.base import Model
+from zoo.base import Model, plain
 
 Preprocess = Literal["none", "unit", "standardize", "zscore", "imagenet"]
 C = TypeVar("C")
+Mode = Literal["max", "min"]
+BETTER: dict[str, Mode] = {"accuracy": "max", "loss": "min", "reconstruction_error": "min", "squared_error": "min"}
+"""Which values of the models' metrics are better.  Others have no direction of their own, such as a free energy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        if self.published_kind not in ("result", "bound"):
-            raise ValueError(f"target {self.metric}: published_kind={self.published_kind!r}, allowed: result, bound")
+        settle(self, "target: ")
         if self.published_kind == "bound" and (self.published is None or self.less_is_better is not True):
             raise ValueError(f"target {self.metric}: published_kind='bound', allowed only with published and at_most")
 
@@ -108,9 +112,10 @@ class Recipe(Generic[C]):
     """Epochs between evaluations on the validation split, each followed by a checkpoint."""
     keep_every: float | None = None
     """Epochs, or so, between checkpoints that are kept to the end, for a look at how learning went: some of eval_every's."""
-    select_by: str = "accuracy"
-    """Validation metric that the best checkpoint is selected by."""
-    select_mode: Literal["max", "min"] = "max"
+    select_by: str | None = None
+    """Validation metric that the best checkpoint is selected by; unless given, accuracy where the model has it, else loss."""
+    select_mode: Mode | None = None
+    """Whether its greatest or least value is best; unless given, max for accuracy, and min for losses and errors."""
     patience: int | None = None
     """Stop after this many evaluations without a better value."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -129,6 +134,11 @@ class Recipe(Generic[C]):
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
+        if isinstance(self.init_from, os.PathLike):
+            object.__setattr__(self, "init_from", os.fspath(self.init_from))
+        if isinstance(self.sweep, list | tuple):
+            object.__setattr__(self, "sweep", tuple(str(plain(value)) for value in self.sweep))
+        settle(self, f"recipe {self.name}: ")
         positive = (
             "batch_size",
             "epochs",
@@ -146,8 +156,6 @@ class Recipe(Generic[C]):
                 raise ValueError(f"recipe {self.name}: {field}={value!r}, allowed: a positive number")
         if not 0 <= self.seed < 2**31 - self.replicas + 1:
             raise ValueError(f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31, also of replicas")
-        if self.on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f"recipe {self.name}: on_nonfinite={self.on_nonfinite!r}, allowed: stop, skip")
         if self.after and (self.replicas > 1 or self.sweep):
             raise ValueError(
                 f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, allowed after another stage: 1, ()"
@@ -243,10 +251,11 @@ def from_dict(fields: dict[str, Any]) -> Recipe[Any]:
     config = importlib.import_module(model.pop("module")).Config
     after = from_dict(fields["after"]) if fields["after"] else None
     rest = {name: value for name, value in fields.items() if name not in ("model", "after")}
-    blank = dataclasses.replace(_BLANK, **{"model": _converter.structure(model, config), "after": after})
+    blank = dataclasses.replace(BLANK, **{"model": _converter.structure(model, config), "after": after})
     types = {field.name: field.type for field in dataclasses.fields(Recipe)}
     values = {name: _converter.structure(value, types[name]) for name, value in rest.items()}  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(blank, **values)
 
 
-_BLANK: Recipe[Any] = Recipe(name="", model=None)
+BLANK: Recipe[Any] = Recipe(name="", model=None)
+"""Every setting at its default."""

@@ -94,9 +94,11 @@ class RunFolder:
         folder = cls.check(path, recipe, fingerprint)
         file = folder.path / "config.json"
         if cluster.first() and not file.exists():
-            folder.path.mkdir(parents=True, exist_ok=True)
             config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint}
-            write_json(file, {**config, "jax": settings(), "versions": versions()})
+            config |= {"jax": settings(), "versions": versions()}
+            json.dumps(config)  # raises here, before there is a folder, where a user's own Config cannot be written
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_json(file, config)
         return folder
 
     def check_settings(self, *names: str) -> None:

@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from train.batches import MEASURED, Batches, Scaling, fit_scaling, not_streamed
 from train.checkpoint import describe
+from train.checks import check_columns, check_inputs, check_read, with_targets
 from train.dataset import Dataset
 from train.optimizer import build_one_of
 from train.parallel import Layout, Parallel
-from train.recipe import Recipe, module_of
-from train.step import TrainState, init_state, make_step, root_key
+from train.recipe import BETTER, Recipe, module_of
+from train.settings import shown
+from train.step import TrainState, init_state, make_evaluate, make_step, root_key
 from train.stream import make_batches
-from zoo.base import Model, Params, replace, require_range
+from zoo.base import Model, Params, replace
 
 EVAL_BATCH, SMALL = 250, 2**14
 """Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
@@ -58,43 +58,47 @@ class Stage:
         return self.init(index).params
 
 
-def prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel) -> Stage:
-    """Wrong shapes, classes and metrics are found here, before a folder is made or a step is run."""
+def prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Parallel, *, kept: bool = True) -> Stage:
+    """Wrong data, shapes, metrics and settings are found here, before a folder is made or a step is run.
+
+    kept: whether the run has a folder.
+    """
+    if not isinstance(parallel, Parallel):
+        raise ValueError(f"parallel={shown(parallel)}, allowed: {Parallel.__module__}.Parallel")
+    splits = recipe.train_on.split("+")
+    missing = [split for split in splits if split not in dataset.splits]
+    if missing:
+        raise ValueError(f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}")
+    check_read(recipe, validates="validation" in dataset.splits and "validation" not in splits, kept=kept)
     recipe = _with_vocabulary(recipe, dataset)
-    cfg, members, only = recipe.model, recipe.members, recipe.optimizer.only
-    layout = Layout(parallel, len(members))
+    cfg, only = recipe.model, recipe.optimizer.only
+    example = jax.eval_shape(lambda: module.example_batch(cfg, root_key(0), 1))
+    check_columns(dataset, example)
+    dataset = with_targets(dataset, cfg, example)
+    layout = Layout(parallel, len(recipe.members))
     batches, validation = _batches(recipe, dataset, layout)
     total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
-    optimizers = tuple(member.optimizer for member in members.values())
+    optimizers = tuple(member.optimizer for member in recipe.members.values())
 
     def optimizer(index: Any) -> optax.GradientTransformationExtraArgs:
         return build_one_of(optimizers, index, total, batches.steps_per_epoch)
 
     def build(index: Any = 0, **how: Any) -> Callable:
-        stops = "freeze" if len(members) > 1 else "note"
+        stops = "freeze" if len(optimizers) > 1 else "note"
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
         return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, load=batches.load, only=only, **how)
 
     key = root_key(recipe.seed)
     abstract = jax.eval_shape(lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size))
-    source = batches.example(recipe.batch_size)
-    batch = jax.eval_shape(batches.load, source)
-    _, metrics = jax.eval_shape(build(), abstract, source, key)
-    outputs = jax.eval_shape(lambda params, inputs: module.apply(cfg, params, inputs), abstract.params, batch["inputs"])
-    if "accuracy" in metrics:  # otherwise the model does not look at the classes that the data may have
-        _check_classes(dataset, outputs)
-    _check_range(recipe, dataset, batches.scaling)
-    if validation is not None:
-        recipe = _with_metric(recipe, [name for name in metrics if name != "nonfinite"])
-        members = recipe.members
-    return Stage(recipe, module, dataset, batches, validation, total, members, optimizer, build, abstract, metrics)
+    _, metrics = jax.eval_shape(build(), abstract, batches.example(recipe.batch_size), key)
+    check_inputs(recipe, dataset, batches.scaling)
+    measured = metrics if validation is None else _evaluated(module, cfg, abstract.params, validation)
+    recipe = _selecting(recipe, sorted(name for name in measured if name != "nonfinite"), validation is not None)
+    return Stage(recipe, module, dataset, batches, validation, total, recipe.members, optimizer, build, abstract, metrics)
 
 
 def _batches(recipe: Recipe[Any], dataset: Dataset, layout: Layout) -> tuple[Batches, Batches | None]:
     splits = recipe.train_on.split("+")
-    missing = [split for split in splits if split not in dataset.splits]
-    if missing:
-        raise ValueError(f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}")
     table = dataset.joined(*splits)
     scaling = None
     if recipe.preprocess != "none":
@@ -159,36 +163,6 @@ def _described(inputs: Any) -> str:
     return ", ".join(sorted(inputs)) if isinstance(inputs, dict) else "an array"
 
 
-def _check_classes(dataset: Dataset, outputs: Any) -> None:
-    """Raises ValueError when the targets name a class that the model has no output for: on a device that would go unnoticed."""
-    for split, table in dataset.splits.items():
-        targets = table.get("targets")
-        if not isinstance(outputs, jax.ShapeDtypeStruct) or getattr(targets, "dtype", np.dtype(float)).kind not in "ui":
-            continue
-        assert targets is not None
-        if outputs.ndim == targets.ndim + 1 and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
-            bad = targets.min() if targets.min() < 0 else targets.max()
-            raise ValueError(f"data {dataset.name}: {split} targets hold class {bad}, the model has {outputs.shape[-1]} outputs")
-
-
-def _check_range(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None) -> None:
-    """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
-    allowed = getattr(recipe.model, "input_range", None)
-    if allowed is None:
-        return
-    for split, table in dataset.splits.items():
-        inputs = table["inputs"]
-        if isinstance(inputs, dict):
-            continue
-        if isinstance(inputs, np.ndarray):
-            extremes = np.stack([inputs.min(axis=0), inputs.max(axis=0)])
-        else:
-            low_and_high = np.reshape(dataset.input_range, (2, *[1] * (inputs.ndim - 1)))
-            extremes = np.broadcast_to(low_and_high, (2, *inputs.shape[1:]))
-        scaled = extremes if scaling is None else np.asarray(scaling(jnp.asarray(extremes)))
-        require_range(f"data {dataset.name}: {split} inputs, preprocess={recipe.preprocess!r}", scaled, allowed)
-
-
 def check_params(params: Params, expected: Params) -> None:
     """Raises ValueError naming the first leaf that the model does not have, or has in another shape."""
     have, want = describe(params), describe(expected)
@@ -197,9 +171,28 @@ def check_params(params: Params, expected: Params) -> None:
             raise ValueError(f"params: {path} is {have.get(path, 'missing')}, the model has {want.get(path, 'none')}")
 
 
-def _with_metric(recipe: Recipe[Any], metrics: list[str]) -> Recipe[Any]:
-    if recipe.select_by in metrics:
-        return recipe
-    if recipe.name == "fit" and recipe.select_by == "accuracy":  # nobody asked for it, and this model has none
-        return dataclasses.replace(recipe, select_by="loss", select_mode="min")
-    raise ValueError(f"recipe {recipe.name}: select_by={recipe.select_by!r}, allowed: {', '.join(sorted(metrics))}")
+def _evaluated(module: Model, cfg: Any, params: Params, validation: Batches) -> dict[str, Any]:
+    """The metrics of an evaluation, as shapes.  Raises ValueError where the split has others than the model takes."""
+
+    def evaluate(params: Params, source: Any) -> Any:
+        carry = module.init_carry(cfg, params, validation.padded, key=root_key(0))
+        return make_evaluate(module, cfg)(params, carry, validation.load(source))[1]
+
+    try:
+        return jax.eval_shape(evaluate, params, validation.example(validation.padded))
+    except ValueError as error:
+        raise ValueError(f"validation split: {error}") from error
+
+
+def _selecting(recipe: Recipe[Any], metrics: list[str], validates: bool) -> Recipe[Any]:
+    """The recipe that says by which metric the best checkpoint is selected, and in which direction.
+
+    Where nothing selects, it says what it always has: runs of earlier versions resume.
+    """
+    select_by = recipe.select_by or ("accuracy" if "accuracy" in metrics or not validates else "loss")
+    if select_by not in metrics and (validates or recipe.select_by):
+        raise ValueError(f"recipe {recipe.name}: select_by={select_by!r}, allowed: {', '.join(metrics)}")
+    mode = recipe.select_mode or BETTER.get(select_by)
+    if mode is None:
+        raise ValueError(f"recipe {recipe.name}: select_by={select_by!r} without select_mode, allowed with it: max, min")
+    return dataclasses.replace(recipe, select_by=select_by, select_mode=mode)

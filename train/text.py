@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from train.formats import DataError, read_text, reading
+from train.settings import settle
 
 BEGIN, UNKNOWN = 0, 1
 """Tokens of every vocabulary: the end of a line, and what is not in it."""
@@ -45,12 +46,10 @@ class Text:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        if self.tokens not in ("characters", "words"):
-            raise ValueError(f"text: tokens={self.tokens!r}, allowed: characters, words")
+        settle(self, "text: ")
         for field in ("window", "min_count"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"text: {field}={value!r}, allowed: a positive integer")
+            if getattr(self, field) < 1:
+                raise ValueError(f"text: {field}={getattr(self, field)!r}, allowed: a positive integer")
 
 
 def tables(source: str, documents: Documents, how: Text) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from train import cluster
 from train.checkpoint import Checkpoints
@@ -70,7 +69,8 @@ def fit(
 
         result = train.fit(zoo.mlp, cfg, {"inputs": x, "targets": y}, epochs=20, optimizer=train.Optimizer(learning_rate=0.05))
 
-    data: the name of a data set, a Dataset, or arrays {"inputs": [n, ...], "targets": [n]}; ``validation``: arrays alike.
+    data: the name of a data set, a Dataset, or arrays {"inputs": [n, ...], "targets": [n]}, and a "mask" or "reset" (see
+    ``zoo.base``); ``validation``: arrays alike.
     params: start from these.  out: a run folder for checkpoints (starting again there resumes).
     parallel: how to use the devices; all of them unless given.
     settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience,
@@ -83,21 +83,23 @@ def fit(
     for setting in settings:
         if setting not in names:
             raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
+    if not isinstance(data, str | Dataset):
+        settings.setdefault("preprocess", "none")
+    elif validation is not None:
+        raise ValueError("validation: arrays, allowed with a data set, which has its own splits: None")
+    recipe = Recipe(name="fit", model=cfg, **settings)
+    if recipe.init_from is not None and params is not None:
+        raise ValueError(f"init_from={recipe.init_from!r}, allowed with params: None")
     if isinstance(data, str):
-        how = {name: settings[name] for name in ("image_shape", "text", "pairs") if name in settings}
-        check_images(cfg, data, settings.get("image_shape", Recipe.image_shape), settings.get("preprocess", Recipe.preprocess))
-        dataset = load_data(data, data_dir, **how)
+        check_images(cfg, data, recipe.image_shape, recipe.preprocess)
+        dataset = load_data(data, data_dir, image_shape=recipe.image_shape, text=recipe.text, pairs=recipe.pairs)
     elif isinstance(data, Dataset):
         dataset = data
     else:
-        tables = {"train": data} | ({} if validation is None else {"validation": validation})
-        dataset = Dataset("arrays", {split: jax.tree.map(np.asarray, dict(table)) for split, table in tables.items()})
-        settings.setdefault("preprocess", "none")
-    if settings.get("init_from") is not None:
-        settings["init_from"] = os.fspath(settings["init_from"])
-        if params is not None:
-            raise ValueError(f"init_from={settings['init_from']!r}, allowed with params: None")
-    stage = prepare(Recipe(name="fit", model=cfg, data=dataset.name, **settings), dataset, module, parallel or Parallel())
+        tables: dict[str, Any] = {"train": data} | ({} if validation is None else {"validation": validation})
+        dataset = Dataset("arrays", tables)
+    recipe = dataclasses.replace(recipe, data=dataset.name)
+    stage = prepare(recipe, dataset, module, parallel or Parallel(), kept=out is not None)
     start = _load_start(stage, out) if params is None else _Start(lambda _: params)
     return _run_stage(stage, out, start, _Manner(quiet))
 
@@ -146,7 +148,10 @@ def _run(
             check_images(each.model, each.data, each.image_shape, each.preprocess)
             datasets[way] = datasets.get(way) or load_data(each.data, data_dir, **how)
         ways = [(each.data, each.image_shape, each.text, each.pairs) for each in recipes]
-        found = [prepare(each, datasets[way], module_of(each.model), parallel) for each, way in zip(recipes, ways, strict=True)]
+        found = [
+            prepare(each, datasets[way], module_of(each.model), parallel, kept=out is not None)
+            for each, way in zip(recipes, ways, strict=True)
+        ]
         for earlier, stage in itertools.pairwise(found):
             initial = jax.eval_shape(functools.partial(_transfer, earlier, stage), earlier.abstract.params, stage.abstract.params)
             check_params(initial, stage.abstract.params)
@@ -353,7 +358,7 @@ def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None
         rows = {member.label: {"diverged": member.diverged, **_last_values(loop, member)} for member in loop.members}
         if folder and not folder.summary.exists():
             write_json(folder.summary, {**loop.summary(loop.members[0]), "best_step": None, "best": None, "members": rows})
-        for line in compare_members(rows, loop.recipe.select_by, loop.recipe.select_mode):
+        for line in compare_members(rows, loop.recipe.select_by or "", loop.recipe.select_mode or "max"):
             progress.say(line)
 
 

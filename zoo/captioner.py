@@ -79,7 +79,7 @@ class Config:
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
         """What inputs must lie in: the tokens."""
-        return {"target": (0, self.vocabulary - 1)}
+        return {"target": (0.0, self.vocabulary - 1.0)}
 
     @property
     def targets(self) -> Targets:

@@ -73,7 +73,7 @@ class Config:
     @property
     def input_range(self) -> tuple[float, float]:
         """What inputs must lie in: the tokens."""
-        return 0, self.vocabulary - 1
+        return 0.0, self.vocabulary - 1.0
 
     @property
     def targets(self) -> Targets:

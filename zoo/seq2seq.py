@@ -95,7 +95,7 @@ class Config:
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
         """What inputs must lie in: the tokens."""
-        return {"source": (0, self.source_vocabulary - 1), "target": (0, self.vocabulary - 1)}
+        return {"source": (0.0, self.source_vocabulary - 1.0), "target": (0.0, self.vocabulary - 1.0)}
 
     @property
     def targets(self) -> Targets:

@@ -31,7 +31,6 @@ _digits = Recipe(
     eval_every=5,
     keep_every=30,
     select_by="reconstruction_error",
-    select_mode="min",
     steps_per_dispatch=44,
     targets=(Target(metric="test reconstruction_error", at_most=0.75),),
 )
@@ -47,7 +46,6 @@ _machines = greedy(
         epochs=10,
         eval_every=5,
         select_by="reconstruction_error",
-        select_mode="min",
         steps_per_dispatch=100,
     ),
     (RISING, RISING, RISING, _top),
@@ -100,7 +98,6 @@ _stack = stacked(
         epochs=15,
         eval_every=5,
         select_by="reconstruction_error",
-        select_mode="min",
         steps_per_dispatch=100,
     ),
     [autoencoder.PRESETS[f"stacked1000_{number}"] for number in (1, 2, 3)],
@@ -115,7 +112,6 @@ _toolbox = Recipe(
     batch_size=100,
     epochs=1,
     select_by="reconstruction_error",
-    select_mode="min",
     steps_per_dispatch=100,
 )
 

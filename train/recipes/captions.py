@@ -29,7 +29,6 @@ _digits = Recipe(
     epochs=4,
     eval_every=0.5,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test exact %", at_least=93.0), Target(metric="test pointing %", at_least=80.0)),
 )
 
@@ -43,7 +42,6 @@ _stamps = Recipe(
     epochs=5,
     eval_every=0.5,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test BLEU-4"), Target(metric="test objects %"), Target(metric="test pointing %")),
 )
 
@@ -59,7 +57,6 @@ _flickr = Recipe(
     batch_size=64,
     epochs=30,
     select_by="loss",
-    select_mode="min",
     patience=5,
     targets=(Target(metric="test BLEU-4", published=19.5, source="Xu et al. 2015, soft"),),
 )

@@ -59,7 +59,6 @@ _digits = Recipe(
     eval_every=4,
     # Of 100 examples, accuracy says little and is soon at its best by chance.
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test error %", at_most=2.0),),
 )
 
@@ -78,7 +77,6 @@ _tdnn = Recipe(
     epochs=40,
     eval_every=4,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test accuracy %", at_least=97.0),),
 )
 
@@ -142,7 +140,6 @@ RECIPES = (
         epochs=20,
         eval_every=2,
         select_by="loss",
-        select_mode="min",
         targets=(Target(metric="test accuracy %", at_least=97.0),),
     ),
     _sized("alexnet", 32),

@@ -61,7 +61,6 @@ _unsupervised = Recipe(
     eval_every=5,
     keep_every=5,
     select_by="reconstruction_error",
-    select_mode="min",
     steps_per_dispatch=100,
 )
 _toolbox = replace(

@@ -31,7 +31,6 @@ _characters = Recipe(
     batch_size=32,
     epochs=10,
     select_by="loss",
-    select_mode="min",
     targets=(
         Target(metric="validation loss nats", published=1.4, source="char-rnn, about", at_most=1.45),
         Target(metric="test loss nats", at_most=1.6),
@@ -49,7 +48,6 @@ _brown = Recipe(
     batch_size=20,
     epochs=4,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test perplexity", at_most=135.0),),
 )
 
@@ -89,7 +87,6 @@ RECIPES = (
         batch_size=20,
         epochs=13,
         select_by="loss",
-        select_mode="min",
         targets=(Target(metric="test perplexity", published=114.5, source="Zaremba et al. 2014"),),
     ),
 )

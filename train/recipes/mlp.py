@@ -50,7 +50,6 @@ RECIPES = (
         eval_every=3,
         # Of 100 examples, accuracy says little and is soon at its best by chance.
         select_by="loss",
-        select_mode="min",
         steps_per_dispatch=21,
         targets=(Target(metric="test error %", at_most=2.0),),
     ),

@@ -24,7 +24,6 @@ _digits = Recipe(
     batch_size=32,
     epochs=6,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test mean IoU %", at_least=85), Target(metric="test boundary accuracy %")),
 )
 _stamps = replace(

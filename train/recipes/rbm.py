@@ -36,7 +36,6 @@ _mnist = Recipe(
     eval_every=2,
     keep_every=2,
     select_by="reconstruction_error",
-    select_mode="min",
     steps_per_dispatch=100,
     targets=_nats(None, -175, "", exact=True),
 )
@@ -85,7 +84,6 @@ RECIPES = (
         eval_every=5,
         keep_every=20,
         select_by="reconstruction_error",
-        select_mode="min",
         steps_per_dispatch=70,
         targets=_nats(None, -23.5, ""),
     ),

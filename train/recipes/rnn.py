@@ -27,7 +27,6 @@ _adding = Recipe(
     steps=4000,
     eval_every=0.25,
     select_by="squared_error",
-    select_mode="min",
     # Whoever says 1 always is wrong by 1/6.
     targets=(Target(metric="test squared_error", at_most=0.002),),
 )
@@ -44,7 +43,6 @@ _copy = Recipe(
     steps=6000,
     eval_every=0.5,
     select_by="loss",
-    select_mode="min",
     # Whoever has forgotten the symbols loses 10 log 8 / 120 = 0.173.
     targets=(Target(metric="test loss nats"),),
 )
@@ -60,7 +58,6 @@ RECIPES = (
         epochs=40,
         eval_every=4,
         select_by="loss",
-        select_mode="min",
         targets=(Target(metric="test error %", at_most=5.0),),
     ),
     _adding,

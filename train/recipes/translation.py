@@ -28,7 +28,6 @@ _multi30k = Recipe(
     batch_size=64,
     epochs=12,
     select_by="loss",
-    select_mode="min",
     targets=(Target(metric="test BLEU", at_least=57.0),),
 )
 _vector = replace(_multi30k.model, encoder="forward", attention="none")

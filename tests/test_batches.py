@@ -9,6 +9,7 @@ import pytest
 
 import train
 from train.batches import Batches, Scaling, fit_scaling
+from train.dataset import as_many_of_each, stratified_split
 from zoo import mlp
 
 
@@ -106,6 +107,7 @@ def test_fetch_is_traceable_and_equals_the_batch():
         ({"inputs": np.zeros((3, 2)), "targets": np.zeros(2)}, "'targets': \\(2,\\)"),
         ({"inputs": {"a": np.zeros(3), "b": np.zeros(2)}}, "'inputs.b': \\(2,\\)"),
         ({"inputs": np.float32(1)}, "same, positive number"),
+        ({"inputs": [[0.0, 1.0]] * 1000}, r"same, positive number.{,400} of 2000 arrays$"),
         ({"inputs": np.zeros((3, 2)), "targets": np.array(["a", "b", "c"])}, "allowed: numbers"),
         ({"inputs": np.zeros((3, 2)), "targets": np.array([None] * 3)}, "allowed: numbers"),
         ({"inputs": np.zeros((3, 2), [("a", "f4")])}, "allowed: numbers"),
@@ -157,19 +159,36 @@ def rows_with_labels(batches: Batches, epoch: int = 0) -> list[int]:
     return sorted(rows[rows >= 0].tolist())
 
 
-@pytest.mark.parametrize("labels", [4, 20, 41, 200])
-def test_labels_are_of_every_class_as_often_as_the_data(labels):
+@pytest.mark.parametrize("labels", [1, 4, 20, 41, 120])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_labels_are_as_many_of_each_class_however_rare_it_is(labels, seed):
     data = labelled()
-    batches = Batches(data, 8, seed=3, labels=labels)
+    batches = Batches(data, 8, seed=seed, labels=labels)
     assert batches.steps_per_epoch == -(-labels // 8)
     rows = rows_with_labels(batches)
     assert len(set(rows)) == labels
-    found, share = np.bincount(data["targets"][rows], minlength=4), np.bincount(data["targets"], minlength=4) / 200
-    assert np.abs(found - labels * share).max() <= 1, "each class to within one of its share"
-    even = np.repeat(np.arange(4), 50)
-    same = Batches({**data, "targets": even}, 8, seed=3, labels=labels)
-    counts = np.bincount(even[rows_with_labels(same)], minlength=4)
-    assert counts.max() - counts.min() <= 1
+    found = np.bincount(data["targets"][rows], minlength=4)
+    assert found.max() - found.min() <= 1
+
+
+def test_the_seed_decides_which_classes_have_one_more():
+    data = labelled()
+    more = {int(data["targets"][rows_with_labels(Batches(data, 8, seed=seed, labels=1))[0]]) for seed in range(40)}
+    assert more == {0, 1, 2, 3}
+
+
+def test_a_class_of_too_few_examples_is_named():
+    few = "class 3 has 30 of the 200 examples, and there are 4 classes"
+    for labels in (0, -1, 121):
+        with pytest.raises(ValueError, match=f"labels={labels}, allowed: 1 to 120, as {few}"):
+            Batches(labelled(), 8, labels=labels)
+
+
+def test_of_classes_of_one_size_the_draw_is_that_of_a_stratified_split():
+    targets = np.tile(np.arange(4), 50)
+    for labels in (6, 41, 200):
+        drawn = stratified_split(targets, (labels, 200 - labels), 7)[0]
+        np.testing.assert_array_equal(as_many_of_each(targets, labels, 7), drawn)
 
 
 def test_every_epoch_has_the_same_labels_in_another_order():
@@ -219,17 +238,15 @@ def test_replicas_learn_from_labels_of_their_own(monkeypatch):
 
 
 def test_all_labels_are_all_data():
-    batches = Batches(labelled(), 8, seed=3, labels=200)
+    data = {**labelled(), "targets": np.repeat(np.arange(4), 50)}
+    batches = Batches(data, 8, seed=3, labels=200)
     assert rows_with_labels(batches) == list(range(200))
-    assert batches.steps_per_epoch == Batches(labelled(), 8, seed=3).steps_per_epoch
+    assert batches.steps_per_epoch == Batches(data, 8, seed=3).steps_per_epoch
 
 
 @pytest.mark.parametrize(
     ("change", "labels", "fault"),
     [
-        ({}, 0, "labels=0, allowed: 1 to 200, the number of training examples"),
-        ({}, -1, "labels=-1, allowed: 1 to 200"),
-        ({}, 201, "labels=201, allowed: 1 to 200"),
         ({"targets": np.zeros(200, np.float32)}, 4, "labels=4, allowed for data whose targets are no classes: None"),
         ({"targets": np.zeros((200, 2), np.int32)}, 4, "labels=4, allowed for data whose targets are no classes: None"),
         ({"targets": {"a": np.zeros(200, np.int32)}}, 4, "labels=4, allowed for data whose targets are no classes: None"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from train.dataset import stratified_split
+from train.dataset import as_many_of_each
 from train.formats import Images
 from train.parallel import Layout, Parallel
 from zoo.base import Batch
@@ -118,7 +118,7 @@ class Order:
             self.pool = np.arange(size, dtype=np.int32)
         else:
             classes, count = labels
-            self.pool = stratified_split(classes, (count, size - count), seed or 0)[0].astype(np.int32)
+            self.pool = as_many_of_each(classes, count, seed or 0).astype(np.int32)
         if buckets is None:
             self.in_bucket = {0: self.pool}
         else:
@@ -165,6 +165,8 @@ class Order:
         return self._epoch[1]
 
 
+MOST_SHOWN = 300
+"""Characters of a message that list shapes."""
 PLANNED = 64
 """Steps whose rows are sent to the device at once."""
 
@@ -204,7 +206,7 @@ class Batches:
                   for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))}  # fmt: skip
         sizes = {shape[:1] for shape in shapes.values()}
         if len(sizes) != 1 or not any(*sizes):
-            raise ValueError(f"data: every array needs the same, positive number of examples; shapes are {shapes}")
+            raise ValueError(f"data: every array needs the same, positive number of examples; shapes are {_short(shapes)}")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}, allowed: at least 1")
         self.size = next(iter(shapes.values()))[0]
@@ -212,7 +214,7 @@ class Batches:
         self.padded = self.layout.rows(batch_size)
         table = dict(table)
         buckets, self.widths = table.pop("bucket", None), widths or {}
-        chosen = _labels(table, self.size, labels)
+        chosen = _labels(table, labels)
         self.order = Order(self.size, batch_size, self.padded, seed, chosen, "reset" in table, buckets)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.table, self.scaling = jax.tree.map(_portable, dict(table)), scaling
@@ -298,14 +300,18 @@ class Batches:
         return finish(batch, rows >= 0, scaling)
 
 
-def _labels(table: Mapping[str, Any], size: int, labels: int | None) -> tuple[np.ndarray, int] | None:
+def _short(shapes: dict[str, Any]) -> str:
+    """Of lists in the place of arrays there are as many shapes as numbers."""
+    text = str(shapes)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ... of {len(shapes)} arrays"
+
+
+def _labels(table: Mapping[str, Any], labels: int | None) -> tuple[np.ndarray, int] | None:
     if labels is None:
         return None
     classes = table.get("targets")
     if not isinstance(classes, np.ndarray) or classes.ndim != 1 or classes.dtype.kind not in "ui":
         raise ValueError(f"labels={labels}, allowed for data whose targets are no classes: None")
-    if not 0 < labels <= size:
-        raise ValueError(f"labels={labels}, allowed: 1 to {size}, the number of training examples")
     return classes, labels
 
 

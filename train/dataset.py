@@ -149,16 +149,35 @@ def _booleans(where: str, column: Any) -> np.ndarray:
 
 def stratified_split(targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED) -> list[np.ndarray]:
     """Index arrays of the given sizes (they sum to len(targets)), shuffled, each class spread evenly over them."""
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
     # Within its class an example has a rank in (0, 1); in the order of ranks every class is spread evenly.
-    rank = np.empty(len(targets))
-    for label in np.unique(targets):
-        members = shuffled[targets[shuffled] == label]
-        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = shuffled[np.argsort(rank[shuffled], kind="stable")]
+    order = _by_rank(targets, seed, lambda count: (np.arange(count) + 0.5) / count)
     # Ranks run from first to last, so consecutive blocks are stratified; shuffle once more within each.
     again = np.random.default_rng([seed, 1])
     return [again.permutation(block) for block in np.split(order, np.cumsum(sizes)[:-1])]
+
+
+def as_many_of_each(targets: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of ``count`` examples, shuffled: as many of each class, and of some that the seed draws one more.
+
+    Raises ValueError when a class has too few.
+    """
+    labels, sizes = np.unique(targets, return_counts=True)
+    most = len(labels) * int(sizes.min())
+    if not 0 < count <= most:
+        few = f"class {labels[sizes.argmin()]} has {sizes.min()} of the {len(targets)} examples"
+        raise ValueError(f"labels={count}, allowed: 1 to {most}, as {few}, and there are {len(labels)} classes")
+    drawn = _by_rank(targets, seed, np.arange)[:count]
+    return np.random.default_rng([seed, 1]).permutation(drawn)
+
+
+def _by_rank(targets: np.ndarray, seed: int, rank_of: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Indices in the order of the ranks that rank_of(examples of a class) gives them, in an order that the seed draws."""
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    rank = np.empty(len(targets))
+    for label in np.unique(targets):
+        members = shuffled[targets[shuffled] == label]
+        rank[members] = rank_of(len(members))
+    return shuffled[np.argsort(rank[shuffled], kind="stable")]
 
 
 def with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:

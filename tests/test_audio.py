@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import shutil
 import struct
 import wave
 
@@ -125,8 +126,10 @@ def test_recordings_are_centred():
 def test_the_authors_split_goes_by_the_index(tmp_path, place):
     recordings(tmp_path / "spoken" / place, speakers=("bob", "ann", "c_d"))
     (tmp_path / "spoken" / place / "README.md").write_text("not a recording")
+    (tmp_path / "spoken" / place / "Thumbs.db").write_text("nor this, but nobody put it there")
     dataset = load_data("fsdd:spoken", tmp_path)
     assert (dataset.name, dataset.speakers, dataset.classes) == ("fsdd:spoken", ("ann", "bob", "c_d"), tuple("0123456789"))
+    assert dataset.notes == (f"not read: {tmp_path / 'spoken' / place / 'README.md'}",)
     sizes = {"train": 2, "validation": 5, "test": 5}
     for split, table in dataset.splits.items():
         assert (table["inputs"].dtype, table["inputs"].shape) == (np.float32, (6 * sizes[split], FRAMES, BANDS))
@@ -139,6 +142,15 @@ def test_the_authors_split_goes_by_the_index(tmp_path, place):
     here = (dataset.splits["train"]["targets"] == 1) & (dataset.splits["train"]["speakers"] == 2)
     assert any(np.array_equal(each, log_mel(centred(read_wav(file))[None])[0]) for each in inputs[here])
     assert load_data(f"fsdd:{tmp_path}/spoken").fingerprint == dataset.fingerprint
+
+
+def test_endings_of_any_case_are_read(tmp_path):
+    recordings(tmp_path / "lower")
+    shutil.copytree(tmp_path / "lower", tmp_path / "mixed")
+    for number, file in enumerate(sorted((tmp_path / "mixed").iterdir())):
+        file.rename(file.with_suffix((".wav", ".WAV", ".Wav")[number % 3]))
+    assert load_data(f"fsdd:{tmp_path}/mixed").notes == ()
+    assert load_data(f"fsdd:{tmp_path}/mixed").fingerprint == load_data(f"fsdd:{tmp_path}/lower").fingerprint
 
 
 def test_all_recordings_of_a_speaker_held_out_test(tmp_path):

@@ -394,8 +394,8 @@ def test_arrays_without_splits_are_split_80_10_10_by_a_fixed_seed(tmp_path):
     assert dataset.input_range == (dataset.splits["train"]["inputs"].min(), dataset.splits["train"]["inputs"].max())
 
 
-@pytest.mark.parametrize("words", [("x_{}", "y_{}"), ("{}_inputs", "{}_targets")])
-@pytest.mark.parametrize("validation", ["val", "validation"])
+@pytest.mark.parametrize("words", [("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_inputs", "{}_targets")])
+@pytest.mark.parametrize("validation", ["val", "validation", "valid", "dev", "Val"])
 def test_arrays_with_splits_keep_them(tmp_path, words, validation):
     sizes = {"train": 15, validation: 5, "test": 10}
     arrays, start = {}, 0
@@ -430,11 +430,23 @@ def test_real_targets_have_no_classes(tmp_path):
 
 
 NPZ_FAULTS = {
-    "other names": ({"a": X, "b": Y}, "holds a, b; expected inputs and targets"),
+    "other names": ({"a": X, "b": Y}, "holds a, which is not read; expected inputs and targets"),
     "no training split": ({"x_test": X, "y_test": Y}, "holds x_test, y_test; expected"),
     "no targets": ({"inputs": X}, "inputs without targets"),
-    "no test targets": ({"x_train": X, "y_train": Y, "x_test": X}, "x_test without y_test"),
-    "two training splits": ({"x_train": X, "y_train": Y, "train_inputs": X, "train_targets": Y}, "x_train, but there is another"),
+    "no test targets": ({"x_train": X, "y_train": Y, "x_test": X}, "x_test without targets of the test split"),
+    "two training splits": (
+        {"x_train": X, "y_train": Y, "train_inputs": X, "train_targets": Y},
+        "train_inputs and x_train are both inputs of one split, expected one of them",
+    ),
+    "two validation splits": (
+        {"x_train": X, "y_train": Y, "x_val": X, "y_val": Y, "x_dev": X, "y_dev": Y},
+        "x_dev and x_val are both inputs of one split",
+    ),
+    "all and a split": ({"inputs": X, "targets": Y, "x_test": X, "y_test": Y}, "holds inputs, targets, x_test, y_test; expected"),
+    "an unknown split": ({"x_train": X, "y_train": Y, "x_extra": X, "y_extra": Y}, "holds x_extra, which is not read; expected"),
+    "weights": ({"inputs": X, "targets": Y, "sample_weight": Y}, "holds sample_weight, which is not read"),
+    "a mask": ({"inputs": X, "targets": Y, "mask": Y > 0}, "holds mask, which is not read"),
+    "no inputs": ({"x_train": X, "y_train": Y, "y_valid": Y}, "y_valid without inputs of the validation split"),
     "fewer targets": ({"inputs": X, "targets": Y[:-1]}, r"targets has shape \(29,\) for 30 inputs"),
     "float classes": ({"inputs": X, "targets": Y + 1.0}, "expected classes"),
     "not a number": ({"inputs": np.where(X == 3, np.nan, X), "targets": Y}, "inputs holds values that are not finite"),
@@ -548,9 +560,9 @@ def test_a_folder_of_folders_is_split_80_10_10_with_its_labels(tmp_path):
     assert same(load_data(name, image_shape=(4, 5, 1)), dataset)
 
 
-@pytest.mark.parametrize("validation", ["val", "validation"])
+@pytest.mark.parametrize("validation", ["val", "validation", "valid", "dev", "VAL"])
 def test_folders_of_splits_keep_them(tmp_path, validation):
-    for number, split in enumerate(("train", validation, "test")):
+    for number, split in enumerate(("Train" if validation == "VAL" else "train", validation, "test")):
         folder(tmp_path / split, count=3, start=10 * number)
     dataset = load_data(f"folder:{tmp_path}", image_shape=(2, 2, 1))
     for number, split in enumerate(("train", "validation", "test")):
@@ -578,13 +590,14 @@ def test_every_kind_of_image_and_no_hidden_file(tmp_path):
         picture(255, mode).save(root / "cat" / f"{mode}.png")
     picture(255, "CMYK").save(root / "cat" / "CMYK.jpg")
     picture(255).save(root / "cat" / "animated.gif", save_all=True, append_images=[picture(0), picture(9)])
-    for hidden in (".DS_Store", "cat/.hidden", ".git/x"):
+    for hidden in (".DS_Store", "cat/.hidden", ".git/x", "cat/Thumbs.db", "dog/desktop.ini", "__MACOSX/x"):
         (root / hidden).parent.mkdir(exist_ok=True)
         (root / hidden).write_bytes(b"not an image")
     (root / "README.txt").write_text("a file beside the classes")
     for channels in (1, 3, 4):
         dataset = load_data(f"folder:{root}", image_shape=(3, 3, channels))
         assert dataset.classes == ("cat", "dog")
+        assert dataset.notes == (f"not read: {root / 'README.txt'}",)
         everything = dataset.joined("train", "validation", "test")
         assert everything["inputs"].shape == (12, 3, 3, channels)
         assert (everything["inputs"][:, 0, 0, 0] > 250).sum() == 7, "each of the white ones is white"
@@ -615,9 +628,13 @@ def test_faults_of_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"unlike/(train/fox|test/dog): no images of this class"):
         load_data(f"folder:{tmp_path}/unlike")
     folder(tmp_path / "words" / "train")
-    folder(tmp_path / "words" / "dev", count=1)
-    with pytest.raises(DataError, match=r"words/dev/cat: a folder among the images.*train, validation, val, test"):
+    folder(tmp_path / "words" / "held-out", count=1)
+    with pytest.raises(DataError, match=r"words/held-out/cat: a folder among the images.*train, .*val, dev, test"):
         load_data(f"folder:{tmp_path}/words")
+    for split in ("train", "val", "validation"):
+        folder(tmp_path / "twice" / split)
+    with pytest.raises(DataError, match=r"twice: val and validation are both the validation split, expected one of them"):
+        load_data(f"folder:{tmp_path}/twice")
     with pytest.raises(DataError, match=r"README: unreadable: .*Not a directory"):
         load_data(f"folder:{write(tmp_path / 'README')}")
     with pytest.raises(DataError, match="image_shape"):

@@ -120,6 +120,8 @@ def test_pascal_vocs_folders_are_read(tmp_path):
         (lambda path: lists(path, train=("../1",), val=("2",)), r"train.txt: '../1', expected the name of an image"),
         (lambda path: lists(path, train=range(11), val=(3,)), r"Segmentation: '3' is listed twice"),
         (lambda path: lists(path, train=range(11)), r"Segmentation: train.txt, expected train.txt and val.txt"),
+        (lambda path: lists(path, trainval=range(11)), r"Segmentation: trainval.txt, expected train.txt and val.txt"),
+        (lambda path: lists(path, train=range(9), val=(9,), valid=(10,)), r"Segmentation: val and valid are both the validation"),
     ],
 )
 def test_every_fault_is_one_error_that_names_the_file(tmp_path, fault, said):
@@ -144,6 +146,21 @@ def test_grey_values_of_few_bits_are_classes_as_they_are(tmp_path, bits):
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     np.testing.assert_array_equal(read_mask(file), values)
+
+
+def test_endings_of_any_case_are_read_and_other_files_named(tmp_path):
+    plain = load_data(write(tmp_path / "plain"), image_shape=SHAPE)
+    name, root = write(tmp_path / "mixed"), tmp_path / "mixed"
+    (root / "classes.txt").rename(root / "Classes.TXT")
+    for file in (root / "masks").iterdir():
+        file.rename(file.with_suffix(".PNG"))
+    for junk in ("images/Thumbs.db", "masks/.DS_Store", "masks/notes.txt"):
+        (root / junk).write_text("x")
+    mixed = load_data(name, image_shape=SHAPE)
+    assert (mixed.fingerprint, mixed.classes) == (plain.fingerprint, plain.classes)
+    assert mixed.notes == (f"not read: {root}/masks/notes.txt",)
+    lists(root, train=range(9), dev=(9,), testing=(10, 11))
+    assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [9, 1, 2]
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -94,6 +94,9 @@ def test_files_of_splits_a_tsv_and_gzipped_ones_are_the_same_data(tmp_path, monk
     assert len(two.sentences["validation"]) == 5
     with pytest.raises(DataError, match=r"no file \{split\}.de with \{split\} replaced by train"):
         load_data("pairs:{split}.en,{split}.de")
+    (tmp_path / "val.en").write_text("one\n")
+    with pytest.raises(DataError, match=r"/val.en and .*/dev.en.gz are of the same split, expected one of them"):
+        load_data("pairs:{split}.en,{split}.fr")
     with pytest.raises(DataError, match="expected in both or in none"):
         load_data("pairs:{split}.en,train.fr")
 

@@ -64,6 +64,12 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     (path / "another-test.txt").write_text("x")
     with pytest.raises(DataError, match=r"2 files whose name holds test"):
         load_data(f"text:{path}")
+    (path / "another-test.txt").unlink()
+    (path / "README").write_text("x")
+    assert load_data(f"text:{path}", text=Text(tokens="words", window=4)).notes[1:] == (f"not read: {path / 'README'}",)
+    (path / "test.txt").rename(path / "latest-train.txt")
+    with pytest.raises(DataError, match=r"latest-train.txt: its name says test and train, expected one split"):
+        load_data(f"text:{path}")
 
 
 def test_a_file_is_split_by_position(tmp_path):
@@ -81,7 +87,7 @@ def test_a_file_of_words_is_cut_between_lines_or_at_least_words(tmp_path, space)
     names = [f"w{index:03}" for index in range(400)]
     lines = [" ".join(names[first : first + 7]) for first in range(0, 400, 7)]
     (tmp_path / "book.txt").write_text(space.join(lines) + "\n\n")  # after which there is nothing to cut
-    documents = text.from_path(tmp_path / "book.txt", Text(tokens="words"))
+    documents, _ = text.from_path(tmp_path / "book.txt", Text(tokens="words"))
     parts = [part for (part,) in documents.values()]
     assert [word for part in parts for word in part.split()] == names
     assert all(part.endswith(space) for part in parts[:2])
@@ -93,7 +99,8 @@ def test_blank_lines_and_one_long_line_take_linear_time(tmp_path):
     file = tmp_path / "book.txt"
     for content in ("word\n" * 10 + "\n" * 20_000_000 + "end", "word " + " " * 20_000_000 + "end", "x" * 20_000_000):
         file.write_text(content)
-        parts = [part for (part,) in text.from_path(file, Text(tokens="words")).values()]
+        documents, _ = text.from_path(file, Text(tokens="words"))
+        parts = [part for (part,) in documents.values()]
         assert "".join(parts) == content
 
 

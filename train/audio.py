@@ -12,7 +12,7 @@ import wave
 
 import numpy as np
 
-from train.formats import DataError, opened, reading
+from train.formats import DataError, not_read, opened, reading, visible
 
 RATE, WINDOW, HOP, FFT, BANDS, FRAMES = 8000, 200, 80, 256, 40, 100
 SAMPLES = WINDOW + HOP * (FRAMES - 1)
@@ -22,7 +22,7 @@ MAX_SAMPLES = 60 * RATE
 BLOCK = 256
 """Recordings whose spectra are in memory at a time."""
 
-NAME = re.compile(r"([0-9])_(.+)_([0-9]+)\.wav")
+NAME = re.compile(r"([0-9])_(.+)_([0-9]+)\.wav", re.IGNORECASE)
 
 
 def read_wav(file: pathlib.Path) -> np.ndarray:
@@ -75,18 +75,22 @@ def log_mel(signals: np.ndarray) -> np.ndarray:
     return np.concatenate(features)
 
 
-def read_fsdd(folder: pathlib.Path, held_out: str = "") -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+def read_fsdd(
+    folder: pathlib.Path, held_out: str = ""
+) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...], tuple[str, ...]]:
     """The Free Spoken Digit Dataset: files DIGIT_SPEAKER_INDEX.wav in the folder or in its sub-folder recordings.
 
-    Returns the splits {"train": {"inputs": float32 [n, FRAMES, BANDS], "targets": int32 [n], "speakers": int32 [n]}, ...} and the
-    speakers' names, sorted.  Indices 0-4 test, 5-9 validate, the others train; or, with a speaker held out, all of that speaker's
-    test, and of the others 0-4 validate.  Raises DataError that names the file and its fault, or the speakers there are.
+    Returns the splits {"train": {"inputs": float32 [n, FRAMES, BANDS], "targets": int32 [n], "speakers": int32 [n]}, ...}, the
+    speakers' names, sorted, and a note of files that are no recordings.  Indices 0-4 test, 5-9 validate, the others train; or,
+    with a speaker held out, all of that speaker's test, and of the others 0-4 validate.  Raises DataError that names the file and
+    its fault, or the speakers there are.
     """
     with reading(folder):
         place = folder / "recordings" if (folder / "recordings").is_dir() else folder
         if not place.is_dir():
             raise DataError(f"{place}: not a folder")
-        files = sorted(entry for entry in place.iterdir() if entry.suffix == ".wav" and not entry.name.startswith("."))
+        entries = visible(place)
+        files = [entry for entry in entries if entry.suffix.lower() == ".wav"]
     if not files:
         raise DataError(f"{place}: no files DIGIT_SPEAKER_INDEX.wav")
     parsed = []
@@ -114,4 +118,5 @@ def read_fsdd(folder: pathlib.Path, held_out: str = "") -> tuple[dict[str, dict[
         "targets": np.array([int(digit) for digit, *_ in parsed], np.int32),
         "speakers": np.array([speakers.index(speaker) for _, speaker, _ in parsed], np.int32),
     }
-    return {split: {key: value[rows] for key, value in table.items()} for split, rows in chosen.items()}, speakers
+    splits = {split: {key: value[rows] for key, value in table.items()} for split, rows in chosen.items()}
+    return splits, speakers, not_read([entry for entry in entries if entry.suffix.lower() != ".wav"])

@@ -33,6 +33,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -41,12 +42,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train import tokens as tokenizers
+from train.dataset import SPLIT_OF
 from train.formats import DataError, Mapped, check_image_shape, read_text, reading
-from train.pairs import NAMES, Bad, Pairs, of_split
+from train.pairs import NAMES, Bad, MissingSplitError, Pairs, of_split
 from train.tokens import UNKNOWN, Tokenizer, taught
 
-SPLIT_OF = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
-"""What Karpathy calls a split."""
+KARPATHY = {**SPLIT_OF, "restval": "train"}
+"""What his files call a split."""
 SEED = 2015
 EXPECTED = (
     'Karpathy\'s {"images": [{"filename", "split", "sentences"}, ...]} or '
@@ -196,7 +198,7 @@ def _listed(name: str, path: str, locate: Locate, bad: Bad) -> dict[str, list[Li
     for split, words in NAMES.items():
         try:
             file = of_split(path, words, locate)
-        except DataError:
+        except MissingSplitError:
             if split == "train":
                 raise
             continue
@@ -249,8 +251,8 @@ def _karpathy(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> dict[str
     for number, entry in enumerate(content["images"]):
         place = f"{file}: images[{number}]"
         name, split = (_field(place, entry, field, "text") for field in ("filename", "split"))
-        if split not in SPLIT_OF:
-            raise DataError(f"{place}: split is {split!r}, expected {', '.join(SPLIT_OF)}")
+        if split not in KARPATHY:
+            raise DataError(f"{place}: split is {split!r}, expected {', '.join(KARPATHY)}")
         below = _field(place, entry, "filepath", "text") if "filepath" in entry else ""
         image = _image(file, place, below, name)
         for index, sentence in enumerate(_field(place, entry, "sentences", "a list") if "sentences" in entry else ()):
@@ -259,7 +261,7 @@ def _karpathy(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> dict[str
         if own is not None and own in seen:
             bad.add("images whose imgid another one has", name)
         else:
-            splits.setdefault(SPLIT_OF[split], []).append(image)
+            splits.setdefault(KARPATHY[split], []).append(image)
         seen.add(own)
     return splits
 
@@ -274,7 +276,7 @@ def _text(place: str, sentence: Any) -> str:
 
 
 def _coco(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> list[Listed]:
-    below = file.name.removesuffix(".gz").removesuffix(".json").rpartition("_")[2]
+    below = re.sub(r"(\.json)?(\.gz)?\Z", "", file.name, flags=re.IGNORECASE).rpartition("_")[2]
     listed: list[tuple[Any, Listed]] = []
     for number, entry in enumerate(_field(str(file), content, "images", "a list")):
         place = f"{file}: images[{number}]"

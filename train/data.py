@@ -4,8 +4,8 @@
                    The same writers occur in all three, so accuracies are those of known hands
     mnist          28x28 digits: 55,000 train, the last 5,000 of the training file validation, 10,000 test
     fashion_mnist  28x28 articles of clothing, split alike
-    npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; or train_inputs, ...
-    folder:PATH    one sub-folder of images a class (or train/, val/, test/ with such sub-folders), resized
+    npz:PATH       arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; or train_inputs, ...; no others
+    folder:PATH    one sub-folder of images a class (or train/, val/, test/ with such sub-folders), upright and resized
     stream:PATH    the same examples, decoded while they are needed (see train.stream): for more than fits in memory
     fsdd:PATH      spoken digits as log-mel frames [100, 40], from files DIGIT_SPEAKER_INDEX.wav (see train.audio): 0-4 of each
                    digit and speaker test, 5-9 validation, the others train.  fsdd:PATH@SPEAKER tests on all of that speaker, and
@@ -28,8 +28,10 @@
                    generated images of any shape, such as 512x224x224x3/1000: a noisy mosaic of colours for each class
 
 A set without splits of its own is split 80/10/10, stratified, by a fixed seed; one with a test but no validation split gives a
-tenth of its training examples.  Files are looked up in DIR/mnist or DIR/fashion_mnist, DIR being ``data_dir`` or $ZOO_DATA_DIR,
-then in the cache; then downloaded.  A relative PATH is looked up in the current directory, then in each DIR.
+tenth of its training examples.  Splits are called train or training; validation, valid, val or dev; test or testing.
+
+Files are looked up in DIR/mnist or DIR/fashion_mnist, DIR being ``data_dir`` or $ZOO_DATA_DIR, then in the cache; then
+downloaded.  A relative PATH is looked up in the current directory, then in each DIR.
 """
 
 import contextlib
@@ -50,7 +52,7 @@ from train import pairs as sentences
 from train import text as texts
 from train.audio import read_fsdd
 from train.captions import Captions
-from train.dataset import SPLITS, Dataset, Table, with_splits
+from train.dataset import SPLIT_OF, SPLITS, Dataset, Table, by_split, with_splits
 from train.formats import (
     DataError,
     Images,
@@ -59,9 +61,11 @@ from train.formats import (
     check_inputs,
     check_targets,
     map_images,
+    not_read,
     read_idx,
     read_npz,
     reading,
+    visible,
 )
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
 from train.masks import VOID, read_masks
@@ -72,9 +76,6 @@ from train.stamps import categories, read_stamps
 from train.text import Text
 
 __all__ = ["DataError", "load_data"]
-
-SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-"""What files and folders may call a split."""
 
 
 def load_data(
@@ -209,23 +210,35 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Pa
     return []
 
 
+_ROLES = {"x": "inputs", "inputs": "inputs", "y": "targets", "targets": "targets"}
+_NAMES = "inputs and targets, or x_train, y_train, x_test, y_test, or train_inputs, train_targets, ..."
+
+
+def _role(array: str) -> tuple[str, str] | None:
+    """(split or "all", "inputs" or "targets") by an array's name; None for one that nobody reads."""
+    name = array.lower()
+    if name in ("inputs", "targets"):
+        return "all", name
+    for word, separator, role in (name.partition("_")[::-1], name.rpartition("_")):
+        if separator and word in SPLIT_OF and role in _ROLES:
+            return SPLIT_OF[word], _ROLES[role]
+    return None
+
+
 def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
     arrays = read_npz(file)
-    tables: dict[str, Table] = {}
-    for word, split in SPLIT_OF.items():
-        for inputs, targets in ((f"{word}_inputs", f"{word}_targets"), (f"x_{word}", f"y_{word}")):
-            if inputs not in arrays:
-                continue
-            if split in tables:
-                raise DataError(f"{file}: {inputs}, but there is another {split} split")
-            tables[split] = _pair(file, arrays, inputs, targets)
-    if not tables and "inputs" in arrays:
-        tables["all"] = _pair(file, arrays, "inputs", "targets")
-    if not tables or ("all" not in tables and "train" not in tables):
-        raise DataError(
-            f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected inputs and targets, or x_train, y_train, x_test, "
-            "y_test, or train_inputs, train_targets, ..."
-        )
+    named: dict[tuple[str, str], str] = {}
+    for array in sorted(arrays):
+        role = _role(array)
+        if role is None:
+            raise DataError(f"{file}: holds {array}, which is not read; expected {_NAMES}")
+        if role in named:
+            raise DataError(f"{file}: {named[role]} and {array} are both {role[1]} of one split, expected one of them")
+        named[role] = array
+    found = {split for split, _ in named}
+    if found != {"all"} and ("all" in found or "train" not in found):
+        raise DataError(f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected {_NAMES}")
+    tables = {split: _pair(file, arrays, named, split) for split in ("all", *SPLITS) if split in found}
     kinds = {split: [(str(array.dtype), array.shape[1:]) for array in table.values()] for split, table in tables.items()}
     if any(kind != kinds["train"] for kind in kinds.values() if "train" in kinds):
         raise DataError(f"{file}: inputs or targets differ between the splits in type or shape: {kinds}")
@@ -240,9 +253,11 @@ def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset
     return Dataset(name, splits, classes, (low, high))
 
 
-def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], inputs: str, targets: str) -> Table:
-    if targets not in arrays:
-        raise DataError(f"{file}: {inputs} without {targets}")
+def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], named: dict[tuple[str, str], str], split: str) -> Table:
+    inputs, targets = (named.get((split, role)) for role in ("inputs", "targets"))
+    if inputs is None or targets is None:
+        missing, of = ("targets", inputs) if targets is None else ("inputs", targets)
+        raise DataError(f"{file}: {of} without {missing}" + (f" of the {split} split" if split != "all" else ""))
     checked = check_inputs(str(file), inputs, arrays[inputs])
     return {"inputs": checked, "targets": check_targets(str(file), targets, arrays[targets], len(checked))}
 
@@ -257,27 +272,29 @@ def _streamed_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int
     """An index of the files in their splits, of which none is opened."""
     check_image_shape(shape)
     with reading(folder):
-        parts = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
-        if "train" in parts and parts.keys() <= SPLIT_OF.keys():
-            parts = {SPLIT_OF[word]: part for word, part in parts.items()}
-        else:
-            parts = {"all": folder}
-        names = {entry.name for part in parts.values() for entry in _visible(part) if entry.is_dir()}
+        entries = visible(folder)
+        folders = [entry for entry in entries if entry.is_dir()]
+        parts = {"all": folder}
+        if any(SPLIT_OF.get(entry.name.lower()) == "train" for entry in folders) and all(map(_is_split, folders)):
+            parts = by_split(str(folder), ((entry.name, entry) for entry in folders))
+            entries += [entry for part in parts.values() for entry in visible(part)]
+        names = {entry.name for part in parts.values() for entry in visible(part) if entry.is_dir()}
         if len(names) < 2:
             raise DataError(f"{folder}: {len(names)} sub-folders, expected one for each of two or more classes")
         classes = tuple(sorted(names))
         tables = {split: _index(folder, part, classes, shape) for split, part in parts.items()}
-    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0))
+    notes = not_read([entry for entry in entries if not entry.is_dir()])
+    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0), notes=notes)
 
 
-def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _is_split(folder: pathlib.Path) -> bool:
+    return folder.name.lower() in SPLIT_OF
 
 
 def _index(root: pathlib.Path, part: pathlib.Path, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Table:
     files, targets = [], []
     for label, name in enumerate(classes):
-        found = _visible(part / name) if (part / name).is_dir() else []
+        found = visible(part / name) if (part / name).is_dir() else []
         if not found:
             raise DataError(f"{part / name}: no images of this class")
         for file in found:
@@ -293,9 +310,9 @@ _AT_END = re.compile(r"@([^/@]+)\Z")
 
 def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
     held_out = _AT_END.search(name)
-    splits, speakers = read_fsdd(folder, held_out[1] if held_out else "")
+    splits, speakers, notes = read_fsdd(folder, held_out[1] if held_out else "")
     inputs = splits["train"]["inputs"]
-    return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers)
+    return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers, notes=notes)
 
 
 def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
@@ -361,8 +378,8 @@ def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Seque
 
 
 def _from_masks(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
-    tables, classes = read_masks(folder, shape)
-    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0))
+    tables, classes, notes = read_masks(folder, shape)
+    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0), notes=notes)
 
 
 _FROM_PATH = {
@@ -383,6 +400,7 @@ _SHAKESPEARE_MD5 = "6fb458f1232090904fb40fe944165e91"
 
 def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Text) -> Dataset:
     """Text by name or at a path, as windows."""
+    notes: tuple[str, ...] = ()
     if name == "topics":
         documents = texts.topics()
     elif name == "brown":
@@ -396,14 +414,15 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
     elif name == "tinyshakespeare":
         places = [root / name / "input.txt" for root in roots(data_dir) if (root / name / "input.txt").exists()]
         file = places[0] if places else download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,))
-        documents = texts.from_path(file, how)
+        documents, _ = texts.from_path(file, how)
     else:
-        documents = texts.from_path(locate(path, data_dir), how)
+        documents, notes = texts.from_path(locate(path, data_dir), how)
     splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
     tokens = {split: table["targets"][table["mask"]] for split, table in splits.items()}
     unknown = 100 * (np.concatenate([tokens["validation"], tokens["test"]]) == texts.UNKNOWN).mean()
     said = f"{len(vocabulary):,} {how.tokens}, {len(tokens['train']):,} tokens in training"
-    return Dataset(name, splits, vocabulary=vocabulary, notes=(f"{said}, {unknown:.2f} % of the held-out ones unknown",))
+    notes = (f"{said}, {unknown:.2f} % of the held-out ones unknown", *notes)
+    return Dataset(name, splits, vocabulary=vocabulary, notes=notes)
 
 
 _PAIRS = ("numbers-en-fr", "multi30k-en-fr")

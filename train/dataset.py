@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,8 +13,17 @@ from train.formats import DataError, Images
 from train.tokens import Tokenizer
 
 Table = dict[str, Any]
+T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = (*SPLITS, "one-shot")
+SPLIT_OF = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What files, folders and arrays call a split, in letters of any case."""
+WORDS = {split: tuple(word for word, of in SPLIT_OF.items() if of == split) for split in SPLITS}
+"""The same by split."""
 SPLIT_SEED = 2015
 
 
@@ -178,6 +187,17 @@ def _by_rank(targets: np.ndarray, seed: int, rank_of: Callable[[int], np.ndarray
         members = shuffled[targets[shuffled] == label]
         rank[members] = rank_of(len(members))
     return shuffled[np.argsort(rank[shuffled], kind="stable")]
+
+
+def by_split(source: str, named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """{split: thing} of (word, thing), the words being those of SPLIT_OF.  Raises DataError for two things of one split."""
+    found: dict[str, tuple[str, T]] = {}
+    for word, thing in named:
+        split = SPLIT_OF[word.lower()]
+        if split in found:
+            raise DataError(f"{source}: {found[split][0]} and {word} are both the {split} split, expected one of them")
+        found[split] = (word, thing)
+    return {split: found[split][1] for split in SPLITS if split in found}
 
 
 def with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:

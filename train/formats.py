@@ -77,6 +77,25 @@ def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
             yield raw
 
 
+def visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What a person has put into a folder, by name."""
+    return sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.lower() in JUNK))
+
+
+def named(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file of that name in a folder, whatever the case of its letters; where there is none, the path that it would have."""
+    file = folder / name
+    if file.exists() or not folder.is_dir():
+        return file
+    return next((entry for entry in sorted(folder.iterdir()) if entry.name.lower() == name.lower()), file)
+
+
+def not_read(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
+    """A note that names files which lie beside the data and are not read; none where there are no such files."""
+    more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+    return (f"not read: {files[0]}{more}",) if files else ()
+
+
 def _room(raw: BinaryIO, always: int) -> int:
     """How much a file may unfold to: neither a damaged length nor a decompression bomb may ask for all the memory there is."""
     return min(MAX_BYTES, max(always, MAX_RATIO * os.fstat(raw.fileno()).st_size))

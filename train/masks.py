@@ -5,6 +5,8 @@
     classes.txt                                         names of classes 0, 1, ..., one a line; may be absent where all occur
     ImageSets/Segmentation/train.txt, val.txt, test.txt names of what is in each split, one a line; may be absent
 
+A mask is turned upright as its own EXIF says, as images are.
+
 Value 255 is VOID: no label.  Colours of a palette do not matter, only its indices.  Without lists all images are split 80/10/10.
 With a train and a val list only, as VOC has them, val tests, and a tenth of train validates.
 """
@@ -16,7 +18,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from train.formats import DataError, check_image_shape, read_lines, read_mask, read_sized_image, reading
+from train.dataset import SPLIT_OF, by_split
+from train.formats import (
+    DataError,
+    check_image_shape,
+    named,
+    not_read,
+    read_lines,
+    read_mask,
+    read_sized_image,
+    reading,
+    visible,
+)
 
 Table = dict[str, Any]
 VOID = 255
@@ -27,8 +40,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[str, Table], tuple[str, ...]]:
-    """Tables "train" and "test" (and "validation" where all three are listed), or "all", and the names of classes.
+def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[str, Table], tuple[str, ...], tuple[str, ...]]:
+    """Tables "train" and "test" (and "validation" where all three are listed), or "all"; the names of classes; a note of files.
 
     Images are resized to ``shape`` (height, width, channels), bilinearly, and masks alike, to the nearest pixel.  Of a table,
     inputs are uint8 [n, *shape], targets uint8 and mask bool [n, height, width]; targets are 0 where mask is False.
@@ -40,17 +53,17 @@ def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[
         if found is None or not found[1].is_dir():
             expected = ", or ".join(f"{images}/ and {masks}/" for images, masks in PLACES)
             raise DataError(f"{folder}: expected folders {expected}")
-        images = _images(found[0])
+        images, (there, notes) = _images(found[0]), _masks(found[1])
     names, lists = _class_names(folder, found[0].name), _lists(folder)
     splits = lists or {"all": sorted(images)}
-    masks = {name: found[1] / f"{name}.png" for listed in splits.values() for name in listed}
+    masks = {name: there.get(name, found[1] / f"{name}.png") for listed in splits.values() for name in listed}
     for name, mask in masks.items():
         if name not in images:
             raise DataError(f"{folder}: no image {name!r} in {found[0].name}/, which a list names")
         if not mask.is_file():
             raise DataError(f"{mask}: no such file, the mask of {images[name].name}")
-    if not lists and (more := {file.stem for file in found[1].glob("*.png")} - images.keys()):
-        raise DataError(f"{found[1] / min(more)}.png: a mask without an image in {found[0].name}/")
+    if not lists and (more := there.keys() - images.keys()):
+        raise DataError(f"{there[min(more)]}: a mask without an image in {found[0].name}/")
     first: dict[int, pathlib.Path] = {}
     tables = {split: _table(images, masks, listed, shape, names, first) for split, listed in splits.items()}
     values = sorted(first)
@@ -58,15 +71,13 @@ def read_masks(folder: pathlib.Path, shape: tuple[int, int, int]) -> tuple[dict[
         absent = next(number for number, value in enumerate(values) if number != value)
         where = f"{first[values[-1]]}: value {values[-1]}, while no mask has {absent}"
         raise DataError(f"{where}; allowed without {folder / 'classes.txt'}: 0, 1, ..., all of which occur, and {VOID}, void")
-    return tables, names or tuple(map(str, values))
+    return tables, names or tuple(map(str, values)), notes
 
 
 def _images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """{stem: file}."""
     found: dict[str, pathlib.Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
-            continue
+    for file in visible(folder):
         if file.stem in found:
             raise DataError(f"{file}: the same name as {found[file.stem].name}, so that their masks would be one")
         found[file.stem] = file
@@ -82,9 +93,19 @@ def _lines(file: pathlib.Path) -> list[str]:
     return lines
 
 
+def _masks(folder: pathlib.Path) -> tuple[dict[str, pathlib.Path], tuple[str, ...]]:
+    """{stem: file}, and a note of files that are no masks."""
+    entries = visible(folder)
+    return {file.stem: file for file in entries if _is_png(file)}, not_read([file for file in entries if not _is_png(file)])
+
+
+def _is_png(file: pathlib.Path) -> bool:
+    return file.suffix.lower() == ".png"
+
+
 def _class_names(folder: pathlib.Path, images: str) -> tuple[str, ...]:
     """() where nothing says what classes are called."""
-    file = folder / "classes.txt"
+    file = named(folder, "classes.txt")
     if not file.exists():
         return VOC_CLASSES if images == PLACES[1][0] else ()
     names = _lines(file)
@@ -95,22 +116,23 @@ def _class_names(folder: pathlib.Path, images: str) -> tuple[str, ...]:
 
 def _lists(folder: pathlib.Path) -> dict[str, list[str]]:
     """Names by split; {} without a list of those to train on."""
-    files = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val", "test")}
-    found = {split: _lines(file) for split, file in files.items() if file.exists()}
+    place = folder / "ImageSets" / "Segmentation"
+    texts = [file for file in visible(place) if file.suffix.lower() == ".txt"] if place.is_dir() else []
+    files = by_split(str(place), ((file.stem, file) for file in texts if file.stem.lower() in SPLIT_OF))
+    found = {split: _lines(file) for split, file in files.items()}
+    if texts and ("train" not in found or len(found) < 2):
+        names = ", ".join(file.name for file in texts)
+        raise DataError(f"{place}: {names}, expected train.txt and val.txt, or test.txt too")
     if not found:
         return {}
-    if "train" not in found or len(found) < 2:
-        raise DataError(f"{files['train'].parent}: {', '.join(found)}.txt, expected train.txt and val.txt, or test.txt too")
     for split, names in found.items():
         for name in names:
             if pathlib.PurePath(name).name != name:
                 raise DataError(f"{files[split]}: {name!r}, expected the name of an image without its folder and ending")
     (name, times), *_ = collections.Counter(name for names in found.values() for name in names).most_common(1)
     if times > 1:
-        raise DataError(f"{files['train'].parent}: {name!r} is listed twice")
-    return {"train": found["train"], "validation": found["val"], "test": found["test"]} if len(found) == 3 else {
-        "train": found["train"], "test": found.get("val") or found["test"],
-    }  # fmt: skip
+        raise DataError(f"{place}: {name!r} is listed twice")
+    return found if len(found) == 3 else {"train": found["train"], "test": found.get("validation") or found["test"]}
 
 
 def _table(

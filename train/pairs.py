@@ -22,11 +22,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from train import tokens as tokenizers
+from train.dataset import WORDS
 from train.formats import DataError, read_byte_lines
 from train.settings import settle
 from train.tokens import UNKNOWN, Kind, Tokenizer, packed, taught
 
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "test_2016_flickr")}
+NAMES = WORDS | {"test": (*WORDS["test"], "test_2016_flickr")}
+"""What "{split}" stands for."""
 NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
 SIDES = ("source", "target")
 MOST_NAMED = 5
@@ -238,16 +240,25 @@ def from_files(name: str, source: str, target: str | None, locate: Any, bad: Bad
     return splits
 
 
+class MissingSplitError(DataError):
+    """There is no file of a split."""
+
+
 def of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
-    """The file of a split.  Raises DataError that says what was looked for."""
+    """The file of a split.  Raises MissingSplitError that says what was looked for, and DataError where two words have one."""
+    found: dict[str, pathlib.Path] = {}
     failure = None
     for word in words:
-        for suffix in ("", ".gz"):
+        for suffix in ("", ".gz", ".GZ"):
             try:
-                return locate(name.replace("{split}", word) + suffix)
+                found.setdefault(word, locate(name.replace("{split}", word) + suffix))
             except DataError as error:
                 failure = failure or error
-    raise DataError(f"no file {name} with {{split}} replaced by {' or '.join(words)}: {failure}")
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(map(str, found.values()))} are of the same split, expected one of them")
+    if not found:
+        raise MissingSplitError(f"no file {name} with {{split}} replaced by {' or '.join(words)}: {failure}")
+    return next(iter(found.values()))
 
 
 def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from train import tokens as tokenizers
-from train.formats import DataError, image_size, opened_image, read_image, read_lines
+from train.formats import DataError, image_size, named, not_read, opened_image, read_image, read_lines, visible
 from train.scenes import RELATIONS, SEED, Phrase, Scenes, Table, arrange, say, tokenize
 from train.tokens import pieces
 
@@ -105,7 +105,7 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0) -> 
 
 def categories(folder: pathlib.Path, kinds: Sequence[str]) -> tuple[str, ...]:
     """Of each kind of ``stamps`` in English, what the column category of captions.tsv says of its first picture."""
-    file, found = folder / "captions.tsv", {}
+    file, found = named(folder, "captions.tsv"), {}
     captions, columns = (_rows(file, ("image", column)) for column in ("caption_en", "category"))
     for (_, _, text), (place, _, category) in zip(captions, columns, strict=True):
         said = phrase(text, "en")
@@ -197,7 +197,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 def _cutouts(folder: pathlib.Path, language: str) -> tuple[list[Phrase], list[Cutout], list[str]]:
     """Kinds, their pictures, and notes of what was left out."""
-    rows = _rows(folder / "captions.tsv", ("image", f"caption_{language}"))
+    rows = _rows(named(folder, "captions.tsv"), ("image", f"caption_{language}"))
     phrases: dict[str, Phrase] = {}
     read: list[tuple[str, str, list[np.ndarray]]] = []
     left: dict[str, list[str]] = collections.defaultdict(list)
@@ -224,6 +224,8 @@ def _cutouts(folder: pathlib.Path, language: str) -> tuple[list[Phrase], list[Cu
     kinds = sorted(phrases)
     cutouts = [Cutout(file, kinds.index(text), scaled) for file, text, scaled in read]
     notes = [f"left out: {len(texts)} pictures, {why}, such as {texts[0]!r}" for why, texts in left.items()]
+    listed = {file for _, file, _ in rows}
+    notes += not_read([file for file in visible(folder / "images") if file.name not in listed])
     return [phrases[text] for text in kinds], cutouts, notes
 
 

@@ -7,7 +7,7 @@ token 1 is "<unk>".  The vocabulary is that of the training documents; what occu
     topics           English text that every Python brings along: its help topics (``pydoc_data.topics``), by topic
     brown            DIR/brown: the Brown corpus (Francis and Kucera 1964), 500 documents ca01 ... cr09 of lines of word/tag
     tinyshakespeare  DIR/tinyshakespeare/input.txt: the char-rnn set
-    text:PATH        a file, or a folder with one file each whose name holds train, valid (or val, dev), test
+    text:PATH        a file, or a folder with one file each whose name holds train, valid (or val, dev) or test
 
 Of documents in the order of their names (Brown: of their numbers' last digits) every tenth tests and every ninth validates, as
 usual for Brown; of a single file the last 5 % of the characters test, and the 5 % before validate; words are cut at the next line
@@ -20,18 +20,18 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from train.formats import DataError, read_text, reading
+from train.dataset import SPLIT_OF, SPLITS, WORDS
+from train.formats import DataError, not_read, read_text, reading, visible
 from train.settings import settle
 
 BEGIN, UNKNOWN = 0, 1
 """Tokens of every vocabulary: the end of a line, and what is not in it."""
 Documents = dict[str, list[str]]
 """{split: texts}."""
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,21 +151,27 @@ def _every_tenth(texts: Mapping[str, str]) -> Documents:
     return {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
 
 
-def from_path(path: pathlib.Path, how: Text) -> Documents:
-    """A file, or a folder of three.  Raises DataError naming the file that is not UTF-8, too large or missing."""
+def from_path(path: pathlib.Path, how: Text) -> tuple[Documents, tuple[str, ...]]:
+    """A file, or a folder of three, and a note of its other files.
+
+    Raises DataError naming the file that is not UTF-8, too large or missing, or whose name says two splits.
+    """
     with reading(path):
         if not path.is_dir():
             text = read_text(path)
             first, second = (_cut(text, percent, how) for percent in (90, 95))
-            return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}
-        names = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test",)}
-        found: dict[str, Any] = {}
-        for split, marks in names.items():
-            files = [file for file in sorted(path.iterdir()) if file.is_file() and any(mark in file.name for mark in marks)]
-            if len(files) != 1:
-                raise DataError(f"{path}: {len(files)} files whose name holds {' or '.join(marks)}, expected one of each split")
-            found[split] = [read_text(files[0])]
-        return found
+            return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}, ()
+        files: dict[str, list[pathlib.Path]] = {split: [] for split in ("", *SPLITS)}
+        for file in visible(path):
+            said = {split for word, split in SPLIT_OF.items() if word in file.name.lower() and file.is_file()}
+            if len(said) > 1:
+                raise DataError(f"{file}: its name says {' and '.join(sorted(said))}, expected one split")
+            files[said.pop() if said else ""].append(file)
+        for split, words in WORDS.items():
+            if len(files[split]) != 1:
+                holds = f"{len(files[split])} files whose name holds {' or '.join(words)}"
+                raise DataError(f"{path}: {holds}, expected one of each split")
+        return {split: [read_text(files[split][0])] for split in SPLITS}, not_read(files[""])
 
 
 def _cut(text: str, percent: int, how: Text) -> int:

@@ -18,7 +18,6 @@ END, UNKNOWN = 0, 1
 """Tokens of every vocabulary."""
 SPACE = "▁"
 Kind = Literal["subwords", "words", "characters"]
-KINDS: tuple[Kind, ...] = ("subwords", "words", "characters")
 _WORD = re.compile(rf"{SPACE}?(?:\w+|[^\w\s])|{SPACE}")
 
 

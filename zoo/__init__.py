@@ -29,6 +29,7 @@ from zoo import (
     language,
     layers,
     likelihood,
+    matlab,
     mlp,
     nnlm,
     rbm,
@@ -43,8 +44,8 @@ from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
 __all__ = [
     "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
     "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
-    "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "mlp", "nnlm", "rbm", "recurrence",
-    "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
+    "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "matlab", "mlp", "nnlm", "rbm",
+    "recurrence", "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.2.0.dev0"
 

@@ -330,46 +330,93 @@ def test_vmap_over_seeds_equals_a_loop(kind):
         _assert_close(jax.tree.map(lambda leaf, index=index: leaf[index], together), two_steps(key), rtol=1e-4, atol=1e-6)
 
 
-def test_padding_changes_nothing(member):
-    """Loss, count, metrics, gradients and carry of a padded batch equal those of the batch without the padded rows."""
-    _, module, cfg = member
+PADDED = {
+    **{name: (name, {}) for name in MEMBERS},
+    "mlp, real targets": ("mlp", {"output": "linear"}),
+    "convnet, real targets": ("convnet", {"output": "logistic", "objective": "squared_error"}),
+    "rnn, real targets of steps": ("rnn", {"output": "linear"}),
+    "rnn, both directions": ("rnn", {"bidirectional": True, "cell": "gru"}),
+    "rbm, persistent": ("rbm", {"persistent": True, "sparsity_target": 0.1}),
+    "rbm, gaussian": ("rbm", {"persistent": True, "visible_units": "gaussian", "positive_phase": "sampled"}),
+    "dbn, persistent": ("dbn", {"persistent": True, "trains": "top", "top_units": "gaussian"}),
+    "autoencoder, greedy": ("autoencoder", {"greedy": True, "tied": True}),
+    "autoencoder, gaussian": ("autoencoder", {"output": "linear", "noise": "gaussian"}),
+}
+"""What a row of padding can reach differently."""
+
+
+def _garbage(shape, dtype, seed=0):
+    """Numbers that would spoil whatever they reach."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        bounds = (np.nan, np.inf, -np.inf, 3e38)
+    else:
+        bounds = (np.iinfo(dtype).max, np.iinfo(dtype).min, -1) if jnp.issubdtype(dtype, jnp.integer) else (True,)
+    return np.random.default_rng(seed).choice(np.asarray(bounds, dtype), shape)
+
+
+@pytest.mark.parametrize(
+    ("case", "training"),
+    [(case, True) for case in PADDED] + [(case, False) for case in PADDED if THOROUGH or case in KINDS],
+)
+def test_padding_changes_nothing(case, training):
+    """Loss, count, metrics, gradients and carry of a padded batch equal those of the batch without the padded rows.
+
+    Whatever padding holds: it never matters.
+    """
+    name, fields = PADDED[case]
+    module = MEMBERS[name]
+    cfg = dataclasses.replace(module.PRESETS["tiny"], **fields)
     params, batch, carry = _setup(module, cfg)
 
     def pad(leaf):
-        garbage = np.full((2, *leaf.shape[1:]), True if leaf.dtype == bool else 1, leaf.dtype)
-        return np.concatenate([leaf, garbage])
+        return np.concatenate([leaf, _garbage((2, *leaf.shape[1:]), leaf.dtype)])
 
     padded = jax.tree.map(pad, batch)
     mask = padded["mask"]
     mask[BATCH:] = False
-    # What is masked within rows must not matter either.
-    if mask.ndim == 2:
 
-        def hide(leaf):
-            if leaf.shape[:2] != mask.shape:  # has places of its own
-                return leaf
-            return np.where(mask.reshape(*mask.shape, *[1] * (leaf.ndim - 2)), leaf, np.asarray(9, leaf.dtype))
+    def hide(leaf):
+        """Garbage in what is masked within rows, too."""
+        if leaf.shape[: mask.ndim] != mask.shape:  # has places of its own
+            return leaf
+        return np.where(mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim)), leaf, _garbage(leaf.shape, leaf.dtype))
 
-        padded["inputs"] = jax.tree.map(hide, padded["inputs"])
+    # Of an image only whole rows: its labelled pixels see the others.
+    hidden = [name for name in ("inputs", "targets") if name in batch and (mask.ndim < 3 or name == "targets")]
+    padded |= {name: jax.tree.map(hide, padded[name]) for name in hidden}
     long_carry = jax.tree.map(pad, carry)
 
     gradient, keys = _gradient(module), _keys(BATCH + 2)
-    (total, aux), gradients = gradient(cfg, params, batch, key=keys[:BATCH], carry=carry)
-    (padded_total, padded_aux), padded_gradients = gradient(cfg, params, padded, key=keys, carry=long_carry)
+    (total, aux), gradients = gradient(cfg, params, batch, key=keys[:BATCH] if training else None, carry=carry)
+    (padded_total, padded_aux), padded_gradients = gradient(cfg, params, padded, key=keys if training else None, carry=long_carry)
     assert float(aux.count) == int(batch["mask"].sum()) == float(padded_aux.count)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((total, aux.metrics, gradients)))
     _assert_close(padded_total, total, rtol=1e-6)
     _assert_close(padded_aux.metrics, aux.metrics, rtol=1e-6)
     _assert_close(padded_gradients, gradients, rtol=1e-5, atol=1e-7)
     _assert_close(jax.tree.map(lambda leaf: leaf[:BATCH], padded_aux.carry), aux.carry, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_a_mask_of_numbers_is_one_of_truth_values(kind, dtype):
+    _, module, cfg = kind
+    params, batch, carry = _setup(module, cfg)
+    loss = _jitted(module.loss)
+    expected = loss(cfg, params, batch, carry=carry)
+    _assert_close(loss(cfg, params, {**batch, "mask": batch["mask"].astype(dtype)}, carry=carry), expected, rtol=1e-6)
+
+
 def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     batch["mask"] = jnp.zeros_like(batch["mask"])
-    (total, aux), gradients = _gradient(module)(cfg, params, batch, key=_keys(), carry=carry)
-    assert float(total) == float(aux.count) == 0
-    assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
+    for replace in (False, True):
+        if replace:
+            for name in {"inputs", "targets"} & batch.keys():
+                batch[name] = jax.tree.map(lambda leaf: jnp.asarray(_garbage(leaf.shape, leaf.dtype)), batch[name])
+        (total, aux), gradients = _gradient(module)(cfg, params, batch, key=_keys(), carry=carry)
+        assert float(total) == float(aux.count) == 0
+        assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
 def test_an_example_depends_on_its_own_key_alone(member):

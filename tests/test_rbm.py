@@ -342,6 +342,31 @@ def test_gradients_have_the_expectation_of_the_exact_chain(settings):
         np.testing.assert_array_less(np.abs(np.mean(leaf, axis=0) - expected[name]), 5 * error + 1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"steps": 2, "positive_phase": "sampled"}, {"persistent": True, "sparsity_target": 0.1}]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e5, 1e10, 1e37])
+def test_the_value_is_the_reconstruction_error_whatever_the_weights_are(scale, settings):
+    """Free energies, whose difference has the gradient, grow with the weights, up to infinity."""
+    cfg = rbm.Config(visible=16, hidden=8, **settings)
+    params = on_device(random_params(cfg, scale=scale))
+    batch = batch_of(np.random.default_rng(1).integers(0, 2, (10, 16)).astype(np.float32))
+    (total, aux), _ = GRADIENT(cfg, params, batch, key=row_keys(10), carry=())
+    assert total == aux.metrics["reconstruction_error"][0] > 10
+
+
+def test_a_run_that_diverges_says_so():
+    data: dict[str, Any] = {"inputs": np.random.default_rng(0).integers(0, 2, (40, 16)).astype(np.float32)}
+
+    def fit(rate):
+        optimizer = train.Optimizer(learning_rate=rate)
+        return train.fit(rbm, rbm.Config(visible=16, hidden=8), data, optimizer=optimizer, batch_size=10, epochs=5).history
+
+    assert [line["loss"] for line in fit(1e12) if line["split"] == "train"][-1] > 2
+    with pytest.raises(train.Diverged, match="gradient norm nan"):
+        fit(1e38)
+
+
 # ---------------------------------------------------------------- persistent chains
 
 PERSISTENT = rbm.Config(visible=4, hidden=3, steps=2, persistent=True)

@@ -122,6 +122,20 @@ def test_ragged_sequences_count_like_each_alone(read_out, bidirectional):
     assert aux.count == (LENGTHS.sum() if read_out == "each" else BATCH)
 
 
+def test_targets_of_sequences_are_not_taken_for_those_of_steps():
+    """Where a sequence has as many outputs as steps; and whatever its padding holds."""
+    cfg = rnn.Config(inputs=2, units=(4,), outputs=TIME, read_out="last", output="linear")
+    params, mask = _params(cfg), jnp.ones((3, TIME), bool).at[1, 1:].set(False).at[2].set(False)
+    inputs, targets = _inputs(cfg)[:3], jnp.arange(3.0 * TIME).reshape(3, TIME)
+    two = {"inputs": inputs[:2], "targets": targets[:2], "mask": mask[:2]}
+    three = {"inputs": inputs.at[1, 1:].set(jnp.inf).at[2].set(jnp.nan), "targets": targets.at[2].set(jnp.nan), "mask": mask}
+    (expected, _), gradient = _value_and_grad(cfg, params, two, None, ())
+    (found, aux), padded = _value_and_grad(cfg, params, three, None, ())
+    assert aux.count == 2
+    _close(found, expected)
+    _close(padded, gradient, 1e-5)
+
+
 def test_images_are_sequences_of_rows_and_a_mask_of_rows_is_enough():
     cfg = PRESETS["digits"]
     batch = rnn.example_batch(cfg, KEY, BATCH)

@@ -11,7 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, block, require, require_choice, require_inputs, require_shape, require_sizes, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    blank_padding,
+    block,
+    require,
+    require_choice,
+    require_inputs,
+    require_shape,
+    require_sizes,
+    static,
+)
 from zoo.layers import (
     ACTIVATIONS,
     Activation,
@@ -177,6 +189,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch: inputs [batch, ...], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the squared
     error of an example, summed over units.  A greedy model's inputs are those of its top pair.
     """
+    batch, _ = blank_padding(batch)
     x = _flat(cfg, batch["inputs"])
     if not cfg.greedy or len(cfg.sizes) == 2:
         return reconstruction_loss(cfg, _forward(cfg, params, x, key)["logits"], x, batch["mask"])

@@ -226,6 +226,26 @@ def restart(initial: Carry, carry: Carry, batch: Batch) -> Carry:
     return jax.tree.map(choose, initial, carry)
 
 
+def blank_padding(batch: Batch, carry: Carry = ()) -> tuple[Batch, Carry]:
+    """What every ``loss`` begins with: rows whose mask is all False have inputs and targets of zero, whatever they held.
+
+    It has to happen before the model: the gradient of a kernel is its inputs times the errors of its outputs, and a row that is
+    NaN times an error of zero is NaN.  Such a row's carry stays as it is, but for numbers that are not finite, which are zero.
+    The mask is returned as bool; leaves that lead with another number of rows stay as they are, for the model to name.
+    """
+    mask = jnp.asarray(batch["mask"]).astype(bool)
+    rows = jnp.any(mask.reshape(mask.shape[0], -1), axis=1)
+
+    def blank(leaf: Any, *, keeps_finite: bool = False) -> Any:
+        if jnp.shape(leaf)[:1] != rows.shape:
+            return leaf
+        there = rows.reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(there | jnp.isfinite(leaf) if keeps_finite else there, leaf, jnp.zeros((), leaf.dtype))
+
+    replaced = {name: jax.tree.map(blank, batch[name]) for name in ("inputs", "targets") if name in batch}
+    return {**batch, **replaced, "mask": mask}, jax.tree.map(functools.partial(blank, keeps_finite=True), carry)
+
+
 def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:
     """Raises ValueError naming the field of a Config, its value and what is allowed, unless ``condition`` holds."""
     if not condition:

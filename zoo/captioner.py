@@ -21,7 +21,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import attention, convnet, decoder, recurrence, rnn
-from zoo.base import Aux, Batch, Params, Targets, require, require_choice, require_count, require_rate, require_shape, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    Targets,
+    blank_padding,
+    require,
+    require_choice,
+    require_count,
+    require_rate,
+    require_shape,
+    static,
+)
 from zoo.decoder import Carry, Choose, Memory
 from zoo.language import next_token_loss
 from zoo.layers import ComputeDtype, at_least_float32, dropout, split_keys
@@ -239,6 +251,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
     """
+    batch, _ = blank_padding(batch)
     logits, seen = forward(cfg, params, batch["inputs"], key)
     total, aux = next_token_loss(logits, batch, carry, cfg.label_smoothing if key is not None else 0.0)
     if key is not None and cfg.coverage:

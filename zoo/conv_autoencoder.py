@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import convnet
-from zoo.base import Aux, Batch, Params, block, require, require_inputs, require_shape, require_sizes, static
+from zoo.base import Aux, Batch, Params, blank_padding, block, require, require_inputs, require_shape, require_sizes, static
 from zoo.convnet import Stage
 from zoo.convolution import Sizes
 from zoo.layers import (
@@ -205,6 +205,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch: inputs [batch, *shape], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the
     squared error of an example, summed over units.
     """
+    batch, _ = blank_padding(batch)
     return reconstruction_loss(cfg, _forward(cfg, params, batch["inputs"], key)["logits"], batch["inputs"], batch["mask"])
 
 

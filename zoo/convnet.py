@@ -19,6 +19,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     block,
     require,
     require_choice,
@@ -333,6 +334,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs [batch, *shape], mask [batch], targets: classes [batch] (integers) or [batch, classes] (0/1 or real).
     """
+    batch, _ = blank_padding(batch)
     return supervised_loss(cfg, apply(cfg, params, batch["inputs"], key=key), batch)
 
 

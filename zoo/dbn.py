@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from zoo import rbm
-from zoo.base import Aux, Batch, Params, require_choice, require_sizes, static
+from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_sizes, static
 from zoo.layers import ComputeDtype
 
 SAMPLED = True
@@ -143,6 +143,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     Metrics: "reconstruction_error" and "free_energy" of the highest machine, as the one below it sees the inputs.
     carry: of each machine.
     """
+    batch, carry = blank_padding(batch, carry)
     last = len(cfg.machines) - 1
     carries = carry if carry else ((),) * (last + 1)
     total, aux, after = jnp.zeros(()), None, []

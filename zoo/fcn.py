@@ -28,6 +28,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     block,
     require,
     require_choice,
@@ -322,6 +323,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs [batch, *space, channels]; targets, labels (integers), and mask [batch, *space]: False where there is none.
     """
+    batch, _ = blank_padding(batch)
     logits = apply(cfg, params, batch["inputs"], key=key)
     require_shape("targets", batch["targets"], logits.shape[:-1])
     targets = batch["targets"].astype(jnp.int32)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import captioner, decoder
-from zoo.base import Aux, Batch, Params, require, require_rate, static
+from zoo.base import Aux, Batch, Params, blank_padding, require, require_rate, static
 from zoo.decoder import Carry, Memory
 from zoo.language import token_losses
-from zoo.layers import split_keys, summed
+from zoo.layers import add_gradient, split_keys, summed
 from zoo.rnn import mask_of_steps
 
 SAMPLED = True
@@ -113,6 +113,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: see ``zoo.captioner.loss``.  carry: b of each row [batch], () for fresh ones.
     """
+    batch, carry = blank_padding(batch, carry)
     logits, seen = _forward(cfg, params, batch["inputs"], key)
     losses = token_losses(logits, batch, 0.0 if key is None else cfg.label_smoothing)
     mask = mask_of_steps(batch["mask"], logits.shape[:2])
@@ -128,10 +129,8 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     entropy = -jnp.sum(seen["attention"] * log_weights, axis=2)
     log_p, entropy = (jnp.sum(jnp.where(mask, each, 0), axis=1) for each in (of_place, entropy))
     estimate = jnp.where(seen["soft"], 0, cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy)
-    extra = jnp.sum(estimate)
     after = jnp.where(tokens > 0, cfg.memory * baseline + (1 - cfg.memory) * reward / jnp.maximum(tokens, 1), baseline)
-    # Its value is -log p; what the estimate adds is to the gradient only.
-    return total - (extra - jax.lax.stop_gradient(extra)), aux._replace(carry=after)
+    return add_gradient(total, -jnp.sum(estimate)), aux._replace(carry=after)
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Array:

@@ -75,9 +75,10 @@ def conv(params: Params, x: Array, strides: Sizes, pads: Pads, compute_dtype: Co
 def flip(kernel: Array) -> Array:
     """Kernel [*window, in, out] reversed along its window.
 
-    The review slides (EQ1, EQ2) and the Matlab code convolve with ``convn``, which reverses it: ``convn(x, k, 'valid')`` is the
-    convolution here with ``flip(k)``.  Its gradients are ``convn`` as well: with respect to the inputs the 'full' convolution of
-    the error with the reversed k, and with respect to k the 'valid' convolution of the reversed inputs with the error.
+    The review slides (EQ1, EQ2) and the Matlab code convolve with ``convn``, which reverses it (``zoo.matlab``):
+    ``convn(x, k, 'valid')`` is the convolution here with ``flip(k)``.  Its gradients are ``convn`` as well: with respect to the
+    inputs the 'full' convolution of the error with the reversed k, and with respect to k the 'valid' convolution of the reversed
+    inputs with the error.
     """
     return jnp.flip(kernel, range(kernel.ndim - 2))
 
@@ -243,6 +244,21 @@ def example_supervised(output: Output, key: Array, inputs: Sizes, units: int) ->
     else:
         targets = jax.random.randint(target_key, inputs[:1], 0, units)
     return {"inputs": jax.random.uniform(input_key, inputs), "targets": targets, "mask": jnp.ones(inputs[0], bool)}
+
+
+@jax.custom_jvp
+def add_gradient(value: Array, surrogate: Array) -> Array:
+    """``value`` exactly, but with the gradient of value + surrogate, of the same shape and type.
+
+    For an objective whose gradient is estimated by that of something else.  value + surrogate - stop_gradient(surrogate) loses
+    the value where the surrogate is large, and makes it NaN where that is infinite.
+    """
+    return value
+
+
+@add_gradient.defjvp
+def _add_gradient(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], tangents[0] + tangents[1]
 
 
 def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[Array, Aux]:

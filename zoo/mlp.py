@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, Targets, block, require_inputs, require_rate, require_sizes, static
+from zoo.base import Aux, Batch, Params, Targets, blank_padding, block, require_inputs, require_rate, require_sizes, static
 from zoo.layers import (
     Activation,
     ComputeDtype,
@@ -122,6 +122,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs [batch, ...], mask [batch], targets: classes [batch] (integers) or [batch, sizes[-1]] (0/1 or real).
     """
+    batch, _ = blank_padding(batch)
     return supervised_loss(cfg, apply(cfg, params, batch["inputs"], key=key), batch)
 
 

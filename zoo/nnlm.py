@@ -19,6 +19,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     block,
     require_choice,
     require_count,
@@ -177,6 +178,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
     that do not go on from ``carry``.
     """
+    batch, carry = blank_padding(batch, carry)
     mask = mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
     start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
     last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=mask)

@@ -22,8 +22,19 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
-from zoo.base import Aux, Batch, Params, require, require_choice, require_count, require_inputs, require_positive, static
-from zoo.layers import ComputeDtype, at_least_float32, bernoulli, dense, summed
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    blank_padding,
+    require,
+    require_choice,
+    require_count,
+    require_inputs,
+    require_positive,
+    static,
+)
+from zoo.layers import ComputeDtype, add_gradient, at_least_float32, bernoulli, dense, summed
 
 SAMPLED = True
 
@@ -226,6 +237,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     Metrics: "reconstruction_error", and "free_energy" of the data, which says nothing but in comparison with other data's.
     carry: the persistent chains' visible states [batch, visible]; () for fresh ones.
     """
+    batch, carry = blank_padding(batch, carry)
     visible, mask = states(cfg, batch["inputs"], key), batch["mask"]
     field = hidden_field(cfg, params, visible)
     data_energy = _free_energy(cfg, params, visible, field)
@@ -255,8 +267,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     chain = jax.lax.stop_gradient(chain)
     positive = energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
     difference = positive - free_energy(cfg, params, chain) + _sparsity(cfg, field)
-    losses = errors + difference - jax.lax.stop_gradient(difference)
-    return summary(losses, errors, chain if cfg.persistent else carry)
+    return summary(add_gradient(errors, difference), errors, chain if cfg.persistent else carry)
 
 
 def _sparsity(cfg: Config, field: Array) -> Array:

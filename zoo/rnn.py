@@ -20,6 +20,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     block,
     require,
     require_choice,
@@ -330,6 +331,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     integers) or [batch, time, outputs] (0/1 or real), for read_out="last" [batch] or [batch, outputs].  reset [batch]: rows that
     begin anew; the others go on from ``carry``, which is () or each layer's.  Without it, all begin anew.
     """
+    batch, carry = blank_padding(batch, carry)
     inputs, targets, mask = batch["inputs"], batch["targets"], batch["mask"]
     rows, time = inputs.shape[:2]
     start = initial_carry(cfg, params, rows)

@@ -18,6 +18,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     require,
     require_choice,
     require_count,
@@ -172,6 +173,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
     that do not go on from ``carry``.
     """
+    batch, carry = blank_padding(batch, carry)
     mask = rnn.mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
     start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
     last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=mask)

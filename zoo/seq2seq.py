@@ -24,6 +24,7 @@ from zoo.base import (
     Batch,
     Params,
     Targets,
+    blank_padding,
     require,
     require_choice,
     require_count,
@@ -227,6 +228,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
 
     batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
     """
+    batch, _ = blank_padding(batch)
     logits = apply(cfg, params, batch["inputs"], key=key)
     return next_token_loss(logits, batch, carry, cfg.label_smoothing if key is not None else 0.0)
 

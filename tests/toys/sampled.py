@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, require_choice, require_positive, require_shape, static
-from zoo.layers import ComputeDtype, at_least_float32, dense, init_layer, summed
+from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_positive, require_shape, static
+from zoo.layers import ComputeDtype, add_gradient, at_least_float32, dense, init_layer, summed
 
 SAMPLED = True
 
@@ -68,11 +68,11 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """Squared error; its gradient is that of the expectation over the units, by the score function."""
+    batch, _ = blank_padding(batch)
     outputs, log_probability, _ = _forward(cfg, params, batch["inputs"], key)
     require_shape("targets", batch["targets"], outputs.shape)
     cost = 0.5 * jnp.sum(jnp.square(outputs - batch["targets"]), axis=-1)
-    score = log_probability - jax.lax.stop_gradient(log_probability)
-    return summed(cost + jax.lax.stop_gradient(cost) * score, batch["mask"])
+    return summed(add_gradient(cost, jax.lax.stop_gradient(cost) * log_probability), batch["mask"])
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:

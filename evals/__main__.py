@@ -312,12 +312,12 @@ def read_lines(file: pathlib.Path) -> Iterator[str]:
 def predict(options: Options) -> int:
     """Prints a line for each item of each file; a file that cannot be read is named, and the others are still labelled."""
     from evals.evaluation import restore
-    from evals.prediction import predict_files, show_item
+    from evals.prediction import holds_arrays, predict_files, show_item
 
     run, broken, files = restore(options.run_dir), Broken(), options.predict or ()
     for label, outputs in predict_files(run, files, invert=options.invert, failed=broken):
         print(show_item(run, label, outputs))
-    if not options.invert and any(file.suffix != ".npz" for file in files):
+    if not options.invert and not all(map(holds_arrays, files)):
         print(POLARITY, file=sys.stderr)
     return int(broken.found)
 

@@ -41,7 +41,7 @@ def predict_files(
     """
     if isinstance(run.module, Conditional):
         raise DataError(f"{run.folder.path}: the model writes instead of choosing a class; see --caption and --translate")
-    alone = all(file.suffix != ".npz" for file in files)
+    alone = not any(map(holds_arrays, files))
     size = min(run.recipe.batch_size, len(files)) if alone else run.recipe.batch_size
     accepted = set()
 
@@ -79,7 +79,7 @@ def readable(
 
 
 def _labels(file: pathlib.Path, inputs: np.ndarray) -> list[str]:
-    return [str(file)] if file.suffix != ".npz" else [f"{file}[{index}]" for index in range(len(inputs))]
+    return [str(file)] if not holds_arrays(file) else [f"{file}[{index}]" for index in range(len(inputs))]
 
 
 def _kind(example: np.ndarray) -> tuple[Any, ...]:
@@ -114,15 +114,11 @@ def read_inputs(run: Restored, file: pathlib.Path, *, invert: bool = False) -> n
     """Raw inputs [n, *input_shape] from an image file, or "inputs" of an npz file.  Raises DataError that names the file."""
     low, high = run.data.input_range
     shape = run.data.input_shape
-    if file.suffix == ".npz":
+    if holds_arrays(file):
         arrays = read_npz(file)
         if "inputs" not in arrays:
             raise DataError(f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected an array named inputs")
-        inputs = check_inputs(str(file), "inputs", arrays["inputs"])
-        if shape is not None and inputs.shape[1:] != shape:
-            if inputs[0].size != np.prod(shape):
-                raise DataError(f"{file}: inputs have shape {inputs.shape}, expected [n, {', '.join(map(str, shape))}]")
-            inputs = inputs.reshape(len(inputs), *shape)
+        inputs = _shaped(file, check_inputs(str(file), "inputs", arrays["inputs"]), shape)
     else:
         if shape is None or len(shape) != 3:
             raise DataError(f"{file}: this run was not trained on images; give an npz file with an array named inputs")
@@ -130,6 +126,26 @@ def read_inputs(run: Restored, file: pathlib.Path, *, invert: bool = False) -> n
         pixels = read_image(file, (height, width, channels))[None].astype(np.float32)
         inputs = low + pixels * ((high - low) / 255)
     return (low + high) - inputs.astype(np.float32) if invert else inputs
+
+
+def holds_arrays(file: pathlib.Path) -> bool:
+    """Whether a file is an npz file by its name, rather than an image."""
+    return file.suffix.lower() == ".npz"
+
+
+def _shaped(file: pathlib.Path, inputs: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Inputs [n, *shape], given like this, flat, or without a last axis of length 1.
+
+    As many values in other axes are refused: nobody knows in which order they are, and channels may come first.
+    """
+    given = inputs.shape[1:]
+    if shape is None or given == shape:
+        return inputs
+    if given == (np.prod(shape),) or (*given, 1) == shape:
+        return inputs.reshape(len(inputs), *shape)
+    first = len(shape) == 3 and given == (shape[2], *shape[:2])
+    hint = "; channels come last: numpy.moveaxis(inputs, 1, -1)" if first else ""
+    raise DataError(f"{file}: inputs have shape {inputs.shape}, expected [n, {', '.join(map(str, shape))}]{hint}")
 
 
 def show_item(run: Restored, label: str, outputs: np.ndarray) -> str:

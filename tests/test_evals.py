@@ -9,6 +9,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,8 @@ import train
 import zoo
 from evals.evaluation import confusion_matrix, name_metrics, show_metric
 from evals.intervals import wilson
+from evals.prediction import read_inputs
+from train.formats import DataError
 from train.optimizer import Optimizer
 from train.recipe import Target
 from train.recipes import RECIPES
@@ -402,8 +406,9 @@ def test_predictions_of_own_files_are_the_evaluation_of_the_same_examples(run_di
     monkeypatch.setattr(evals.evaluation, "load_data", None)
     raw = evaluation.table["inputs"]
     np.savez(tmp_path / "all.npz", inputs=raw[..., 0])
-    items = evals.predict(run_dir, [tmp_path / "all.npz"])
-    assert items[7][0] == f"{tmp_path / 'all.npz'}[7]"
+    (tmp_path / "all.npz").rename(tmp_path / "all.NPZ")
+    items = evals.predict(run_dir, [tmp_path / "all.NPZ"])
+    assert items[7][0] == f"{tmp_path / 'all.NPZ'}[7]"
     np.testing.assert_allclose(np.stack([outputs for _, outputs in items]), evaluation.predictions.outputs, atol=1e-6)
     pixels = np.round(raw[3, :, :, 0] * (255 / 16)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "three.png")
@@ -443,6 +448,46 @@ def test_the_model_is_compiled_once_for_all_files(run_dir, evaluation, tmp_path,
     assert len(evals.predict(run_dir, images)) == 4
     assert function._cache_size() == 2  # four rows are enough for four images
     assert evals.predict(run_dir, []) == []
+
+
+def run_on(*shape: int) -> Any:
+    """What ``read_inputs`` wants to know of a run."""
+    return types.SimpleNamespace(data=types.SimpleNamespace(input_range=(0.0, 255.0), input_shape=shape))
+
+
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        ((6, 4, 3), (6, 4, 3)),
+        ((6, 4, 3), (72,)),
+        ((6, 4, 1), (6, 4)),
+        ((6, 4, 1), (24,)),
+        ((6, 4), (24,)),
+        ((3, 6, 3), (3, 6, 3)),
+    ],
+)
+def test_arrays_to_label_may_be_flat_or_without_a_channel(tmp_path, trained, given):
+    values = np.arange(2 * np.prod(given), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", inputs=values.reshape(2, *given))
+    np.testing.assert_array_equal(read_inputs(run_on(*trained), tmp_path / "x.npz"), values.reshape(2, *trained))
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "hint"),
+    [
+        ((8, 8, 3), (3, 8, 8), "; channels come last: numpy.moveaxis(inputs, 1, -1)"),
+        ((8, 8, 1), (1, 8, 8), "; channels come last: numpy.moveaxis(inputs, 1, -1)"),
+        ((6, 4, 3), (4, 6, 3), ""),
+        ((192,), (3, 8, 8), ""),
+        ((192,), (8, 8, 3), ""),
+        ((8, 8, 3), (191,), ""),
+    ],
+)
+def test_arrays_to_label_of_the_same_size_but_other_axes_are_refused(tmp_path, trained, given, hint):
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, *given), np.uint8))
+    said = f"{tmp_path}/x.npz: inputs have shape {(2, *given)}, expected [n, {', '.join(map(str, trained))}]{hint}"
+    with pytest.raises(DataError, match=re.escape(said) + "$"):
+        read_inputs(run_on(*trained), tmp_path / "x.npz")
 
 
 def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, tmp_path, capsys):

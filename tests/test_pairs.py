@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import os
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def counted(count):
     return [(f"line number {'very ' * (n % 7)}{n}", f"ligne {'tres ' * (n % 5)}{n}") for n in range(count)]
 
 
-@pytest.mark.parametrize("kind", tokens.KINDS)
+@pytest.mark.parametrize("kind", get_args(tokens.Kind))
 def test_sentences_come_back_but_for_white_space_and_what_was_never_seen(kind):
     tokenizer = tokens.fit(kind, CORPUS, size=60, min_count=1)
     assert tokenizer.vocabulary[:2] == ("</s>", "<unk>")

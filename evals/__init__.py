@@ -2,7 +2,7 @@
 
     import evals
 
-    evaluation = evals.evaluate("runs/convnet-digits")      # what ``python -m evals runs/convnet-digits`` does, without the files
+    evaluation = evals.evaluate("runs/convnet-digits")      # what ``zoo-evals runs/convnet-digits`` does, without the files
     evaluation.metrics                                      # {"test loss nats": ..., "test accuracy %": ..., ...}
     evals.predict("runs/convnet-digits", ["seven.png"])     # [("seven.png", probabilities [classes])]
 
@@ -10,6 +10,8 @@ Names are loaded on first use, so that importing the package stays fast.
 """
 
 import importlib
+import os
+import runpy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["Evaluation", "confusion_matrix", "evaluate", "predict", "write_evaluation", "write_report"]
+
+# By its place, as the name may lead to another ``train``.
+runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["require_ours"]("train", "zoo")
 
 
 def __getattr__(name: str) -> Any:

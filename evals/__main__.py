@@ -1,9 +1,17 @@
-"""Command line: ``python -m evals RUN_DIR`` measures a run; ``--predict FILE ...`` labels files, ``--sample N`` writes."""
+"""Command line: ``zoo-evals RUN_DIR`` measures a run; ``--predict FILE ...`` labels files, ``--sample N`` writes."""
+
+if __name__ == "__main__":  # python -m evals; before what takes seconds to import
+    import sys
+
+    from evals.entry import zoo_evals
+
+    sys.exit(zoo_evals())
 
 import contextlib
 import dataclasses
 import importlib.util
 import itertools
+import logging
 import pathlib
 import shlex
 import sys
@@ -11,6 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from train import entry
 
 if TYPE_CHECKING:
     from evals.evaluation import Evaluation
@@ -30,7 +40,7 @@ class Options:
     """
 
     run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Run folder, as python -m train made it."""
+    """Run folder, as zoo-train made it."""
     split: str = "test"
     """Which part of the data to measure on: test, validation, train, or another that the data have."""
     predict: Annotated[tuple[pathlib.Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]")] = None
@@ -73,15 +83,20 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluates or predicts; returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
-    options = tyro.cli(Options, prog="python -m evals", args=arguments)
-    from train.checkpoint import CheckpointError
-    from train.formats import DataError
-    from train.run_folder import RunError
+    """Evaluates or predicts; returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 Ctrl-C."""
+    options = tyro.cli(Options, prog=entry.program("evals"), args=arguments)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it complains of a home that cannot be written, and does without
+    with entry.importing():
+        import evals.evaluation  # noqa: F401 (whatever is asked for)
+        from train.checkpoint import CheckpointError
+        from train.formats import DataError
+        from train.run_folder import RunError
 
     try:
         return MODES[mode_of(options)](options)
     except (DataError, RunError, CheckpointError, ValueError, OSError) as error:
+        if entry.interrupted() or isinstance(error, BrokenPipeError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -109,51 +124,63 @@ def _flag(name: str) -> str:
 def evaluate(options: Options) -> int:
     """Measures, writes eval.json and report.html, and says where they are; of runs trained side by side each, and compares."""
     from evals.evaluation import evaluate as measure
-    from evals.evaluation import write_evaluation
+    from evals.evaluation import training
     from train.run_folder import RunFolder
 
     members = RunFolder.open(options.run_dir).recipe().members
     if len(members) > 1:
         return evaluate_members(options, list(members))
     evaluation = measure(options.run_dir, options.split, options.data_dir, example=options.example)
-    if not write_evaluation(evaluation)["training"]["complete"]:
+    kept = keep(evaluation, options.report)
+    if not training(evaluation.run.folder)["complete"]:
         print("the run is not complete: this is its best checkpoint so far")
-    if options.report:
-        from evals.report import write_report
+    if options.report and importlib.util.find_spec("matplotlib") is None:
+        print(PLOTS_NEED)
+    print_results(evaluation, options.report, kept)
+    return 0 if kept else 1
 
-        write_report(evaluation)
-        if importlib.util.find_spec("matplotlib") is None:
-            print(PLOTS_NEED)
-    print_results(evaluation, options.report)
-    return 0
+
+def keep(evaluation: "Evaluation", report: bool) -> bool:
+    """Writes eval.json and report.html; says so where they cannot be written, as what was measured is still worth showing."""
+    from evals.evaluation import write_evaluation
+
+    try:
+        write_evaluation(evaluation)
+        if report:
+            from evals.report import write_report
+
+            write_report(evaluation)
+    except OSError as error:
+        print(f"error: the results are not kept: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def evaluate_members(options: Options, labels: list[str]) -> int:
     """Measures every run of a folder that holds several, and prints a table with mean and spread."""
     from evals.evaluation import evaluate as measure
-    from evals.evaluation import write_evaluation
-    from evals.report import write_report
     from train.member import compare_members
     from train.run_folder import read_json
 
-    rows, files = {}, []
+    rows, files, kept = {}, [], True
     for label in labels:
         folder = options.run_dir / label
         evaluation = measure(folder, options.split, options.data_dir, example=options.example)
-        write_evaluation(evaluation)
-        files.append(str(evaluation.file))
-        if options.report:
-            write_report(evaluation)
+        if keep(evaluation, options.report):
+            files.append(str(evaluation.file))
+        else:
+            kept = False
         summary = folder / "summary.json"
         diverged = read_json(summary).get("diverged") if summary.exists() else None
         rows[label] = {"diverged": diverged, **evaluation.metrics}
     print("\n".join(compare_members(rows)))
-    print(f"numbers {', '.join(files)}")
-    return 0
+    if files:
+        print(f"numbers {', '.join(files)}")
+    return 0 if kept else 1
 
 
-def print_results(evaluation: "Evaluation", report: bool) -> None:
-    """Metrics, accuracy last; then where the files are and what to try next."""
+def print_results(evaluation: "Evaluation", report: bool, kept: bool) -> None:
+    """Metrics, accuracy last; then where the files are, if they could be written, and what to try next."""
     from evals.evaluation import show_metric
 
     run = evaluation.run
@@ -164,20 +191,21 @@ def print_results(evaluation: "Evaluation", report: bool) -> None:
         print(evaluation.note)
     folder = shlex.quote(str(run.folder.path))
     print(f"checkpoint {run.folder.checkpoints / str(run.step)}")
-    print(f"report {evaluation.report}" if report else f"numbers {evaluation.file}")
+    if kept:
+        print(f"report {evaluation.report}" if report else f"numbers {evaluation.file}")
     if evaluation.predictions is not None:
-        print(f"next: python -m evals {folder} --predict FILE   labels your own images")
+        print(f"next: {entry.program('evals')} {folder} --predict FILE   labels your own images")
     if evaluation.log_probabilities is not None:
-        print(f'next: python -m evals {folder} --sample 500 --prompt "..."   lets the model write')
+        print(f'next: {entry.program("evals")} {folder} --sample 500 --prompt "..."   lets the model write')
     if evaluation.translations is not None:
         translates = "source" in run.data.tokenizers
         print(
-            f"next: python -m evals {folder} "
+            f"next: {entry.program('evals')} {folder} "
             + ('--translate "..."   translates' if translates else "--caption FILE   says what it shows")
         )
     if evaluation.segments is not None:
-        print(f"next: python -m evals {folder} --segment FILE   labels its pixels")
-    print("next: python -m train --list   shows the other recipes")
+        print(f"next: {entry.program('evals')} {folder} --segment FILE   labels its pixels")
+    print(f"next: {entry.program('train')} --list   shows the other recipes")
 
 
 def sample(options: Options) -> int:
@@ -351,7 +379,3 @@ READ_BY: dict[str, tuple[str | None, ...]] = {
     **dict.fromkeys(("beam", "length_penalty"), ("translate", "translate_file", "caption")),
 }
 """Options that some modes read: elsewhere they would change nothing."""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

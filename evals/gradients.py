@@ -6,6 +6,13 @@ The review (page 441): "it is difficult to learn to store information for very l
 or shrink at each time step, so over many they explode or vanish (Hochreiter 1991; Bengio et al. 1994).
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.gradients"))
+
 import dataclasses
 import importlib.util
 import pathlib
@@ -22,6 +29,7 @@ from evals.evaluation import Evaluation, Restored, load_split
 from evals.page import plot, titled
 from evals.runs import COLORS, named
 from evals.unsupervised import NEEDS
+from train import entry
 from train.run_folder import write_text
 from train.step import init_state, root_key
 from zoo.base import Params, Recurrent
@@ -45,7 +53,7 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
-    options = tyro.cli(Options, prog="python -m evals.gradients", args=arguments)
+    options = tyro.cli(Options, prog=entry.program("evals.gradients"), args=arguments)
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.run_folder import RunError
@@ -133,7 +141,3 @@ def draw(runs: dict[str, dict[str, np.ndarray]]) -> str:
         axes.legend(fontsize=9)
 
     return plot("gradient norm", lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

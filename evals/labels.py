@@ -9,6 +9,13 @@ own output layer and its own order.  All seeds start from the same pre-trained m
 counts, as with few labels there are none to spare for validation.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.labels"))
+
 import dataclasses
 import json
 import pathlib
@@ -17,6 +24,8 @@ import sys
 from typing import Annotated, Any
 
 import tyro
+
+from train import entry
 
 BEGIN, END = "<!-- labels:begin -->", "<!-- labels:end -->"
 
@@ -48,7 +57,7 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
-    options = tyro.cli(Options, prog="python -m evals.labels", args=arguments)
+    options = tyro.cli(Options, prog=entry.program("evals.labels"), args=arguments)
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.run_folder import RunError
@@ -157,7 +166,7 @@ def _figures(errors: list[float]) -> str:
 
 def parts(docs: pathlib.Path) -> tuple[str, str]:
     """The text before the markers and after them.  Raises ValueError naming the file that has none, OSError without a file."""
-    before, begin, rest = docs.read_text().partition(BEGIN)
+    before, begin, rest = docs.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{docs}: no lines {BEGIN} and {END}, between which the table goes")
@@ -206,7 +215,3 @@ def draw(rows: list[dict[str, Any]]) -> str:
         axes.legend()
 
     return plot("pre-trained against random", each)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,15 +17,25 @@ which ``markdown`` rewrites wherever a document says it.  A row belongs to one r
     hardware, date, version         of the newest of its runs; version is purezoo's
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.ledger"))
+
 import dataclasses
 import json
 import pathlib
 import re
+import shlex
 import statistics
 import sys
 from typing import Annotated, Any
 
 import tyro
+
+from train import entry
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
@@ -69,7 +79,7 @@ class Markdown:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error or a difference, 2 a wrong command line."""
-    command = tyro.cli(Show | Add | Markdown, default=Show(), prog="python -m evals.ledger", args=arguments)  # pyright: ignore
+    command = tyro.cli(Show | Add | Markdown, default=Show(), prog=entry.program("evals.ledger"), args=arguments)  # pyright: ignore
     from train.run_folder import RunError
 
     try:
@@ -90,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 def read(file: pathlib.Path = RESULTS) -> list[Row]:
     """The rows of a ledger's file.  Raises LedgerError naming the file when it is none."""
     try:
-        rows = json.loads(file.read_text())
+        rows = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -146,15 +156,17 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
     if changed:
         raise LedgerError(f"{run_dir}: not recipe {recipe.name} as registered (here): {'; '.join(changed)}")
     if not folder.summary.exists():
-        raise LedgerError(f"{run_dir}: the run is not complete; python -m train {recipe.name} --out {run_dir} resumes it")
+        again = f"{entry.program('train')} {shlex.join([recipe.name, '--out', str(run_dir)])}"
+        raise LedgerError(f"{run_dir}: the run is not complete; {again} resumes it")
+    measure = f"{entry.program('evals')} {shlex.quote(str(run_dir))}"
     if not (folder.path / "eval.json").exists():
-        raise LedgerError(f"{run_dir}: not evaluated yet; first python -m evals {run_dir}")
+        raise LedgerError(f"{run_dir}: not evaluated yet; first {measure}")
     evaluation = read_json(folder.path / "eval.json")
     expected = {"format": FORMAT, "recipe": recipe.name, "seed": recipe.seed, "step": read_json(folder.summary)["best_step"]}
     stale = [f"{key} {evaluation.get(key)}, the run {value}" for key, value in expected.items() if evaluation.get(key) != value]
     if stale or not evaluation["training"]["complete"]:
         why = "; ".join(stale) or "it was not complete yet"
-        raise LedgerError(f"{run_dir}: eval.json does not belong to this run as it is: {why}; again: python -m evals {run_dir}")
+        raise LedgerError(f"{run_dir}: eval.json does not belong to this run as it is: {why}; again: {measure}")
     return evaluation
 
 
@@ -263,7 +275,7 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
     """
     from train.run_folder import write_text
 
-    text = document.read_text()
+    text = document.read_text("utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -273,7 +285,8 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
     if wanted == text:
         print(f"{document}: up to date")
     elif check:
-        print(f"{document}: says other numbers than the ledger; python -m evals.ledger markdown {document} rewrites it")
+        rewrite = f"{entry.program('evals.ledger')} markdown {shlex.quote(str(document))}"
+        print(f"{document}: says other numbers than the ledger; {rewrite} rewrites it")
         return 1
     else:
         write_text(document, wanted)
@@ -313,7 +326,3 @@ def _bound(target: Any) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,13 @@
 The claim of Bahdanau, Cho, Bengio (2014, figure 2): a single vector cannot hold a long sentence, attention does not need to.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.lengths"))
+
 import dataclasses
 import pathlib
 import sys
@@ -15,6 +22,7 @@ import tyro
 from evals.evaluation import load_dataset
 from evals.runs import named
 from evals.translation import by_length, lengths_plot, translate
+from train import entry
 from train.run_folder import write_text
 
 
@@ -32,7 +40,7 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
-    options = tyro.cli(Options, prog="python -m evals.lengths", args=arguments)
+    options = tyro.cli(Options, prog=entry.program("evals.lengths"), args=arguments)
     from train.checkpoint import CheckpointError
     from train.formats import DataError
     from train.run_folder import RunError
@@ -50,7 +58,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: " + ", ".join(f"{words} words {score:.1f} ({count})" for words, (count, score) in bins.items()))
     print(f"plot {options.plot}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

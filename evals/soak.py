@@ -11,6 +11,13 @@ either or both are killed; one that is left must end by itself, with an error, w
   many processes, bit for bit.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.soak"))
+
 import contextlib
 import dataclasses
 import os
@@ -28,6 +35,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tyro
+
+from train import entry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS_PER_EPOCH, EVALUATIONS_PER_EPOCH = 22, 4  # of the recipe below
@@ -72,7 +81,7 @@ class Command:
             return "--two and --aimed, allowed: 0 to 1"
         if self.keep is not None and self.keep.exists() and (not self.keep.is_dir() or any(self.keep.iterdir())):
             return f"--keep {self.keep}: not an empty folder"
-        if self.document is not None and not (self.document.is_file() and _around(self.document.read_text())):
+        if self.document is not None and not (self.document.is_file() and _around(self.document.read_text("utf-8"))):
             return f"--document {self.document}: no file with the lines {BEGIN} and {END}"
         return None
 
@@ -178,7 +187,7 @@ class Run:
 
     def said(self, index: int = 0) -> str:
         """The output of a process of the last start."""
-        return self._logs[index].read_text(errors="replace")
+        return self._logs[index].read_text("utf-8", "replace")
 
     def finished(self) -> list[int]:
         """Steps with a finished checkpoint."""
@@ -224,7 +233,7 @@ class Whole:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 all is well, 1 something differs or fails, 2 a wrong command line."""
-    command = tyro.cli(Command, prog="python -m evals.soak", args=arguments)
+    command = tyro.cli(Command, prog=entry.program("evals.soak"), args=arguments)
     if problem := command.problem():
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -242,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(lines))
     for failure in tally.failures:
         print(f"error: {failure}", file=sys.stderr)
-    if command.document is not None and (around := _around(command.document.read_text())):
+    if command.document is not None and (around := _around(command.document.read_text("utf-8"))):
         before, after = around
         write_text(command.document, "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]))
     if command.keep is None and not tally.failures:
@@ -425,7 +434,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

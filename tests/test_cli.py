@@ -9,6 +9,7 @@ import pytest
 
 import evals.__main__
 from evals import gradients
+from train import entry
 from train.__main__ import main, parse
 from train.recipes import RECIPES
 
@@ -83,7 +84,7 @@ def test_a_run_says_where_it_is_and_starting_again_says_it_is_complete(tmp_path,
     options = ("mlp-digits", "--steps", "42", "--out", str(tmp_path / "run"))
     assert _main(*options) == 0
     first = capsys.readouterr().out
-    assert f"next: python -m evals {tmp_path / 'run'}" in first
+    assert f"next: {entry.program('evals')} {tmp_path / 'run'}" in first
     assert "step 42/42" in first
     assert "validation accuracy" in first
     assert _main(*options) == 0

@@ -26,6 +26,7 @@ import train.generated
 import zoo
 from evals import ngrams
 from evals.evaluation import Evaluation, load_dataset, show_metric
+from train import entry
 from train.generated import COPY_SYMBOLS
 from train.stage import evaluation_batches
 from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
@@ -418,7 +419,7 @@ def said(capsys, *arguments: Any) -> str:
 def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypatch, capsys):
     monkeypatch.setattr(evals.report, "SECTIONS", (evals.report.headline, evals.report.curves))
     out = said(capsys, folder / "run")
-    assert f"next: python -m evals {folder / 'run'} --sample 500" in out
+    assert f"next: {entry.program('evals')} {folder / 'run'} --sample 500" in out
     assert f"test perplexity {evaluation.metrics['test perplexity']:.4f}" in out
     assert f"test {len(evaluation.log_probabilities)} tokens" in out
     assert json.loads((folder / "run" / "eval.json").read_text())["metrics"] == pytest.approx(evaluation.metrics)

@@ -3,13 +3,15 @@
     import train, zoo
 
     result = train.fit(*zoo.create("mlp/digits"), "digits", epochs=20)      # in memory
-    module, cfg, params = train.load("runs/digits")                         # a run made by ``python -m train digits``
+    module, cfg, params = train.load("runs/digits")                         # a run made by ``zoo-train``
 
 Names are loaded on first use, so that importing the package stays fast.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from train.ours import require_ours
 
 if TYPE_CHECKING:
     from train.checkpoint import CheckpointError as CheckpointError
@@ -45,6 +47,9 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+require_ours("zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,22 @@
-"""Command line: ``python -m train [RECIPE] [options]``.  ``--list`` shows the recipes, ``RECIPE --help`` every option."""
+"""Command line: ``zoo-train [RECIPE] [options]``.  ``--list`` shows the recipes, ``RECIPE --help`` every option."""
+
+if __name__ == "__main__":  # python -m train; before what takes seconds to import
+    import sys
+
+    from train.entry import zoo_train
+
+    sys.exit(zoo_train())
 
 import dataclasses
 import difflib
 import pathlib
+import shlex
 import sys
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from train import entry
 from train.recipe import Recipe, with_data_in_stages
 from train.recipes import DEFAULT, RECIPES
 
@@ -47,7 +56,10 @@ class RunOptions:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains; returns the exit status: 0 complete or preempted (SIGTERM), 1 an error, 2 a wrong command line, 3 Ctrl-C."""
+    """Trains; returns the exit status: 0 complete or preempted (SIGTERM), 1 an error, 2 a wrong command line, 3 Ctrl-C.
+
+    See ``train.entry`` for what else may end the program.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--list" in arguments:
         print_recipes()
@@ -57,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         name, *arguments = arguments
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "python -m train --list shows them"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{entry.program('train')} --list shows them"
         print(f"no recipe {name!r}; {hint}", file=sys.stderr)
         return 2
     try:
@@ -78,21 +90,22 @@ def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOp
         return with_data_in_stages(recipe, known), run
 
     known = recipe
-    description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: python -m train --list"
-    return tyro.cli(command, prog=f"python -m train {recipe.name}", description=description, args=arguments)
+    description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: {entry.program('train')} --list"
+    return tyro.cli(command, prog=f"{entry.program('train')} {recipe.name}", description=description, args=arguments)
 
 
 def train(recipe: Recipe[Any], options: RunOptions) -> int:
     """Runs a recipe and says where its results lie."""
-    from train import cluster
-    from train.checkpoint import CheckpointError
-    from train.formats import DataError
-    from train.loop import Diverged
-    from train.memory import keep_memory
-    from train.parallel import Parallel
-    from train.programs import keep_programs
-    from train.run_folder import RunError
-    from train.trainer import run
+    with entry.importing():
+        from train import cluster
+        from train.checkpoint import CheckpointError
+        from train.formats import DataError
+        from train.loop import Diverged
+        from train.memory import keep_memory
+        from train.parallel import Parallel
+        from train.programs import keep_programs
+        from train.run_folder import RunError
+        from train.trainer import run
 
     several = options.distributed or any(
         value is not None for value in (options.coordinator, options.num_processes, options.process_id)
@@ -102,6 +115,7 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     if options.compilation_cache:
         keep_programs()
     out = options.out or str(pathlib.Path("runs") / recipe.name)
+    entry.advise(f"the same command resumes {out} from its last checkpoint")
     try:
         parallel = Parallel(
             strategy=options.parallel, devices=options.devices, accumulate=options.accumulate, remat=options.remat
@@ -126,19 +140,19 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
             on_save_failure=options.on_save_failure,
         )
     except (DataError, RunError, CheckpointError, Diverged, cluster.ClusterError, ValueError, OSError, RuntimeError) as error:
+        if entry.interrupted() or isinstance(error, BrokenPipeError):
+            raise
         if joined:
             cluster.fail(cluster.explain(error))
         if type(error) is RuntimeError:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print(f"stopped at once; the same command resumes {out} from its last checkpoint", file=sys.stderr)
-        return 3
+    entry.over()
     if not result.complete:
-        return 0 if result.stopped_by == "SIGTERM" else 3
+        return 0 if result.stopped_by == "SIGTERM" else entry.STOPPED
     if not options.quiet and cluster.first():
-        print(f"run folder {out}; next: python -m evals {out}")
+        print(f"run folder {out}; next: {entry.program('evals')} {shlex.quote(out)}")
     return 0
 
 
@@ -151,7 +165,3 @@ def print_recipes() -> None:
     for recipe in RECIPES.values():
         table.add_row(recipe.name, recipe.about, recipe.data, "\n".join(str(target) for target in recipe.targets))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -70,7 +70,7 @@ from train.formats import (
 from train.generated import COPY_SYMBOLS, DIRECTIONS, EXPECTED, MOST, adding, copy_memory, moving_digits, synthetic
 from train.masks import VOID, read_masks
 from train.pairs import Pairs
-from train.places import ProgressBar, cache, download, locate, roots
+from train.places import NO_CACHE, ProgressBar, cache, download, locate, roots
 from train.scenes import SCENES, Scenes, digit_scenes
 from train.stamps import categories, read_stamps
 from train.text import Text
@@ -344,6 +344,9 @@ def _digit_scenes(name: str, kind: str, count: str) -> Dataset:
 
 def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, shape: tuple[int, int, int], how: Pairs) -> Dataset:
     def decode(files: Sequence[pathlib.Path]) -> Mapped:
+        folder = cache("captions")
+        if folder is None:
+            raise DataError(f"data {name!r}: images are decoded into a file: {NO_CACHE}")
         with contextlib.closing(ProgressBar("decoding")) as bar:
             size = math.prod(shape)
 
@@ -351,7 +354,7 @@ def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, sha
                 bar.total = size * len(files)
                 bar.update(size * count)
 
-            return map_images(files, shape, cache("captions"), decoded)
+            return map_images(files, shape, folder, decoded)
 
     found = captions.read(f"data {name!r}", path, how, shape, functools.partial(locate, data_dir=data_dir), decode)
     return _of_scenes(name, found)

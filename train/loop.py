@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import cluster
+from train import cluster, entry
 from train.batches import Batches
 from train.cluster import Watchdog
 from train.member import Member
@@ -35,27 +35,38 @@ class Diverged(RuntimeError):  # noqa: N818
 
 
 class Interrupts:
-    """Turns the first SIGTERM or Ctrl-C into a request to stop at the next step; a second Ctrl-C stops at once."""
+    """Turns the first SIGTERM or Ctrl-C into a request to stop at the next step; a second Ctrl-C stops at once.
+
+    From ``take`` until the end of a ``with`` block, or of an ``ExitStack`` onto which it was pushed.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
+        self.take()
+        return self
+
+    def take(self) -> None:
+        """Begins.  Raises KeyboardInterrupt if the program was to stop already."""
+        entry.check()
         if threading.current_thread() is threading.main_thread():
             # Of several processes SIGTERM is the runtime's, so that all agree on a step.
             for number in (signal.SIGINT,) if cluster.several() else (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
-        return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _handle(self, number: int, _: Any) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
+        if self.received is not None:
+            if number == signal.SIGINT and time.monotonic() - self._since >= entry.AGAIN:
+                raise KeyboardInterrupt
+            return
+        self.received, self._since = number, time.monotonic()
         if cluster.several():
             cluster.pass_on_interrupt()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from train.formats import DataError, reading
 
+NO_CACHE = "there is no home folder that can be written to; XDG_CACHE_HOME may name another folder"
+
 
 def roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
     """The directories where data may lie."""
@@ -41,13 +43,15 @@ def download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    failures = []
+    folder, failures = cache(name), []
+    if folder is None:
+        mirrors, failures = (), [NO_CACHE]
     for mirror in mirrors:
         try:
             with contextlib.closing(ProgressBar(file)) as bar:
                 downloader: Any = pooch.HTTPDownloader(timeout=20)
                 downloader.progressbar = bar
-                return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, cache(name), downloader=downloader))
+                return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=downloader))
         except Exception as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
             failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
     raise DataError(
@@ -56,11 +60,24 @@ def download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files
     )
 
 
-def cache(name: str) -> pathlib.Path:
-    """A folder in the user's cache; XDG_CACHE_HOME says where that is, or what the system has instead."""
+def cache(name: str) -> pathlib.Path | None:
+    """A folder in the user's cache, whether it is there or not; None where nothing can be kept.
+
+    XDG_CACHE_HOME says where that is, or what the system has instead, which a user without a home does not have.
+    """
     import pooch
 
-    return pathlib.Path(pooch.os_cache("purezoo")) / name
+    try:
+        folder = pathlib.Path(pooch.os_cache("purezoo")) / name
+    except RuntimeError:  # of newer platformdirs; of older ones the path begins with ~
+        return None
+    return folder if folder.parts[0] != "~" and (folder.is_dir() or may_write(folder)) else None
+
+
+def may_write(path: pathlib.Path) -> bool:
+    """Whether this user may make files in a folder, or the folder itself."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 class ProgressBar:

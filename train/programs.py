@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from train.places import cache
+from train.places import cache, may_write
 
 LARGEST = 2 * 10**9
 """Bytes that the programs may take; the least recently used ones are removed at the next start."""
@@ -21,7 +21,7 @@ UNFINISHED = "Error reading persistent compilation cache entry .*incomplete or t
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, small ones too, unless JAX is already told where to keep them.
+    """Keeps compiled programs, small ones too, in the user's cache folder if there is one, unless JAX is told another folder.
 
     JAX can limit the size of the folder by itself, but then it locks and scans the whole folder whenever it writes a program:
     0.16 s for a folder of 1,000 programs, longer than compiling a small one.  And if it is killed between the two files that it
@@ -31,11 +31,13 @@ def keep_programs() -> None:
     if config.jax_compilation_cache_dir is not None:
         return
     folder = cache("programs")
+    if folder is None or not may_write(folder):
+        return  # so every start compiles
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
-    except OSError:
-        return  # nothing can be kept here, so every start compiles
+    except OSError:  # as of a full disk
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

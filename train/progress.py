@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live line on a terminal, sparse plain lines elsewhere."""
 
+import os
 import pathlib
 import sys
 import time
@@ -9,6 +10,8 @@ PLAIN_SECONDS = 10.0
 """Least time between two plain lines, evaluations apart."""
 NOT_METRICS = ("step", "epoch", "split", "seconds")
 """Of a line of the history."""
+DUMB = (None, "", "dumb", "unknown")
+"""Values of $TERM of terminals on which no line can be drawn again."""
 
 
 class Progress:
@@ -29,14 +32,10 @@ class Progress:
         self._per_second = self._left = 0.0
         self._writer: Any = None
         if tensorboard is not None:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise ValueError("--tensorboard needs tensorboardX: pip install 'purezoo[tensorboard]'") from None
-            self._writer = SummaryWriter(str(tensorboard / "tensorboard"))
+            self._writer = summary_writer()(str(tensorboard / "tensorboard"))
 
     def __enter__(self) -> "Progress":
-        if not self.quiet and sys.stdout.isatty():
+        if not self.quiet and sys.stdout.isatty() and os.environ.get("TERM") not in DUMB:
             from rich import progress
 
             self._live = progress.Progress(
@@ -62,7 +61,7 @@ class Progress:
         if self.quiet:
             return
         if self._live is not None:
-            self._live.console.print(message, highlight=False, markup=False)
+            self._live.console.print(message, highlight=False, markup=False, soft_wrap=True)
         else:
             print(message, flush=True)
 
@@ -102,6 +101,15 @@ class Progress:
         parts += [f"{name} {_show(name, value)}" for name, value in _metrics(self._train).items()]
         parts += [f"validation {name} {_show(name, value)}" for name, value in _metrics(self._validation).items()]
         return "  ".join(parts + [f"{self._per_second:,.0f} examples/s"] * bool(self._per_second))
+
+
+def summary_writer() -> Any:
+    """The class that writes TensorBoard's files.  Raises ValueError where it is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs tensorboardX: pip install 'purezoo[tensorboard]'") from None
+    return SummaryWriter
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, float]:

@@ -30,6 +30,7 @@ from train import cluster
 from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
 from train.dataset import Dataset
+from train.places import may_write
 from train.recipe import Recipe, from_dict, module_of, to_dict
 from train.step import PRNG, TrainState, init_state, root_key
 from train.tokens import Tokenizer
@@ -88,6 +89,11 @@ class RunFolder:
             raise RunError(f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out")
         return folder
 
+    def require_writable(self) -> None:
+        """Raises RunError unless this user may write here, or make the folder."""
+        if cluster.first() and not may_write(self.path):
+            raise RunError(f"{self.path}: no right to write here; choose another folder with --out")
+
     @classmethod
     def create(cls, path: str | os.PathLike[str], recipe: Recipe[Any], fingerprint: str) -> "RunFolder":
         """A new folder, or the same run's; raises like ``check``."""
@@ -97,8 +103,15 @@ class RunFolder:
             config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint}
             config |= {"jax": settings(), "versions": versions()}
             json.dumps(config)  # raises here, before there is a folder, where a user's own Config cannot be written
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(file, config)
+            made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                write_json(file, config)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    for place in made:
+                        place.rmdir()
+                raise
         return folder
 
     def check_settings(self, *names: str) -> None:
@@ -276,7 +289,7 @@ def hardware() -> str:
     devices = jax.devices()
     processor = platform.processor() or platform.machine()
     try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        for line in pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
@@ -293,7 +306,7 @@ def today() -> str:
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """A JSON object of ``write_json``.  Raises RunError naming the file when it is missing or damaged."""
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise RunError(f"{file.parent}: no run here ({file.name} is missing)") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -317,14 +330,20 @@ def _crc32(value: dict[str, Any]) -> int:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Writes a file atomically: a kill, or a full disk, leaves the old or the new one.  Raises OSError naming the file."""
+    """Writes a file atomically, as UTF-8: a kill, or a full disk, leaves the old or the new one.  Raises OSError naming the file.
+
+    What is no text, such as a byte of a file's name that is not UTF-8, is escaped.
+    """
     temporary = file.with_name(file.name + ".tmp")
     try:
-        temporary.write_text(text)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    os.replace(temporary, file)
+        temporary.write_text(text, "utf-8", "backslashreplace")
+        os.replace(temporary, file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
 
 
 _NOT_COMPARED = ("recipe.about", "recipe.targets", "recipe.model.vocabulary", "recipe.model.source_vocabulary")

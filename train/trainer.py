@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from train.loop import Interrupts, Loop
 from train.member import Member, compare_members, resume
 from train.optimizer import trained
 from train.parallel import Parallel
-from train.progress import NOT_METRICS, Progress
+from train.progress import NOT_METRICS, Progress, summary_writer
 from train.recipe import Recipe, module_of, to_dict
 from train.run_folder import RunFolder, differences, settings, versions, write_json
 from train.stage import Stage, check_images, check_params, prepare
@@ -77,6 +78,8 @@ def fit(
     init_from (a run folder or a file to start from), ...
     Raises ValueError for bad settings or shapes, and what ``run`` raises, before any step, Diverged when the loss is not finite.
     """
+    if out is not None:
+        RunFolder(out).require_writable()
     names = [
         field.name for field in dataclasses.fields(Recipe) if field.name not in ("name", "model", "data", "after", "transfer")
     ]
@@ -101,7 +104,7 @@ def fit(
     recipe = dataclasses.replace(recipe, data=dataset.name)
     stage = prepare(recipe, dataset, module, parallel or Parallel(), kept=out is not None)
     start = _load_start(stage, out) if params is None else _Start(lambda _: params)
-    return _run_stage(stage, out, start, _Manner(quiet))
+    return _run_stage(stage, out, start, _Manner(quiet), Interrupts())
 
 
 def run(
@@ -141,6 +144,10 @@ def _run(
     manner: "_Manner",
 ) -> Result:
     def prepare_all() -> list[Stage]:
+        if out is not None:
+            RunFolder(out).require_writable()
+        if manner.tensorboard:
+            summary_writer()
         datasets = {}
         for each in recipes:
             how = {name: getattr(each, name) for name in ("image_shape", "text", "pairs")}
@@ -164,15 +171,18 @@ def _run(
     start = cluster.together(lambda: _load_start(stages[0], folders[0]))
     if out is not None:  # another run's folder is refused before the first stage starts
         cluster.together(lambda: RunFolder.create(out, stages[-1].recipe, stages[-1].dataset.fingerprint))
-    result = None
+    result, interrupts = None, Interrupts()
     for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         if result is not None:
             fresh = stage.fresh()
             params = _transfer(stages[index - 1], stage, result.params, fresh)
             note = _takes(f"stage {index}", result.params, fresh) if stage.recipe.transfer == "matching" else ""
             start = _Start(lambda _, params=params: params, note)
-        result = _run_stage(stage, folder, start, manner)
+        result = _run_stage(stage, folder, start, manner, interrupts)
         if not result.complete:
+            break
+        if interrupts.received is not None and stage is not stages[-1] and not cluster.several():  # after its last step
+            result = dataclasses.replace(result, complete=False, stopped_by=signal.Signals(interrupts.received).name)
             break
     assert result is not None
     return result
@@ -252,7 +262,9 @@ def _has_checkpoint(folder: RunFolder) -> bool:
     return folder.checkpoints.is_dir() and bool(Checkpoints(folder.checkpoints, read_only=True).steps())
 
 
-def _run_stage(stage: Stage, out: str | os.PathLike[str] | None, start: _Start, manner: _Manner) -> Result:
+def _run_stage(
+    stage: Stage, out: str | os.PathLike[str] | None, start: _Start, manner: _Manner, interrupts: Interrupts
+) -> Result:
     """Trains one stage to its end, or to a signal."""
     recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
     many = len(stage.members) > 1
@@ -260,6 +272,7 @@ def _run_stage(stage: Stage, out: str | os.PathLike[str] | None, start: _Start, 
         check_params(start.params(0), stage.abstract.params)
     members = [Member(member, label) for label, member in stage.members.items()]
     with contextlib.ExitStack() as stack:
+        stack.push(interrupts)  # which gives back last of all, when everything is saved
         for each in (batches, stage.validation):
             if each is not None:
                 stack.callback(each.close)
@@ -299,8 +312,8 @@ def _run_stage(stage: Stage, out: str | os.PathLike[str] | None, start: _Start, 
         )
         keys = jnp.stack([stage.key(index) for index in range(len(members))]) if many else stage.key()
         steps = layout.steps(stage.build, recipe.steps_per_dispatch > 1, recipe.batch_size)
-        with Interrupts() as interrupts:
-            loop.run(steps, stage.metrics, keys, interrupts)
+        interrupts.take()
+        loop.run(steps, stage.metrics, keys, interrupts)
         params = [loop.best_params(index) for index in range(len(members))]
         if loop.complete() and cluster.first():
             _summarise(loop, folder, progress)

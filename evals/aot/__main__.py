@@ -1,5 +1,12 @@
 """Command line: ``python -m evals.aot [RECIPE ...] --topology v5e:16x16``; see ``evals.aot``."""
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.aot.__main__"))
+
 import dataclasses
 import difflib
 import math
@@ -28,6 +35,7 @@ from evals.aot.program import (
     with_type,
 )
 from evals.hlo import Collective
+from train import entry
 from train.recipe import Recipe
 from train.recipes import RECIPES
 
@@ -75,7 +83,7 @@ class Row(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Compiles and prints; returns the exit status: 0 all fit and scale, 1 an error or one does not, 2 a wrong command line."""
-    command = tyro.cli(Command, prog="python -m evals.aot", description=f"Recipes: {', '.join(RECIPES)}.", args=arguments)
+    command = tyro.cli(Command, prog=entry.program("evals.aot"), description=f"Recipes: {', '.join(RECIPES)}.", args=arguments)
     topology = command.topology or TOPOLOGIES[command.platform]
     problem = _problem(command, topology)
     if problem:
@@ -107,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         if row.failed:
             print(f"{row.cells[0]}, {row.cells[1]} a chip: {row.failed}", file=sys.stderr)
     if command.docs is not None:
-        command.docs.write_text(merged(command.docs.read_text(), table, [row.cells for row in rows]))
+        command.docs.write_text(merged(command.docs.read_text("utf-8"), table, [row.cells for row in rows]), "utf-8")
     return 1 if any(row.failed for row in rows) else 0
 
 
@@ -129,7 +137,7 @@ def _problem(command: Command, topology: str) -> str:
         return "error: --target, allowed with --platform cuda only"
     if command.platform == "cuda" and command.compile and command.target is None:
         return "error: --platform cuda needs --target FILE, which describes the GPU"
-    if command.docs is not None and not (command.docs.is_file() and BEGIN in command.docs.read_text()):
+    if command.docs is not None and not (command.docs.is_file() and BEGIN in command.docs.read_text("utf-8")):
         return f"error: --docs {command.docs}, allowed: a file with a line {BEGIN}"
     return ""
 
@@ -202,7 +210,3 @@ def merged(text: str, header: Sequence[Sequence[str]], rows: Sequence[Sequence[s
     old = [line for line in table.strip().splitlines() if line not in lines]
     kept = {tuple(line.split(" | ")[:3]): line for line in (*old, *(_line(cells) for cells in rows))}
     return "\n".join([before + BEGIN, *lines, *kept.values(), END + after])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -95,7 +95,7 @@ def devices_of(platform: Platform, topology: str, target: pathlib.Path | None = 
             os.environ.setdefault(name, value)
     try:
         if target is not None:
-            text = target.read_text()
+            text = target.read_text("utf-8")
             return topologies.get_topology_desc(platform=platform, target_config=text, topology=topology).devices
         # A v4 chip's two cores are one device only when asked for.
         how = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}

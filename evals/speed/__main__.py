@@ -1,5 +1,12 @@
 """Command line: ``python -m evals.speed [ROW ...]``; see ``evals.speed``."""
 
+if __name__ == "__main__":  # before what takes seconds to import
+    import sys
+
+    from train.entry import run
+
+    sys.exit(run("evals.speed.__main__"))
+
 import dataclasses
 import difflib
 import importlib.metadata
@@ -15,6 +22,7 @@ import tyro
 
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
+from train import entry
 from train.memory import keep_memory
 from train.run_folder import hardware, today, versions, write_text
 
@@ -47,7 +55,7 @@ class Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 stopped by Ctrl-C."""
-    command = tyro.cli(Command, prog="python -m evals.speed", description=f"Rows: {', '.join(ROWS)}.", args=arguments)
+    command = tyro.cli(Command, prog=entry.program("evals.speed"), description=f"Rows: {', '.join(ROWS)}.", args=arguments)
     for row in command.rows:
         if row not in ROWS:
             near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0)[0]
@@ -155,7 +163,3 @@ def _note(line: Line) -> str:
         verdict = "ok" if measured <= line.at_most else "[red]above[/red]"
         notes.append(f"{verdict}: at most {line.at_most:g}{unit}")
     return ", ".join(notes)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

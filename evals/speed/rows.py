@@ -217,7 +217,7 @@ class Others:
     @staticmethod
     def _read(file: pathlib.Path) -> tuple[float, float, float] | None:
         try:
-            ticks = [int(field) for field in file.read_text().splitlines()[0].split()[1:9]]
+            ticks = [int(field) for field in file.read_text("utf-8").splitlines()[0].split()[1:9]]
         except (OSError, ValueError, IndexError):
             return None
         idle, waiting = ticks[3:5]

@@ -1,0 +1,241 @@
+"""How our programs begin and end: signals at any moment, streams of any kind, and the user's files that hide ours."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tomllib
+from typing import Any
+
+import pytest
+
+from train import entry
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOREIGN = 'open("was-run", "w").close()\n'
+"""A file of the user's, which must not be run."""
+
+
+def python(*arguments, cwd, environment=None, **how: Any):
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": interruptible} | how
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, encoding="utf-8", **how)
+
+
+def interruptible():
+    """Also where these tests are a job in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def script(folder, name):
+    """The console script, as an installer writes it from pyproject.toml."""
+    module, function = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"][name].split(":")
+    folder.mkdir(exist_ok=True)
+    lines = ("import sys", f"from {module} import {function}", "if __name__ == '__main__':", f"    sys.exit({function}())")
+    (folder / name).write_text("\n".join(lines), "utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def hide(tmp_path):
+    """Makes a folder of the user's with a module, package or plain folder of a name."""
+
+    def make(name, kind):
+        folder = tmp_path / f"{name}-{kind}"
+        place = folder / f"{name}.py" if kind == "module" else folder / name / ("__init__.py" if kind == "package" else "a.py")
+        place.parent.mkdir(parents=True)
+        place.write_text(FOREIGN, "utf-8")
+        return folder, place
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["module", "package"])
+@pytest.mark.parametrize(("ours", "hidden"), [("train", "zoo"), ("evals", "zoo"), ("evals", "train")])
+def test_what_hides_a_package_of_ours_is_named_in_one_line_and_not_run(hide, ours, hidden, kind):
+    folder, place = hide(hidden, kind)
+    done = python("-m", ours, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {hidden} is {place}, not purezoo's package of that name: rename it, or run zoo-train")
+    assert len(done.stderr.splitlines()) == 1
+    imported = python("-c", f"import {ours}", cwd=folder)
+    assert imported.stderr.splitlines()[-1] == f"ImportError: {done.stderr.strip().removeprefix('error: ')}"
+    assert not (folder / "was-run").exists()
+
+
+def test_a_folder_without_init_hides_nothing(hide):
+    for name in ("zoo", "train", "evals"):
+        folder, _ = hide(name, "folder")
+        shown = python("-c", "import train, evals; print(train.__file__, evals.__file__)", cwd=folder, check=True).stdout
+        assert shown.split() == [str(ROOT / "train/__init__.py"), str(ROOT / "evals/__init__.py")]
+
+
+@pytest.mark.parametrize("program", ["zoo-train", "zoo-evals"])
+def test_console_scripts_do_not_look_into_the_users_folder(hide, tmp_path, program):
+    for name in ("zoo", "train", "evals"):
+        hide(name, "module")[1].rename(tmp_path / f"{name}.py")
+    file = script(tmp_path / "bin", program)
+    done = python(file, *(["mlp-digts"] if program == "zoo-train" else ["no-run", "--no-report"]), cwd=tmp_path)
+    said = {"zoo-train": (2, "no recipe 'mlp-digts'; did you mean mlp-digits"), "zoo-evals": (1, "error: no-run: no run here")}
+    assert (done.returncode, done.stdout) == (said[program][0], "")
+    assert done.stderr.startswith(said[program][1])
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_commands_are_printed_as_this_program_was_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["a folder/python3", "-m", "train"])
+    assert entry.program("evals") == "'a folder/python3' -m evals"
+    monkeypatch.setattr(sys, "orig_argv", ["uwsgi"])
+    assert entry.program("evals.ledger") == "python -m evals.ledger"
+    monkeypatch.setattr(sys, "argv", [str(script(tmp_path / "bin folder", "zoo-train"))])
+    assert entry.program("evals") == f"'{tmp_path}/bin folder/zoo-evals'"
+    assert entry.program("evals.ledger") == "python -m evals.ledger"
+    script(tmp_path / "bin folder", "zoo-evals").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin folder"))
+    assert entry.program("evals") == "zoo-evals"
+
+
+PROGRAM = """
+import contextlib, gc, os, pathlib, signal, sys, threading, time, weakref
+
+def receive(number=signal.{signal}):
+    os.kill(os.getpid(), number)
+    for _ in range(100):  # the handler runs between two instructions
+        pass
+
+class Dying:
+    def __del__(self):
+        receive()
+
+def collected(*_):
+    gc.callbacks.remove(collected)
+    receive()
+
+def awaited():
+    for _ in range(1000):
+        time.sleep(0.01)
+    print("never interrupted")
+
+{body}
+"""
+
+ENDINGS = {
+    "while it is imported": "receive()",
+    "in its first line": "def main(): receive()",
+    "while it imports more": "from train import entry\ndef main():\n  with entry.importing(): receive()",
+    "in a callback of the collector": "def main():\n  gc.callbacks.append(collected)\n  gc.collect()\n  awaited()",
+    "in a destructor": "def main():\n  Dying()\n  awaited()",
+    "where it becomes another error": "def main():\n  try: receive()\n  except BaseException: raise ImportError('no') from None",
+    "twice, passed on": "def main():\n  try: receive()\n  finally: receive()",
+}
+
+
+def program(folder, body, number="SIGINT", **how):
+    (folder / "prog.py").write_text(PROGRAM.format(body=body, signal=number), "utf-8")
+    return python("-c", "import sys; from train.entry import run; sys.exit(run('prog'))", cwd=folder, **how)
+
+
+@pytest.mark.parametrize("moment", ENDINGS)
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 3), ("SIGTERM", 143)])
+def test_a_signal_at_any_moment_is_one_line_and_an_exit_status(tmp_path, moment, number, status):
+    done = program(tmp_path, ENDINGS[moment], number)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"stopped by {number}\n")
+
+
+def test_what_must_be_tidied_up_is(tmp_path):
+    body = """
+from train import entry
+def main():
+    entry.advise("the same command resumes")
+    try: receive()
+    finally: print("tidied up")
+"""
+    done = program(tmp_path, body)
+    assert (done.returncode, done.stdout) == (3, "tidied up\n")
+    assert done.stderr == "stopped by SIGINT; the same command resumes\n"
+
+
+def test_a_signal_that_comes_late_changes_nothing(tmp_path):
+    done = program(tmp_path, "import atexit\natexit.register(receive)\ndef main():\n  print('all of it')\n  return 0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all of it\n", "")
+
+
+def test_a_lost_signal_stops_the_run_before_its_first_step(tmp_path):
+    body = """
+from train import entry
+def main():
+    try: receive()
+    except KeyboardInterrupt: pass
+    entry.check()
+    print("a step")
+"""
+    done = program(tmp_path, body)
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+STREAMS = "def main():\n  print('line one \\u2212 \\udcff')\n  print('line two')\n  return 0"
+
+
+def test_output_that_cannot_be_encoded_is_escaped(tmp_path):
+    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = program(tmp_path, STREAMS, environment=environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "line one \\u2212 \\udcff\nline two\n", "")
+
+
+def test_output_that_nobody_reads_ends_the_program_quietly(tmp_path):
+    table = "from rich.console import Console\ndef main():\n  Console().print('line')\n  return 0"
+    for body in (STREAMS, table, STREAMS.replace("print('line two')", "sys.stdout.flush()")):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = program(tmp_path, body, stdout=writer)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_output_that_does_not_fit_is_an_error(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = program(tmp_path, STREAMS, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_streams_that_are_closed_are_as_good_as_empty(tmp_path):
+    body = """
+def main():
+    print("out"), print("err", file=sys.stderr)
+    return 4 if sys.stdin.read() or sys.stdout.isatty() else 0
+"""
+    assert program(tmp_path, body, preexec_fn=lambda: os.closerange(0, 3), stdout=None, stderr=None).returncode == 0
+
+
+WATCHED = """
+import os, runpy, signal, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == awaited:
+            os.kill(os.getpid(), signal.SIGINT)
+
+_, awaited, program, *arguments = sys.argv
+sys.argv[1:] = arguments
+sys.meta_path.insert(0, Watch())
+runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("tyro", ("train", "mlp-digits", "--out", "run")),
+        ("jax._src.core", ("train", "mlp-digits", "--out", "run")),
+        ("train.trainer", ("train", "mlp-digits", "--out", "run")),
+        ("tyro", ("evals", "run")),
+        ("orbax.checkpoint", ("evals", "run")),
+        ("jax", ("evals.speed",)),
+    ],
+)
+def test_ctrl_c_while_a_program_starts(tmp_path, module, command):
+    done = python("-c", WATCHED, module, *command, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "stopped by SIGINT\n")
+    assert not list(tmp_path.iterdir())

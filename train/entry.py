@@ -1,0 +1,190 @@
+"""How a program of ours begins and ends: its streams, what a signal does to it, and how the other programs are called.
+
+``run`` comes first of all, before what takes seconds to import.  From then on Ctrl-C and SIGTERM are one line and an exit status,
+whatever Python is doing:
+
+- while modules are imported there is nothing to tidy up, and the process ends in the handler: an exception would get lost in what
+  is being imported, or become another one;
+- otherwise the handler raises KeyboardInterrupt, so that temporary files, workers and the terminal are tidied up.  Where it gets
+  lost, as in a callback of the garbage collector, it is raised again; and whatever exception arrives in the end, the signal was
+  the reason;
+- ``train.loop.Interrupts`` takes over from the first step until everything is saved;
+- once the exit status is known, signals change nothing.
+
+None of this touches a program of the user's that imports ``train``.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from train.ours import PROGRAMS
+
+STOPPED, PIPE_CLOSED, TERMINATED = 3, 128 + signal.SIGPIPE, 128 + signal.SIGTERM
+"""Exit statuses: Ctrl-C; nobody reads the output any more; SIGTERM, where no checkpoint was written because of it."""
+AGAIN = 0.5
+"""Seconds after which a signal is another one: what starts a program often passes on what the terminal has sent it already."""
+
+
+class _Program:
+    """The state of this process, if it is a program of ours."""
+
+    def __init__(self) -> None:
+        self.running = self.importing = self.lost = False
+        self.received: int | None = None
+        self.since = 0.0
+        self.advice = ""
+
+    def start(self) -> None:
+        self.running = self.importing = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
+                signal.signal(number, self.handle)
+        sys.unraisablehook, self.previous_unraisable = self.unraisable, sys.unraisablehook
+        sys.excepthook, self.previous_uncaught = self.uncaught, sys.excepthook
+
+    def handle(self, number: int, _: Any) -> None:
+        first = self.received is None
+        if first:
+            self.received, self.since = number, time.monotonic()
+        again = not first and not self.lost and time.monotonic() - self.since >= AGAIN
+        if self.importing or again:
+            self.say()
+            os._exit(self.status())
+        if first or self.lost:
+            self.lost = False
+            raise KeyboardInterrupt
+
+    def unraisable(self, problem: Any) -> None:
+        """Of exceptions in callbacks and destructors, which Python can only show."""
+        if not isinstance(problem.exc_value, KeyboardInterrupt):
+            self.previous_unraisable(problem)
+            return
+        self.lost = True
+        again = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, self.received or signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    def uncaught(self, kind: Any, error: Any, trace: Any) -> None:
+        """Also of exceptions that C code shows before it raises another one."""
+        if not isinstance(error, KeyboardInterrupt):
+            self.previous_uncaught(kind, error, trace)
+
+    def say(self) -> None:
+        line = f"stopped by {signal.Signals(self.received or signal.SIGINT).name}{self.advice}\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode(errors="backslashreplace"))  # the signal may have come in the middle of a print
+
+    def status(self) -> int:
+        return TERMINATED if self.received == signal.SIGTERM else STOPPED
+
+    def explain(self, error: BaseException) -> int:
+        """The exit status after an exception that ends the program."""
+        if self.received is not None or isinstance(error, KeyboardInterrupt):
+            self.say()
+            return self.status()
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        if isinstance(error, OSError):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        raise error
+
+
+_program = _Program()
+
+
+def run(name: str) -> Any:
+    """Runs ``main`` of a module as the program of this process, and returns what to exit with."""
+    _program.start()
+    _mend_streams()
+    try:
+        main = importlib.import_module(name).main
+        _program.importing = False
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = PIPE_CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code  # it is rich's way
+        over()
+    except BaseException as error:
+        status = _program.explain(error)
+        over()
+    return _flush(status)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Of a block that imports what takes long, and does nothing else."""
+    _program.importing = _program.running
+    try:
+        yield
+    finally:
+        _program.importing = False
+
+
+def advise(text: str) -> None:
+    """What to say to the person who stops the program from here on."""
+    _program.advice = f"; {text}"
+
+
+def check() -> None:
+    """Raises KeyboardInterrupt if a signal has come already: whoever received the exception has dropped it."""
+    if _program.received is not None:
+        raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether a signal has come, so that any error is only its consequence."""
+    return _program.received is not None
+
+
+def over() -> None:
+    """The exit status is known: signals change nothing any more."""
+    if _program.running:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def program(name: str) -> str:
+    """How to call "train", "evals" or "evals.ledger" in a shell, as this program was called: zoo-train or python -m train."""
+    import shlex
+    import shutil
+
+    script = f"zoo-{name}"
+    if os.path.basename(sys.argv[0]) in PROGRAMS and script in PROGRAMS:
+        beside, found = os.path.join(os.path.dirname(sys.argv[0]), script), shutil.which(script)
+        return script if found and os.path.realpath(found) == os.path.realpath(beside) else shlex.quote(beside)
+    python = sys.orig_argv[0] if os.path.basename(sys.orig_argv[0]).startswith("python") else "python"
+    return f"{shlex.quote(python)} -m {name}"
+
+
+def _mend_streams() -> None:
+    """Output that a stream cannot encode is escaped; a stream that is closed is as good as /dev/null."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(status: Any) -> Any:
+    """Writes what is still buffered.  Returns the exit status, which is another one than 0 if that is impossible."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes it once more
+        return status or _program.explain(error)
+    return status
+
+
+def zoo_train() -> Any:
+    """The command zoo-train."""
+    return run("train.__main__")

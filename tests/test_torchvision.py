@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from train.checkpoint import describe
+from train.transfer import load_params
 from zoo import MODELS, convnet, torchvision
 from zoo.convnet import Stage
 
@@ -184,6 +185,76 @@ def test_not_strict_leaves_out_what_does_not_fit():
         torchvision.from_torchvision(
             dataclasses.replace(VGG, stages=(VGG.stages[0],), dense=()), {"fc.weight": np.ones(2)}, strict=False
         )
+
+
+def _normalised(cfg) -> dict[str, np.ndarray]:
+    """torchvision's ``vgg_bn``: a normalisation follows each convolution, and places are counted on."""
+    tensors, place, channels = {}, 0, cfg.shape[-1]
+    for stage in cfg.stages:
+        tensors[f"features.{place}.weight"] = np.ones((stage.features, channels, 3, 3), np.float32)
+        tensors[f"features.{place}.bias"] = np.ones(stage.features, np.float32)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"features.{place + 1}.{name}"] = np.ones(stage.features, np.float32)
+        tensors[f"features.{place + 1}.num_batches_tracked"] = np.array(5)
+        place, channels = place + (4 if stage.pool else 3), stage.features
+    return tensors | {name: tensor for name, tensor in _tensors(cfg).items() if name.startswith("classifier")}
+
+
+RESNET = {
+    "conv1.weight": np.ones((4, 3, 7, 7), np.float32),
+    "layer1.0.conv1.weight": np.ones((4, 4, 3, 3), np.float32),
+    "fc.weight": np.ones((7, 8), np.float32),
+    "fc.bias": np.ones(7, np.float32),
+}
+DEEPER = dataclasses.replace(VGG, stages=(VGG.stages[0], *VGG.stages))
+OTHERS = {
+    "vgg_bn": (VGG, _normalised(VGG), r"features\.1\.running_mean is of batch normalisation, which the model does not have$"),
+    "alexnet for vgg": (VGG, _tensors(ALEXNET), r"features\.2\.weight is missing"),
+    "deeper": (VGG, _tensors(DEEPER), r"features\.4\.weight is unknown"),
+    "less deep": (DEEPER, _tensors(VGG), r"features\.4\.weight is missing"),
+    "resnet": (VGG, RESNET, r"features\.0\.weight is missing; .*"),
+    "resnet with normalisation": (VGG, RESNET | {"bn1.running_mean": np.ones(4)}, "bn1.running_mean is of batch normalisation"),
+    "of another width": (VGG, _tensors(dataclasses.replace(VGG, stages=tuple(
+        dataclasses.replace(stage, features=stage.features + 1) for stage in VGG.stages), dense=(11, 9), classes=8)),
+        r"features\.0\.weight has shape \(5, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cfg", "tensors", "message"), OTHERS.values(), ids=OTHERS)
+def test_weights_of_another_network_are_refused_by_name(cfg, tensors, message, tmp_path):
+    """Also those of which some would fit by their shapes."""
+    with pytest.raises(ValueError, match=f"^tensors: .*{message}"):
+        torchvision.from_torchvision(cfg, tensors, strict=False)
+    path = tmp_path / "other.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"^{path}: .*{message}"):
+        load_params(path, cfg)
+
+
+def test_a_layer_is_taken_whole_or_not_at_all():
+    tensors = _tensors(VGG)
+    grey = torchvision.from_torchvision(dataclasses.replace(VGG, shape=(8, 12, 1)), tensors, strict=False)
+    assert list(grey) == ["conv_1", "conv_2", "dense_0", "dense_1", "dense_2"], "conv_0 has a bias that fits"
+    del tensors["classifier.3.bias"]
+    assert "dense_1" not in torchvision.from_torchvision(VGG, tensors, strict=False)
+
+
+def test_the_first_convolutions_and_no_layer_behind_them_that_is_another():
+    begun = dataclasses.replace(VGG, stages=VGG.stages[:2], dense=(10,), classes=8)
+    tensors = _tensors(VGG)
+    params = torchvision.from_torchvision(begun, tensors, strict=False)
+    assert list(params) == ["conv_0", "conv_1"]
+    np.testing.assert_array_equal(params["conv_1"]["bias"], tensors["features.2.bias"])
+
+
+def test_endings_of_any_case(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("vgg.PTH", "vgg.Pt"):
+        assert torchvision.is_torchvision(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}: torch's own files need torch"):
+            torchvision.load_torchvision(tmp_path / name, VGG)
+    torchvision.save_torchvision(tmp_path / "vgg.SAFETENSORS", torchvision.from_torchvision(VGG, _tensors(VGG)), VGG)
+    assert load_params(tmp_path / "vgg.SAFETENSORS", VGG).keys() == _zeros(VGG).keys()
 
 
 @pytest.mark.parametrize("preset", ["tdnn", "conv3d"])

@@ -12,7 +12,8 @@ Neither torch nor torchvision is needed, but for reading torch's own files.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from os import PathLike, fspath
 from typing import Any, NamedTuple
@@ -96,8 +97,10 @@ def to_torchvision(cfg: Any, params: Params) -> dict[str, np.ndarray]:
 def from_torchvision(cfg: Any, tensors: Mapping[str, Any], *, strict: bool = True) -> Params:
     """torchvision's state dict (of numpy or torch) as parameters of the types that ``convnet.init`` draws.
 
-    strict: False leaves out the parameters whose tensor is missing or misshapen, as long as there are others.
-    Raises ValueError for a Config without such a network, and naming every tensor that is missing, unknown or misshapen.
+    strict: False leaves out layers of another shape, as long as one fits and all convolutions have the same places; others may
+    follow them.  Of the layers behind the convolutions some may be missing; where others are there, all are left out.
+    Raises ValueError for a Config without such a network, for batch normalisation, and naming every tensor that is missing,
+    unknown or misshapen.
     """
     return _from_tensors("tensors", cfg, tensors, strict)
 
@@ -105,17 +108,42 @@ def from_torchvision(cfg: Any, tensors: Mapping[str, Any], *, strict: bool = Tru
 def _from_tensors(where: str, cfg: Any, tensors: Mapping[str, Any], strict: bool) -> Params:
     layers, shapes = _layers(where, cfg), shapes_of(convnet.init, cfg)
     expected = jax.eval_shape(partial(_renamed, layers), shapes)
+    _require_no_normalisation(where, tensors)
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    fitting = {name: array for name, array in arrays.items() if name in expected and array.shape == expected[name].shape}
+    fitting = _fitting(layers, arrays, expected)
     if strict or not fitting:
         require_fit(where, arrays, expected, dtypes=False)
     params: Params = {}
-    for layer in layers:
-        for ours, theirs, convert in (("kernel", "weight", layer.kernel), ("bias", "bias", np.asarray)):
-            if (array := fitting.get(f"{layer.theirs}.{theirs}")) is not None:
-                leaf = jnp.asarray(convert(array), shapes[layer.ours][ours].dtype)
-                params.setdefault(layer.ours, {})[ours] = leaf
+    for layer in fitting:
+        weight, bias = (arrays[f"{layer.theirs}.{leaf}"] for leaf in ("weight", "bias"))
+        leaves = {"kernel": layer.kernel(weight), "bias": bias}
+        params[layer.ours] = {name: jnp.asarray(leaf, shapes[layer.ours][name].dtype) for name, leaf in leaves.items()}
     return params
+
+
+def _fitting(layers: list[_Layer], arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> list[_Layer]:
+    """The layers that the arrays hold; none unless all convolutions of the network have the same places.
+
+    That a shape fits says little: in a VGG many layers have the same.
+    """
+    features = {name for name in expected if name.startswith("features.")}
+    last = max(int(name.split(".")[1]) for name in features)
+    places = {name: re.fullmatch(r"features\.(\d+)\.(weight|bias)", name) for name in arrays}
+    following = {name for name, place in places.items() if place and int(place[1]) > last}
+    classifier = {name for name in arrays if name.startswith("classifier.")}
+    if arrays.keys() - following - classifier != features:
+        return []
+    known = features | (classifier if classifier <= expected.keys() else set())
+
+    def fits(name: str) -> bool:
+        return name in known and arrays[name].shape == expected[name].shape
+
+    return [layer for layer in layers if fits(f"{layer.theirs}.weight") and fits(f"{layer.theirs}.bias")]
+
+
+def _require_no_normalisation(where: str, names: Iterable[str]) -> None:
+    if found := next((name for name in names if name.endswith("running_mean")), None):
+        raise ValueError(f"{where}: {found} is of batch normalisation, which the model does not have")
 
 
 def save_torchvision(path: str | PathLike[str], params: Params, cfg: Any) -> None:
@@ -128,19 +156,26 @@ def load_torchvision(path: str | PathLike[str], cfg: Any, *, strict: bool = True
 
     Raises ValueError naming the file and what is wrong with it, or that torch must be installed; FileNotFoundError.
     """
-    tensors = _load_torch(path) if fspath(path).endswith(TORCH_FILES) else flatten_dict(load_safetensors(path), sep=".")
-    return _from_tensors(str(path), cfg, tensors, strict)
+    if _is_torch(path):
+        return _from_tensors(str(path), cfg, _load_torch(path), strict)
+    with open_safetensors(path) as file:  # before its numbers of batches are read, which are integers of 64 bits
+        _require_no_normalisation(str(path), file.keys())
+    return _from_tensors(str(path), cfg, flatten_dict(load_safetensors(path), sep="."), strict)
 
 
 def is_torchvision(path: str | PathLike[str]) -> bool:
-    """Whether a file is torch's own, or a safetensors file with torchvision's names.
+    """Whether a file is torch's own, or a safetensors file with names as torch has them ("weight", where the zoo has "kernel").
 
     Raises ValueError naming the file if it is neither of them; FileNotFoundError.
     """
-    if fspath(path).endswith(TORCH_FILES):
+    if _is_torch(path):
         return True
     with open_safetensors(path) as file:
-        return any(name.startswith(("features.", "classifier.")) for name in file.keys())  # noqa: SIM118 -- not a dict
+        return any(name.endswith(".weight") for name in file.keys())  # noqa: SIM118 -- not a dict
+
+
+def _is_torch(path: str | PathLike[str]) -> bool:
+    return fspath(path).lower().endswith(TORCH_FILES)
 
 
 def _load_torch(path: str | PathLike[str]) -> dict[str, np.ndarray]:

@@ -13,13 +13,15 @@ import pytest
 import train
 from train.augment import Augment
 from train.checks import READ, check_columns, check_read, with_targets
+from train.data import load_data
 from train.dataset import Dataset
 from train.optimizer import Optimizer
 from train.pairs import Pairs
 from train.parallel import Parallel
-from train.recipe import BETTER, Recipe, Target, from_dict, to_dict
+from train.recipe import BETTER, Recipe, Target, from_dict, module_of, to_dict
 from train.recipes import RECIPES
 from train.run_folder import RunFolder
+from train.stage import prepare
 from train.text import Text
 from zoo import MODELS, autoencoder, fcn, mlp, rbm, rnn, rnnlm, seq2seq
 
@@ -212,6 +214,19 @@ def test_models_declare_what_their_examples_are(name):
             np.testing.assert_array_equal(checked.splits["train"]["targets"], batch["targets"])
             with pytest.raises(ValueError, match="targets"):
                 with_targets(Dataset("example", {"train": {**batch, "targets": batch["targets"] + np.inf}}), cfg, batch)
+
+
+@pytest.mark.parametrize(
+    "data", ["digits", "digit_scenes:20", "digit_pixels:20", "moving_digits", "adding:5", "copy:5", "topics"]
+)
+def test_sets_of_the_package_have_known_columns_and_right_targets(data):
+    """Of the first recipe that there is for each."""
+    recipe = next(recipe for recipe in RECIPES.values() if recipe.data.partition(":")[0] == data.partition(":")[0])
+    dataset = load_data(data, image_shape=recipe.image_shape, text=recipe.text)
+    stage = prepare(dataclasses.replace(recipe, data=data), dataset, module_of(recipe.model), Parallel(devices=1))
+    assert stage.dataset is dataset, "their targets are as the loss takes them"
+    assert stage.recipe.select_by
+    assert stage.recipe.select_mode
 
 
 def test_tokens_cannot_be_deformed(tmp_path):

@@ -203,7 +203,11 @@ READ: dict[str, tuple[str, Callable[[Run], bool]]] = {
     "augment.smoothness": ("elastic", lambda run: run.recipe.augment.elastic > 0),
     "image_shape": ("data folder:, stream:, captions:, masks:", _kind_of_data("folder", "stream", "captions", "masks")),
     "text": ("data that are text", _kind_of_data("topics", "brown", "tinyshakespeare", "text")),
-    "pairs": ("data that are pairs of sentences, or captions:", _kind_of_data("numbers", "multi30k", "pairs", "captions")),
+    # Of scenes evaluation reads how long a caption may be.
+    "pairs": (
+        "data that are pairs of sentences, or images with captions",
+        _kind_of_data("numbers", "multi30k", "pairs", "captions", "digit_scenes", "stamps"),
+    ),
     "pairs.subwords": ("tokens='subwords'", lambda run: run.recipe.pairs.tokens == "subwords"),
     "pairs.min_count": ("tokens 'words' or 'characters'", lambda run: run.recipe.pairs.tokens != "subwords"),
 }

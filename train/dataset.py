@@ -71,9 +71,8 @@ class Dataset:
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Those that batches or evaluation read, whatever the model."""
-        return tuple(
-            name for name, there in (("bucket", self.widths), ("speakers", self.speakers), ("pixels", self.kinds)) if there
-        )
+        bucket, speakers = ("bucket",) if self.widths else (), ("speakers",) if self.speakers else ()
+        return bucket + speakers + (("boxes", "phrases", "words", "pixels") if self.kinds else ())
 
     @functools.cached_property
     def fingerprint(self) -> str:

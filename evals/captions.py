@@ -148,7 +148,10 @@ def named_objects(table: dict[str, Any], written: Sequence[np.ndarray]) -> float
     """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are.
 
     What is written is read as the longest names that any object of the table has: "a duck made of rubber" names no "duck".
+    Raises ValueError where there is no object, or not something written for each row.
     """
+    if len(written) != len(table["phrases"]) or not np.any(table["phrases"][..., 1] > 0):
+        raise ValueError(f"{len(written)} captions, allowed: one for each of {len(table['phrases'])} rows that have objects")
     names = [
         collections.Counter(tuple(targets[slice(*span)].tolist()) for span in phrases if span[1])
         for targets, phrases in zip(table["targets"], table["phrases"], strict=True)

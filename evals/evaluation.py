@@ -160,8 +160,8 @@ def evaluate(
     dataset = load_dataset(run, data_dir)
     table = _split_of(run, dataset, split)
     count = len(jax.tree.leaves(table)[0])
-    if not 0 <= example < count:
-        raise ValueError(f"example={example}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
+    if not (is_whole(example) and 0 <= example < count):
+        raise ValueError(f"example={example!r}, allowed: 0 to {count - 1}, as the {split} split has {count:,} examples")
     cfg = run.recipe.model
     with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling, widths=dataset.widths)) as batches:
         means = train.loop.evaluate(jax.jit(make_evaluate(run.module, cfg)), run.module, cfg, run.params, batches)
@@ -315,9 +315,22 @@ def other_task(recipe: Recipe[Any]) -> list[str]:
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts [true class, predicted class] of classes [n] and [n]."""
-    counts = np.bincount(np.asarray(targets) * classes + np.asarray(predicted), minlength=classes * classes)
-    return counts.reshape(classes, classes)
+    """Counts [true class, predicted class] of classes [n] and [n].
+
+    Raises ValueError naming what is not as long as the other, or is outside of 0 to classes - 1.
+    """
+    targets, predicted = np.asarray(targets), np.asarray(predicted)
+    if targets.shape != predicted.shape:
+        raise ValueError(f"targets {targets.shape} and predicted {predicted.shape}, allowed: the same shape")
+    for name, values in (("targets", targets), ("predicted", predicted)):
+        if values.size and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(f"{name}: {values.min()} to {values.max()}, allowed: 0 to {classes - 1}")
+    return np.bincount(targets * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a number is an integer, of Python or numpy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def make_predict(module: Model, cfg: Any) -> Callable[[Params, Any], Any]:

@@ -89,7 +89,8 @@ def through_time(evaluation: Evaluation) -> str | None:
     if importlib.util.find_spec("matplotlib") is None:
         return titled("Gradients through time", NEEDS.format(what="The plot", package="matplotlib"))
     norms = of_run(evaluation.run, evaluation.table)
-    text = f"Norm of the loss's gradient with respect to the state at each step, mean over {EXAMPLES} examples.  Where it falls "
+    count = min(EXAMPLES, evaluation.count)
+    text = f"Norm of the loss's gradient with respect to the state at each step, mean over {count} examples.  Where it falls "
     text += "by orders of magnitude, early inputs teach nothing; where it stays, they do."
     return titled("Gradients through time", f"<p>{text}</p><figure>{draw({evaluation.run.recipe.name: norms})}</figure>")
 

@@ -94,6 +94,12 @@ def measure(options: Options) -> list[dict[str, Any]]:
     sizes = recipe.model.sizes
     recipe = dataclasses.replace(recipe, model=base.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1])))
     dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape, text=recipe.text)
+    most = len(dataset.joined("train", "validation")["targets"])
+    wrong = [count for count in options.labels if not 1 <= count <= most]
+    if wrong or not options.labels or len(set(options.labels)) < len(options.labels):
+        raise ValueError(f"labels={options.labels}, allowed: different numbers from 1 to {most}, of examples to learn from")
+    if options.replicas < 1:
+        raise ValueError(f"replicas={options.replicas}, allowed: a positive number")
     rows = []
     for count in options.labels:
         for start, source in (("random", None), ("pre-trained", str(earlier))):
@@ -184,7 +190,8 @@ def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> N
     sizes = (
         recipe.model.sizes if options.machines is None else (*recipe.model.sizes[: options.machines + 1], recipe.model.sizes[-1])
     )
-    note = f"Test error in per cent, mean ± deviation of {options.replicas} seeds, {options.steps:,} steps each, of "
+    seeds = f"mean ± deviation of {options.replicas} seeds" if options.replicas > 1 else "of one seed"
+    note = f"Test error in per cent, {seeds}, {options.steps:,} steps each, of "
     note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
     note += f"\n\n![test error against labels]({picture.name})"
     values = "<!-- " + json.dumps(rows) + " -->"

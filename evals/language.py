@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from evals import ngrams
-from evals.evaluation import Evaluation, Restored
+from evals.evaluation import Evaluation, Restored, is_whole
 from evals.page import titled
 from train.formats import DataError
 from train.stage import evaluation_batches
@@ -159,11 +159,14 @@ def write(
 
     Raises ValueError naming what is out of range.
     """
+    most = len(run.data.vocabulary)
     checks = {
-        f"sample={length}, allowed: a positive number": length >= 1,
+        f"prompt: shape {prompt.shape}, allowed: [tokens], at least one": prompt.ndim == 1 and prompt.size > 0,
+        f"prompt: tokens outside of 0 to {most - 1}": ((prompt >= 0) & (prompt < most)).all(),
+        f"sample={length}, allowed: a positive number": is_whole(length) and length >= 1,
         f"temperature={temperature}, allowed: a finite number, 0 or more": 0 <= temperature < math.inf,
-        f"top_k={top_k}, allowed: 1 to {len(run.data.vocabulary)}": top_k is None or 1 <= top_k <= len(run.data.vocabulary),
-        f"seed={seed}, allowed: 0 to {2**32 - 1}": 0 <= seed < 2**32,
+        f"top_k={top_k}, allowed: 1 to {most}": top_k is None or (is_whole(top_k) and 1 <= top_k <= most),
+        f"seed={seed}, allowed: 0 to {2**32 - 1}": is_whole(seed) and 0 <= seed < 2**32,
     }
     for message, holds in checks.items():
         if not holds:

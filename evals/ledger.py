@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         match command:
+            case Add((), _):
+                raise LedgerError("add: no RUN_DIR, allowed: one or more")
             case Add(run_dirs, file):
                 for run_dir in run_dirs:
                     print("\n".join(add(run_dir, file)))
@@ -227,6 +229,8 @@ def show(rows: list[Row]) -> None:
         cells += [_value(row), _REACHED[found].replace("**no**", "[red]no[/red]")]
         table.add_row(*cells, str(len(row["seeds"])), bound, verdict, _time(row["seconds"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    results, bounds = _counts(rows)
+    print(f"{results} published results and {bounds} bounds that their tests assert are reached")
 
 
 def markdown(rows: list[Row]) -> str:
@@ -241,7 +245,7 @@ def markdown(rows: list[Row]) -> str:
         return "Nothing is measured yet."
     example = rows[0]["command"].replace(rows[0]["recipe"], "RECIPE")
     made = sorted({f"{row['hardware']}, purezoo {row['version']}" for row in rows})
-    results, bounds = (" of ".join(map(str, count(rows, kind))) for kind in ("result", "bound"))
+    results, bounds = _counts(rows)
     return "\n".join(
         [
             *lines,
@@ -261,10 +265,15 @@ def count(rows: list[Row], kind: str) -> tuple[int, int]:
     return verdicts.count(True), len(verdicts)
 
 
+def _counts(rows: list[Row]) -> tuple[str, str]:
+    """Of results and of bounds: "9 of 12", "8 of 8"."""
+    results, bounds = (" of ".join(map(str, count(rows, kind))) for kind in ("result", "bound"))
+    return results, bounds
+
+
 def claim(rows: list[Row]) -> str:
     """What README and the package's description say: "9 of 12 published results"."""
-    reached, published = count(rows, "result")
-    return f"{reached} of {published} published results"
+    return f"{_counts(rows)[0]} published results"
 
 
 def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False) -> int:

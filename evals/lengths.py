@@ -21,7 +21,7 @@ import tyro
 
 from evals.evaluation import load_dataset
 from evals.runs import named
-from evals.translation import by_length, lengths_plot, translate
+from evals.translation import FEWEST, by_length, lengths_plot, translate
 from train import entry
 from train.run_folder import write_text
 
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, run in named(options.run_dirs).items():
             sentences = load_dataset(run, options.data_dir).sentences.get("test", ())
             runs[name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
+            if not runs[name]:
+                raise ValueError(f"{run.folder.path}: {len(sentences)} test sentences, allowed: {FEWEST} of some length at least")
         write_text(options.plot, lengths_plot(runs))
     except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.evaluation import Evaluation, Restored, confusion_matrix
+from evals.evaluation import Evaluation, Restored, confusion_matrix, is_whole
 from evals.page import as_bytes, picture, titled
 from train.batches import Batches
 from train.formats import DataError
@@ -49,6 +49,8 @@ def segment(run: Restored, images: np.ndarray) -> np.ndarray:
     if not segments_images(run):
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not label pixels")
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"images: shape {images.shape}, allowed: [n, height, width, channels], at least one")
     if run.scaling is not None and np.ndim(run.scaling.shift) > 1 and images.shape[1:] != run.data.input_shape:
         why = f"preprocess={run.recipe.preprocess!r}, which knows each pixel"
         raise ValueError(f"inputs: shape {images.shape[1:]}, allowed for {why}: {run.data.input_shape}")
@@ -92,7 +94,12 @@ def mean_overlap(matrix: np.ndarray) -> float:
 
 
 def near_boundaries(targets: np.ndarray, mask: np.ndarray, distance: int = BOUNDARY) -> np.ndarray:
-    """Which pixels of labels [n, height, width] have another label within this distance, along rows and columns at once."""
+    """Which pixels of labels [n, height, width] have another label within this distance, along rows and columns at once.
+
+    Raises ValueError for a distance below 1, within which there is no other pixel.
+    """
+    if not (is_whole(distance) and distance >= 1):
+        raise ValueError(f"distance={distance!r}, allowed: a positive integer")
     labels = np.where(mask, targets.astype(np.int32), -1)
     least = most = labels
     for axis in (1, 2):

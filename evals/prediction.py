@@ -27,8 +27,10 @@ def predict(
 
     Images of any size and format are resized to the shape of the training inputs, and brought to their range of values.
     invert: for files that are dark on light where the training data are light on dark, or the other way round.
-    Raises RunError, CheckpointError, and DataError that names the file.
+    Raises RunError, CheckpointError, DataError that names the file, and ValueError for one file instead of several.
     """
+    if isinstance(files, str | os.PathLike):
+        raise ValueError(f"files={os.fspath(files)!r}, allowed: a list of files")
     return list(predict_files(restore(run_dir), [pathlib.Path(file) for file in files], invert=invert))
 
 

@@ -14,8 +14,8 @@ def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Restored]:
 
     Raises ValueError that names what two of them would be called, or how many a plot can show.
     """
-    if len(run_dirs) > len(COLORS):
-        raise ValueError(f"{len(run_dirs)} runs, allowed: {len(COLORS)}, as many as the plot has colours")
+    if not 1 <= len(run_dirs) <= len(COLORS):
+        raise ValueError(f"{len(run_dirs)} runs, allowed: 1 to {len(COLORS)}, as many as the plot has colours")
     runs = [restore(run_dir) for run_dir in run_dirs]
     recipes = [run.recipe.name for run in runs]
     found = {}

@@ -56,8 +56,12 @@ def accuracies(
     fill: float,
 ) -> list[float]:
     """Share of inputs [n, ...] that ``classify`` [n] gives their targets [n], shifted by 0, 1, ... places: means over both ways
-    along every axis.
+    along every axis.  Raises ValueError without inputs, or for a shift that leaves nothing of them.
     """  # fmt: skip
+    if not len(inputs) or len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs, {len(targets)} targets, allowed: as many, at least one")
+    if not 0 <= farthest < min(inputs.shape[axis] for axis in axes):
+        raise ValueError(f"farthest={farthest}, allowed: 0 or more, less than the axes {axes} of {inputs.shape} are long")
     shares = [float((classify(inputs) == targets).mean())]
     for shift in range(1, farthest + 1):
         ways = itertools.product(axes, (shift, -shift))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals import unsupervised
-from evals.evaluation import Evaluation, Restored
+from evals.evaluation import Evaluation, Restored, is_whole
 from evals.page import plot, titled
 from evals.runs import COLORS
 from evals.words import labelled_map
@@ -69,8 +69,8 @@ def translate(
         what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
         raise DataError(f"{run.folder.path}: {what} does not translate")
     require_search(run, beam, length_penalty)
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows={rows}, allowed: a positive number")
+    if rows is not None and not (is_whole(rows) and rows >= 1):
+        raise ValueError(f"rows={rows!r}, allowed: a positive integer")
     sources = [[*run.data.tokenizers["source"].encode(sentence), END] for sentence in sentences]
     order = sorted((index for index, source in enumerate(sources) if len(source) > 1), key=lambda index: len(sources[index]))
     found = [Translation("", np.zeros(0, np.int32), 0.0)] * len(sentences)
@@ -92,8 +92,8 @@ def translate(
 def require_search(run: Restored, beam: int, length_penalty: float) -> None:
     """Raises ValueError naming what is out of range."""
     vocabulary = len(run.data.vocabulary)
-    if not 1 <= beam <= vocabulary:
-        raise ValueError(f"beam={beam}, allowed: 1 to {vocabulary}")
+    if not (is_whole(beam) and 1 <= beam <= vocabulary):
+        raise ValueError(f"beam={beam!r}, allowed: 1 to {vocabulary}")
     if not 0 <= length_penalty < math.inf:
         raise ValueError(f"length_penalty={length_penalty}, allowed: a finite number, 0 or more")
 
@@ -135,15 +135,23 @@ def measure(
 
 
 def bleu(translations: Sequence[str], targets: Sequence[str]) -> tuple[float, str]:
-    """BLEU of a corpus, 0 to 100, and sacrebleu's signature."""
+    """BLEU of a corpus, 0 to 100, and sacrebleu's signature.  Raises ValueError without any, or unless each has a target."""
     import sacrebleu
+
+    if not translations or len(translations) != len(targets):
+        raise ValueError(f"{len(translations)} translations and {len(targets)} targets, allowed: as many, at least one")
 
     metric = sacrebleu.BLEU()
     return metric.corpus_score(list(translations), [list(targets)]).score, str(metric.get_signature())
 
 
 def by_length(sentences: Sequence[tuple[str, str]], translations: Sequence[Translation]) -> dict[str, tuple[int, float]]:
-    """{"9-10": (sentences, BLEU), ...} by the words of the source; bins of fewer than FEWEST sentences are left out."""
+    """{"9-10": (sentences, BLEU), ...} by the words of the source; bins of fewer than FEWEST sentences are left out.
+
+    Raises ValueError unless each sentence has a translation.
+    """
+    if len(sentences) != len(translations):
+        raise ValueError(f"{len(translations)} translations of {len(sentences)} sentences, allowed: as many")
     words = np.array(
         [len([piece for piece in pieces("words", source) if any(map(str.isalnum, piece))]) for source, _ in sentences]
     )

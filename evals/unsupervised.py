@@ -233,7 +233,9 @@ def principal(points: np.ndarray) -> np.ndarray:
 
 
 def neighbour_error(points: np.ndarray, targets: np.ndarray) -> float:
-    """The share of points [n, dimensions] whose nearest other one is of another class."""
+    """The share of points [n, dimensions] whose nearest other one is of another class.  Raises ValueError for less than two."""
+    if len(points) < 2 or len(points) != len(targets):
+        raise ValueError(f"{len(points)} points, {len(targets)} targets, allowed: as many, at least two")
     points = points - points.mean(axis=0, dtype=np.float64, keepdims=True)
     squares = np.square(points).sum(axis=1)
     distances = squares[:, None] - 2 * points @ points.T + squares[None]

@@ -22,13 +22,22 @@ from PIL import Image
 import evals
 import evals.__main__
 import evals.evaluation
+import evals.gradients
+import evals.ledger
+import evals.lengths
 import evals.prediction
 import evals.report
 import train
 import zoo
+from evals.captions import named_objects
 from evals.evaluation import confusion_matrix, name_metrics, show_metric
 from evals.intervals import wilson
+from evals.pixels import near_boundaries
 from evals.prediction import read_inputs
+from evals.runs import named
+from evals.shifts import accuracies
+from evals.translation import bleu, by_length
+from evals.unsupervised import neighbour_error
 from train.formats import DataError
 from train.optimizer import Optimizer
 from train.recipe import Target
@@ -544,6 +553,62 @@ def test_options_that_would_do_nothing_are_refused(run_dir, capsys, options, mes
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
     assert sorted(run_dir.iterdir()) == before
+
+
+POINTS, CLASSES = np.zeros((3, 2)), np.zeros(3, int)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: confusion_matrix(np.array([0, 1]), np.array([0]), 3), r"targets \(2,\) and predicted \(1,\), allowed: the same"),
+        (lambda: confusion_matrix(np.array([0, 1]), np.array([0, 3]), 3), "predicted: 0 to 3, allowed: 0 to 2"),
+        (lambda: confusion_matrix(np.array([0, 1]), np.array([-1, 0]), 3), "predicted: -1 to 0, allowed: 0 to 2"),
+        (lambda: confusion_matrix(np.array([5]), np.array([0]), 3), "targets: 5 to 5, allowed: 0 to 2"),
+        (lambda: evals.predict("run", "seven.png"), r"files='seven.png', allowed: a list of files"),
+        (lambda: neighbour_error(POINTS[:1], CLASSES[:1]), "1 points, 1 targets, allowed: as many, at least two"),
+        (lambda: neighbour_error(POINTS, CLASSES[:2]), "3 points, 2 targets, allowed: as many"),
+        (
+            lambda: accuracies(lambda x: x, POINTS[:0], CLASSES[:0], (1,), 1, 0.0),
+            "0 inputs, 0 targets, allowed: as many, at least one",
+        ),
+        (lambda: accuracies(lambda x: x, POINTS, CLASSES, (1,), -1, 0.0), "farthest=-1, allowed: 0 or more"),
+        (lambda: accuracies(lambda x: x, POINTS, CLASSES, (1,), 2, 0.0), "farthest=2, allowed: 0 or more, less than"),
+        (lambda: near_boundaries(np.zeros((1, 3, 3)), np.ones((1, 3, 3), bool), 0), "distance=0, allowed: a positive integer"),
+        (lambda: near_boundaries(np.zeros((1, 3, 3)), np.ones((1, 3, 3), bool), -1), "distance=-1, allowed: a positive"),
+        (lambda: named_objects({"phrases": np.zeros((1, 2, 2), int)}, [CLASSES]), "1 captions, allowed: one for each of 1 rows"),
+        (lambda: named_objects({"phrases": np.ones((2, 1, 2), int)}, [CLASSES]), "1 captions, allowed: one for each of 2 rows"),
+        (lambda: named([]), "0 runs, allowed: 1 to 4"),
+        (lambda: bleu([], []), "0 translations and 0 targets, allowed: as many, at least one"),
+        (lambda: bleu(["a"], ["a", "b"]), "1 translations and 2 targets"),
+        (lambda: by_length([("a", "b")], []), "0 translations of 1 sentences, allowed: as many"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("example", [-1, 300, 1.5, True])
+def test_an_example_that_is_not_there_is_refused(run_dir, example):
+    with pytest.raises(ValueError, match=f"example={example}, allowed: 0 to 299"):
+        evals.evaluate(run_dir, example=example)
+
+
+def test_commands_without_a_run_are_one_clear_error(tmp_path, capsys):
+    plot = tmp_path / "plot.svg"
+    for main, arguments in (
+        (evals.lengths.main, ["--plot", str(plot)]),
+        (evals.gradients.main, ["--plot", str(plot)]),
+        (evals.ledger.main, ["add"]),
+    ):
+        assert main(arguments) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert "allowed: " in captured.err
+        assert captured.out == ""
+    assert not plot.exists()
 
 
 def test_help_is_fast_because_it_does_not_load_jax():

@@ -220,6 +220,7 @@ def test_printed_table_says_what_is_reached_missed_and_unmeasured(make_run, file
     assert any("mlp-tanh500" in line and "not measured" in line for line in lines)
     assert any("mlp-toolbox-l2" in line and "< 10" in line for line in lines)
     assert any("toy" in line and "yes" in line for line in lines)
+    assert lines[-1] == "1 of 1 published results and 0 of 0 bounds that their tests assert are reached"
     ledger.main(["add", str(make_run(0, 2.5)), "--file", str(file)])
     capsys.readouterr()
     ledger.main(["show", "--file", str(file)])

@@ -501,6 +501,23 @@ def test_bad_options_are_one_clear_error(restored, capsys, options, message):
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("prompt", "length", "how", "message"),
+    [
+        ([], 3, {}, r"prompt: shape \(0,\), allowed: \[tokens\], at least one"),
+        ([0, -1], 3, {}, "prompt: tokens outside of 0 to"),
+        ([0, 10**6], 3, {}, "prompt: tokens outside of 0 to"),
+        ([0], 2.5, {}, "sample=2.5, allowed: a positive number"),
+        ([0], True, {}, "sample=True, allowed: a positive number"),
+        ([0], 3, {"top_k": 1.5}, "top_k=1.5, allowed: 1 to "),
+        ([0], 3, {"seed": 0.5}, "seed=0.5, allowed: 0 to "),
+    ],
+)
+def test_nothing_is_written_for_arguments_that_mean_nothing(evaluation, prompt, length, how, message):
+    with pytest.raises(ValueError, match=message):
+        evals.language.write(evaluation.run, np.array(prompt, np.int32), length, **how)
+
+
 def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
     monkeypatch.setattr(evals.evaluation, "restore", lambda _: copy.run)
     assert evals.__main__.main(["run", "--sample", "5"]) == 1

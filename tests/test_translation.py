@@ -221,7 +221,7 @@ def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys
     assert command(folder, "--translate-file", file, "--beam", 3) == 0
     assert search._cache_size() == before + 1
     assert capsys.readouterr().out == "onze\n" * 3 + "\n" + "douze\n" * 4 + "treize\n"
-    with pytest.raises(ValueError, match="rows=0, allowed: a positive number"):
+    with pytest.raises(ValueError, match="rows=0, allowed: a positive integer"):
         translation.translate(restore(folder), ["eleven"], rows=0)
 
 
@@ -280,5 +280,5 @@ def test_runs_of_one_recipe_go_by_their_folders_and_none_is_left_out(folder, tmp
     assert list(named([folder, other])) == ["run", "other"]
     with pytest.raises(ValueError, match=r"another run is called 'run' too"):
         named([folder, folder])
-    with pytest.raises(ValueError, match="5 runs, allowed: 4"):
+    with pytest.raises(ValueError, match="5 runs, allowed: 1 to 4"):
         named([folder] * 5)

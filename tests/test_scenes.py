@@ -390,6 +390,9 @@ def test_faults_of_stamps_are_named(tmp_path, fault):
 def test_faults_of_names_are_explained(tmp_path):
     name = folder(tmp_path, more=["none.png\tthings\tEat!\tMange !"])
     assert len(load_data(name).kinds) == 6, "a picture that is left out is not opened"
+    (tmp_path / "images" / "stray.png").write_bytes(b"not opened either")
+    (tmp_path / "captions.tsv").rename(tmp_path / "Captions.TSV")
+    assert load_data(name).notes[-1] == f"not read: {tmp_path / 'images' / 'stray.png'}"
     with pytest.raises(DataError, match="language 'de', allowed: en, fr"):
         load_data(f"{name}@de")
     with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):

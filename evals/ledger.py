@@ -143,7 +143,7 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
 def check(run_dir: pathlib.Path) -> dict[str, Any]:
     """eval.json of a run that may enter the ledger; raises like ``add`` for any other."""
     from evals.evaluation import FORMAT
-    from train.recipe import to_dict
+    from train.recipe import to_dict, written_out
     from train.recipes import RECIPES
     from train.run_folder import RunFolder, differences, read_json
 
@@ -154,7 +154,7 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
     registered = dataclasses.replace(RECIPES[recipe.name], seed=recipe.seed)
     if not registered.targets:
         raise LedgerError(f"{run_dir}: recipe {recipe.name} has no targets, so no metric to enter")
-    changed = list(differences({"recipe": to_dict(recipe)}, {"recipe": to_dict(registered)}))
+    changed = list(differences({"recipe": to_dict(written_out(recipe))}, {"recipe": to_dict(written_out(registered))}))
     if changed:
         raise LedgerError(f"{run_dir}: not recipe {recipe.name} as registered (here): {'; '.join(changed)}")
     if not folder.summary.exists():

@@ -1,6 +1,7 @@
 """What no run can mean is one short error, before a step is run and a folder is made; what means the same is taken as that."""
 
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
@@ -18,7 +19,7 @@ from train.dataset import Dataset
 from train.optimizer import Optimizer
 from train.pairs import Pairs
 from train.parallel import Parallel
-from train.recipe import BETTER, Recipe, Target, from_dict, module_of, to_dict
+from train.recipe import BETTER, Recipe, Target, from_dict, module_of, to_dict, written_out
 from train.recipes import RECIPES
 from train.run_folder import RunFolder
 from train.stage import prepare
@@ -398,6 +399,21 @@ def test_a_metric_without_a_direction_needs_one(tmp_path):
 
     _refused(tmp_path, ("select_by='free_energy'", "select_mode", "max, min"), fit)
     assert fit(tmp_path / "run", select_mode="min").complete
+
+
+def test_stages_before_are_written_as_earlier_versions_did():
+    """dbn-digits: machines by their reconstruction error, the net by its loss, each with its direction."""
+    recipe = RECIPES["dbn-digits"]
+    stage = prepare(recipe, load_data("digits"), mlp, Parallel(devices=1))
+    written = [(each.select_by, each.select_mode) for each in stage.recipe.stages]
+    assert written == [("reconstruction_error", "min"), ("reconstruction_error", "min"), ("loss", "min")]
+    assert stage.recipe == written_out(recipe), "the ledger compares a run with its registered recipe"
+    by_accuracy = [each for each in RECIPES.values() if each.select_by is None]
+    for each in by_accuracy:
+        module, cfg = module_of(each.model), each.model
+        batch = jax.eval_shape(lambda module=module, cfg=cfg: module.example_batch(cfg, jax.random.key(0), 2))
+        params = jax.eval_shape(lambda module=module, cfg=cfg: module.init(cfg, jax.random.key(0)))
+        assert "accuracy" in jax.eval_shape(functools.partial(module.loss, cfg), params, batch)[1].metrics
 
 
 @pytest.mark.parametrize(

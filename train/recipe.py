@@ -201,6 +201,17 @@ def with_data_in_stages(recipe: Recipe[Any], before: Recipe[Any]) -> Recipe[Any]
     return dataclasses.replace(recipe, after=follow(recipe.after))
 
 
+def written_out(recipe: Recipe[Any]) -> Recipe[Any]:
+    """The recipe with the metric that selects and its direction, also of the stages before: what run folders hold."""
+    select_by = recipe.select_by or "accuracy"
+    return dataclasses.replace(
+        recipe,
+        select_by=select_by,
+        select_mode=recipe.select_mode or BETTER.get(select_by, "max"),
+        after=written_out(recipe.after) if recipe.after else None,
+    )
+
+
 def _swept(recipe: Recipe[Any]) -> dict[str, Optimizer]:
     """{"learning_rate-0.01": the optimizer with that value, ...} of a recipe with a sweep.
 

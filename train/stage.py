@@ -14,7 +14,7 @@ from train.checks import check_columns, check_inputs, check_read, with_targets
 from train.dataset import Dataset
 from train.optimizer import build_one_of
 from train.parallel import Layout, Parallel
-from train.recipe import BETTER, Recipe, module_of
+from train.recipe import BETTER, Recipe, module_of, written_out
 from train.settings import shown
 from train.step import TrainState, init_state, make_evaluate, make_step, root_key
 from train.stream import make_batches
@@ -195,4 +195,4 @@ def _selecting(recipe: Recipe[Any], metrics: list[str], validates: bool) -> Reci
     mode = recipe.select_mode or BETTER.get(select_by)
     if mode is None:
         raise ValueError(f"recipe {recipe.name}: select_by={select_by!r} without select_mode, allowed with it: max, min")
-    return dataclasses.replace(recipe, select_by=select_by, select_mode=mode)
+    return written_out(dataclasses.replace(recipe, select_by=select_by, select_mode=mode))

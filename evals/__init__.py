@@ -9,10 +9,14 @@
 Names are loaded on first use, so that importing the package stays fast.
 """
 
-import importlib
 import os
 import runpy
-from typing import TYPE_CHECKING, Any
+
+# By its place, as the name may lead to another ``train``.
+runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["begin"]("train", "zoo")
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from evals.evaluation import Evaluation as Evaluation
@@ -29,9 +33,6 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["Evaluation", "confusion_matrix", "evaluate", "predict", "write_evaluation", "write_report"]
-
-# By its place, as the name may lead to another ``train``.
-runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["require_ours"]("train", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -403,6 +403,15 @@ def test_another_decoder_makes_another_file(tmp_path, opened, monkeypatch, versi
     assert len(kept(tmp_path)) == 2
 
 
+def test_without_a_home_decoded_images_cannot_be_kept(tmp_path, monkeypatch):
+    name = karpathy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: pathlib.Path("~/.cache") / project)
+    with pytest.raises(DataError, match="images are decoded into a file: there is no home folder that can be written to"):
+        load(name)
+    assert not (tmp_path / "~").exists()
+
+
 def test_an_image_that_can_be_read_again_is(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     whole = load(name, SKIP).fingerprint

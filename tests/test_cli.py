@@ -11,6 +11,7 @@ import evals.__main__
 from evals import gradients
 from train import entry
 from train.__main__ import main, parse
+from train.progress import Progress
 from train.recipes import RECIPES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -97,6 +98,21 @@ def test_tensorboard_files_are_written_when_asked_for(tmp_path):
     pytest.importorskip("tensorboardX")
     assert _main("mlp-digits", "--steps", "21", "--quiet", "--tensorboard", "--out", str(tmp_path / "run")) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_what_tensorboard_needs_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert _main("mlp-digits", "--tensorboard", "--out", str(tmp_path / "run")) == 1
+    assert capsys.readouterr().err == "error: --tensorboard needs tensorboardX: pip install 'purezoo[tensorboard]'\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_terminal_that_cannot_draw_has_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress("name", 4, 2) as progress:
+        progress.update({"step": 3, "split": "train", "loss": 0.5}, 8)
+    assert capsys.readouterr().out == "name  step 3/4  epoch 1.5  loss 0.5000\n"
 
 
 @pytest.mark.parametrize("other", ["--predict", "--translate", "--translate-file", "--caption", "--segment"])

@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pooch
 import pytest
@@ -23,6 +24,8 @@ from train.batches import Batches
 from train.data import DataError, load_data
 from train.dataset import Dataset, stratified_split
 from train.formats import read_npz
+from train.memory import keep_programs
+from train.places import cache
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -37,6 +40,33 @@ def nowhere(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("ZOO_DATA_DIR", raising=False)
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setattr(pooch, "retrieve", refuse)
+
+
+def no_home_new(_):
+    raise RuntimeError("could not determine the home directory")
+
+
+def no_home_old(project):
+    return pathlib.Path("~/.cache") / project
+
+
+@pytest.mark.parametrize("os_cache", [no_home_new, no_home_old, lambda project: pathlib.Path("/proc/cache") / project])
+def test_without_a_home_nothing_is_cached_and_downloads_say_where_they_may_go(os_cache, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pooch, "os_cache", os_cache)
+    if os_cache not in (no_home_new, no_home_old):  # a folder that not even root may write
+        monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith("/proc"))
+    assert cache("mnist") is None
+    with pytest.raises(DataError, match="there is no home folder that can be written to; XDG_CACHE_HOME may name another folder"):
+        load_data("mnist")
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not list(tmp_path.iterdir())
 
 
 def rows(table) -> list[bytes]:

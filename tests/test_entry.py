@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from train import entry
+from train import entry, ours
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOREIGN = 'open("was-run", "w").close()\n'
@@ -146,7 +146,7 @@ def test_a_signal_at_any_moment_is_one_line_and_an_exit_status(tmp_path, moment,
 
 def test_what_must_be_tidied_up_is(tmp_path):
     body = """
-from train import entry
+from train import entry, ours
 def main():
     entry.advise("the same command resumes")
     try: receive()
@@ -164,7 +164,7 @@ def test_a_signal_that_comes_late_changes_nothing(tmp_path):
 
 def test_a_lost_signal_stops_the_run_before_its_first_step(tmp_path):
     body = """
-from train import entry
+from train import entry, ours
 def main():
     try: receive()
     except KeyboardInterrupt: pass
@@ -209,33 +209,57 @@ def main():
     assert program(tmp_path, body, preexec_fn=lambda: os.closerange(0, 3), stdout=None, stderr=None).returncode == 0
 
 
-WATCHED = """
-import os, runpy, signal, sys
+WATCH = """
+import os, signal, sys
 
 class Watch:
     def find_spec(self, name, *_):
-        if name == awaited:
+        if name == os.environ.get("AWAITED"):
             os.kill(os.getpid(), signal.SIGINT)
 
-_, awaited, program, *arguments = sys.argv
-sys.argv[1:] = arguments
 sys.meta_path.insert(0, Watch())
-runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("tyro", ("train", "mlp-digits", "--out", "run")),
-        ("jax._src.core", ("train", "mlp-digits", "--out", "run")),
-        ("train.trainer", ("train", "mlp-digits", "--out", "run")),
-        ("tyro", ("evals", "run")),
-        ("orbax.checkpoint", ("evals", "run")),
-        ("jax", ("evals.speed",)),
+        ("zoo", ("-m", "train", "mlp-digits", "--out", "run")),  # looked for in the first line of ours
+        ("tyro", ("-m", "train", "mlp-digits", "--out", "run")),
+        ("jax._src.core", ("-m", "train", "mlp-digits", "--out", "run")),
+        ("train.trainer", ("-m", "train", "mlp-digits", "--out", "run")),
+        ("zoo", ("zoo-train", "mlp-digits", "--out", "run")),
+        ("train", ("-m", "evals", "run")),
+        ("tyro", ("-m", "evals", "run")),
+        ("orbax.checkpoint", ("zoo-evals", "run")),
+        ("jax", ("-m", "evals.speed")),
     ],
 )
 def test_ctrl_c_while_a_program_starts(tmp_path, module, command):
-    done = python("-c", WATCHED, module, *command, cwd=tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(WATCH, "utf-8")
+    if command[0] in ours.PROGRAMS:
+        command = (script(tmp_path / "bin", command[0]), *command[1:])
+    (tmp_path / "here").mkdir()
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "AWAITED": module}
+    done = python(*command, cwd=tmp_path / "here", environment=environment)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "stopped by SIGINT\n")
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "arguments", "expected"),
+    [
+        (["python", "-X", "dev", "-m", "train", "a"], ["-m", "a"], True),
+        (["python", "-mevals.speed"], ["-m"], True),
+        (["python", "-m", "other", "train"], ["-m", "train"], False),  # a program of the user's, which imports train
+        (["python", "/bin/zoo-train", "-m"], ["/bin/zoo-train", "-m"], True),
+        (["python", "mine.py", "zoo-train"], ["mine.py", "zoo-train"], False),
+        (["python", "-c", "from multiprocessing..."], ["/bin/zoo-train"], False),  # a worker, which is told its parent's name
+        (["python"], [""], False),
+        (["program"], [], False),
+    ],
+)
+def test_only_a_program_of_ours_takes_signals_when_it_is_imported(monkeypatch, told, arguments, expected):
+    monkeypatch.setattr(sys, "orig_argv", told)
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert ours.is_program() == expected

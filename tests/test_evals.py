@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -245,6 +246,22 @@ def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
         "count": 300,
     }
     assert (run_dir / "report.html").is_file()
+
+
+def test_what_cannot_be_written_is_shown_all_the_same(run_dir, tmp_path, capsys):
+    folder = tmp_path / "a run"
+    shutil.copytree(run_dir, folder)
+    for name in ("eval.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "eval.json.tmp").mkdir()  # in the way
+    assert evals.__main__.main([str(folder)]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: the results are not kept: [Errno 21] Is a directory")
+    assert len(shown.err.splitlines()) == 1
+    assert "test accuracy" in shown.out
+    assert "report.html" not in shown.out
+    assert f"evals '{folder}' --predict FILE" in shown.out
+    assert not (folder / "eval.json").exists()
 
 
 def test_a_split_that_the_data_do_not_have_is_named_with_those_that_they_have(run_dir, capsys):

@@ -1,6 +1,7 @@
 """The trainer: what it refuses before any work, what it decides, and that an interrupted run loses nothing."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 
 import train
+import train.run_folder
+import train.trainer
 from tests.conftest import THOROUGH
+from train import entry
+from train.loop import Interrupts
 from train.member import Member
 from train.recipe import from_dict, module_of, to_dict
-from train.run_folder import RunError, RunFolder
+from train.run_folder import RunError, RunFolder, write_text
 from zoo import mlp, rnn
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
@@ -99,6 +104,97 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypa
 
     assert validation(resumed) == validation(expected)
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == resumed.history
+
+
+def _two_stages():
+    cfg, data = mlp.Config(sizes=(64, 6, 10)), "digits"
+    base = dataclasses.replace(train.RECIPES["mlp-digits"], model=cfg, data=data, steps=3)
+    return dataclasses.replace(base, name="second", after=dataclasses.replace(base, name="first"))
+
+
+def test_a_signal_after_the_last_step_of_a_stage_stops_before_the_next_one(tmp_path, monkeypatch):
+    recipe, summarised = _two_stages(), train.trainer._summarise
+    expected = train.run(recipe, tmp_path / "whole", quiet=True)
+
+    def summarise(loop, folder, progress):
+        if folder.path.name == last:
+            signal.raise_signal(signal.SIGINT)
+        summarised(loop, folder, progress)
+
+    monkeypatch.setattr(train.trainer, "_summarise", summarise)
+    last = "stage-1"
+    stopped = train.run(recipe, tmp_path / "run", quiet=True)
+    assert (stopped.complete, stopped.stopped_by) == (False, "SIGINT")
+    assert RunFolder.open(tmp_path / "run" / "stage-1").summary.exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    last = "run"
+    complete = train.run(recipe, tmp_path / "run", quiet=True)  # while a complete run is saved, a signal changes nothing
+    assert complete.complete
+    assert RunFolder.open(tmp_path / "run").summary.exists()
+    assert _bits(complete.state) == _bits(expected.state)
+
+
+def test_a_program_that_trains_has_its_handlers_back(tmp_path, monkeypatch):
+    def mine(*_):
+        raise AssertionError("not while it trains")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, mine) for number in numbers]
+    try:
+        _fit(tmp_path / "one")
+        monkeypatch.setattr(Member, "record", lambda self, line: signal.raise_signal(signal.SIGTERM))
+        assert _fit(tmp_path / "two").stopped_by == "SIGTERM"
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+        monkeypatch.setattr(Member, "record", lambda self, line: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _fit(tmp_path / "three")
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_second_ctrl_c_stops_at_once_unless_it_is_the_first_one_passed_on(monkeypatch):
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.received == signal.SIGINT
+        monkeypatch.setattr(entry, "AGAIN", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: pathlib.Path(place) != tmp_path)
+    monkeypatch.setattr(train.trainer, "load_data", lambda *_, **__: pytest.fail("data were read"))
+    for start in (lambda out: train.run(_two_stages(), out), lambda out: train.fit(mlp, CFG, "digits", out=out)):
+        with pytest.raises(RunError, match=r"a/run: no right to write here; choose another folder with --out"):
+            start(tmp_path / "a" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train.run_folder, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        _fit(tmp_path / "a" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_whole_and_utf_8_or_not_there(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_text(file, "\u2212 \udcff")  # a minus sign, and what a byte of a file's name is that is no text
+    assert file.read_bytes() == b"\xe2\x88\x92 \\udcff"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(file, "other")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def trainer_state(folder):

@@ -8,10 +8,12 @@
 Names are loaded on first use, so that importing the package stays fast.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from train.ours import begin as _begin
 
-from train.ours import require_ours
+_begin("zoo")
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from train.checkpoint import CheckpointError as CheckpointError
@@ -47,9 +49,6 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-require_ours("zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from train import entry
+from train import entry, ours
 from train.recipe import Recipe, with_data_in_stages
 from train.recipes import DEFAULT, RECIPES
 
@@ -150,7 +150,7 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
         return 1
     entry.over()
     if not result.complete:
-        return 0 if result.stopped_by == "SIGTERM" else entry.STOPPED
+        return 0 if result.stopped_by == "SIGTERM" else ours.STOPPED
     if not options.quiet and cluster.first():
         print(f"run folder {out}; next: {entry.program('evals')} {shlex.quote(out)}")
     return 0

@@ -1,7 +1,6 @@
 """How a program of ours begins and ends: its streams, what a signal does to it, and how the other programs are called.
 
-``run`` comes first of all, before what takes seconds to import.  From then on Ctrl-C and SIGTERM are one line and an exit status,
-whatever Python is doing:
+Ctrl-C and SIGTERM are one line and an exit status, from the first line of ours on (``train.ours``), whatever Python is doing:
 
 - while modules are imported there is nothing to tidy up, and the process ends in the handler: an exception would get lost in what
   is being imported, or become another one;
@@ -25,10 +24,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from train import ours
 from train.ours import PROGRAMS
 
-STOPPED, PIPE_CLOSED, TERMINATED = 3, 128 + signal.SIGPIPE, 128 + signal.SIGTERM
-"""Exit statuses: Ctrl-C; nobody reads the output any more; SIGTERM, where no checkpoint was written because of it."""
+PIPE_CLOSED = 128 + signal.SIGPIPE
+"""Exit status: nobody reads the output any more."""
 AGAIN = 0.5
 """Seconds after which a signal is another one: what starts a program often passes on what the terminal has sent it already."""
 
@@ -44,9 +44,7 @@ class _Program:
 
     def start(self) -> None:
         self.running = self.importing = True
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
-                signal.signal(number, self.handle)
+        ours.receive(self.handle)
         sys.unraisablehook, self.previous_unraisable = self.unraisable, sys.unraisablehook
         sys.excepthook, self.previous_uncaught = self.uncaught, sys.excepthook
 
@@ -56,8 +54,7 @@ class _Program:
             self.received, self.since = number, time.monotonic()
         again = not first and not self.lost and time.monotonic() - self.since >= AGAIN
         if self.importing or again:
-            self.say()
-            os._exit(self.status())
+            ours.leave(self.received or number, advice=self.advice)
         if first or self.lost:
             self.lost = False
             raise KeyboardInterrupt
@@ -77,19 +74,11 @@ class _Program:
         if not isinstance(error, KeyboardInterrupt):
             self.previous_uncaught(kind, error, trace)
 
-    def say(self) -> None:
-        line = f"stopped by {signal.Signals(self.received or signal.SIGINT).name}{self.advice}\n"
-        with contextlib.suppress(OSError):
-            os.write(2, line.encode(errors="backslashreplace"))  # the signal may have come in the middle of a print
-
-    def status(self) -> int:
-        return TERMINATED if self.received == signal.SIGTERM else STOPPED
-
     def explain(self, error: BaseException) -> int:
         """The exit status after an exception that ends the program."""
         if self.received is not None or isinstance(error, KeyboardInterrupt):
-            self.say()
-            return self.status()
+            ours.say(self.received or signal.SIGINT, self.advice)
+            return ours.status(self.received or signal.SIGINT)
         if isinstance(error, BrokenPipeError):
             return PIPE_CLOSED
         if isinstance(error, OSError):

@@ -105,11 +105,7 @@ def run(name: str) -> Any:
     except BaseException as error:
         status = _program.explain(error)
         over()
-    status = _flush(status)
-    if _program.received is not None and not _several():
-        # An exception in the middle of a compilation leaves jaxlib so that Python often crashes while it tidies up.
-        os._exit(status if isinstance(status, int) else 1)
-    return status
+    return _flush(status)
 
 
 @contextlib.contextmanager
@@ -166,12 +162,6 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _several() -> bool:
-    """Whether other processes take part in this program, to whom it has to say goodbye."""
-    cluster = sys.modules.get("train.cluster")
-    return cluster is not None and cluster.several()
 
 
 def _flush(status: Any) -> Any:

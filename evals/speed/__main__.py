@@ -1,11 +1,15 @@
 """Command line: ``python -m evals.speed [ROW ...]``; see ``evals.speed``."""
 
 if __name__ == "__main__":  # before what takes seconds to import
+    import os
     import sys
 
-    from train.entry import run
+    from train.entry import STOPPED, run
 
-    sys.exit(run("evals.speed.__main__"))
+    status = run("evals.speed.__main__")
+    if status == STOPPED:
+        os._exit(status)  # Ctrl-C in the middle of a compilation leaves jaxlib so that Python often crashes while it tidies up
+    sys.exit(status)
 
 import dataclasses
 import difflib
@@ -22,7 +26,7 @@ import tyro
 
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
-from train import entry, ours
+from train import entry
 from train.memory import keep_memory
 from train.run_folder import hardware, today, versions, write_text
 
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     if stopped:
         kept = f"; they are in {command.json}" if command.json is not None and lines else ""
         print(f"stopped after {len(lines)} comparisons{kept}", file=sys.stderr)
-    return ours.STOPPED if stopped else 0
+    return entry.STOPPED if stopped else 0
 
 
 def measure(command: Command) -> Iterator[Line]:

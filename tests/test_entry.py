@@ -157,6 +157,20 @@ def main():
     assert done.stderr == "stopped by SIGINT; the same command resumes\n"
 
 
+def test_threads_that_still_work_say_nothing(tmp_path):
+    body = """
+import atexit, concurrent.futures
+def work(pool):
+    while True: pool.submit(time.sleep, 0.001).result()
+def main():
+    atexit.register(print, "left in order")
+    threading.Thread(target=work, args=(concurrent.futures.ThreadPoolExecutor(),)).start()
+    receive()
+"""
+    done = program(tmp_path, body)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "left in order\n", "stopped by SIGINT\n")
+
+
 def test_a_signal_that_comes_late_changes_nothing(tmp_path):
     done = program(tmp_path, "import atexit\natexit.register(receive)\ndef main():\n  print('all of it')\n  return 0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "all of it\n", "")

@@ -13,6 +13,7 @@ Ctrl-C and SIGTERM are one line and an exit status, from the first line of ours 
 None of this touches a program of the user's that imports ``train``.
 """
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -105,6 +106,8 @@ def run(name: str) -> Any:
     except BaseException as error:
         status = _program.explain(error)
         over()
+        if interrupted() or isinstance(error, KeyboardInterrupt):
+            _leave(status)
     return _flush(status)
 
 
@@ -162,6 +165,13 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _leave(status: int) -> None:
+    """Ends the process without waiting for threads, which complain when Python takes away what they are still using."""
+    atexit._run_exitfuncs()
+    _flush(status)
+    os._exit(status)
 
 
 def _flush(status: Any) -> Any:

@@ -106,8 +106,10 @@ def run(name: str) -> Any:
     except BaseException as error:
         status = _program.explain(error)
         over()
-        if interrupted() or isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
             _leave(status)
+    if interrupted():
+        _leave(status)
     return _flush(status)
 
 
@@ -167,11 +169,14 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _leave(status: int) -> None:
-    """Ends the process without waiting for threads, which complain when Python takes away what they are still using."""
+def _leave(status: Any) -> None:
+    """Ends the process without waiting for threads, which complain when Python takes away what they are still using.
+
+    Nor does it tidy up jaxlib, which often crashes if the signal came in the middle of a compilation.
+    """
     atexit._run_exitfuncs()
     _flush(status)
-    os._exit(status)
+    os._exit(status if isinstance(status, int) else 1)
 
 
 def _flush(status: Any) -> Any:

@@ -1,15 +1,11 @@
 """Command line: ``python -m evals.speed [ROW ...]``; see ``evals.speed``."""
 
 if __name__ == "__main__":  # before what takes seconds to import
-    import os
     import sys
 
-    from train.entry import STOPPED, run
+    from train.entry import run
 
-    status = run("evals.speed.__main__")
-    if status == STOPPED:
-        os._exit(status)  # Ctrl-C in the middle of a compilation leaves jaxlib so that Python often crashes while it tidies up
-    sys.exit(status)
+    sys.exit(run("evals.speed.__main__"))
 
 import dataclasses
 import difflib
@@ -26,7 +22,7 @@ import tyro
 
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
-from train import entry
+from train import entry, ours
 from train.memory import keep_memory
 from train.run_folder import hardware, today, versions, write_text
 
@@ -108,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if stopped:
         kept = f"; they are in {command.json}" if command.json is not None and lines else ""
         print(f"stopped after {len(lines)} comparisons{kept}", file=sys.stderr)
-    return entry.STOPPED if stopped else 0
+    return ours.STOPPED if stopped else 0
 
 
 def measure(command: Command) -> Iterator[Line]:

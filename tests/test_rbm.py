@@ -301,6 +301,88 @@ def test_trained_as_by_the_matlab_code(schedule):
             np.testing.assert_allclose(total / count, error, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_given_its_uniform_numbers_it_is_the_matlab_code(steps):
+    """The toolbox's own rand, for which it needs no key; with more steps by the chain written out."""
+    cfg, size, rng = rbm.Config(visible=7, hidden=5, steps=steps, positive_phase="sampled"), 6, np.random.default_rng(5)
+    params, batches = random_params(cfg, scale=0.5), rng.random((8, size, 7))
+    numbers = [(rng.random((size, steps, 5)), rng.random((size, steps, 7))) for _ in batches]
+    if steps == 1:
+        plain = [(up[:, 0], down[:, 0]) for up, down in numbers]
+        history, errors = toolbox_rbmtrain(params, batches, plain, alpha=0.7, momentum=lambda step: 0.0)
+    else:
+        history, errors = _chains_by_hand(params, batches, numbers, alpha=0.7)
+    own = on_device(params)
+    for inputs, each, expected, error in zip(batches, numbers, history, errors, strict=True):
+        (total, _), gradient = GRADIENT(cfg, own, batch_of(inputs), key=rbm.Numbers(*map(jnp.asarray, each)), carry=())
+        own = jax.tree.map(lambda leaf, change: leaf - 0.7 * change / size, own, gradient)
+        assert_trees(own, expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(total / size, error, rtol=1e-12)
+
+
+def _chains_by_hand(params, batches, numbers, *, alpha):
+    """As ``toolbox_rbmtrain``, whose chain has one step."""
+    params, history, errors = dict(params), [], []
+    for v1, (up, down) in zip(batches, numbers, strict=True):
+        v, shown = v1, []
+        for step in range(up.shape[1]):
+            h = (up[:, step] < sigmoid(v @ params["kernel"] + params["bias"])).astype(float)
+            v = (down[:, step] < sigmoid(h @ params["kernel"].T + params["visible_bias"])).astype(float)
+            shown.append((h, v))
+        (h1, first), h2 = shown[0], sigmoid(v @ params["kernel"] + params["bias"])
+        change = {"kernel": v1.T @ h1 - v.T @ h2, "bias": (h1 - h2).sum(axis=0), "visible_bias": (v1 - v).sum(axis=0)}
+        params = {name: leaf + alpha * change[name] / len(v1) for name, leaf in params.items()}
+        history.append(params)
+        errors.append(np.sum((v1 - first) ** 2) / len(v1))
+    return history, errors
+
+
+def test_numbers_take_the_place_of_keys():
+    """Those that the keys would have drawn, in a step, a chain, and persistent chains; of Gaussian units normal ones."""
+    params, data, carry = _persistent_setup(6)
+    own, keys = on_device(params), row_keys(6)
+
+    def of_step(key):
+        return rbm.Numbers(*(layers.uniforms(fold(key, use), units) for use, units in ((rbm.HIDDEN, 3), (rbm.VISIBLE, 4))))
+
+    def of_chain(key, steps):
+        return rbm.Numbers(
+            *(jnp.stack(each, axis=1) for each in zip(*(of_step(fold(key, step)) for step in range(steps)), strict=True))
+        )
+
+    data, carry = jnp.asarray(data), jnp.asarray(carry)
+    assert_trees(*(rbm.gibbs_step(CFG, own, data, each) for each in (of_step(keys), keys)), rtol=0)
+    np.testing.assert_array_equal(SAMPLE(CFG, own, data, of_chain(keys, 4), 3), SAMPLE(CFG, own, data, keys, 3))
+    first, then = of_step(keys), of_chain(fold(keys, rbm.CHAIN), 2)
+    numbers = rbm.Numbers(*(jnp.concatenate([one[:, None], more], axis=1) for one, more in zip(first, then, strict=True)))
+    expected, found = (GRADIENT(PERSISTENT, own, batch_of(data), key=key, carry=carry) for key in (keys, numbers))
+    assert_trees(found, expected, rtol=1e-6)
+    field = jnp.asarray([[0.5, -1.0]])
+    np.testing.assert_array_equal(rbm.draw("gaussian", field, jnp.asarray([[0.25, 2.0]])), [[0.75, 1.0]])
+
+
+def test_numbers_that_do_not_fit_are_refused():
+    params, data = on_device(random_params(CFG)), jnp.zeros((2, 4))
+
+    def numbers(hidden, visible):
+        return rbm.Numbers(jnp.zeros(hidden), jnp.zeros(visible))
+
+    def loss(numbers, **fields):
+        return rbm.loss(rbm.Config(visible=4, hidden=3, **fields), params, batch_of(data), key=numbers)
+
+    for call, message in (
+        (lambda: loss(numbers((2, 1, 3), (2, 1, 4)), steps=2), r"numbers.hidden: shape \(2, 1, 3\), expected \[2, 2, 3\]"),
+        (lambda: loss(numbers((2, 1, 3), (2, 1, 5))), r"numbers.visible: shape \(2, 1, 5\), expected \[2, 1, 4\]"),
+        (lambda: loss(numbers((2, 1, 3), (2, 1, 4)), binarize="sample"), "binarize='sample', allowed with Numbers"),
+        (lambda: loss(numbers((2, 2, 3), (2, 2, 4)), persistent=True), r"carry=\(\), allowed with Numbers"),
+        (lambda: rbm.sample(CFG, params, data, numbers((2, 2, 3), (2, 2, 4)), 3), "steps=3, allowed: an integer, 0 to 2"),
+        (lambda: rbm.gibbs_step(CFG, params, data, numbers((2, 4), (2, 4))), r"numbers: shape \(2, 4\), expected \[2, 3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def free_energy_gradient(params, v, weights):
     """Sum over rows of weight times the derivatives of F(v), for Bernoulli units: -v p(h|v), -v, -p(h|v)."""
     hidden = sigmoid(v @ params["kernel"] + params["bias"])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import linen
 from jax import lax, test_util
 
@@ -394,3 +395,58 @@ def test_torch_weights_without_bias_and_of_another_cell():
         recurrent_weights.from_torch("lstm", tensors)
     with pytest.raises(ValueError, match="expected weight_ih_l1"):
         recurrent_weights.from_torch("gru", tensors, 1)
+
+
+def _torch_cell(cell, tensors, x, state):
+    """One step by the equations of torch's documentation of LSTMCell, GRUCell and RNNCell."""
+    sigmoid = scipy.special.expit
+    from_x, from_h = (tensors[f"weight_{side}"] for side in ("ih", "hh"))
+    a, b = x @ from_x.T + tensors["bias_ih"], state[0] @ from_h.T + tensors["bias_hh"]
+    parts = list(zip(np.split(a, len(a[0]) // UNITS, 1), np.split(b, len(b[0]) // UNITS, 1), strict=True))
+    if cell == "lstm":
+        i, f, g, o = (each(p + q) for each, (p, q) in zip((sigmoid, sigmoid, np.tanh, sigmoid), parts, strict=True))
+        c = f * state[1] + i * g
+        return o * np.tanh(c), c
+    if cell == "gru":
+        r, z = (sigmoid(p + q) for p, q in parts[:2])
+        n = np.tanh(parts[2][0] + r * parts[2][1])
+        return ((1 - z) * n + z * state[0],)
+    return ({"tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[cell](a + b),)
+
+
+@x64
+@every_cell
+def test_torchs_cells_have_names_without_a_layer(cell):
+    rng, rows = np.random.default_rng(0), recurrence.carry_size(cell, UNITS) // UNITS
+    size = len(recurrence.GATES[cell]) * UNITS
+    shapes = {"weight_ih": (size, FEATURES), "weight_hh": (size, UNITS), "bias_ih": (size,), "bias_hh": (size,)}
+    tensors = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    params = recurrent_weights.from_torch(cell, tensors)
+    x, state = rng.normal(size=(BATCH, FEATURES)), tuple(rng.normal(size=(rows, BATCH, UNITS)))
+    carry, outputs = recurrence.step(cell, params, jnp.concatenate(state, axis=1), jnp.asarray(x))
+    expected = _torch_cell(cell, tensors, x, state)
+    _close(outputs, expected[0])
+    _close(carry, np.concatenate(expected, axis=1))
+    again = recurrent_weights.to_torch(cell, params, None)
+    assert {name: each.shape for name, each in again.items()} == shapes
+    _close(recurrent_weights.from_torch(cell, again, None), params, 0)
+    of_layer = {f"{name}_l0": each for name, each in tensors.items()}
+    _close(recurrent_weights.from_torch(cell, of_layer), params, 0)
+    for layer, reverse in ((1, False), (0, True)):
+        with pytest.raises(ValueError, match=r"tensors: weight_ih.*expected weight_ih_l"):
+            recurrent_weights.from_torch(cell, tensors, layer, reverse=reverse)
+    with pytest.raises(ValueError, match=r"expected weight_ih and weight_hh"):
+        recurrent_weights.from_torch(cell, of_layer, None)
+
+
+@x64
+@pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
+def test_equals_torchs_cells(cell):
+    torch = pytest.importorskip("torch")
+    net = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "tanh": torch.nn.RNNCell}[cell](FEATURES, UNITS).double()
+    _, carry, inputs = _setup(cell)
+    state = [torch.tensor(np.array(each)) for each in np.split(np.asarray(carry), 1 + (cell == "lstm"), axis=1)]
+    found = net(torch.tensor(np.array(inputs[:, 0])), tuple(state) if cell == "lstm" else state[0])
+    after, outputs = recurrence.step(cell, recurrent_weights.from_torch(cell, net.state_dict()), carry, inputs[:, 0])
+    _close(outputs, (found[0] if cell == "lstm" else found).detach().numpy())
+    _close(after, torch.cat(found if cell == "lstm" else [found], dim=1).detach().numpy())

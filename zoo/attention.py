@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from zoo.base import Params, require_shape
+from zoo.base import Params, require_integer, require_one_of, require_shape
 from zoo.layers import ComputeDtype, at_least_float32
 
 Score = Literal["additive", "dot", "general"]
@@ -42,6 +42,9 @@ def init(score: Score, key: Array, query: int, features: int) -> Params:
 
     query, features: sizes of a query and of an annotation.  dot has {}, general only "key" without a bias, W [features, query].
     """
+    require_one_of("score", score, SCORES)
+    require_integer("query", query)
+    require_integer("features", features)
     draw, keys = jax.nn.initializers.glorot_uniform(), jax.random.split(key, 3)
     match score:
         case "additive":
@@ -64,6 +67,8 @@ def memorise(
     compute_dtype: ComputeDtype = None,
 ) -> Memory:
     """The memory of annotations, of which mask says which there are."""
+    require_one_of("score", score, SCORES)
+    require_shape("mask", mask, annotations.shape[:2])
     annotations = jnp.where(mask[:, :, None], annotations, 0)
     if score == "dot":
         return Memory(annotations, annotations, mask)
@@ -88,6 +93,7 @@ def weigh(
     score: Score, params: Params, memory: Memory, queries: Float[Array, "batch queries query"], compute_dtype: ComputeDtype = None
 ) -> Float[Array, "batch queries places"]:
     """The weights of ``attend``."""
+    require_one_of("score", score, SCORES)
     keys = memory.keys
     require_shape("queries", queries, (keys.shape[0], "queries", keys.shape[2]))
     if score == "additive":

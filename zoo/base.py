@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -227,17 +227,18 @@ def restart(initial: Carry, carry: Carry, batch: Batch) -> Carry:
 
 
 def blank_padding(batch: Batch, carry: Carry = ()) -> tuple[Batch, Carry]:
-    """What every ``loss`` begins with: rows whose mask is all False have inputs and targets of zero, whatever they held.
+    """What every ``loss`` begins with: rows whose mask is all False have real inputs and targets of zero, whatever they held.
 
     It has to happen before the model: the gradient of a kernel is its inputs times the errors of its outputs, and a row that is
     NaN times an error of zero is NaN.  Such a row's carry stays as it is, but for numbers that are not finite, which are zero.
-    The mask is returned as bool; leaves that lead with another number of rows stay as they are, for the model to name.
+    Integers are left alone, as they do no harm: an error of zero reaches no row of an embedding.  The mask is returned as bool.
     """
     mask = jnp.asarray(batch["mask"]).astype(bool)
     rows = jnp.any(mask.reshape(mask.shape[0], -1), axis=1)
 
     def blank(leaf: Any, *, keeps_finite: bool = False) -> Any:
-        if jnp.shape(leaf)[:1] != rows.shape:
+        # Another number of rows is for the model to name.
+        if jnp.shape(leaf)[:1] != rows.shape or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         there = rows.reshape(-1, *[1] * (leaf.ndim - 1))
         return jnp.where(there | jnp.isfinite(leaf) if keeps_finite else there, leaf, jnp.zeros((), leaf.dtype))
@@ -288,6 +289,33 @@ def require_sizes(cfg: Any, field: str, *, at_least: int) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require_argument(name: str, value: Any, fits: Callable[[Any], bool], allowed: str) -> None:
+    """Raises ValueError naming an argument of a function, its value and what is allowed, unless it fits.
+
+    It is made ``plain`` first; a traced value is unknown, and passes.
+    """
+    if not isinstance(value, Tracer) and not fits(value := plain(value)):
+        raise ValueError(f"{name}={value!r}, allowed: {allowed}")
+
+
+def require_integer(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> None:
+    """``require_argument`` that is an integer of this range."""
+    limits = f"an integer, {at_least} " + ("or more" if at_most is None else f"to {at_most}")
+    most = math.inf if at_most is None else at_most
+    require_argument(name, value, lambda number: type(number) is int and at_least <= number <= most, limits)
+
+
+def require_real(name: str, value: Any, *, at_least: float = 0.0, below: float = math.inf) -> None:
+    """``require_argument`` that is a number of this range, finite."""
+    limits = f"a number, {at_least:g} " + ("or more" if below == math.inf else f"<= {name} < {below:g}")
+    require_argument(name, value, lambda number: _is_number(number) and at_least <= number < below, limits)
+
+
+def require_one_of(name: str, value: Any, choices: Collection[Any]) -> None:
+    """``require_argument`` that is one of ``choices``."""
+    require_argument(name, value, lambda one: one in choices, "one of " + ", ".join(map(repr, choices)))
 
 
 def require_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) -> None:

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from zoo.base import require_argument, require_integer
+
 Padding = Literal["valid", "same"] | int
 Formulation = Literal["plain", "patches", "banded", "winograd"]
 Pass = Literal["forward", "inputs", "kernel"]
@@ -76,8 +78,16 @@ def padding(kind: Padding, space: Sizes, window: Sizes, strides: Sizes) -> Pads:
     if kind == "valid":
         return ((0, 0),) * len(space)
     if kind == "same":
+        require_steps("strides", strides)
         return tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(space, window, strides, "SAME"))
+    require_argument("kind", kind, lambda zeros: type(zeros) is int and zeros >= 0, "'valid', 'same', or a number of zeros")
     return ((kind, kind),) * len(space)
+
+
+def require_steps(name: str, sizes: Sizes) -> None:
+    """Raises ValueError unless all of these sizes, of a window or of strides, are positive integers."""
+    for size in sizes:
+        require_integer(name, size)
 
 
 def convolve(x: Array, kernel: Array, strides: Sizes | None = None, pads: Pads | None = None) -> Array:
@@ -89,6 +99,9 @@ def convolve(x: Array, kernel: Array, strides: Sizes | None = None, pads: Pads |
     strides, pads = strides or (1,) * dimensions, pads or ((0, 0),) * dimensions
     if x.ndim != kernel.ndim or x.shape[-1] != kernel.shape[-2] or len(strides) != dimensions or len(pads) != dimensions:
         raise ValueError(f"inputs: shape {x.shape}, expected [batch, {dimensions} spatial axes, {kernel.shape[-2]} channels]")
+    require_steps("strides", strides)
+    for pad in itertools.chain.from_iterable(pads):
+        require_integer("pads", pad, at_least=0)
     if min(output_sizes(x.shape[1:-1], kernel.shape[:-2], strides, pads)) < 1:
         raise ValueError(f"inputs: shape {x.shape}, expected spatial sizes that hold the kernel's {kernel.shape[:-2]}")
     return _convolve(x, kernel, strides, pads)

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from zoo import rbm
-from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_sizes, static
+from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_integer, require_sizes, static
 from zoo.layers import ComputeDtype
 
 SAMPLED = True
@@ -116,8 +116,10 @@ def _upwards(cfg: Config, params: Params, inputs: Array) -> list[Array]:
 def down(cfg: Config, params: Params, top: Float[Array, "batch units"], machines: int | None = None) -> Array:
     """Means of the inputs [batch, sizes[0]] given the highest layer, layer after layer.
 
-    machines: to go down through; all of them unless given.
+    machines: to go down through; all of them unless given.  Raises ValueError for more than there are.
     """
+    if machines is not None:
+        require_integer("machines", machines, at_least=0, at_most=len(cfg.machines))
     for index in reversed(range(len(cfg.machines) if machines is None else machines)):
         machine = cfg.machines[index]
         top = rbm.mean(machine.visible_units, rbm.visible_field(machine, params[f"layer_{index}"], top))

@@ -6,6 +6,8 @@ Every function begins after a first token that each row is given, writes at most
 under ``jax.jit``, whose time grows linearly with its steps.  A sequence ends with the token ``end``, which counts as one of its
 own; what comes after it is ``end`` again.  Scores are sums of log p of a sequence's tokens, its end among them, in float32 or
 wider: those of the model when it is given the sequence itself.
+
+All raise ValueError for a length, a number or a token that means nothing, such as a banned one outside of the vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int, Key
 
+from zoo.base import require_integer, require_real
 from zoo.layers import at_least_float32
 
 MANY, CHUNK = 4096, 256
@@ -59,9 +62,11 @@ def sample(
     temperature: logits are divided by it; 0 takes the most probable token.  top_k: draw among so many most probable ones only.
     Scores are those of the model, whatever the temperature.
     """
+    require_real("temperature", temperature)
 
     def draw(key: Array, logits: Array) -> Array:
         if top_k is not None:
+            require_integer("top_k", top_k, at_most=logits.shape[-1])
             logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][-1], -jnp.inf, logits)
         drawn = jax.random.categorical(key, logits / jnp.where(temperature == 0, 1, temperature))
         return jnp.where(temperature == 0, jnp.argmax(logits), drawn)
@@ -82,11 +87,13 @@ def _write(
     choose: Callable[[Array, Array], Array],
 ) -> Written:
     """choose(index of the step, logits) -> tokens [rows]."""
+    require_integer("length", length)
 
     def body(state: tuple[Any, Array, Array], index: Array) -> tuple[tuple[Any, Array, Array], tuple[Array, Array, Array]]:
         carry, tokens, ended = state
         carry, logits = step(carry, tokens)
         logits = at_least_float32(logits)
+        _require_tokens(logits.shape[-1], end, banned)
         log_p = jax.nn.log_softmax(logits)
         tokens = choose(index, logits.at[:, jnp.asarray(banned, int)].set(-jnp.inf)).astype(first.dtype)
         gain = jnp.take_along_axis(log_p, tokens[:, None], axis=1)[:, 0]
@@ -98,6 +105,13 @@ def _write(
     start = (carry, first, jnp.zeros(first.shape, bool))
     _, (tokens, gains, going) = jax.lax.scan(body, start, jnp.arange(length))
     return Written(tokens.T, jnp.sum(going, axis=0), jnp.sum(gains, axis=0))
+
+
+def _require_tokens(vocabulary: int, end: int | None, banned: tuple[int, ...]) -> None:
+    for name, token in [("end", end)] * (end is not None) + [("banned", each) for each in banned]:
+        require_integer(name, token, at_least=0, at_most=vocabulary - 1)
+    if len(set(banned)) >= vocabulary:
+        raise ValueError(f"banned: all {vocabulary} tokens, allowed: some of them")
 
 
 def normalised(scores: Array, lengths: Array, length_penalty: Any) -> Array:
@@ -144,6 +158,9 @@ def beam_search(
     as soon as none of the former can become better than the best of the latter (length_penalty >= 0), the search when all are.
     Where fewer than ``width`` end within ``length``, the other scores are -inf, but for the best beginning when none does.
     """
+    require_integer("length", length)
+    require_integer("width", width)
+    require_real("length_penalty", length_penalty)
     batch = first.shape[0]
 
     def repeat(leaf: Array) -> Array:
@@ -153,6 +170,7 @@ def beam_search(
         carry, logits = step(search.carry, search.tokens.reshape(-1))
         logits = at_least_float32(logits)
         vocabulary = logits.shape[-1]
+        _require_tokens(vocabulary, end, banned)
         # log p of a token is its logit and a constant of its row.
         rows = search.scores - jax.nn.logsumexp(logits, axis=-1).reshape(batch, width)
         logits = logits.reshape(batch, width, vocabulary)

@@ -33,6 +33,7 @@ from zoo.base import (
     require,
     require_choice,
     require_count,
+    require_integer,
     require_shape,
     require_sizes,
     static,
@@ -222,6 +223,8 @@ def init(cfg: Config, key: Array) -> Params:
 
 def bilinear(axes: int, classes: int) -> Array:
     """Kernel [4, ..., 4, classes, classes] of a transposed convolution of stride 2 that interpolates each class by itself."""
+    require_integer("axes", axes)
+    require_integer("classes", classes)
     line = np.array([0.25, 0.75, 0.75, 0.25])
     window = functools.reduce(np.multiply.outer, [line] * axes)
     return jnp.asarray(window[..., None, None] * np.eye(classes), float)
@@ -295,6 +298,7 @@ def double(kernel: Array, x: Array) -> Array:
     for all these phases, whose results are then interleaved.  On a CPU the gradient of XLA's own is ten times slower.
     """
     axes = x.ndim - 2
+    require_shape("kernel", kernel, (*(4,) * axes, x.shape[-1], "out"))
     phases = list(itertools.product((0, 1), repeat=axes))
     kernels = [kernel[tuple(slice(3 - phase, None, -2) for phase in each)] for each in phases]
     around = jnp.pad(x, ((0, 0), *[(1, 1)] * axes, (0, 0)), mode="edge")

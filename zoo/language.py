@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from zoo.base import Aux, Batch, Params, Recurrent, require_shape
+from zoo.base import Aux, Batch, Params, Recurrent, plain, require_argument, require_integer, require_real, require_shape
 from zoo.decode import sample
 from zoo.layers import summed
 from zoo.rnn import mask_of_steps
@@ -23,11 +23,14 @@ EXAMPLE_STEPS = 8
 
 def init_embedding(key: Array, vocabulary: int, features: int) -> Params:
     """{"embedding" [vocabulary, features]}: normal, each token's vector of about unit length."""
+    require_integer("vocabulary", vocabulary)
+    require_integer("features", features)
     return {"embedding": jax.random.normal(key, (vocabulary, features)) / jnp.sqrt(float(features))}
 
 
 def init_uniform(key: Array, params: Params, scale: float) -> Params:
-    """Parameters of these shapes, all uniform in -scale .. scale."""
+    """Parameters of these shapes, all uniform in -scale .. scale.  Raises ValueError unless that is 0 or more."""
+    require_real("scale", scale)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     drawn = [jax.random.uniform(key, leaf.shape, leaf.dtype, -scale, scale) for key, leaf in zip(keys, leaves, strict=True)]
@@ -57,6 +60,7 @@ def token_losses(
     logits: Float[Array, "batch time vocabulary"], batch: Batch, smoothing: float = 0.0
 ) -> Float[Array, "batch time"]:
     """What ``next_token_loss`` sums; where the mask is False it means nothing, and has no gradient."""
+    require_real("smoothing", smoothing, below=1.0)
     require_shape("targets", batch["targets"], logits.shape[:2])
     return _losses(smoothing, logits, batch["targets"], mask_of_steps(batch["mask"], logits.shape[:2]))
 
@@ -101,7 +105,6 @@ def example_tokens(key: Array, batch_size: int, vocabulary: int) -> Batch:
     return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask, "reset": jnp.arange(batch_size) % 2 == 0}
 
 
-@functools.partial(jax.jit, static_argnames=("module", "length", "top_k", "banned"))
 def generate(
     module: Recurrent,
     cfg: Any,
@@ -118,8 +121,27 @@ def generate(
 
     module: a language model.  key: one for each row.  temperature: logits are divided by it; 0 takes the most probable token.
     top_k: draw among so many most probable tokens only; None among all.  banned: tokens that are never drawn, such as <unk>.
+    Raises ValueError for a prompt without a token, and what ``zoo.decode.sample`` raises.
     """
+    require_argument("prompt", prompt.shape[1], lambda tokens: tokens >= 1, "one token or more")
+    # Before it is compiled: there, what is no integer cannot be compared, and the temperature is traced.
+    require_integer("length", length)
+    require_real("temperature", temperature)
+    return _generate(module, cfg, params, prompt, plain(length), key, temperature, plain(top_k), plain(tuple(banned)))
 
+
+@functools.partial(jax.jit, static_argnames=("module", "length", "top_k", "banned"))
+def _generate(
+    module: Recurrent,
+    cfg: Any,
+    params: Params,
+    prompt: Array,
+    length: int,
+    key: Array,
+    temperature: Any,
+    top_k: int | None,
+    banned: tuple[int, ...],
+) -> Array:
     def step(carry: Any, tokens: Array) -> tuple[Any, Array]:
         return module.step(cfg, params, carry, tokens)
 

@@ -10,7 +10,20 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from zoo.base import Aux, Batch, Params, Targets, require, require_choice, require_positive, require_shape
+from zoo.base import (
+    Aux,
+    Batch,
+    Params,
+    Targets,
+    require,
+    require_argument,
+    require_choice,
+    require_integer,
+    require_one_of,
+    require_positive,
+    require_real,
+    require_shape,
+)
 from zoo.convolution import Pads, Sizes, convolve
 
 Activation = Literal["relu", "tanh", "logistic", "lecun_tanh", "linear"]
@@ -34,6 +47,7 @@ NATURAL_OBJECTIVE: dict[Output, Objective] = {
 
 def activate(name: Activation, x: Array) -> Array:
     """The nonlinearity, elementwise.  lecun_tanh is 1.7159 tanh(2x/3) (LeCun et al. 1998, Efficient BackProp, section 4.4)."""
+    require_one_of("name", name, ACTIVATIONS)
     match name:
         case "relu":
             return jax.nn.relu(x)
@@ -49,6 +63,8 @@ def activate(name: Activation, x: Array) -> Array:
 
 def init_layer(key: Array, shape: Sizes, initializer: Initializer, gain: float = 1.0) -> Params:
     """Kernel [*window, in, out] of this shape drawn by ``initializer`` times ``gain``, bias [out] zero.  Dense: no window."""
+    require_one_of("initializer", initializer, INITIALIZERS)
+    require_argument("gain", gain, math.isfinite, "a finite number")
     draw = getattr(jax.nn.initializers, initializer)()
     return {"kernel": gain * draw(key, shape), "bias": jnp.zeros(shape[-1])}
 
@@ -85,6 +101,7 @@ def flip(kernel: Array) -> Array:
 
 def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, " batch"] | None]:
     """``count`` independent arrays of keys [batch] from one; Nones from None."""
+    require_integer("count", count, at_least=0)
     if key is None:
         return [None] * count
     return [jax.vmap(jax.random.fold_in, (0, None))(key, index) for index in range(count)]
@@ -92,6 +109,7 @@ def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, 
 
 def uniforms(key: Key[Array, " batch"], units: int) -> Float[Array, "batch units"]:
     """Numbers between 0 and 1 in steps of 2^-16, a row for each key: two of each word of random bits, as these cost most."""
+    require_integer("units", units)
 
     def row(key: Array) -> Array:
         words = jax.random.bits(key, (-(-units // 2),), jnp.uint32)
@@ -109,8 +127,9 @@ def dropout(x: Array, rate: float, key: Key[Array, " batch"] | None) -> Array:
     """Drops each unit with probability ``rate`` and divides the others by 1 - rate (Srivastava et al. 2014, section 10).
 
     The expected activation is then the deterministic one, so evaluation (key=None) uses ``x`` as it is.
-    x [batch, ...]; key: one for each example.
+    x [batch, ...]; key: one for each example.  Raises ValueError unless 0 <= rate < 1.
     """
+    require_real("rate", rate, below=1.0)
     if key is None or rate == 0:
         return x
     keep = jax.vmap(functools.partial(jax.random.bernoulli, p=1 - rate, shape=x.shape[1:]))(key)
@@ -122,8 +141,10 @@ def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | No
 
     mask, salt_pepper: each unit is, with probability ``level``, set to 0, or to 0 or 1 alike; nothing makes up for it.
     gaussian: a normal number of deviation ``level`` is added to each.
-    x [batch, ...]; key: one for each example.
+    x [batch, ...]; key: one for each example.  Raises ValueError for another noise or level.
     """
+    require_one_of("noise", noise, NOISES)
+    require_real("level", level, below=math.inf if noise == "gaussian" else 1.0)
     if key is None or noise == "none":
         return x
     if noise == "gaussian":
@@ -136,6 +157,7 @@ def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | No
 
 def output_activation(output: Output, logits: Array) -> Array:
     """What the output units say: class probabilities (softmax), independent probabilities (logistic), or the logits."""
+    require_one_of("output", output, OUTPUTS)
     match output:
         case "softmax":
             return jax.nn.softmax(logits)
@@ -163,6 +185,8 @@ def output_losses(output: Output, objective: Objective, logits: Float[Array, "ba
     squared_error: 1/2 sum (y - t)^2.
     targets: classes [batch] (integers), or [batch, out] (0/1 or real).
     """
+    require_one_of("output", output, OUTPUTS)
+    require_one_of("objective", objective, ("squared_error",) if output == "linear" else get_args(Objective))
     if jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == 1:
         if output == "softmax" and objective == "cross_entropy":
             return optax.softmax_cross_entropy_with_integer_labels(logits, targets)

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Float, Key
 
 from zoo import rbm
-from zoo.base import Params
+from zoo.base import Params, require_integer, require_range, require_shape
 
 MOST_ENUMERATED = 25
 CHUNK = 2**12
@@ -75,14 +75,17 @@ def base_rates(cfg: rbm.Config, means: Float[Array, " visible"]) -> Float[Array,
     """Visible biases of a machine without hidden units that knows each unit's mean over the training data, and no more.
 
     Bernoulli means are smoothed, as if a twentieth more data were there, half on, half off: S&M's own program does likewise.
+    Raises ValueError for another number of means and, where they are concrete, for Bernoulli ones outside of 0 to 1.
     """
+    require_shape("means", means, (cfg.visible,))
+    if cfg.input_range is not None and not isinstance(means, Tracer):
+        require_range("means", means, cfg.input_range)
     if cfg.visible_units == "gaussian":
         return means
     smooth = (means + 0.025) / 1.05
     return jnp.log(smooth) - jnp.log1p(-smooth)
 
 
-@functools.partial(jax.jit, static_argnames=("chains",))
 def annealed_log_partition(
     cfg: rbm.Config,
     params: Params,
@@ -102,7 +105,16 @@ def annealed_log_partition(
         of nats without a sign of it.
     temperatures: number of inverse temperatures between 0 and 1; more of them are nearer, in proportion to the time they take.
     The standard error is that of the mean weight (delta method); it knows nothing of what no chain has found.
+    Raises ValueError for fewer chains than two, which have no standard error, no temperatures, and another shape of the base.
     """
+    require_integer("chains", chains, at_least=2)
+    require_integer("temperatures", temperatures)
+    require_shape("base", base, (cfg.visible,))
+    return _anneal(cfg, params, key, int(chains), temperatures, base)
+
+
+@functools.partial(jax.jit, static_argnames=("chains",))
+def _anneal(cfg: rbm.Config, params: Params, key: Array, chains: int, temperatures: int | Array, base: Array) -> Estimate:
     keys = jax.random.split(key, chains)
     kernel, bias, visible_bias = params["kernel"], params["bias"][None], params["visible_bias"]
 
@@ -136,8 +148,9 @@ def pseudo_log_likelihood(cfg: rbm.Config, params: Params, visible: Float[Array,
     """Sum over the visible units of log p(v_i | all others) of binary states (Besag 1975), which needs no partition function.
 
     log p(v_i | others) = log sigmoid(F(v with unit i flipped) - F(v)).
-    Raises ValueError for gaussian visible units and, where they are concrete, for states that are not 0 or 1.
+    Raises ValueError for gaussian visible units, other shapes and, where they are concrete, for states that are not 0 or 1.
     """
+    require_shape("visible", visible, ("batch", cfg.visible))
     if cfg.visible_units != "bernoulli":
         raise ValueError(f"visible_units={cfg.visible_units!r}, allowed for a pseudo-likelihood: 'bernoulli'")
     if not isinstance(visible, Tracer) and (other := np.setdiff1d(visible, (0, 1))).size:

@@ -7,14 +7,15 @@ computed tap by tap; other platforms run XLA's own reduction (``jax.lax.platform
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from zoo.convolution import Sizes, interleave, output_sizes, pad_space, window_taps
+from zoo.base import require_one_of
+from zoo.convolution import Sizes, interleave, output_sizes, pad_space, require_steps, window_taps
 
 Pooling = Literal["max", "mean"]
 
@@ -26,8 +27,12 @@ def pool(x: Array, kind: Pooling, window: Sizes, strides: Sizes | None = None) -
     """Maximum or mean over windows: [batch, *space, channels] -> [batch, *outputs, channels].  What fills no window is left out.
 
     strides: the window's sizes unless given; less makes windows overlap.  Of equal maxima the first one has the gradient.
+    Raises ValueError for another kind, for sizes that are not positive integers, and for inputs that hold no window.
     """
+    require_one_of("kind", kind, get_args(Pooling))
     strides = strides or window
+    require_steps("window", window)
+    require_steps("strides", strides)
     if x.ndim != len(window) + 2 or min(output_sizes(x.shape[1:-1], window, strides, ((0, 0),) * len(window))) < 1:
         raise ValueError(f"inputs: shape {x.shape}, expected [batch, {len(window)} spatial axes of at least {window}, channels]")
     return _maximum(x, window, strides) if kind == "max" else _mean(x, window, strides)

@@ -15,7 +15,7 @@ dW = <v h>_data - <v h>_chain, so that neither needs a trainer of its own.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,10 @@ from zoo.base import (
     require_choice,
     require_count,
     require_inputs,
+    require_integer,
+    require_one_of,
     require_positive,
+    require_shape,
     static,
 )
 from zoo.layers import ComputeDtype, add_gradient, at_least_float32, bernoulli, dense, summed
@@ -43,6 +46,17 @@ UNITS = ("bernoulli", "gaussian")
 HIDDEN, VISIBLE, CHAIN, BINARIZE, START = range(5)
 """What an example's key is used for, so that each has its own."""
 Binarize = Literal["none", "sample", "threshold"]
+
+
+class Numbers(NamedTuple):
+    """What states are drawn with, in the place of keys: for comparison with a program that draws its own.
+
+    hidden, visible: [batch, units] of a Gibbs step, [batch, steps, units] of a chain: uniform between 0 and 1 for Bernoulli
+    units, which are on where the number is less than their mean; standard normal for Gaussian ones.
+    """
+
+    hidden: Array
+    visible: Array
 
 
 @static
@@ -145,13 +159,16 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return hidden, {"hidden": hidden, "reconstruction": mean(cfg.visible_units, visible_field(cfg, params, hidden))}
 
 
-def states(cfg: Config, inputs: Array, key: Key[Array, " batch"] | None = None) -> Float[Array, "batch visible"]:
+def states(cfg: Config, inputs: Array, key: Key[Array, " batch"] | Numbers | None = None) -> Float[Array, "batch visible"]:
     """Visible states for inputs [batch, ...]: flat, binarised as ``cfg`` says.
 
-    Raises ValueError for another number of values, and where concrete inputs leave ``cfg.input_range``.
+    Raises ValueError for another number of values, where concrete inputs leave ``cfg.input_range``, and for ``Numbers`` where
+    states are drawn.
     """
     visible = require_inputs(inputs, cfg.visible, cfg.input_range, "visible")
     if cfg.binarize == "sample" and key is not None:
+        if isinstance(key, Numbers):
+            raise ValueError(f"binarize={cfg.binarize!r}, allowed with Numbers, which are of Gibbs steps: 'none', 'threshold'")
         return bernoulli(_fold(key, BINARIZE), visible)
     return (visible > 0.5).astype(visible.dtype) if cfg.binarize == "threshold" else visible
 
@@ -169,11 +186,18 @@ def visible_field(cfg: Config, params: Params, hidden: Float[Array, "batch hidde
 
 def mean(units: Units, field: Array) -> Array:
     """Expectation of units that receive ``field``, for Bernoulli ones the probability of being on."""
+    require_one_of("units", units, UNITS)
     return jax.nn.sigmoid(field) if units == "bernoulli" else field
 
 
-def draw(units: Units, field: Float[Array, "batch units"], key: Key[Array, " batch"]) -> Float[Array, "batch units"]:
-    """States of units that receive ``field``."""
+def draw(
+    units: Units, field: Float[Array, "batch units"], key: Key[Array, " batch"] | Float[Array, "..."]
+) -> Float[Array, "batch units"]:
+    """States of units that receive ``field``.  key: a key for each row, or the numbers [batch, units] themselves: ``Numbers``."""
+    require_one_of("units", units, UNITS)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        require_shape("numbers", key, field.shape)
+        return (key < mean(units, field)).astype(field.dtype) if units == "bernoulli" else field + key.astype(field.dtype)
     if units == "bernoulli":
         return bernoulli(key, mean(units, field))
     return field + jax.vmap(lambda key: jax.random.normal(key, field.shape[1:], field.dtype))(key)
@@ -181,11 +205,14 @@ def draw(units: Units, field: Float[Array, "batch units"], key: Key[Array, " bat
 
 def log_normalizer(units: Units, field: Array) -> Array:
     """Log sum (or integral) over a unit's states x of exp(field x - Q(x)); its derivative is ``mean``."""
+    require_one_of("units", units, UNITS)
     return jax.nn.softplus(field) if units == "bernoulli" else 0.5 * jnp.square(field) + 0.5 * jnp.log(2 * jnp.pi)
 
 
 def energy(cfg: Config, params: Params, visible: Array, hidden: Array) -> Float[Array, " batch"]:
-    """E(v, h) of states [batch, visible] and [batch, hidden]."""
+    """E(v, h) of states [batch, visible] and [batch, hidden].  Raises ValueError when shapes do not fit."""
+    require_shape("visible", visible, ("batch", cfg.visible))
+    require_shape("hidden", hidden, (visible.shape[0], cfg.hidden))
     interaction = jnp.sum(hidden_field(cfg, params, visible) * hidden, axis=-1)  # c h + v W h
     return (
         _quadratic(cfg.visible_units, visible)
@@ -213,29 +240,46 @@ def _fold(key: Key[Array, " batch"], use: int | Array) -> Key[Array, " batch"]:
     return jax.vmap(jax.random.fold_in, (0, None))(key, use)
 
 
+def _at(key: Key[Array, " batch"] | Numbers, index: int | Array) -> Key[Array, " batch"] | Numbers:
+    """What one step of a chain draws with."""
+    return Numbers(*(each[:, index] for each in key)) if isinstance(key, Numbers) else _fold(key, index)
+
+
 def gibbs_step(
-    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"]
+    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"] | Numbers
 ) -> tuple[Float[Array, "batch visible"], Float[Array, "batch hidden"]]:
     """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
-    hidden = draw(cfg.hidden_units, hidden_field(cfg, params, visible), _fold(key, HIDDEN))
-    return draw(cfg.visible_units, visible_field(cfg, params, hidden), _fold(key, VISIBLE)), hidden
+    up, down = key if isinstance(key, Numbers) else (_fold(key, HIDDEN), _fold(key, VISIBLE))
+    hidden = draw(cfg.hidden_units, hidden_field(cfg, params, visible), up)
+    return draw(cfg.visible_units, visible_field(cfg, params, hidden), down), hidden
 
 
 def sample(
-    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"], steps: int | Array
+    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"] | Numbers, steps: int | Array
 ) -> Float[Array, "batch visible"]:
-    """Visible states after so many Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number."""
-    return jax.lax.fori_loop(0, steps, lambda index, visible: gibbs_step(cfg, params, visible, _fold(key, index))[0], visible)
+    """Visible states after so many Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number.
+
+    Raises ValueError for a negative number, and for more than there are ``Numbers`` for, where it is known.
+    """
+    most = None
+    if isinstance(key, Numbers):
+        key = _require_numbers(cfg, key, visible.shape[0], "steps")
+        most = key.hidden.shape[1]
+    require_integer("steps", steps, at_least=0, at_most=most)
+    return jax.lax.fori_loop(0, steps, lambda index, visible: gibbs_step(cfg, params, visible, _at(key, index))[0], visible)
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | Numbers | None = None, carry: Any = ()) -> tuple[Array, Aux]:
     """Squared reconstruction error, summed over units and unmasked examples; its *gradient* is that of contrastive divergence.
 
     CD is the gradient of no function that could be watched falling (Sutskever and Tieleman 2010), so the value is what is watched
     instead: with a key the distance from the data to the chain's first states (persistent: to the means), without one to the
     means given hidden means, and then the gradient is its own.
     Metrics: "reconstruction_error", and "free_energy" of the data, which says nothing but in comparison with other data's.
+    key: a key for each row, or ``Numbers`` [batch, steps, units], of one step more where chains are persistent: the first one is
+    that from the data.
     carry: the persistent chains' visible states [batch, visible]; () for fresh ones.
+    Raises ValueError for ``Numbers`` where something else than a Gibbs step draws: binarize "sample", chains without a carry.
     """
     batch, carry = blank_padding(batch, carry)
     visible, mask = states(cfg, batch["inputs"], key), batch["mask"]
@@ -253,21 +297,40 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
         errors = error(mean(cfg.visible_units, visible_field(cfg, params, mean(cfg.hidden_units, field))))
         return summary(errors, errors, carry)
     fixed = jax.lax.stop_gradient(params)
-    reconstruction, hidden = gibbs_step(cfg, fixed, visible, key)
+    first, then = _first_and_then(cfg, key, visible.shape[0])
+    reconstruction, hidden = gibbs_step(cfg, fixed, visible, first)
     if cfg.persistent:
-        fresh = isinstance(carry, tuple)
-        chain = _start(cfg, params, _fold(key, START)) if fresh else carry
-        chain = jnp.where(batch["reset"][:, None], visible, chain) if "reset" in batch else chain
-        chain = sample(cfg, fixed, chain, _fold(key, CHAIN), cfg.steps)
+        if isinstance(carry, tuple):
+            if isinstance(key, Numbers):
+                raise ValueError("carry=(), allowed with Numbers: the chains' visible states")
+            carry = _start(cfg, params, _fold(key, START))
+        chain = jnp.where(batch["reset"][:, None], visible, carry) if "reset" in batch else carry
+        chain = sample(cfg, fixed, chain, then, cfg.steps)
         errors = error(mean(cfg.visible_units, visible_field(cfg, fixed, mean(cfg.hidden_units, jax.lax.stop_gradient(field)))))
     elif cfg.steps == 1:
         chain, errors = reconstruction, error(reconstruction)
     else:
-        chain, errors = sample(cfg, fixed, reconstruction, _fold(key, CHAIN), cfg.steps - 1), error(reconstruction)
+        chain, errors = sample(cfg, fixed, reconstruction, then, cfg.steps - 1), error(reconstruction)
     chain = jax.lax.stop_gradient(chain)
     positive = energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
     difference = positive - free_energy(cfg, params, chain) + _sparsity(cfg, field)
     return summary(add_gradient(errors, difference), errors, chain if cfg.persistent else carry)
+
+
+def _first_and_then(cfg: Config, key: Array | Numbers, rows: int) -> tuple[Array | Numbers, Array | Numbers]:
+    """What the step from the data draws with, and what the chain does after it."""
+    if not isinstance(key, Numbers):
+        return key, _fold(key, CHAIN)
+    numbers = _require_numbers(cfg, key, rows, cfg.steps + cfg.persistent)
+    return _at(numbers, 0), Numbers(*(each[:, 1:] for each in numbers))
+
+
+def _require_numbers(cfg: Config, numbers: Numbers, rows: int, steps: int | str) -> Numbers:
+    """Those of a chain as JAX's arrays.  Raises ValueError when shapes do not fit."""
+    hidden, visible = map(jnp.asarray, numbers)
+    require_shape("numbers.hidden", hidden, (rows, steps, cfg.hidden))
+    require_shape("numbers.visible", visible, (rows, hidden.shape[1], cfg.visible))
+    return Numbers(hidden, visible)
 
 
 def _sparsity(cfg: Config, field: Array) -> Array:

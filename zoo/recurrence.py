@@ -39,8 +39,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from zoo.base import Params, require_shape
-from zoo.layers import ComputeDtype, Initializer
+from zoo.base import Params, require_argument, require_integer, require_one_of, require_shape
+from zoo.layers import INITIALIZERS, ComputeDtype, Initializer
 
 Cell = Literal["tanh", "relu", "lstm", "gru"]
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -83,6 +83,11 @@ def init(
 
     forget_bias: of an LSTM's forget gate, so that it begins by remembering (Gers et al. 2000; Jozefowicz et al. 2015: 1).
     """
+    require_one_of("cell", cell, CELLS)
+    require_one_of("initializer", initializer, INITIALIZERS)
+    require_integer("features", features)
+    require_integer("units", units)
+    require_argument("forget_bias", forget_bias, math.isfinite, "a finite number")
     gates = GATES[cell]
     draw, rotate = getattr(jax.nn.initializers, initializer)(), jax.nn.initializers.orthogonal()
     keys = jax.random.split(key, 2 * len(gates))
@@ -197,6 +202,7 @@ def inspect(
 
 
 def _require_fit(cell: Cell, params: Params, carry: Array, inputs: Array, axes: tuple[str, ...]) -> None:
+    require_one_of("cell", cell, CELLS)
     units = params["recurrent"]["kernel"].shape[0]
     require_shape("inputs", inputs, (*axes, params["input"]["kernel"].shape[0]))
     require_shape("recurrent kernel", params["recurrent"]["kernel"], (units, len(GATES[cell]) * units))

@@ -43,8 +43,8 @@ def with_targets(dataset: Dataset, cfg: Any, example: Mapping[str, Any]) -> Data
     cfg: its ``targets`` say what they may be.  example: a batch of the model's.  Raises ValueError for targets that its loss is
     not defined for; those that a mask hides may be anything.
     """
-    allowed: Targets | None = getattr(cfg, "targets", None)
-    if allowed is None or "targets" not in example:
+    allowed = getattr(cfg, "targets", None)
+    if not isinstance(allowed, Targets) or "targets" not in example:  # a user's own model may do without
         return dataset
     if allowed.units < 2 and allowed.rows in (None, "distribution"):
         raise ValueError(

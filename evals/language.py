@@ -171,9 +171,10 @@ def write(
     for message, holds in checks.items():
         if not holds:
             raise ValueError(message)
+    assert isinstance(run.module, Recurrent)
     keys = root_key(np.uint32(seed))[None]
     how = {"temperature": temperature, "top_k": top_k, "banned": (UNKNOWN,)}
-    return np.asarray(generate(run.module, run.recipe.model, run.params, prompt[None], length, keys, **how)[0])
+    return np.asarray(generate(run.module, run.recipe.model, run.params, jax.numpy.asarray(prompt[None]), length, keys, **how)[0])
 
 
 def samples(evaluation: Evaluation) -> str | None:

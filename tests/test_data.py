@@ -24,8 +24,8 @@ from train.batches import Batches
 from train.data import DataError, load_data
 from train.dataset import Dataset, stratified_split
 from train.formats import read_npz
-from train.memory import keep_programs
 from train.places import cache
+from train.programs import keep_programs
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

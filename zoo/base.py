@@ -7,7 +7,7 @@ A *batch* is a dict of arrays whose leading axis is the example:
 
     inputs    what ``apply`` receives: an array, or a dict of arrays
     targets   what the objective compares with (absent where it is unsupervised)
-    mask      bool, [batch] or [batch, time]: False marks padding.  Always present
+    mask      bool, [batch] or [batch, time]: False marks padding, which reaches nothing whatever it holds.  Always present
     reset     bool, [batch], only where batches go on from one another: True restarts that row's carry before the batch
 
 Every reduction is a *sum* over unmasked items, and the number of items goes with it.  Whoever holds all the parts of a batch

@@ -493,7 +493,7 @@ def test_gradients_agree_with_finite_differences(member, training):
 def test_sampled_gradients_agree_with_the_enumerated_expectation(name):
     module, cfg = MEMBERS[name], MEMBERS[name].PRESETS["tiny"]
     params, batch, carry = _in_float64(_setup(module, cfg))
-    draws = 8192
+    draws = 12_288
 
     @jax.jit
     @jax.vmap

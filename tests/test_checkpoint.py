@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import train
-from train.checkpoint import CheckpointError, Checkpoints, checksum
+from train.checkpoint import CheckpointError, Checkpoints, MisfitError, checksum
 from zoo import mlp
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
@@ -154,9 +154,21 @@ def test_metadata_without_checksums_is_refused(tmp_path):
     ],
 )
 def test_another_type_shape_or_leaf_is_an_error_not_a_cast(tmp_path, change, message):
-    _save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=message):
-        _restore(tmp_path, {**_abstract(), **change})
+    _save(tmp_path, 1, 2)
+    said = []
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(MisfitError, match=rf"/2: {message}"):
+        checkpoints.restore({**_abstract(), **change}, say=said.append)
+    assert not said  # it is not damaged, and no other one would fit
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_another_format_is_an_error_not_damage(tmp_path, monkeypatch, best):
+    _save(tmp_path, 1, 2)
+    monkeypatch.setattr("train.checkpoint.FORMAT", 3)
+    said = []
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(MisfitError, match="format 2, this version reads 3"):
+        checkpoints.restore(_abstract(), best=best, say=said.append)
+    assert not said
 
 
 def test_a_failed_save_names_the_step(tmp_path, monkeypatch):

@@ -117,6 +117,7 @@ def annealed_log_partition(
 def _anneal(cfg: rbm.Config, params: Params, key: Array, chains: int, temperatures: int | Array, base: Array) -> Estimate:
     keys = jax.random.split(key, chains)
     kernel, bias, visible_bias = params["kernel"], params["bias"][None], params["visible_bias"]
+    base = base.astype(kernel.dtype)
 
     def log_probability(beta: Array, visible: Array, field: Array) -> Array:
         """But for Q(v), which all temperatures share."""

@@ -40,7 +40,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        settle(self, "target: ")
+        settle(self, f"target {self.metric}: ")
         if self.published_kind == "bound" and (self.published is None or self.less_is_better is not True):
             raise ValueError(f"target {self.metric}: published_kind='bound', allowed only with published and at_most")
 

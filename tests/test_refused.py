@@ -331,7 +331,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a pattern alone": (lambda: Optimizer(only="layer_*"), ("only='layer_*'", "a tuple")),  # pyright: ignore
     "half a pixel": (lambda: Augment(crop=0.5), ("augment: crop=0.5", "an integer")),  # pyright: ignore
     "a window of truth": (lambda: Text(window=True), ("text: window=True", "an integer")),
-    "a bound in words": (lambda: Target(metric="test error %", at_most="8"), ("target: at_most='8'", "a number")),  # pyright: ignore
+    "a bound in words": (lambda: Target(metric="test error %", at_most="8"), ("target test error %: at_most='8'", "a number")),  # pyright: ignore
     "one and a half devices": (lambda: Parallel(devices=1.5), ("devices=1.5", "an integer")),  # pyright: ignore
 }
 

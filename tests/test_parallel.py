@@ -371,7 +371,9 @@ def test_the_state_lies_where_it_belongs():
 
 
 def test_a_step_needs_no_more_memory_than_flax():
-    """Arguments: parameters, momentum, batch and next to nothing else; temporaries as those of the same model in linen."""
+    """Arguments: parameters, momentum, batch and next to nothing else; temporaries as those of the same model in linen, and a copy
+    of the inputs, whose padding is blanked.
+    """
     from evals.speed.contenders import programs
     from evals.speed.workloads import mlp as workload
 
@@ -383,7 +385,7 @@ def test_a_step_needs_no_more_memory_than_flax():
     params = jax.eval_shape(lambda: work.module.init(work.cfg, jax.random.key(0)))
     least = 2 * sum(4 * leaf.size for leaf in jax.tree.leaves(params)) + sum(leaf.nbytes for leaf in jax.tree.leaves(work.batch))
     assert needed["zoo"].argument_size_in_bytes <= 1.02 * least
-    assert needed["zoo"].temp_size_in_bytes <= 1.1 * needed["flax"].temp_size_in_bytes
+    assert needed["zoo"].temp_size_in_bytes <= 1.1 * needed["flax"].temp_size_in_bytes + work.batch["inputs"].nbytes
 
 
 def test_bfloat16_trains_and_keeps_parameters_in_float32():

@@ -371,8 +371,9 @@ def test_the_state_lies_where_it_belongs():
 
 
 def test_a_step_needs_no_more_memory_than_flax():
-    """Arguments: parameters, momentum, batch and next to nothing else; temporaries as those of the same model in linen, and a copy
-    of the inputs, whose padding is blanked.
+    """Arguments: parameters, momentum, batch and next to nothing else; temporaries as those of the same model in linen.
+
+    And a copy of the inputs, whose padding is blanked.
     """
     from evals.speed.contenders import programs
     from evals.speed.workloads import mlp as workload

@@ -266,7 +266,7 @@ def show_metric(name: str, value: float, count: int, interval: tuple[float, floa
 
 
 def show_interval(interval: tuple[float, float], count: int) -> str:
-    """Of a share of ``count`` examples, in per cent: "95 % interval 96.6 to 99.5"."""
+    """An interval for a share of ``count`` examples, in per cent: "95 % interval 96.6 to 99.5"."""
     low, high = (format_percent(end, count) for end in interval)
     return f"95 % interval {low} to {high}"
 

@@ -266,7 +266,7 @@ def count(rows: list[Row], kind: str) -> tuple[int, int]:
 
 
 def _counts(rows: list[Row]) -> tuple[str, str]:
-    """Of results and of bounds: "9 of 12", "8 of 8"."""
+    """How many results and bounds are reached: "9 of 12", "8 of 8"."""
     results, bounds = (" of ".join(map(str, count(rows, kind))) for kind in ("result", "bound"))
     return results, bounds
 

@@ -381,7 +381,7 @@ def test_padding_changes_nothing(case, training):
             return leaf
         return np.where(mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim)), leaf, _garbage(leaf.shape, leaf.dtype))
 
-    # Of an image only whole rows: its labelled pixels see the others.
+    # Only whole images: labelled pixels see the others around them.
     hidden = [name for name in ("inputs", "targets") if name in batch and (mask.ndim < 3 or name == "targets")]
     padded |= {name: jax.tree.map(hide, padded[name]) for name in hidden}
     long_carry = jax.tree.map(pad, carry)

@@ -301,7 +301,7 @@ class Batches:
 
 
 def _short(shapes: dict[str, Any]) -> str:
-    """Of lists in the place of arrays there are as many shapes as numbers."""
+    """Cut short, because nested lists have as many shapes as numbers."""
     text = str(shapes)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ... of {len(shapes)} arrays"
 

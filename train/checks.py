@@ -16,7 +16,7 @@ from train.recipe import BLANK, Recipe
 from zoo.base import Targets, require_range
 
 COLUMNS = ("inputs", "targets", "mask", "reset")
-"""Of any batch, see ``zoo.base``."""
+"""Columns that any batch may have, see ``zoo.base``."""
 NEAR_ONE = 1e-3
 """How far from 1 the sum of a distribution may be, for rounding."""
 
@@ -203,7 +203,7 @@ READ: dict[str, tuple[str, Callable[[Run], bool]]] = {
     "augment.smoothness": ("elastic", lambda run: run.recipe.augment.elastic > 0),
     "image_shape": ("data folder:, stream:, captions:, masks:", _kind_of_data("folder", "stream", "captions", "masks")),
     "text": ("data that are text", _kind_of_data("topics", "brown", "tinyshakespeare", "text")),
-    # Of scenes evaluation reads how long a caption may be.
+    # For scenes, evaluation reads how long a caption may be.
     "pairs": (
         "data that are pairs of sentences, or images with captions",
         _kind_of_data("numbers", "multi30k", "pairs", "captions", "digit_scenes", "stamps"),

@@ -61,7 +61,7 @@ class _Program:
             raise KeyboardInterrupt
 
     def unraisable(self, problem: Any) -> None:
-        """Of exceptions in callbacks and destructors, which Python can only show."""
+        """Handles exceptions in callbacks and destructors, which Python can only print."""
         if not isinstance(problem.exc_value, KeyboardInterrupt):
             self.previous_unraisable(problem)
             return
@@ -115,7 +115,7 @@ def run(name: str) -> Any:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Of a block that imports what takes long, and does nothing else."""
+    """Marks a block that does nothing but slow imports."""
     _program.importing = _program.running
     try:
         yield

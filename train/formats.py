@@ -329,7 +329,7 @@ def read_mask(file: pathlib.Path) -> np.ndarray:
 
 
 def _bits(file: pathlib.Path) -> int:
-    """Of a sample of a PNG; Pillow brings grey of fewer than 8 bits to 0..255."""
+    """Bits of each sample of a PNG; Pillow scales grey of fewer than 8 bits to 0..255."""
     with opened(file) as raw:
         return raw.read(25)[24]
 
@@ -471,7 +471,7 @@ class Images:
 
 
 READ_VERSION = 2
-"""Of ``read_image``: raised when the same file becomes other pixels.  1 did not turn images upright."""
+"""Version of ``read_image``, raised when it reads other pixels from the same file.  Version 1 did not turn images upright."""
 DIGEST = 16
 """Bytes of the hash of an image's pixels; zeros where it could not be read."""
 

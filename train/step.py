@@ -77,7 +77,7 @@ def root_key(seed: int | np.integer) -> Array:
 
 
 def _keys(key: Array) -> tuple[Array, Array, Array]:
-    """Of the parameters, the carry and the steps.  Folded in and not split: every step is given the same root key."""
+    """Keys of the parameters, the carry and the steps.  Folded in and not split: every step is given the same root key."""
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
 
 

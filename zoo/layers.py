@@ -168,7 +168,7 @@ def output_activation(output: Output, logits: Array) -> Array:
 
 
 def output_targets(output: Output, units: int) -> Targets:
-    """What the targets of so many output units may be: classes, or what the units themselves can say."""
+    """The targets that ``units`` output units can learn: classes, or values in the range of the units themselves."""
     match output:
         case "softmax":
             return Targets(units, "distribution")

@@ -257,7 +257,7 @@ def gibbs_step(
 def sample(
     cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"] | Numbers, steps: int | Array
 ) -> Float[Array, "batch visible"]:
-    """Visible states after so many Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number.
+    """Visible states after ``steps`` Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number.
 
     Raises ValueError for a negative number, and for more than there are ``Numbers`` for, where it is known.
     """

@@ -29,7 +29,7 @@ from train.run_folder import hardware, today, versions, write_text
 OTHERS_AT_MOST = 0.05
 """Share of the processors' time that other programs may take before we warn."""
 WIDTHS = 34, 11
-"""Of the columns of rows and peers; longer names move what follows them."""
+"""Widths of the columns of rows and peers; longer names move the columns that follow."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import zoo
 from train.checkpoint import CheckpointError
 from train.parallel import Parallel
 from train.recipes import RECIPES
-from train.run_folder import RunError, RunFolder, read_json, settings, write_json
+from train.run_folder import RunError, RunFolder, jax_settings, read_json, write_json
 from train.step import decide, init_control, init_state, make_evaluate, make_step, root_key
 from zoo import mlp, rbm
 
@@ -107,7 +107,7 @@ SWITCHES = {
 @pytest.mark.parametrize("message", SWITCHES)
 def test_a_run_resumes_with_the_settings_that_it_was_begun_with_only(tmp_path, message):
     _fit(tmp_path / "run", steps=3)
-    assert RunFolder(tmp_path / "run").config()["jax"] == settings()
+    assert RunFolder(tmp_path / "run").config()["jax"] == jax_settings()
     (tmp_path / "run" / "summary.json").unlink()
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     with SWITCHES[message](), pytest.raises(RunError, match=message):

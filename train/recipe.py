@@ -96,7 +96,7 @@ class Recipe(Generic[C]):
     train_on: Literal["train", "train+validation"] = "train"
     """Once settings are selected on the validation split, the papers train on all of it."""
     labels: int | None = None
-    """Learn from so many training examples only, as many of each class, drawn by the seed."""
+    """Learn from this many training examples only, equally many of each class, drawn by the seed."""
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 (frozen)
     batch_size: int = 128

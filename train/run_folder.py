@@ -84,7 +84,7 @@ class RunFolder:
                     f"{folder.path} holds a run with another configuration: {'; '.join(different)}.  "
                     "Choose another folder with --out, or repeat the same options to resume"
                 )
-            folder.check_settings(*settings())
+            folder.check_settings(*jax_settings())
         elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise RunError(f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out")
         return folder
@@ -101,7 +101,7 @@ class RunFolder:
         file = folder.path / "config.json"
         if cluster.first() and not file.exists():
             config = {"format": FORMAT, "recipe": to_dict(recipe), "data_fingerprint": fingerprint}
-            config |= {"jax": settings(), "versions": versions()}
+            config |= {"jax": jax_settings(), "versions": versions()}
             json.dumps(config)  # raises here, before there is a folder, where a user's own Config cannot be written
             made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
             try:
@@ -115,8 +115,8 @@ class RunFolder:
         return folder
 
     def check_settings(self, *names: str) -> None:
-        """Raises RunError unless these of JAX's ``settings`` are those that the run was begun with, where it recorded any."""
-        there, here = self.config().get("jax", {}), settings()
+        """Raises RunError unless these of JAX's ``jax_settings`` are those that the run was begun with, where it recorded any."""
+        there, here = self.config().get("jax", {}), jax_settings()
         for name in names:
             if name in there and there[name] != here[name]:
                 was, now = map(_shown, (there[name], here[name]))
@@ -273,7 +273,7 @@ def versions() -> dict[str, str]:
     return ours | {name: importlib.metadata.version(name) for name in names}
 
 
-def settings() -> dict[str, Any]:
+def jax_settings() -> dict[str, Any]:
     """JAX's settings that a run's numbers depend on, named as environment variables, and the generator of its keys."""
     names = ("jax_enable_x64", "jax_threefry_partitionable", "jax_random_seed_offset", "jax_default_matmul_precision")
     return {"generator": PRNG} | {name.upper(): getattr(jax.config, name) for name in names}

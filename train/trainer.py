@@ -25,7 +25,7 @@ from train.optimizer import trained
 from train.parallel import Parallel
 from train.progress import NOT_METRICS, Progress, summary_writer
 from train.recipe import Recipe, module_of, to_dict
-from train.run_folder import RunFolder, differences, settings, versions, write_json
+from train.run_folder import RunFolder, differences, jax_settings, versions, write_json
 from train.stage import Stage, check_images, check_params, prepare
 from train.step import TrainState
 from train.transfer import TRANSFERS, load_params, matching
@@ -216,7 +216,7 @@ def _agree(stages: list[Stage], parallel: Parallel) -> None:
     mine = {
         "recipe": [to_dict(stage.recipe) for stage in stages][-1],
         "data_fingerprint": [stage.dataset.fingerprint for stage in stages],
-        "jax": settings(),
+        "jax": jax_settings(),
         "versions": versions(),
         "parallel": dataclasses.asdict(parallel),
     }

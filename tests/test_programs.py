@@ -29,6 +29,11 @@ def test_a_program_that_was_cut_off_is_removed_at_the_next_start(tmp_path):
     assert not any(file.exists() for file in cut)
 
 
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    clean(tmp_path / "of" / "programs")
+    assert (tmp_path / "of" / "programs").is_dir()
+
+
 def test_a_program_is_read_once(tmp_path, monkeypatch):
     _program(tmp_path, "old", used=1e9)
     clean(tmp_path)

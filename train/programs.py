@@ -34,7 +34,6 @@ def keep_programs() -> None:
     if folder is None or not may_write(folder):
         return  # so every start compiles
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
     except OSError:  # as of a full disk
         return
@@ -46,11 +45,12 @@ def keep_programs() -> None:
 
 
 def clean(folder: pathlib.Path, largest: int = LARGEST) -> None:
-    """Removes programs that are not complete, and the least recently used ones beyond ``largest`` bytes.
+    """Makes the folder; removes programs that are not complete, and the least recently used ones beyond ``largest`` bytes.
 
     A process that is killed may leave a part of a program, which JAX would not replace, but warn of at every start.  Each file
     is read once, at the first start after it was written.  Raises OSError where the folder cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / CHECKED
     since = stamp.stat().st_mtime if stamp.exists() else 0.0
     stamp.touch()  # first: what another process writes meanwhile is checked at the next start

@@ -17,16 +17,20 @@ FOREIGN = 'open("was-run", "w").close()\n'
 """A file of the user's, which must not be run."""
 
 
-def python(*arguments, cwd, environment=None, **how: Any):
+def python(*arguments, cwd, environment=None, before=(), **how: Any):
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": interruptible} | how
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, encoding="utf-8", **how)
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+    command = [*before, sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, text=True, encoding="utf-8", **how)
 
 
-def interruptible():
-    """Also where these tests are a job in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A job in the background ignores interrupts, and so does what it starts, unless it handles them itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def script(folder, name):
@@ -220,7 +224,7 @@ def main():
     print("out"), print("err", file=sys.stderr)
     return 4 if sys.stdin.read() or sys.stdout.isatty() else 0
 """
-    assert program(tmp_path, body, preexec_fn=lambda: os.closerange(0, 3), stdout=None, stderr=None).returncode == 0
+    assert program(tmp_path, body, before=("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'), stdout=None, stderr=None).returncode == 0
 
 
 WATCH = """

@@ -100,7 +100,7 @@ def check_training(room: Room) -> None:
     require("purezoo[evals]" in out and "learning curves" in out, f"it does not say that plots need an extra: {out}")
     image = "from PIL import Image; Image.linear_gradient('L').resize((40, 40)).save('digit.png')"
     room.run("python", "-c", image)
-    require("digit.png" in room.run("zoo-evals", "runs/digits", "--predict", "digit.png", "--invert"), "no prediction")
+    require("digit.png" in room.run("zoo-evals", "predict", "runs/digits", "digit.png", "--invert"), "no prediction")
 
 
 def check_cache(room: Room) -> None:

@@ -19,16 +19,18 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from evals.evaluation import Evaluation as Evaluation
-    from evals.evaluation import confusion_matrix as confusion_matrix
+    from evals.base import Evaluation as Evaluation
     from evals.evaluation import evaluate as evaluate
     from evals.evaluation import write_evaluation as write_evaluation
-    from evals.prediction import predict as predict
+    from evals.metrics import confusion_matrix as confusion_matrix
     from evals.report import write_report as write_report
+    from evals.tasks.classification import predict as predict
 
 _HOMES = {
-    "evaluation": ["Evaluation", "confusion_matrix", "evaluate", "write_evaluation"],
-    "prediction": ["predict"],
+    "base": ["Evaluation"],
+    "evaluation": ["evaluate", "write_evaluation"],
+    "metrics": ["confusion_matrix"],
+    "tasks.classification": ["predict"],
     "report": ["write_report"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

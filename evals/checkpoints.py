@@ -4,6 +4,7 @@ Histograms of what it is made of, a picture of its hidden units, and the free en
 guide to training restricted Boltzmann machines" (2010), sections 6 and 15.
 """
 
+import functools
 import html
 import importlib.util
 from collections.abc import Iterator
@@ -13,16 +14,17 @@ import jax
 import numpy as np
 
 import train.loop
-from evals.evaluation import Evaluation, load_split
-from evals.page import COLORS, INK, as_bytes, picture, plot, titled
-from evals.unsupervised import NEEDS, evenly, legend, mirror, over, spread
+from evals.base import Evaluation
+from evals.examples import evenly, spread
+from evals.page import COLORS, INK, NEEDS, as_bytes, legend, picture, plot, titled
+from evals.run import load_split
 from train.batches import Order
 from train.checkpoint import CheckpointError, Checkpoints
 from train.formats import DataError
 from train.run_folder import RunError, abstract_state
 from train.stage import evaluation_batches
 from train.step import make_evaluate
-from zoo.base import Params, leaves_by_path
+from zoo.base import Model, Params, leaves_by_path
 
 SHOWN = 8
 ACTIVE = 1000
@@ -37,12 +39,9 @@ MORE = "<code>--keep-every</code> in training keeps checkpoints of more epochs."
 
 def histograms(evaluation: Evaluation) -> str | None:
     """Weights, biases and mean hidden values at each kept checkpoint, and what hidden units do for single examples."""
-    if mirror(evaluation) is None:
-        return None
     run = evaluation.run
     rows = evenly(evaluation.count, ACTIVE)
-    hidden = _hidden(evaluation)  # one function, so that it is compiled once
-    columns = {step: _values(evaluation, params, hidden, rows) for step, params in parameters(evaluation)}
+    columns = {step: _values(evaluation, params, rows) for step, params in parameters(evaluation)}
     names = {step: name for step, name in _names(evaluation).items() if step in columns}
     colors = dict(zip(columns, _colors(len(columns)), strict=True))
     intro = f"Histograms of weights, biases, and of each hidden unit's mean over {len(rows):,} {evaluation.split} examples: "
@@ -58,7 +57,7 @@ def histograms(evaluation: Evaluation) -> str | None:
             figures.append(f"<figure>{svg}</figure>")
         key = legend((names[step], colors[step]) for step in columns)
         body = f'<p>{intro}</p>{key}<div class="small plots">{"".join(figures)}</div>'
-    shown = over(run, hidden, evaluation.table["inputs"][spread(evaluation, ROWS)])
+    shown = run.map(_hidden, {"inputs": evaluation.table["inputs"][spread(evaluation, ROWS)]})
     pictures = "".join(_units(name, values) for name, values in _ordered(shown).items())
     note = f"Below, what hidden units are for {len(next(iter(shown.values())))} examples, a row each, ordered by class where "
     note += "there are classes; each column is a unit.  A column of one grey is a unit that says nothing."
@@ -67,7 +66,7 @@ def histograms(evaluation: Evaluation) -> str | None:
 
 def free_energies(evaluation: Evaluation) -> str | None:
     """Mean free energy of training and held-out examples at each kept checkpoint, of models whose objective has one."""
-    if not any(name.rpartition(" ")[-1] == "free_energy" for name in evaluation.metrics):
+    if not evaluation.subject.own:
         return None
     try:
         held_out, tables = _tables(evaluation)
@@ -134,23 +133,21 @@ def bins(values: list[np.ndarray]) -> np.ndarray:
     return np.histogram_bin_edges(np.array([low, high], np.float64), int(np.clip(1.5 * np.sqrt(values[0].size), 10, 50)))
 
 
-def _values(evaluation: Evaluation, params: Params, hidden: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _values(evaluation: Evaluation, params: Params, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Every parameter, kernels first and decoders last, and hidden units' means over examples: {name: [number]}."""
     named = {name: np.asarray(leaf, np.float64).ravel() for name, leaf in leaves_by_path(params).items()}
     named = dict(sorted(named.items(), key=lambda item: ("bias" in item[0], item[0].startswith("decoder"))))
-    layers = _ordered(over(evaluation.run, hidden, evaluation.table["inputs"][rows], params))
+    table = {"inputs": evaluation.table["inputs"][rows]}
+    layers = _ordered(evaluation.run.map(_hidden, table, params=params))
     return named | {f"{name}, means": values.mean(axis=0, dtype=np.float64) for name, values in layers.items()}
 
 
-def _hidden(evaluation: Evaluation) -> Any:
-    """(params, scaled inputs) -> {name: [n, units]} of hidden layers and the code."""
-    run = evaluation.run
-
-    def hidden(params: Params, inputs: Any) -> dict[str, Any]:
-        _, seen = run.module.trace(run.recipe.model, params, inputs)
-        return {name: leaf.reshape(len(leaf), -1) for name, leaf in seen.items() if name.startswith("hidden") or name == "code"}
-
-    return hidden
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(module: Model, cfg: Any, params: Params, batch: Any) -> dict[str, Any]:
+    """{name: [batch, units]} of hidden layers and the code."""
+    _, intermediates = module.trace(cfg, params, batch["inputs"])
+    chosen = (name for name in intermediates if name.startswith("hidden") or name == "code")
+    return {name: intermediates[name].reshape(len(intermediates[name]), -1) for name in chosen}
 
 
 def _ordered(layers: dict[str, Any]) -> dict[str, Any]:

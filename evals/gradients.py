@@ -25,10 +25,10 @@ import numpy as np
 import tyro
 from jax import Array
 
-from evals.evaluation import Evaluation, Restored, load_split
-from evals.page import plot, titled
+from evals.base import Evaluation
+from evals.page import NEEDS, plot, titled
+from evals.run import Run, load_split
 from evals.runs import COLORS, named
-from evals.unsupervised import NEEDS
 from train import entry
 from train.run_folder import write_text
 from train.step import init_state, root_key
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def applies(run: Restored) -> bool:
+def applies(run: Run) -> bool:
     """Whether the run's model goes step by step, and is read off the last one."""
     cfg = run.recipe.model
     return isinstance(run.module, Recurrent) and getattr(cfg, "read_out", "") == "last" and not cfg.bidirectional
@@ -95,7 +95,7 @@ def through_time(evaluation: Evaluation) -> str | None:
     return titled("Gradients through time", f"<p>{text}</p><figure>{draw({evaluation.run.recipe.name: norms})}</figure>")
 
 
-def of_run(run: Restored, table: dict[str, Any]) -> dict[str, np.ndarray]:
+def of_run(run: Run, table: dict[str, Any]) -> dict[str, np.ndarray]:
     """{"before training": norms [time], "trained": ...} over examples of a raw table."""
     recipe, count = run.recipe, min(EXAMPLES, len(table["inputs"]))
     raw = jnp.asarray(table["inputs"][:count])

@@ -205,7 +205,7 @@ def show(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from evals.evaluation import reached
+    from evals.metrics import reached
     from train.recipes import RECIPES
 
     columns = ("recipe", "metric", "published", "measured", "reached", "seeds", "expected", "", "time")

@@ -19,9 +19,9 @@ from typing import Annotated
 
 import tyro
 
-from evals.evaluation import load_dataset
+from evals.run import load_dataset
 from evals.runs import named
-from evals.translation import FEWEST, by_length, lengths_plot, translate
+from evals.tasks.translation import FEWEST, by_length, lengths_plot, translate
 from train import entry
 from train.run_folder import write_text
 

@@ -6,15 +6,14 @@ import math
 import jax
 import numpy as np
 
-from evals.evaluation import Evaluation, class_names
-from evals.page import as_bytes, picture, titled, unbroken
+from evals.base import Evaluation
+from evals.page import as_bytes, picture, titled
 from train.batches import Batches
 from train.formats import Images
 
 MAPS_SHOWN = 16
 FRAMES_SHOWN = 8
 UNITS_SHOWN = 64
-SCORES = 5
 READING = {
     1: "Time runs to the right; each row of a picture is a channel, the first at the bottom.  ",
     2: "",
@@ -38,8 +37,11 @@ def spatial(evaluation: Evaluation) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf[0], np.float32) for name, leaf in maps.items()}
 
 
-def feature_maps(evaluation: Evaluation) -> str | None:
-    """The chosen example, every layer's feature maps of it from the bottom up, and its scores beside them."""
+def feature_maps(evaluation: Evaluation, beside: str = "") -> str | None:
+    """The chosen example, and every layer's feature maps of it from the bottom up.
+
+    beside: HTML beside them.
+    """
     maps = spatial(evaluation)
     if not maps:
         return None
@@ -49,7 +51,7 @@ def feature_maps(evaluation: Evaluation) -> str | None:
     intro = f"Example {evaluation.example} of the {evaluation.split} split, from the input at the bottom upwards, as in figure 2 "
     intro += "of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses another."
     note = f"In each layer black is the least value and white the greatest: the numbers above it.  {READING[raw.ndim - 1]}"
-    body = f'<div class="network"><div class="layers">{"".join(layers)}</div>{_scores(evaluation)}</div>'
+    body = f'<div class="network"><div class="layers">{"".join(layers)}</div>{beside}</div>'
     return titled("Feature maps", f'<p>{intro}</p>{body}<p class="note">{note}</p>')
 
 
@@ -131,20 +133,3 @@ def _grid(shown: dict[str, np.ndarray], signals: str, kind: str = "") -> str:
     kind = f"{kind} {(signals, 'weights', 'strips')[first.ndim - 2]}".strip()
     width = f' style="--width:{2.25 * min(len(first), FRAMES_SHOWN):g}rem"' if first.ndim == 4 else ""  # for every frame the same
     return f'<div class="{kind}"{width}>{"".join(picture(draw(pixels), name) for name, pixels in shown.items())}</div>'
-
-
-def _scores(evaluation: Evaluation) -> str:
-    """The most probable classes of the chosen example, with bars; "" unless the model is a classifier."""
-    if evaluation.predictions is None:
-        return ""
-    outputs, true = evaluation.predictions.outputs[evaluation.example], evaluation.predictions.targets[evaluation.example]
-    names = class_names(evaluation.run, len(outputs))
-    scale = max(float(outputs.max()), 1.0)
-    lines = []
-    for index in np.argsort(-outputs, kind="stable")[:SCORES]:
-        kind = ' class="true"' if index == true else ""
-        bar = f'<div style="width:{100 * max(float(outputs[index]), 0) / scale:.1f}%"></div>'
-        cells = f'<th{kind}>{html.escape(names[index])}</th><td class="bar">{bar}</td><td>{unbroken(outputs[index])}</td>'
-        lines.append(f"<tr>{cells}</tr>")
-    title = f"<p>The model says; true is <b>{html.escape(names[true])}</b>:</p>"
-    return f'<aside>{title}<table class="scores">{"".join(lines)}</table></aside>'

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from evals.prediction import show_output
-
 COLORS = {"train": "#4c8dff", "validation": "#e8743b"}
 INK = "#010203"
 """What matplotlib draws in this colour takes the colour of the text, light or dark."""
+
+
+NEEDS = "<p>{what} needs {package}: <code>pip install 'purezoo[evals]'</code></p>"
 
 
 def titled(title: str, body: str) -> str:
@@ -26,9 +27,20 @@ def listing(items: Iterable[tuple[Any, Any]]) -> str:
     return f'<table class="facts">{lines}</table>'
 
 
+def show_output(value: float) -> str:
+    """A probability in per cent; another output as a number."""
+    return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.3g}"
+
+
 def unbroken(output: Any) -> str:
     """An output of a classifier, on one line."""
     return show_output(float(output)).replace(" ", "&nbsp;")
+
+
+def legend(items: Iterable[tuple[str, str]]) -> str:
+    """Names and their colours, for several plots."""
+    entries = "".join(f'<span><i style="background:{color}"></i>{html.escape(name)}</span>' for name, color in items)
+    return f'<p class="legend">{entries}</p>'
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:

@@ -1,46 +1,25 @@
 """The report of an evaluation: one self-contained HTML file.
 
-A section is a function of the evaluation that returns its HTML, or None where it does not apply.  A new kind of model brings more
-sections; none of them asks which model it is.
+A section is a function of the evaluation that returns its HTML, or None where there is nothing to show.  The run's task brings
+its own: see ``evals.base``.
 """
 
 import html
 import importlib.util
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from evals.captions import captioned
-from evals.checkpoints import free_energies, histograms
-from evals.evaluation import (
-    Evaluation,
-    class_names,
-    confusion_matrix,
-    format_metric,
-    other_task,
-    reached,
-    show_interval,
-    training,
-)
-from evals.gradients import through_time
-from evals.language import passage, samples
-from evals.maps import feature_maps, first_weights
-from evals.page import COLORS, INK, PAGE, STYLE, as_images, listing, picture, plot, titled, unbroken
-from evals.pixels import segmented
-from evals.shifts import shifts
-from evals.translation import alignments, lengths, phrases, translations
-from evals.unsupervised import codes, fantasies, reconstructions
-from evals.words import analogies, neighbours, word_map
+from evals import tasks
+from evals.base import Evaluation, Section
+from evals.evaluation import training
+from evals.metrics import format_metric, other_task, reached, show_interval
+from evals.page import COLORS, INK, PAGE, STYLE, listing, plot, titled
 from train.recipe import Target, to_dict
 from train.run_folder import write_text
-
-MISTAKES = 24
-MATRIX_CLASSES = 20
-"""More classes than this are too many for a matrix on a screen: the most frequent confusions are listed instead."""
 
 
 def write_report(evaluation: Evaluation) -> None:
@@ -50,7 +29,8 @@ def write_report(evaluation: Evaluation) -> None:
 
 def render(evaluation: Evaluation) -> str:
     """The whole page."""
-    sections = "\n".join(part for part in (section(evaluation) for section in SECTIONS) if part)
+    parts = (section(evaluation) for section in sections_of(evaluation))
+    sections = "\n".join(part for part in parts if part)
     title = html.escape(f"{evaluation.run.recipe.name}, {evaluation.split}")
     return PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{sections}", sections)
 
@@ -62,7 +42,7 @@ def headline(evaluation: Evaluation) -> str:
     tiles = [_tile(name, value, evaluation.items, intervals.get(name)) for name, value in evaluation.metrics.items()]
     facts = {
         "Recipe": run.recipe.name + (f": {run.recipe.about}" if run.recipe.about else ""),
-        "Measured on": f"{evaluation.measured_on} of {run.data.name}",
+        "Measured on": f"{evaluation.measured_on} of {evaluation.subject.dataset.name}",
         "Checkpoint": f"step {run.step}" + ("" if trained["complete"] else ", the best so far: the run is not complete"),
         "Seed": run.recipe.seed,
         "Training": " ".join([_duration(trained["seconds"]), *([f"on {trained['hardware']}"] if trained["hardware"] else [])]),
@@ -86,41 +66,6 @@ def curves(evaluation: Evaluation) -> str | None:
     return titled("Learning curves", f'<div class="plots"{alone}>{plots}</div><p class="note">{note}</p>')
 
 
-def confusions(evaluation: Evaluation) -> str | None:
-    """True against predicted classes, of classifiers."""
-    predictions = evaluation.predictions
-    if predictions is None:
-        return None
-    names = class_names(evaluation.run, predictions.outputs.shape[1])
-    counts = confusion_matrix(predictions.targets, predictions.classes, len(names))
-    return titled("Confusion matrix", _matrix(counts, names) if len(names) <= MATRIX_CLASSES else _pairs(counts, names))
-
-
-def mistakes(evaluation: Evaluation) -> str | None:
-    """The wrongly classified examples with the highest loss."""
-    predictions = evaluation.predictions
-    if predictions is None:
-        return None
-    names = class_names(evaluation.run, predictions.outputs.shape[1])
-    wrong = np.flatnonzero(predictions.classes != predictions.targets)
-    worst = wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]
-    inputs = evaluation.table["inputs"]
-    images = as_images(inputs[worst], evaluation.run.data.input_range) if hasattr(inputs, "shape") else None
-    cards = []
-    for number, index in enumerate(worst):
-        image = picture(images[number], f"example {index}") if images is not None else ""
-        said, true = predictions.classes[index], predictions.targets[index]
-        lines = [
-            f"said <b>{html.escape(names[said])}</b> {unbroken(predictions.outputs[index, said])}",
-            f"true <b>{html.escape(names[true])}</b> {unbroken(predictions.outputs[index, true])}",
-            f'<span class="note">loss {predictions.losses[index]:.2f}<br>example {index}</span>',
-        ]
-        cards.append(f"<figure>{image}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
-    intro = f"{len(wrong):,} of {evaluation.count:,} examples are labelled wrongly"
-    intro += f"; these {len(worst)} have the highest loss." if len(worst) < len(wrong) else "." if len(wrong) else ": none."
-    return titled("Worst mistakes", f'<p>{intro}</p><div class="cards">{"".join(cards)}</div>')
-
-
 def configuration(evaluation: Evaluation) -> str:
     """Everything that decided the result."""
     config = evaluation.run.folder.config()
@@ -130,33 +75,10 @@ def configuration(evaluation: Evaluation) -> str:
     return titled("Configuration", f"<details open><summary>config.json</summary>{rows}</details>")
 
 
-SECTIONS: tuple[Callable[[Evaluation], str | None], ...] = (
-    headline,
-    curves,
-    confusions,
-    mistakes,
-    reconstructions,
-    fantasies,
-    codes,
-    samples,
-    passage,
-    neighbours,
-    analogies,
-    word_map,
-    translations,
-    alignments,
-    lengths,
-    phrases,
-    captioned,
-    segmented,
-    feature_maps,
-    first_weights,
-    histograms,
-    free_energies,
-    shifts,
-    through_time,
-    configuration,
-)
+def sections_of(evaluation: Evaluation) -> tuple[Section, ...]:
+    """Those of every run, with those of the run's task between."""
+    own = tasks.module_of(evaluation.run.task).SECTIONS
+    return (headline, curves, *own, configuration)
 
 
 def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
@@ -190,33 +112,11 @@ def _limit(axes: Any, values: list[float], percent: bool) -> None:
         axes.set_yscale("log")
 
 
-def _matrix(counts: np.ndarray, names: list[str]) -> str:
-    cells = [f"<tr><th></th>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}<th>error %</th></tr>"]
-    for true, row in enumerate(counts):
-        total = max(int(row.sum()), 1)
-        line = f"<th>{html.escape(names[true])}</th>"
-        for predicted, count in enumerate(row):
-            # A single mistake must be visible beside hundreds of hits: the square root spreads the small shares.
-            shade = f"{math.sqrt(count / total) * 0.75:.2f}" if count else "0"
-            kind = "hit" if true == predicted else "miss"
-            line += f'<td class="{kind}" style="--shade:{shade}">{count or ""}</td>'
-        cells.append(f'<tr>{line}<td class="note">{100 - 100 * row[true] / total:.1f}</td></tr>')
-    caption = "<caption>rows: true class; columns: predicted class</caption>"
-    return f'<div class="scroll"><table class="matrix">{caption}{"".join(cells)}</table></div>'
-
-
-def _pairs(counts: np.ndarray, names: list[str]) -> str:
-    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-    order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES] if wrong.flat[index]]
-    pairs = [divmod(int(index), len(counts)) for index in order]
-    return "<p>The most frequent confusions (true, predicted):</p>" + listing(
-        (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}") for true, predicted in pairs
-    )
-
-
 def _expected(evaluation: Evaluation) -> list[tuple[str, str]]:
-    recipe = evaluation.run.recipe
+    recipe, name = evaluation.run.recipe, evaluation.subject.dataset.name
     other = other_task(recipe)
+    if recipe.targets and not evaluation.subject.own:
+        return [("Expected", f"nothing: the targets of {recipe.name} are of its own data, not of {name}")]
     if recipe.targets and other:
         return [("Expected", f"nothing: the targets of {recipe.name} are of its own data; this run has {', '.join(other)}")]
     return [("Expected", f"{target}: {_verdict(target, evaluation.metrics)}") for target in recipe.targets]

@@ -3,13 +3,13 @@
 import pathlib
 from collections.abc import Sequence
 
-from evals.evaluation import Restored, restore
+from evals.run import Run, restore
 
 COLORS = ("#4c8dff", "#e8743b", "#8a63d2", "#3fa45b")
 """Of the runs of a plot."""
 
 
-def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Restored]:
+def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Run]:
     """Runs by their recipes; of a recipe that several have, by their folders.
 
     Raises ValueError that names what two of them would be called, or how many a plot can show.

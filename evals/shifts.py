@@ -1,5 +1,6 @@
 """The report's section on small shifts: how much of its accuracy a classifier keeps, which pooling and shared filters buy."""
 
+import functools
 import importlib.util
 import itertools
 import math
@@ -9,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from evals.evaluation import Evaluation, Restored, make_predict
+from evals.base import Evaluation
 from evals.maps import spatial
 from evals.page import COLORS, is_image_shape, plot, titled
+from evals.run import Run, predict_batch
 from train.formats import Images
-from train.stage import evaluation_batches
+from zoo.base import Model, Params
 
 EXAMPLES = 2000
 VALUES = 2**24
@@ -23,10 +25,10 @@ AXES = {1: (1,), 2: (1, 2), 3: (2, 3)}
 """Axes of inputs [n, *space, channels] along which they are shifted: time; height and width, also of frames."""
 
 
-def shifts(evaluation: Evaluation) -> str | None:
-    """Accuracy of a classifier whose inputs are shifted, against the shift."""
-    inputs, predictions = evaluation.table["inputs"], evaluation.predictions
-    if predictions is None or not isinstance(inputs, np.ndarray | Images):
+def shifts(evaluation: Evaluation, targets: np.ndarray) -> str | None:
+    """Accuracy of a classifier whose inputs are shifted, against the shift.  targets: classes [n]."""
+    inputs = evaluation.table["inputs"]
+    if not isinstance(inputs, np.ndarray | Images):
         return None
     if not is_image_shape(inputs.shape[1:]) and not spatial(evaluation):
         return None
@@ -35,7 +37,7 @@ def shifts(evaluation: Evaluation) -> str | None:
     rows = np.arange(0, len(inputs), math.ceil(len(inputs) / most))
     farthest = min(FARTHEST, *(inputs.shape[axis] - 1 for axis in axes))
     low = evaluation.run.data.input_range[0]
-    shares = accuracies(_classifier(evaluation.run), inputs[rows], predictions.targets[rows], axes, farthest, low)
+    shares = accuracies(_classifier(evaluation.run), inputs[rows], targets[rows], axes, farthest, low)
     unit, where = ("steps", "in time, either way") if axes == (1,) else ("pixels", "in each of the four directions")
     count = f"{len(rows):,} examples" if len(rows) == len(inputs) else f"{len(rows):,} of {len(inputs):,} examples, evenly spaced"
     intro = f"Mean accuracy on {count}, of inputs shifted {where}; the border is filled with the data's least value, {low:g}."
@@ -77,16 +79,14 @@ def shifted(inputs: np.ndarray, axis: int, by: int, fill: float) -> np.ndarray:
     return result
 
 
-def _classifier(run: Restored) -> Callable[[np.ndarray], np.ndarray]:
+def _classifier(run: Run) -> Callable[[np.ndarray], np.ndarray]:
     """Raw inputs [n, ...] -> the most probable classes [n]."""
-    predict = jax.jit(make_predict(run.module, run.recipe.model))
+    return lambda inputs: run.map(_classes, {"inputs": inputs})
 
-    def classify(inputs: np.ndarray) -> np.ndarray:
-        batches = evaluation_batches({"inputs": inputs}, run.recipe.batch_size, run.scaling)
-        parts = [predict(run.params, batches.batch(step)["inputs"]).argmax(axis=-1) for step in range(batches.steps_per_epoch)]
-        return np.concatenate(jax.device_get(parts))[: len(inputs)]
 
-    return classify
+@functools.partial(jax.jit, static_argnums=0)
+def _classes(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
+    return predict_batch(module, cfg, params, batch["inputs"]).argmax(axis=-1)
 
 
 def _draw(axes: Any, shares: list[float], label: str) -> None:

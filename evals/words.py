@@ -6,15 +6,14 @@ All of them are about directions: vectors are divided by their lengths, and what
 import html
 import importlib.util
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from evals import unsupervised
-from evals.evaluation import Evaluation
-from evals.language import kind
-from evals.page import titled
+from evals.base import Evaluation
+from evals.page import NEEDS, titled
+from evals.points import labelled_map, tsne
+from train.tasks import Language
 from train.text import UNKNOWN
 
 ASKED, NEAREST, AMONG = 12, 8, 3000
@@ -36,23 +35,26 @@ PAIRS = {
 """Of each kind any two pairs a b, c d make a question, a : b = c : ?, as in Mikolov et al. (2013)."""
 SHOWN = 3
 """Answers of each kind."""
-WIDTH, HEIGHT, LETTERS = 960, 800, 12
-"""Of the map, and the height of its letters: pixels."""
 
 
 def vectors(evaluation: Evaluation) -> np.ndarray | None:
     """Each word's vector, of length 1: float64 [vocabulary, features]; None unless the model has vectors of a text's words."""
     run = evaluation.run
-    found = run.params.get("embedding", {}).get("embedding") if evaluation.log_probabilities is not None else None
-    if found is None or kind(run) != "words":
+    found = run.params.get("embedding", {}).get("embedding")
+    if found is None or _task(evaluation).tokens != "words":
         return None
     found = np.asarray(found, np.float64)
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
 
 
+def _task(evaluation: Evaluation) -> Language:
+    assert isinstance(evaluation.run.task, Language)
+    return evaluation.run.task
+
+
 def neighbours(evaluation: Evaluation) -> str | None:
     """The nearest words of a dozen frequent ones."""
-    units, vocabulary = vectors(evaluation), evaluation.run.data.vocabulary
+    units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     if units is None or not (asked := content_words(vocabulary)):
         return None
     cosines = units[asked] @ units[:AMONG].T
@@ -78,7 +80,7 @@ def content_words(vocabulary: tuple[str, ...]) -> list[int]:
 
 def analogies(evaluation: Evaluation) -> str | None:
     """How many questions a : b = c : ? the differences of vectors answer."""
-    units, vocabulary = vectors(evaluation), evaluation.run.data.vocabulary
+    units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     if units is None:
         return None
     index = {word: number for number, word in enumerate(vocabulary)}
@@ -120,69 +122,17 @@ def answers(units: np.ndarray, questions: np.ndarray, *, alone: bool = False) ->
 
 def word_map(evaluation: Evaluation) -> str | None:
     """The most frequent words in the plane, near ones side by side (figure 4 of the review)."""
-    units, vocabulary = vectors(evaluation), evaluation.run.data.vocabulary
+    units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     words = [index for index, word in enumerate(vocabulary) if word.isalpha()][:MAPPED]
     if units is None or len(words) < 10:  # too few for t-SNE's neighbourhoods
         return None
     if importlib.util.find_spec("sklearn") is None:
-        return titled("Map of words", unsupervised.NEEDS.format(what="A t-SNE map", package="scikit-learn"))
+        return titled("Map of words", NEEDS.format(what="A t-SNE map", package="scikit-learn"))
     names = [vocabulary[index] for index in words]
-    svg, bare = labelled_map(unsupervised.tsne(units[words].astype(np.float32)), names, "Map of words")
+    svg, bare = labelled_map(tsne(units[words].astype(np.float32)), names, "Map of words")
     intro = f"The {len(words)} most frequent words by t-SNE of their vectors, which keeps near ones together, as in figure 4 of "
     intro += f"LeCun, Bengio, Hinton (2015); distances of far ones and the axes mean nothing.{bare}"
     return titled("Map of words", f'<p>{intro}</p><div class="scroll">{svg}</div>')
-
-
-def labelled_map(points: np.ndarray, names: Sequence[str], title: str) -> tuple[str, str]:
-    """SVG of named points [n, 2], scaled to the map, with labels where there is room; and a sentence on those without, or ""."""
-    points = _fitted(points)
-    boxes = place(points, np.array([width(name) for name in names]))
-    marks = []
-    for name, (x, y), box in zip(names, points, boxes, strict=True):
-        dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5" opacity="0.5"><title>{html.escape(name)}</title></circle>'
-        label = ""
-        if not np.isnan(box).any():
-            # The length is stated, as in another font the label would take more room than is free.
-            size = f'textLength="{width(name):.1f}" lengthAdjust="spacingAndGlyphs"'
-            label = f'<text x="{box[0]:.1f}" y="{box[1] + 0.78 * LETTERS:.1f}" {size}>{html.escape(name)}</text>'
-        marks.append(dot + label)
-    style = f'style="min-width: {WIDTH * 0.9:.0f}px; fill: currentColor; font-size: {LETTERS}px"'
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {style} role="img" aria-label="{title}">{"".join(marks)}</svg>'
-    bare = int(np.isnan(boxes).any(axis=1).sum())
-    return svg, f"  {bare} dots have no label, as there is no room for it: point at them." if bare else ""
-
-
-def width(word: str) -> float:
-    """Of a word in a usual sans-serif font of LETTERS' height, in pixels."""
-    return LETTERS * sum(0.32 if letter in "fijlrtI'" else 0.88 if letter in "mwMW" else 0.58 for letter in word)
-
-
-def place(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Where labels go beside their points [n, 2]: the left upper corners [n, 2], nan for those without room.
-
-    In turn each takes the first free place around its point: no box overlaps another or a point, or leaves the map.
-    """
-    taken = np.concatenate([points - 2, points + 2], axis=1)  # boxes: left, top, right, bottom
-    corners = np.full(points.shape, np.nan)
-    for index, ((x, y), wide) in enumerate(zip(points, widths, strict=True)):
-        tops = {"middle": y - LETTERS / 2, "above": y - LETTERS - 3, "below": y + 3}
-        lefts = {"right": x + 4, "left": x - 4 - wide, "centre": x - wide / 2}
-        for left, top in itertools.product(lefts, tops):
-            box = np.array([lefts[left], tops[top], lefts[left] + wide, tops[top] + LETTERS])
-            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= WIDTH and box[3] <= HEIGHT
-            apart = (taken[:, :2] >= box[2:]) | (taken[:, 2:] <= box[:2])
-            if inside and apart.any(axis=1).all():
-                corners[index] = box[:2]
-                taken = np.concatenate([taken, box[None]])
-                break
-    return corners
-
-
-def _fitted(points: np.ndarray) -> np.ndarray:
-    """Points [n, 2] scaled to the map, with room for labels at its edges."""
-    low, high = points.min(axis=0), points.max(axis=0)
-    room = np.array([40, LETTERS])
-    return room + (points - low) / np.maximum(high - low, 1e-9) * (np.array([WIDTH, HEIGHT]) - 2 * room)
 
 
 def _word(text: Any) -> str:

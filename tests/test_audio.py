@@ -128,7 +128,7 @@ def test_the_authors_split_goes_by_the_index(tmp_path, place):
     (tmp_path / "spoken" / place / "README.md").write_text("not a recording")
     (tmp_path / "spoken" / place / "Thumbs.db").write_text("nor this, but nobody put it there")
     dataset = load_data("fsdd:spoken", tmp_path)
-    assert (dataset.name, dataset.speakers, dataset.classes) == ("fsdd:spoken", ("ann", "bob", "c_d"), tuple("0123456789"))
+    assert (dataset.name, dataset.speakers, dataset.task.labels) == ("fsdd:spoken", ("ann", "bob", "c_d"), tuple("0123456789"))
     assert dataset.notes == (f"not read: {tmp_path / 'spoken' / place / 'README.md'}",)
     sizes = {"train": 2, "validation": 5, "test": 5}
     for split, table in dataset.splits.items():

@@ -98,9 +98,9 @@ def test_reconstruction_and_gradients_equal_the_equations(activation, code, outp
     np.testing.assert_allclose(aux.metrics["reconstruction_error"][0], np.sum((out - x) ** 2), rtol=1e-12)
     _close(gradients, expected, rtol=1e-9, atol=1e-12)
     seen = jax.jit(autoencoder.trace)(cfg, params, batch["inputs"])[1]
-    for name, value in zip(("hidden_0", "code", "decoded_1", "outputs"), y[1:], strict=True):
+    for name, value in zip(("hidden_0", "code", "decoded_1", "reconstruction"), y[1:], strict=True):
         np.testing.assert_allclose(seen[name], value, rtol=1e-12, err_msg=name)
-    assert set(seen) == {"hidden_0", "code", "decoded_1", "logits", "outputs"}
+    assert set(seen) == {"hidden_0", "code", "decoded_1", "logits", "reconstruction"}
     np.testing.assert_allclose(autoencoder.encode(cfg, params, batch["inputs"]), y[2], rtol=1e-12)
     np.testing.assert_allclose(autoencoder.decode(cfg, params, jnp.asarray(y[2])), out, rtol=1e-12)
 
@@ -343,7 +343,7 @@ def test_a_convolutional_reconstruction_equals_the_definition():
     outputs, seen = jax.jit(conv_autoencoder.trace)(cfg, params, jnp.asarray(x))
     for actual, expected in ((seen["code"], code), (seen["decoded_1"], up), (outputs, out)):
         np.testing.assert_allclose(actual, expected, rtol=1e-10)
-    assert set(seen) == {"conv_0", "pool_0", "conv_1", "pool_1", "code", "decoded_1", "logits", "outputs"}
+    assert set(seen) == {"conv_0", "pool_0", "conv_1", "pool_1", "code", "decoded_1", "logits", "reconstruction"}
     np.testing.assert_allclose(jax.jit(conv_autoencoder.encode)(cfg, params, jnp.asarray(x)), code, rtol=1e-10)
     np.testing.assert_allclose(jax.jit(conv_autoencoder.decode)(cfg, params, jnp.asarray(code)), out, rtol=1e-10)
     total, aux = jax.jit(conv_autoencoder.loss)(cfg, params, _batch(jnp.asarray(x)))

@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 import evals
-import evals.report
 import train
 import train.formats
-from evals.captions import caption
+from evals.tasks.captioning import Captioned, caption, captioned
 from train import captions
 from train.batches import Batches, fit_scaling
 from train.data import load_data
@@ -28,6 +27,7 @@ from train.member import Member
 from train.pairs import Pairs
 from train.parallel import Layout, Parallel
 from train.stream import Stream, make_batches
+from train.tasks import Captioning, to_dict
 from train.tokens import END
 from zoo import captioner, convnet
 
@@ -110,7 +110,9 @@ def equal(one, other) -> bool:
 
 def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path):
     dataset = load(karpathy(tmp_path))
-    tokenizer = dataset.tokenizers["target"]
+    assert isinstance(dataset.task, Captioning)
+    assert dataset.task.max_length == WORDS.max_length
+    tokenizer = dataset.task.target
     numbers = {"train": range(24), "validation": range(24, 32), "test": range(32, 38)}
     for split, members in numbers.items():
         expected = [
@@ -134,14 +136,13 @@ def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path
             references = [tuple(captions.plain(text) for text in said(number)) for number, _ in expected]
             assert dataset.references[split] == tuple(references)
     assert "train" not in dataset.references
-    assert dataset.vocabulary == tokenizer.vocabulary
     assert "images: 24 train, 8 validation, 6 test; 48 captions in training" in dataset.notes
 
 
 def test_both_formats_are_the_same_data_and_half_of_validation_tests_where_nothing_else_does(tmp_path):
     one, other = load(karpathy(tmp_path / "karpathy")), load(coco(tmp_path / "coco"))
     assert equal(in_memory(one.splits["train"]), in_memory(other.splits["train"]))
-    assert one.vocabulary == other.vocabulary
+    assert to_dict(one.task) == to_dict(other.task)
     pixels = {split: {image.tobytes() for image in other.splits[split]["inputs"]["image"][:]} for split in other.splits}
     assert [len(pixels[split]) for split in ("train", "validation", "test")] == [24, 7, 7]
     assert not pixels["validation"] & pixels["test"]
@@ -194,7 +195,8 @@ def test_tokens_stand_as_they_are_and_raw_text_is_used_where_there_are_none(tmp_
 def test_subwords_are_those_of_the_training_captions(tmp_path):
     dataset = load(karpathy(tmp_path), Pairs(tokens="subwords", subwords=40))
     table = dataset.splits["train"]
-    decoded = [dataset.tokenizers["target"].decode(row) for row in table["targets"]]
+    assert isinstance(dataset.task, Captioning)
+    decoded = [dataset.task.target.decode(row) for row in table["targets"]]
     assert decoded == [text for _, text in dataset.sentences["train"]]
 
 
@@ -548,15 +550,27 @@ def test_a_run_is_stopped_resumed_and_evaluated(recipe, tmp_path, monkeypatch):
     for mine, theirs in zip(jax.tree.leaves(resumed.state.params), jax.tree.leaves(whole.state.params), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     evaluation = evals.evaluate(tmp_path / "run")
-    assert evaluation.count == len(evaluation.translations or ()) == 6
-    assert evaluation.metrics["test loss nats"] < np.log(len(evaluation.run.data.vocabulary))
+    measured, task = evaluation.measured, evaluation.run.task
+    assert isinstance(measured, Captioned)
+    assert isinstance(task, Captioning)
+    assert evaluation.count == len(measured.captions) == 6
+    assert evaluation.metrics["test loss nats"] < np.log(len(task.target.vocabulary))
     assert evaluation.run.data.input_shape == (8, 8, 3)
     images = evaluation.table["inputs"]["image"]
     streamed, in_memory_ = caption(evaluation.run, images), caption(evaluation.run, images[:])
     assert [each.text for each in streamed] == [each.text for each in in_memory_]
-    shown = evals.report.captioned(evaluation)
+    shown = captioned(evaluation)
     assert shown is not None
-    assert evaluation.sentences[0][1] in shown
+    assert evaluation.subject.dataset.sentences["test"][0][1] in shown
+    coco(tmp_path / "coco")
+    other = evals.evaluate(tmp_path / "run", data=f"captions:{tmp_path}/coco/annotations/captions_val2014.json")
+    assert isinstance(other.measured, Captioned)
+    assert other.count == len(other.measured.captions) == 14, "a set without splits is not divided"
+    assert to_dict(other.subject.dataset.task) == to_dict(task)
+    assert other.measured.references[0] == [captions.plain(text) for text in said(24)]
+    assert other.file.name.startswith("eval-on-")
+    with pytest.raises(DataError, match=r"inputs \(48, 48, 1\); allowed for this run: \(8, 8, 3\)"):
+        evals.evaluate(tmp_path / "run", data="digit_scenes:20")
     draw(pathlib.Path(recipe.data.partition(":")[2]).parent / "images" / "35.png", 3)
     with pytest.raises(train.RunError, match="its content has changed"):
         evals.evaluate(tmp_path / "run")

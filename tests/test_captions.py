@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import types
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,13 @@ import evals
 import evals.__main__
 import evals.report
 import train
-from evals import captions
-from evals.evaluation import format_metric
-from evals.translation import Translation
+from evals.base import Measured
+from evals.generation import Generated
+from evals.metrics import format_metric
+from evals.tasks import captioning as captions
 from train.formats import DataError
 from train.pairs import Pairs
+from train.tasks import Captioning, Classification
 from train.tokens import END
 from zoo import captioner, convnet, hard_captioner
 
@@ -52,14 +54,19 @@ def _evaluation(folder):
 
 
 def test_images_are_scaled_and_the_vocabulary_is_that_of_the_captions(evaluation):
-    assert evaluation.run.recipe.model.vocabulary == len(evaluation.run.data.vocabulary) > 10
+    task = evaluation.run.task
+    assert isinstance(task, Captioning)
+    assert evaluation.run.recipe.model.vocabulary == len(task.target.vocabulary) > 10
+    assert task.max_length == 20
     assert evaluation.run.data.input_shape == (48, 48, 1)
     assert evaluation.metrics["validation loss nats"] < np.log(evaluation.run.recipe.model.vocabulary)
     assert {f"validation BLEU-{order}" for order in (1, 2, 3, 4)} < evaluation.metrics.keys()
 
 
 def test_exact_is_what_people_wrote(evaluation):
-    same = [found.text == target for found, (_, target) in zip(evaluation.translations, evaluation.sentences, strict=True)]
+    sentences = evaluation.subject.dataset.sentences["validation"]
+    written = evaluation.measured.captions
+    same = [found.text == target for found, (_, target) in zip(written, sentences, strict=True)]
     assert evaluation.metrics["validation exact %"] == pytest.approx(100 * np.mean(same))
 
 
@@ -98,55 +105,63 @@ def test_light_falls_where_the_weights_are():
 
 
 def test_the_report_shows_words_and_where_the_model_looked(evaluation):
-    shown = evals.report.captioned(evaluation)
+    assert captions.captioned in evals.report.sections_of(evaluation)
+    shown = captions.captioned(evaluation)
     assert shown is not None
-    assert evaluation.sentences[0][1] in shown
+    assert evaluation.subject.dataset.sentences["validation"][0][1] in shown
     assert shown.count("<img") > 6
-    assert captions.captioned(dataclasses.replace(evaluation, translations=None)) is None
-    count = len(evaluation.translations)
-    several = dataclasses.replace(evaluation, references=[("another", each.text) for each in evaluation.translations])
+    written = evaluation.measured.captions
+    count = len(written)
+    references = [["another", each.text] for each in written]
+    several = dataclasses.replace(evaluation, measured=dataclasses.replace(evaluation.measured, references=references))
     assert f"{count:,} of {count:,} captions are what people wrote" in (captions.captioned(several) or "")
+
+
+def test_other_runs_have_no_such_section(evaluation):
+    run = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
+    other = dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={}))
+    assert captions.captioned not in evals.report.sections_of(other)
 
 
 def test_the_command_captions_files(folder, tmp_path, capsys):
     files = [str(tmp_path / f"{name}.png") for name in "ab"]
     for file in files:
         Image.fromarray(np.full((30, 40), 90, np.uint8)).save(file)
-    assert evals.__main__.main([str(folder), "--caption", *files]) == 0
+    assert evals.__main__.main(["caption", str(folder), *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:2]] == files
     assert (folder / "captions.html").read_text().count("<section>") == 2
     page = (folder / "captions.html").read_text()
     negative = str(tmp_path / "negative.png")
     Image.fromarray(np.full((30, 40), 255 - 90, np.uint8)).save(negative)
-    assert evals.__main__.main([str(folder), "--caption", negative, negative, "--invert"]) == 0
+    assert evals.__main__.main(["caption", str(folder), negative, negative, "--invert"]) == 0
     assert capsys.readouterr().out.splitlines()[0].split("  ")[1] == lines[0].split("  ")[1]
     assert re.findall('base64,[^"]*', (folder / "captions.html").read_text()) == re.findall('base64,[^"]*', page)
-    assert evals.__main__.main([str(folder), "--predict", negative]) == 1
-    assert "the model writes instead of choosing a class; see --caption" in capsys.readouterr().err
+    assert evals.__main__.main(["predict", str(folder), negative]) == 1
+    assert "predict is not for a model of captioning; its verbs: caption" in capsys.readouterr().err
     (folder / "captions.html").unlink()
     none = str(tmp_path / "none.png")
-    assert evals.__main__.main([str(folder), "--caption", none]) == 1
+    assert evals.__main__.main(["caption", str(folder), none]) == 1
     assert none in capsys.readouterr().err
     assert not (folder / "captions.html").exists()
-    assert evals.__main__.main([str(folder), "--caption", none, files[1]]) == 1
+    assert evals.__main__.main(["caption", str(folder), none, files[1]]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {none}: ")
     assert captured.out.startswith(f"{files[1]}  {lines[1].split('  ')[1]}\n")
-    assert evals.__main__.main([str(folder), "--translate", "a"]) == 1
-    assert "does not translate" in capsys.readouterr().err
+    assert evals.__main__.main(["translate", str(folder), "a"]) == 1
+    assert "translate is not for a model of captioning; its verbs: caption" in capsys.readouterr().err
 
 
 def test_captions_of_all_lengths_are_looked_at_through_one_program(evaluation, monkeypatch):
     run, images = evaluation.run, evaluation.table["inputs"]["image"]
     looked, original = [], captions.attention
     monkeypatch.setattr(captions, "attention", lambda *given: looked.append(original(*given)) or looked[-1])
-    whole, image = evaluation.translations[0], images[0]
+    whole, image = evaluation.measured.captions[0], images[0]
     written = [whole._replace(tokens=whole.tokens[:length]) for length in (1, 2, 5)]
-    programs = []
+    programs, trace = [], cast(Any, captions._trace)
     for each in written:
         captions.overlays(run, image, each)
-        programs.append(captions._trace(run.module)._cache_size())
+        programs.append(trace._cache_size())
     assert len(set(programs)) == 1
     for each, padded in zip(written, looked, strict=True):
         before = np.concatenate([[END], each.tokens[:-1]]).astype(np.int32)
@@ -168,8 +183,8 @@ def test_scores_say_what_they_are_out_of():
 
 
 def test_what_does_not_caption_says_so(evaluation):
-    other = evaluation.run._replace(data=evaluation.run.data._replace(tokenizers={}))
-    with pytest.raises(DataError, match="does not write captions"):
+    other = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
+    with pytest.raises(DataError, match=f"{other.folder.path}: caption is not for a model of classification"):
         captions.caption(other, evaluation.table["inputs"]["image"][:1])
     with pytest.raises(ValueError, match="beam=0"):
         captions.caption(evaluation.run, evaluation.table["inputs"]["image"][:1], beam=0)
@@ -179,7 +194,7 @@ def test_a_caption_does_not_depend_on_the_other_images(evaluation):
     images = evaluation.table["inputs"]["image"][:3]
     (alone,) = captions.caption(evaluation.run, images[1:2])
     together = captions.caption(evaluation.run, images)[1]
-    assert isinstance(alone, Translation)
+    assert isinstance(alone, Generated)
     assert together.text == alone.text
     assert together.score == pytest.approx(alone.score, abs=1e-3)
 
@@ -194,7 +209,7 @@ def test_hard_attention_looks_at_the_most_likely_place_and_steps_as_it_applies()
     np.testing.assert_array_equal(looked.argmax(axis=2), weights.argmax(axis=2))
     np.testing.assert_array_equal(looked.sum(axis=2), 1)
     memory, carry = jax.jit(hard_captioner.encode)(cfg, params, inputs)
-    step = jax.jit(hard_captioner.step)
+    step = jax.jit(hard_captioner.decode_step)
     for time in range(logits.shape[1]):
         carry, each = step(cfg, params, carry, inputs["target"][:, time], memory)
         np.testing.assert_allclose(each, logits[:, time], rtol=1e-4, atol=1e-5)

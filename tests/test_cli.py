@@ -1,7 +1,9 @@
 """The command line as a person meets it: help, typos, missing files, one clear line each."""
 
+import inspect
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 
 import evals.__main__
 from evals import gradients
+from evals.verbs import FORMER, VERBS
 from train import entry
 from train.__main__ import main, parse
 from train.progress import Progress
@@ -115,10 +118,121 @@ def test_a_terminal_that_cannot_draw_has_plain_lines(capsys, monkeypatch):
     assert capsys.readouterr().out == "name  step 3/4  epoch 1.5  loss 0.5000\n"
 
 
-@pytest.mark.parametrize("other", ["--predict", "--translate", "--translate-file", "--caption", "--segment"])
-def test_who_lets_a_model_write_asks_for_nothing_else(capsys, other):
-    assert evals.__main__.main(["nowhere", "--sample", "5", other, "x.png"]) == 1
-    assert capsys.readouterr().err == f"error: {other} and --sample: give one of them\n"
+OWN = {
+    "predict": {"--invert"},
+    "sample": {"--tokens", "--prompt", "--temperature", "--top-k", "--seed"},
+    "translate": {"--beam", "--length-penalty", "--file", "--alignment"},
+    "caption": {"--beam", "--length-penalty", "--invert"},
+    "segment": {"--invert"},
+}
+"""The options of each verb of zoo-evals."""
+MEASURING = {"--split", "--data", "--data-dir", "--report", "--example"}
+
+
+def _evals(*arguments):
+    try:
+        return evals.__main__.main(list(map(str, arguments)))
+    except SystemExit as stop:
+        return stop.code
+
+
+def _shown(text):
+    """Text without the frames that it is drawn in, on one line."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
+
+
+@pytest.fixture(scope="module", name="classifier")
+def _classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert _main("mlp-digits", "--steps", "1", "--quiet", "--out", str(folder)) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("verb", "options"), OWN.items())
+def test_help_of_each_verb_shows_its_own_options(capsys, verb, options):
+    assert OWN.keys() == VERBS.keys()
+    assert _evals(verb, "--help") == 0
+    out = capsys.readouterr().out
+    assert "RUN_DIR" in out
+    assert set(re.findall(r"--[a-z][a-z-]*", out)) - {"--help", "--no-invert"} == options
+    assert _shown(VERBS[verb].__doc__ or "").partition(".")[0] in _shown(out)
+
+
+def test_help_of_measuring_names_the_verbs_and_none_of_their_options(capsys):
+    assert _evals("--help") == 0
+    out = capsys.readouterr().out
+    assert set(re.findall(r"--[a-z][a-z-]*", out)) - {"--help", "--no-report", "--prompt"} == MEASURING
+    for verb, of in VERBS.items():
+        assert f"{verb} RUN_DIR {of.usage} ({of.does})" in _shown(out)
+
+
+@pytest.mark.parametrize("form", ["{} 5", "{}=5"])
+@pytest.mark.parametrize(("option", "instead"), FORMER.items())
+def test_an_option_that_became_a_verb_is_one_line_that_names_it(classifier, capsys, option, instead, form):
+    assert instead.partition(" ")[0] in VERBS
+    for words in (form.format(option).split(), ["--beam", "3", *form.format(option).split()]):
+        assert _evals(classifier, *words) == 2
+        captured = capsys.readouterr()
+        assert captured.err == f"error: {option} is a verb now: {entry.program('evals')} {instead}\n"
+        assert captured.out == ""
+    assert {path.name for path in classifier.iterdir()} & {"eval.json", "report.html"} == set(), "nothing is measured"
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("pedict", "did you mean predict?"),
+        ("smaple", "did you mean sample?"),
+        ("translat", "did you mean translate?"),
+        ("captions", "did you mean caption?"),
+        ("Segment", "did you mean segment?"),
+        ("xyzzy", "verbs: predict, sample, translate, caption, segment"),
+    ],
+)
+def test_a_mistyped_verb_suggests_the_right_one(classifier, capsys, typed, hint):
+    for more in ((), ("x.png",), ("--invert",)):
+        assert _evals(typed, classifier, *more) == 2
+        captured = capsys.readouterr()
+        assert captured.err == f"error: no verb and no run folder {typed!r}; {hint}\n"
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"), [("sample", ()), ("translate", ("one",)), ("caption", ("x.png",)), ("segment", ("x.png",))]
+)
+def test_a_verb_that_the_task_lacks_is_one_line_that_names_those_it_has(classifier, capsys, verb, more):
+    assert _evals(verb, classifier, *more) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {classifier}: {verb} is not for a model of classification; its verbs: predict\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", ["", *OWN])
+def test_each_verb_takes_only_its_own_options(classifier, capsys, verb):
+    own = OWN[verb] if verb else MEASURING
+    for option in sorted(set.union(MEASURING, *OWN.values()) - own):
+        words = (option,) if option in ("--invert", "--report") else (option, "1")
+        assert _evals(*([verb] if verb else []), classifier, *words) == 2
+        captured = _no_traceback(capsys.readouterr())
+        assert f"Unrecognized options: {option}" in _shown(captured.err)
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "files" in inspect.signature(VERBS[verb]).parameters])
+def test_a_verb_of_files_needs_one(classifier, capsys, verb):
+    assert _evals(verb, classifier) == 2
+    captured = _no_traceback(capsys.readouterr())
+    assert "FILE" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_needs_a_run_folder(tmp_path, capsys, verb):
+    assert _evals(verb) == 2
+    assert "RUN_DIR" in _no_traceback(capsys.readouterr()).err
+    assert _evals(verb, tmp_path / "none", "x") in ((2,) if verb == "sample" else (1,))
+    captured = _no_traceback(capsys.readouterr())
+    assert verb == "sample" or captured.err.startswith(f"error: {tmp_path / 'none'}")
 
 
 def test_gradients_without_matplotlib_are_one_clear_error(tmp_path, capsys, monkeypatch):

@@ -24,7 +24,7 @@ from tests.conftest import KINDS, THOROUGH
 from tests.toys import sampled
 from train.checkpoint import Checkpoints
 from train.step import example_keys, init_state, make_step
-from zoo.base import CONTRACT
+from zoo.base import CONTRACT, Outputs, Targets
 
 MEMBERS = {**zoo.MODELS, "toy_sampled": sampled}
 BATCH = 4
@@ -343,6 +343,81 @@ PADDED = {
     "autoencoder, gaussian": ("autoencoder", {"output": "linear", "noise": "gaussian"}),
 }
 """What a row of padding can reach differently."""
+
+
+CASES = PADDED | {
+    "mlp, logistic": ("mlp", {"output": "logistic"}),
+    "mlp, squared error": ("mlp", {"objective": "squared_error"}),
+    "mlp, explicit cross-entropy": ("mlp", {"objective": "cross_entropy"}),
+    "convnet, squared error": ("convnet", {"objective": "squared_error"}),
+    "rnn, squared error": ("rnn", {"objective": "squared_error"}),
+}
+"""What outputs can be."""
+PROTOCOLS = {
+    zoo.Recurrent: {"rnn", "nnlm", "rnnlm"},
+    zoo.Conditional: {"seq2seq", "captioner", "hard_captioner"},
+    zoo.Autoencoder: {"autoencoder", "conv_autoencoder"},
+    zoo.EnergyModel: {"rbm"},
+    zoo.Generative: {"rbm", "dbn"},
+}
+"""What models offer besides."""
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_preset_declares_its_outputs_and_inputs(name):
+    for cfg in MEMBERS[name].PRESETS.values():
+        assert type(cfg.outputs) is Outputs
+        assert cfg.outputs.of in ("targets", "inputs", "hidden", "density")
+        assert type(cfg.outputs.likelihood) is bool
+        assert cfg.outputs.likelihood <= (cfg.outputs.of == "targets")
+        assert isinstance(cfg.outputs.targets, Targets) == (cfg.outputs.of == "targets")
+        ranges = cfg.input_range
+        for values in ranges.values() if isinstance(ranges, dict) else [ranges]:
+            assert values is None or (type(values) is tuple and values[0] < values[1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_what_the_config_declares(case):
+    name, fields = CASES[case]
+    module = MEMBERS[name]
+    cfg = dataclasses.replace(module.PRESETS["tiny"], **fields)
+    params, batch, carry = _setup(module, cfg)
+    batch["mask"] = jnp.ones_like(batch["mask"])
+    outputs, (total, _), (_, seen) = _evaluation(module)(cfg, params, batch, carry)
+    assert (cfg.outputs.of == "targets") == ("targets" in batch)
+    if cfg.outputs.of != "targets":
+        assert seen["reconstruction"].shape[0] == BATCH
+        assert seen["reconstruction"].size == batch["inputs"].size
+        return
+    targets, units = batch["targets"], cfg.outputs.targets.units
+    probabilities = seen["outputs"] if "outputs" in seen else jax.nn.softmax(outputs)
+    assert probabilities.shape[-1] == units
+    if jnp.issubdtype(targets.dtype, jnp.inexact):
+        assert targets.shape[-1] == units
+        assert not cfg.outputs.likelihood
+        return
+    of_targets = jnp.take_along_axis(probabilities, targets[..., None], axis=-1)[..., 0]
+    nats = -np.log(of_targets).sum()
+    assert cfg.outputs.likelihood == np.isclose(total, nats, rtol=1e-5)
+    assert cfg.outputs.likelihood or not np.isclose(total, nats, rtol=1e-2)
+
+
+def test_a_greedy_autoencoder_reconstructs_hidden_units_above_its_first_pair():
+    for sizes, expected in (((6, 5), Outputs("inputs")), ((6, 5, 4), Outputs("hidden"))):
+        assert zoo.autoencoder.Config(sizes=sizes, greedy=True).outputs == expected
+        assert zoo.autoencoder.Config(sizes=sizes).outputs == Outputs("inputs")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_models_offer_besides_has_the_names_of_the_protocol(protocol):
+    assert {name for name, module in MEMBERS.items() if isinstance(module, protocol)} == PROTOCOLS[protocol]
+    offered = {name: each for name, each in vars(protocol).items() if inspect.isfunction(each) and name[0] != "_"}
+    assert offered
+    for model, (name, declared) in itertools.product(PROTOCOLS[protocol], offered.items()):
+        _, *expected = inspect.signature(declared).parameters
+        function = getattr(MEMBERS[model], name)
+        assert list(inspect.signature(function).parameters) == expected, f"{model}.{name}"
+        assert function.__doc__, f"{model}.{name} has no docstring"
 
 
 def _garbage(shape, dtype, seed=0):

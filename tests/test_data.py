@@ -75,7 +75,7 @@ def rows(table) -> list[bytes]:
 
 
 def same(a: Dataset, b: Dataset) -> bool:
-    return a.fingerprint == b.fingerprint and a.classes == b.classes and a.input_range == b.input_range
+    return a.fingerprint == b.fingerprint and a.task.labels == b.task.labels and a.input_range == b.input_range
 
 
 # ---------------------------------------------------------------- splits
@@ -115,7 +115,7 @@ def test_digits_are_those_of_scikit_learn():
     table = dataset.joined("train", "validation", "test")
     ours = sorted(zip(table["inputs"].reshape(-1, 64).tolist(), table["targets"].tolist(), strict=True))
     assert ours == sorted(zip(images.astype(int).tolist(), targets.tolist(), strict=True))
-    assert (dataset.classes, dataset.input_range) == (tuple("0123456789"), (0.0, 16.0))
+    assert (dataset.task.labels, dataset.input_range) == (tuple("0123456789"), (0.0, 16.0))
 
 
 def test_the_splits_of_digits_are_the_documented_ones():
@@ -190,7 +190,7 @@ def test_mnist_has_its_sizes_and_the_last_5000_validate(monkeypatch):
     assert np.bincount(dataset.splits["test"]["targets"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert list(labels[:8]) == [5, 0, 4, 1, 9, 2, 1, 3], "the well-known first digits"
     assert abs(dataset.joined("train", "validation")["inputs"].mean() / 255 - 0.1307) < 1e-4, "the well-known mean"
-    assert (dataset.classes, dataset.input_range) == (tuple("0123456789"), (0.0, 255.0))
+    assert (dataset.task.labels, dataset.input_range) == (tuple("0123456789"), (0.0, 255.0))
 
 
 def test_idx_files_plain_or_gzipped_from_either_directory(small, tmp_path, monkeypatch):
@@ -420,7 +420,7 @@ def test_arrays_without_splits_are_split_80_10_10_by_a_fixed_seed(tmp_path):
         rows({"inputs": X.astype(np.float32), "targets": Y.astype(np.int32)})
     )
     assert same(load_data(name), dataset)
-    assert dataset.classes == ("0", "1", "2")
+    assert dataset.task.labels == ("0", "1", "2")
     assert dataset.input_range == (dataset.splits["train"]["inputs"].min(), dataset.splits["train"]["inputs"].max())
 
 
@@ -455,7 +455,7 @@ def test_images_keep_their_bytes_and_their_range(tmp_path):
 
 def test_real_targets_have_no_classes(tmp_path):
     dataset = load_data(npz(tmp_path / "a.npz", inputs=X, targets=X[:, :1]))
-    assert dataset.classes == ()
+    assert dataset.task.labels == ()
     assert dataset.splits["train"]["targets"].dtype == np.float32
 
 
@@ -551,9 +551,9 @@ def test_any_arrays_make_a_data_set_that_a_device_takes_or_are_refused_by_name(t
                 np.testing.assert_array_equal(on_device[key], array)
             assert np.isfinite(table["inputs"]).all()
             assert len(table["targets"]) == len(table["inputs"]) > 0
-            assert table["targets"].dtype == (np.int32 if dataset.classes else np.float32)
-            if dataset.classes:
-                assert 0 <= table["targets"].min() <= table["targets"].max() < len(dataset.classes) <= 2**20
+            assert table["targets"].dtype == (np.int32 if dataset.task.labels else np.float32)
+            if dataset.task.labels:
+                assert 0 <= table["targets"].min() <= table["targets"].max() < len(dataset.task.labels) <= 2**20
     assert all(outcomes)
     assert 100 < len(outcomes) < 500, "both happen often"
 
@@ -577,7 +577,7 @@ def folder(root: pathlib.Path, labels=("cat", "dog"), count: int = 10, start: in
 def test_a_folder_of_folders_is_split_80_10_10_with_its_labels(tmp_path):
     name = f"folder:{folder(tmp_path / 'pets')}"
     dataset = load_data(name, image_shape=(4, 5, 1))
-    assert (dataset.name, dataset.classes, dataset.input_range) == (name, ("cat", "dog"), (0.0, 255.0))
+    assert (dataset.name, dataset.task.labels, dataset.input_range) == (name, ("cat", "dog"), (0.0, 255.0))
     assert {split: table["inputs"].shape for split, table in dataset.splits.items()} == {
         "train": (16, 4, 5, 1), "validation": (2, 4, 5, 1), "test": (2, 4, 5, 1),
     }  # fmt: skip
@@ -611,7 +611,7 @@ def test_folders_of_training_and_test_make_their_own_validation_split(tmp_path):
 
 def test_classes_may_be_called_like_splits(tmp_path):
     dataset = load_data(f"folder:{folder(tmp_path, ('car', 'train'))}")
-    assert dataset.classes == ("car", "train")
+    assert dataset.task.labels == ("car", "train")
 
 
 def test_every_kind_of_image_and_no_hidden_file(tmp_path):
@@ -626,7 +626,7 @@ def test_every_kind_of_image_and_no_hidden_file(tmp_path):
     (root / "README.txt").write_text("a file beside the classes")
     for channels in (1, 3, 4):
         dataset = load_data(f"folder:{root}", image_shape=(3, 3, channels))
-        assert dataset.classes == ("cat", "dog")
+        assert dataset.task.labels == ("cat", "dog")
         assert dataset.notes == (f"not read: {root / 'README.txt'}",)
         everything = dataset.joined("train", "validation", "test")
         assert everything["inputs"].shape == (12, 3, 3, channels)

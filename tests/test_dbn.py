@@ -148,7 +148,7 @@ def test_dreams_are_a_chain_of_the_top_machine_and_means_downwards(binarize):
     assert set(np.unique(chain)) <= {0, 1}
     layer = params["layer_0"]
     down = sigmoid(np.asarray(chain, float) @ np.asarray(layer["kernel"], float).T + np.asarray(layer["visible_bias"]))
-    dream = jax.jit(dbn.sample)(cfg, params, jnp.asarray(inputs), keys, 3)
+    dream = jax.jit(dbn.fantasies)(cfg, params, jnp.asarray(inputs), keys, 3)
     np.testing.assert_allclose(dream, down, rtol=1e-5)
     np.testing.assert_allclose(dbn.down(cfg, params, chain, 1), down, rtol=1e-5)
 
@@ -162,8 +162,8 @@ def test_one_machine_is_all_there_need_be():
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert_trees(gradients["layer_0"], gradient, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(
-        dbn.sample(cfg, params, jnp.asarray(inputs), keys, 2),
-        rbm.sample(cfg.machines[0], params["layer_0"], jnp.asarray(inputs), keys, 2),
+        dbn.fantasies(cfg, params, jnp.asarray(inputs), keys, 2),
+        rbm.fantasies(cfg.machines[0], params["layer_0"], jnp.asarray(inputs), keys, 2),
     )
 
 

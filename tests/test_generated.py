@@ -10,6 +10,7 @@ import train.data
 from train import generated
 from train.data import DataError, load_data
 from train.generated import CLIPS, DIRECTIONS, FRAMES, MOST, SIZE, moving_digits, synthetic
+from train.tasks import Algorithm, Classification, Regression
 
 # ---------------------------------------------------------------- moving digits
 
@@ -39,7 +40,7 @@ def test_clips_have_the_documented_sizes_and_classes():
     documented = re.search(r"in its split: ([\d,]+) train, (\d+) validation, ([\d,]+) test", train.data.__doc__ or "")
     assert documented
     sizes = [int(size.replace(",", "")) for size in documented.groups()]
-    assert dataset.classes == ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
+    assert dataset.task.labels == ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
     assert dataset.input_range == (0.0, 16.0)
     for (split, table), size in zip(dataset.splits.items(), sizes, strict=True):
         assert size == CLIPS * len(digits.splits[split]["inputs"])
@@ -113,7 +114,8 @@ def test_clips_are_always_the_same():
 
 def test_images_have_the_form_asked_for():
     dataset = load_data("synthetic:40x6x5x3/4")
-    assert (dataset.name, dataset.classes, dataset.input_range) == ("synthetic:40x6x5x3/4", tuple("0123"), (0.0, 255.0))
+    assert dataset.task == Classification(tuple("0123"))
+    assert (dataset.name, dataset.input_range) == ("synthetic:40x6x5x3/4", (0.0, 255.0))
     for split, size in {"train": 32, "validation": 4, "test": 4}.items():
         table = dataset.splits[split]
         assert (table["inputs"].dtype, table["inputs"].shape) == (np.uint8, (size, 6, 5, 3))
@@ -152,8 +154,8 @@ def test_any_shape_will_do(form):
     shape = tuple(map(int, form.split("/")[0].split("x")))
     joined = dataset.joined("train", "validation", "test")
     assert joined["inputs"].shape == shape
-    counts = np.bincount(joined["targets"], minlength=len(dataset.classes))
-    assert len(counts) == len(dataset.classes) == int(form.split("/")[1])
+    counts = np.bincount(joined["targets"], minlength=len(dataset.task.labels))
+    assert len(counts) == len(dataset.task.labels) == int(form.split("/")[1])
     assert np.ptp(counts) <= 1
 
 
@@ -162,7 +164,7 @@ def test_images_of_the_size_of_imagenet_are_made_soon():
     dataset = load_data("synthetic:512x224x224x3/1000")
     assert time.process_time() - start < 10
     assert dataset.splits["train"]["inputs"].shape == (410, 224, 224, 3)
-    assert len(dataset.classes) == 1000
+    assert len(dataset.task.labels) == 1000
 
 
 EXPECTED = "expected synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES"
@@ -205,7 +207,9 @@ def test_generated_sets_are_among_the_known():
 
 
 def test_the_adding_problem_is_the_sum_of_one_marked_number_in_each_half():
-    table = load_data("adding:11").splits["validation"]
+    dataset = load_data("adding:11")
+    assert dataset.task == Regression()
+    table = dataset.splits["validation"]
     inputs, targets = table["inputs"], table["targets"]
     assert inputs.shape == (1000, 11, 2)
     marks = inputs[..., 1]
@@ -223,7 +227,8 @@ def test_copies_are_asked_for_after_so_many_steps():
     assert inputs.shape == targets.shape == (5000, 27)
     np.testing.assert_array_equal(targets[:, -10:], inputs[:, :10])
     assert set(np.unique(inputs[:, :10])) == set(range(2, 10))
-    assert (inputs[:, 16] == dataset.vocabulary.index("recall")).all()
+    assert isinstance(dataset.task, Algorithm)
+    assert (inputs[:, 16] == dataset.task.vocabulary.index("recall")).all()
     assert not inputs[:, 10:16].any()
     assert not inputs[:, 17:].any()
     assert not targets[:, :17].any()

@@ -214,7 +214,7 @@ def test_every_parameter_of_a_captioner_has_a_key_of_its_own(name):
     ids=["mlp-digits checked", "mlp-digits in x64", "rbm-digits in x64"],
 )
 def test_a_run_is_trained_resumed_and_evaluated_under_a_switch(tmp_path, capsys, monkeypatch, recipe, switch):
-    monkeypatch.setattr("evals.likelihood.TEMPERATURES", 20)
+    monkeypatch.setattr("evals.tasks.density.TEMPERATURES", 20)
     recipe = dataclasses.replace(RECIPES[recipe], steps=6, eval_every=0.03, batch_size=50)
     with switch():
         whole = train.run(recipe, tmp_path, quiet=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import zoo
-from evals.language import read_prompt
+from evals.tasks.language import read_prompt
+from train.tasks import Language
 from zoo import language, nnlm, rnn, rnnlm
 
 VOCABULARY = 11
@@ -192,7 +193,7 @@ def test_a_mask_of_rows_is_enough_where_texts_are_equally_long(name):
 
 
 def test_a_prompt_is_read_as_training_text_is():
-    run: Any = types.SimpleNamespace(data=types.SimpleNamespace(vocabulary=("<eos>", "<unk>", "the", "cat")), module=rnnlm)
+    run: Any = types.SimpleNamespace(task=Language(("<eos>", "<unk>", "the", "cat"), "words"))
     prompt, unknown = read_prompt(run, "the cat\n\nthe dog")
     assert prompt.tolist() == [0, 2, 3, 0, 2, 1]
     assert unknown == ["dog"]

@@ -15,6 +15,7 @@ from train.data import DataError, load_data
 from train.formats import read_mask
 from train.masks import VOC_CLASSES, VOID
 from train.step import example_keys
+from train.tasks import Segmentation
 
 SHAPE = (12, 16, 3)
 
@@ -65,11 +66,11 @@ def test_images_and_masks_of_any_size_are_read(tmp_path):
     name = write(tmp_path)
     dataset = load_data(name, image_shape=SHAPE)
     assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 10, "validation": 1, "test": 1}
-    assert dataset.classes == ("nothing", "left", "right")
+    assert dataset.task.labels == ("nothing", "left", "right")
     check(dataset)
     (tmp_path / "classes.txt").unlink()
     unnamed = load_data(name, image_shape=SHAPE)
-    assert unnamed.classes == ("0", "1", "2")
+    assert unnamed.task.labels == ("0", "1", "2")
     assert unnamed.fingerprint == dataset.fingerprint
 
 
@@ -79,7 +80,7 @@ def test_pascal_vocs_folders_are_read(tmp_path):
     lists(tmp_path, train=range(10), val=(10, 11))
     dataset = load_data(name, image_shape=SHAPE)
     assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 9, "validation": 1, "test": 2}
-    assert dataset.classes == VOC_CLASSES
+    assert dataset.task.labels == VOC_CLASSES
     assert (len(VOC_CLASSES), VOC_CLASSES[15]) == (21, "person")
     check(dataset)
     lists(tmp_path, train=range(9), val=(9,), test=(10, 11))
@@ -157,7 +158,7 @@ def test_endings_of_any_case_are_read_and_other_files_named(tmp_path):
     for junk in ("images/Thumbs.db", "masks/.DS_Store", "masks/notes.txt"):
         (root / junk).write_text("x")
     mixed = load_data(name, image_shape=SHAPE)
-    assert (mixed.fingerprint, mixed.classes) == (plain.fingerprint, plain.classes)
+    assert (mixed.fingerprint, mixed.task.labels) == (plain.fingerprint, plain.task.labels)
     assert mixed.notes == (f"not read: {root}/masks/notes.txt",)
     lists(root, train=range(9), dev=(9,), testing=(10, 11))
     assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [9, 1, 2]
@@ -188,8 +189,9 @@ def test_too_few_to_split_and_wrong_shapes_are_said(tmp_path):
 
 def test_pixels_of_digit_scenes_are_those_of_the_scenes():
     pixels, shown = load_data("digit_pixels:30"), load_data("digit_scenes:30")
-    assert pixels.classes == ("background", *scenes.DIGITS)
-    assert (pixels.vocabulary, pixels.tokenizers, pixels.input_range) == ((), {}, (0.0, 255.0))
+    assert pixels.task.labels == ("background", *scenes.DIGITS)
+    assert isinstance(pixels.task, Segmentation)
+    assert pixels.input_range == (0.0, 255.0)
     for split, table in pixels.splits.items():
         np.testing.assert_array_equal(table["inputs"], shown.splits[split]["inputs"]["image"])
         np.testing.assert_array_equal(table["targets"], shown.splits[split]["pixels"])
@@ -211,8 +213,8 @@ def test_pixels_of_stamps_have_their_categories(tmp_path, monkeypatch):
         lines.append(f"{index}.png\t{category}\t{text}")
     (tmp_path / "captions.tsv").write_text("\n".join(lines))
     pixels, shown = load_data(f"stamp_pixels:{tmp_path}"), load_data(f"stamps:{tmp_path}")
-    assert pixels.classes == ("background", "animals", "household", "vehicles")
-    of_kind = {kind: pixels.classes.index(kinds[kind[0].upper() + kind[1:] + "."]) for kind in shown.kinds}
+    assert pixels.task.labels == ("background", "animals", "household", "vehicles")
+    of_kind = {kind: pixels.task.labels.index(kinds[kind[0].upper() + kind[1:] + "."]) for kind in shown.kinds}
     for split, table in pixels.splits.items():
         kinds_of_pixels = shown.splits[split]["pixels"]
         np.testing.assert_array_equal(table["targets"] == 0, kinds_of_pixels == 0)

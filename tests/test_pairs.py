@@ -22,6 +22,7 @@ from train.formats import DataError
 from train.pairs import Pairs
 from train.parallel import Layout, Parallel
 from train.stage import evaluation_batches
+from train.tasks import Translation
 from train.tokens import END, UNKNOWN, Tokenizer
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
@@ -68,7 +69,8 @@ def test_rare_words_are_unknown_and_subwords_are_as_many_as_there_can_be():
 def test_targets_follow_what_stands_before_them(tmp_path):
     dataset = load_data(files(tmp_path, counted(60)), pairs=WORDS)
     assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 54, "validation": 3, "test": 3}
-    source, target = dataset.tokenizers["source"], dataset.tokenizers["target"]
+    assert isinstance(dataset.task, Translation)
+    source, target = dataset.task.source, dataset.task.target
     for split, table in dataset.splits.items():
         inputs = table["inputs"]
         for row, (said, meant) in enumerate(dataset.sentences[split]):

@@ -1,7 +1,5 @@
 """Labels of pixels, measured and shown, of a model that has only begun to learn."""
 
-import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -14,7 +12,8 @@ import evals
 import evals.__main__
 import evals.report
 import train
-from evals import pixels
+from evals.tasks import segmentation as pixels
+from train import tasks
 from train.batches import fit_scaling
 from train.formats import DataError
 from train.recipes.pixels import RECIPES
@@ -63,7 +62,7 @@ def _jaccard(targets, found, labels):
 
 def test_metrics_are_those_of_the_labels(evaluation):
     """By sklearn, and a loop over pixels."""
-    table, found = evaluation.table, evaluation.segments
+    table, found = evaluation.table, evaluation.measured.labels
     assert found.shape == table["targets"].shape
     targets, measured = table["targets"], evaluation.metrics
     assert measured["validation accuracy %"] == pytest.approx(100 * (found == targets).mean(), rel=1e-4)
@@ -126,37 +125,35 @@ def test_an_overlay_shows_the_image_where_there_is_background():
 
 
 def test_the_report_shows_classes_and_overlays(evaluation):
-    shown = evals.report.segmented(evaluation)
+    shown = pixels.segmented(evaluation)
     assert shown is not None
     assert shown.count("<img") == 3 * 3 * pixels.SHOWN
     assert "<h3>Worst</h3>" in shown
     assert "background" in shown
     table = evaluation.table
-    overlap = pixels.overlaps(pixels.counts(evaluation.run, table["targets"], evaluation.segments, table["mask"]))
+    overlap = pixels.overlaps(pixels.counts(evaluation.run, table["targets"], evaluation.measured.labels, table["mask"]))
     assert f"<td>{100 * overlap[0]:.1f}</td>" in shown
-    assert pixels.segmented(dataclasses.replace(evaluation, segments=None)) is None
     evals.report.write_report(evaluation)
     assert "Labels of pixels" in evaluation.report.read_text()
 
 
-def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys, monkeypatch):
+def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     none = str(tmp_path / "none.png")
-    assert evals.__main__.main([str(folder), "--segment", none]) == 1
+    assert evals.__main__.main(["segment", str(folder), none]) == 1
     assert none in capsys.readouterr().err
     assert not (folder / "segments").exists()
-    monkeypatch.setattr(pixels, "_label", functools.cache(pixels._label.__wrapped__))
+    pixels._label.clear_cache()
     files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
     sizes = [(70, 40), (33, 52), (70, 40)]
     for file, size in zip(files, sizes, strict=True):
         Image.new("L", size, 50).save(file)
-    assert evals.__main__.main([str(folder), "--segment", files[0], none, *files[1:]]) == 1
+    assert evals.__main__.main(["segment", str(folder), files[0], none, *files[1:]]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {none}: ")
     lines = captured.out.splitlines()
     assert [line.split("  ")[0] for line in lines[:3]] == files
     assert "background" in lines[0]
-    module: Any = fcn
-    assert pixels._label(module)._cache_size() == 2  # of each size once
+    assert pixels._label._cache_size() == 2  # each size once
     for name, size in zip(("0-a", "2-b", "3-c"), sizes, strict=True):
         for kind, mode in (("", "RGB"), ("-labels", "P")):
             with Image.open(folder / "segments" / f"{name}{kind}.png") as shown:
@@ -164,10 +161,10 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys, monkeyp
                 assert mode == "RGB" or np.asarray(shown).max() < 11
     small = str(tmp_path / "small.png")
     Image.new("L", (1, 1), 50).save(small)
-    assert evals.__main__.main([str(folder), "--segment", small]) == 1
+    assert evals.__main__.main(["segment", str(folder), small]) == 1
     assert f"error: {small}: inputs: shape" in capsys.readouterr().err
-    assert evals.__main__.main([str(folder), "--segment", files[0], "--predict", files[0]]) == 1
-    assert "--predict and --segment: give one of them" in capsys.readouterr().err
+    assert evals.__main__.main(["predict", str(folder), files[0]]) == 1
+    assert "predict is not for a model of segmentation; its verbs: segment" in capsys.readouterr().err
 
 
 def test_shares_of_pixels_have_no_interval(evaluation):
@@ -183,8 +180,8 @@ def test_more_classes_than_a_byte_holds_are_refused():
 
 
 def test_what_does_not_label_pixels_says_so(evaluation):
-    other = evaluation.run._replace(data=evaluation.run.data._replace(classes=()))
-    with pytest.raises(DataError, match="does not label pixels"):
+    other = evaluation.run._replace(data=evaluation.run.data._replace(task=tasks.Classification()))
+    with pytest.raises(DataError, match="segment is not for a model of classification"):
         pixels.segment(other, evaluation.table["inputs"][:1])
 
 

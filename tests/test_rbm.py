@@ -1,5 +1,6 @@
 """Restricted Boltzmann machines against enumeration of their states, numerical integration and the toolbox's rbmtrain.m."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -216,6 +217,22 @@ def test_sampling_is_so_many_gibbs_steps_of_chains_on_their_own(units):
     moved = SAMPLE(cfg, params, start.at[0].set(0.25), jax.random.split(jax.random.key(9), 6).at[1:].set(keys[1:]), 4)
     np.testing.assert_allclose(moved[1:], found[1:], rtol=1e-5, atol=1e-6)
     assert not np.allclose(moved[0], found[0])
+
+
+@pytest.mark.parametrize("binarize", ["none", "threshold"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fantasies_are_the_means_that_the_last_step_draws_from(steps, binarize):
+    cfg = dataclasses.replace(CFG, binarize=binarize)
+    params, keys = on_device(random_params(cfg)), row_keys(6)
+    inputs = jnp.asarray(np.random.default_rng(0).random((6, 2, cfg.visible // 2)), jnp.float32)
+    start = inputs.reshape(6, -1)
+    start = (start > 0.5).astype(start.dtype) if binarize == "threshold" else start
+    before = rbm.sample(cfg, params, start, keys, steps - 1)
+    after, hidden = rbm.gibbs_step(cfg, params, before, fold(keys, steps - 1))
+    np.testing.assert_array_equal(after, rbm.sample(cfg, params, start, keys, steps))
+    expected = sigmoid(np.asarray(hidden @ params["kernel"].T + params["visible_bias"][None]))
+    means = jax.jit(rbm.fantasies)(cfg, params, inputs, keys, steps)
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
 
 
 def test_the_number_of_steps_is_no_reason_to_compile_again():

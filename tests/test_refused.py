@@ -13,7 +13,7 @@ import pytest
 
 import train
 from train.augment import Augment
-from train.checks import READ, check_columns, check_read, with_targets
+from train.checks import READ, check_columns, check_read, require_declared, with_targets
 from train.data import load_data
 from train.dataset import Dataset
 from train.optimizer import Optimizer
@@ -24,7 +24,7 @@ from train.recipes import RECIPES
 from train.run_folder import RunFolder
 from train.stage import prepare
 from train.text import Text
-from zoo import MODELS, autoencoder, fcn, mlp, rbm, rnn, rnnlm, seq2seq
+from zoo import MODELS, Outputs, autoencoder, fcn, mlp, rbm, rnn, rnnlm, seq2seq
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -40,7 +40,7 @@ SOFTMAX = mlp.Config(sizes=(4, 5, 3))
 LOGISTIC = mlp.Config(sizes=(4, 5, 3), output="logistic")
 LINEAR = mlp.Config(sizes=(4, 5, 3), output="linear")
 ONE = mlp.Config(sizes=(4, 1), output="logistic")
-SEQUENCES = rnn.Config(inputs=2, units=(3,), outputs=2)
+SEQUENCES = rnn.Config(inputs=2, units=(3,), output_units=2)
 WRITER = rnnlm.Config(vocabulary=7, features=4, units=(4,))
 
 
@@ -75,7 +75,7 @@ DATA: dict[str, tuple[Any, Any, Any, tuple[str, ...]]] = {
     "objects": (mlp, SOFTMAX, {"targets": np.array([None] * N)}, ("train targets", "object", "integers from 0 to 2")),
     "one softmax unit": (mlp, mlp.Config(sizes=(4, 1)), {"targets": 0 * CLASSES}, ("softmax of 1 output", "2 outputs or more")),
     "one softmax unit for each step": (
-        rnn, dataclasses.replace(SEQUENCES, outputs=1), {"inputs": TIMES, "targets": 0 * STEPS}, ("softmax of 1 output",),
+        rnn, dataclasses.replace(SEQUENCES, output_units=1), {"inputs": TIMES, "targets": 0 * STEPS}, ("softmax of 1 output",),
     ),
     "rows of another length": (mlp, SOFTMAX, {"targets": ROWS[:, :2]}, ("float32 [12, 2]", "sum to 1 [12, 3]")),
     "no distribution": (mlp, SOFTMAX, {"targets": 2 * ROWS}, ("sum is 2", "allowed", "sum is 1")),
@@ -163,6 +163,41 @@ def test_splits_that_nobody_reads(tmp_path):
     )
 
 
+class Undeclared:
+    """A Config of a user's own model that says nothing."""
+
+
+class Counting(Undeclared):
+    """Its outputs are a number of units."""
+
+    outputs = 3
+    input_range = None
+
+
+class Ranged(Undeclared):
+    """It says nothing of its inputs."""
+
+    outputs = Outputs("targets")
+
+
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        (Undeclared(), ("Undeclared has no property 'outputs'",)),
+        (Ranged(), ("Ranged has no property 'input_range'",)),
+        (Counting(), ("Counting: outputs=3, allowed: a zoo.base.Outputs",)),
+    ],
+)
+def test_a_config_that_does_not_declare_what_it_must(tmp_path, cfg, words):
+    words = (*words, "tests.test_refused.", "zoo.base.Model")
+    _refused(tmp_path, words, lambda out: _fit(mlp, cfg, {"inputs": X, "oddity": X}, out=out))
+
+
+def test_declared_configs_pass():
+    for module in MODELS.values():
+        require_declared(module.PRESETS["tiny"])
+
+
 # ---------------------------------------------------------------- the same numbers
 
 
@@ -210,7 +245,6 @@ def test_models_declare_what_their_examples_are(name):
         dataset = Dataset("example", {"train": batch})
         check_columns(dataset, batch)
         checked = with_targets(dataset, cfg, batch)
-        assert hasattr(cfg, "targets") == ("targets" in batch)
         if "targets" in batch:
             np.testing.assert_array_equal(checked.splits["train"]["targets"], batch["targets"])
             with pytest.raises(ValueError, match="targets"):

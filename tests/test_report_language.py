@@ -1,11 +1,13 @@
 """Language models, measured and shown: against sums by hand, dictionaries, loops of ``apply``."""
 
 import dataclasses
+import gzip
 import html
 import importlib.util
 import itertools
 import json
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -18,25 +20,30 @@ from hypothesis import strategies as st
 import evals
 import evals.__main__
 import evals.evaluation
-import evals.language
+import evals.points
 import evals.report
+import evals.tasks.language
 import evals.words
 import train
 import train.generated
 import zoo
 from evals import ngrams
-from evals.evaluation import Evaluation, load_dataset, show_metric
+from evals.base import Evaluation, Measured, Subject
+from evals.metrics import show_metric
+from evals.run import load_dataset
 from train import entry
+from train.formats import DataError
 from train.generated import COPY_SYMBOLS
 from train.stage import evaluation_batches
+from train.tasks import Algorithm, Classification, Language
 from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
 
 SECTIONS = {
-    "Samples": evals.report.samples,
-    "What is hard": evals.report.passage,
-    "Nearest words": evals.report.neighbours,
-    "Analogies": evals.report.analogies,
-    "Map of words": evals.report.word_map,
+    "Samples": evals.tasks.language.samples,
+    "What is hard": evals.tasks.language.passage,
+    "Nearest words": evals.words.neighbours,
+    "Analogies": evals.words.analogies,
+    "Map of words": evals.words.word_map,
 }
 BATCH, WINDOW = 3, 7
 LENGTHS = {"train": 200, "valid": 60, "test": 50}
@@ -87,15 +94,16 @@ def characters(evaluation, folder):
     """An untrained model of the characters of the same text."""
     how = Text(window=9)
     dataset = train.load_data(evaluation.run.recipe.data, text=how)
-    cfg = zoo.nnlm.Config(vocabulary=len(dataset.vocabulary), context=3, features=4, hidden=5)
+    assert isinstance(dataset.task, Language)
+    cfg = zoo.nnlm.Config(vocabulary=len(dataset.task.vocabulary), context=3, features=4, hidden=5)
     run = evaluation.run._replace(
         recipe=dataclasses.replace(evaluation.run.recipe, text=how, model=cfg),
         module=zoo.nnlm,
         params=zoo.nnlm.init(cfg, jax.random.key(0)),
-        data=evaluation.run.data._replace(vocabulary=dataset.vocabulary),
+        data=evaluation.run.data._replace(task=dataset.task),
     )
-    metrics, found = evals.language.measure(run, "test", dataset.splits, 3.0)
-    return Evaluation(run, "test", dict(dataset.splits["test"]), metrics, None, log_probabilities=found)
+    subject = Subject(run, dataset, "test", dict(dataset.splits["test"]), {"loss": 3.0})
+    return Evaluation(subject, evals.tasks.language.measure(subject))
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +127,8 @@ def plain(text):
 
 def test_the_loss_is_a_sum_over_the_tokens(evaluation, folder):
     tokens = words((folder / "texts" / "test.txt").read_text())
-    known = set(evaluation.run.data.vocabulary)
-    metrics, found = evaluation.metrics, evaluation.log_probabilities
+    known = set(evaluation.run.task.vocabulary)
+    metrics, found = evaluation.metrics, evaluation.measured.log_probabilities
     assert metrics["test tokens"] == len(found) == evaluation.items == len(tokens)
     assert metrics["test unknown %"] == pytest.approx(100 * np.mean([token not in known for token in tokens]))
     assert metrics["test unknown %"] > 0
@@ -143,14 +151,14 @@ def test_log_probabilities_are_in_the_order_of_the_text(kind, request):
         log_p = jax.nn.log_softmax(jax.jit(run.module.apply)(run.recipe.model, run.params, inputs[None])[0])
         parts.append(np.asarray(log_p)[np.arange(len(targets)), targets][table["mask"][first:last].reshape(-1)])
     assert len(parts) == BATCH
-    np.testing.assert_allclose(evaluation.log_probabilities, np.concatenate(parts), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(evaluation.measured.log_probabilities, np.concatenate(parts), rtol=2e-4, atol=1e-5)
 
 
 def test_documents_are_those_that_made_the_table():
     texts = {"train": ["a b c\n" * 9, "b\n", "c c\n"], "validation": ["a\n"], "test": ["c a b\n" * 5, "a b\n"]}
     made, vocabulary = tables("here", texts, Text(tokens="words", window=5))
     for split, parts in texts.items():
-        found = evals.language.documents(made[split])
+        found = evals.tasks.language.documents(made[split])
         assert len(found) == len(parts)
         for document, part in zip(found, parts, strict=True):
             np.testing.assert_array_equal(document, encode(words(part), vocabulary))
@@ -159,7 +167,7 @@ def test_documents_are_those_that_made_the_table():
 @pytest.mark.parametrize(("kind", "orders", "split_up"), [("evaluation", (2, 3, 5), words), ("characters", (5, 7), list)])
 def test_baselines_are_n_grams_of_the_training_text(kind, orders, split_up, request, folder):
     evaluation = request.getfixturevalue(kind)
-    metrics, vocabulary = evaluation.metrics, evaluation.run.data.vocabulary
+    metrics, vocabulary = evaluation.metrics, evaluation.run.task.vocabulary
 
     def loss(how):
         return np.log(metrics[f"test perplexity {how}"]) if kind == "evaluation" else metrics[f"test loss {how} nats"]
@@ -170,44 +178,46 @@ def test_baselines_are_n_grams_of_the_training_text(kind, orders, split_up, requ
         assert loss(f"of {order}-grams") == pytest.approx(-np.log(ngrams.probabilities(model, test)).mean())
     best, name = models[-1], f"with {orders[-1]}-grams"
     table = train.load_data(evaluation.run.recipe.data, text=evaluation.run.recipe.text).splits["validation"]
-    neural = np.exp(evals.language.token_log_probabilities(evaluation.run, table).astype(float))
+    neural = np.exp(evals.tasks.language.token_log_probabilities(evaluation.run, table).astype(float))
     other, grid = ngrams.probabilities(best, valid), np.linspace(0, 1, 1001)
     weight = metrics[f"test weight {name}"]
     assert weight == pytest.approx(grid[np.argmin([-np.log(w * neural + (1 - w) * other).mean() for w in grid])], abs=0.001)
-    mixed = weight * np.exp(evaluation.log_probabilities.astype(float)) + (1 - weight) * ngrams.probabilities(best, test)
+    mixed = weight * np.exp(evaluation.measured.log_probabilities.astype(float)) + (1 - weight) * ngrams.probabilities(best, test)
     assert loss(name) == pytest.approx(-np.log(mixed).mean())
 
 
 def test_the_weight_is_not_chosen_on_the_test_split(evaluation, splits, monkeypatch):
-    monkeypatch.setattr(evals.language, "ORDERS", {"words": (2,)})
+    monkeypatch.setattr(evals.tasks.language, "ORDERS", {"words": (2,)})
     weights = []
-    held_out = np.exp(evals.language.token_log_probabilities(evaluation.run, splits["validation"]).astype(np.float64))
+    held_out = np.exp(evals.tasks.language.token_log_probabilities(evaluation.run, splits["validation"]).astype(np.float64))
     for first in (0, 20):
         test = {name: column[first:] for name, column in splits["test"].items()} | {
             "reset": np.arange(len(splits["test"]["reset"]) - first) == 0
         }
         neural = np.full(int(test["mask"].sum()), 0.9 if first else 0.001)
-        named = evals.language.baselines(evaluation.run, "test", {**splits, "test": test}, neural, held_out)
+        named = evals.tasks.language.baselines(evaluation.run, "test", {**splits, "test": test}, neural, held_out)
         weights.append(named["weight with 2-grams"])
     assert weights[0] == weights[1]
 
 
 def test_what_was_trained_on_is_no_baseline(evaluation, splits, monkeypatch):
-    monkeypatch.setattr(evals.language, "ORDERS", {"words": (2,)})
+    monkeypatch.setattr(evals.tasks.language, "ORDERS", {"words": (2,)})
     run = evaluation.run
     both = run._replace(recipe=dataclasses.replace(run.recipe, train_on="train+validation"))
 
-    def names(run, split):
-        found = evals.language.measure(run, split, splits, 1.0)[0]
+    def names(run, split, own=True):
+        subject = evaluation.subject._replace(run=run, split=split, table=splits[split], own=own)
+        found = evals.tasks.language.measure(subject).metrics
         return {name.removeprefix(f"{split} ") for name in found if "grams" in name}
 
     assert names(run, "train") == names(both, "train") == names(both, "validation") == set()
     assert names(run, "validation") == names(both, "test") == {"perplexity of 2-grams"}
     assert names(run, "test") == {"perplexity of 2-grams", "perplexity with 2-grams", "weight with 2-grams"}
     ones = np.ones(int(splits["test"]["mask"].sum()))
-    every = evals.language.baselines(both, "test", splits, ones, None)["perplexity of 2-grams"]
-    assert every != evals.language.baselines(run, "test", splits, ones, None)["perplexity of 2-grams"]
-    monkeypatch.setattr(evals.language, "MOST", 10)
+    every = evals.tasks.language.baselines(both, "test", splits, ones, None)["perplexity of 2-grams"]
+    assert every != evals.tasks.language.baselines(run, "test", splits, ones, None)["perplexity of 2-grams"]
+    assert names(run, "test", own=False) == set(), "of other data"
+    monkeypatch.setattr(evals.tasks.language, "MOST", 10)
     assert names(run, "test") == set()
 
 
@@ -218,13 +228,13 @@ def copy(evaluation):
     run = evaluation.run._replace(
         recipe=dataclasses.replace(evaluation.run.recipe, model=cfg, data="copy:3"),
         params=zoo.rnnlm.init(cfg, jax.random.key(0)),
-        data=evaluation.run.data._replace(name="copy:3", vocabulary=COPY_SYMBOLS),
+        data=evaluation.run.data._replace(name="copy:3", task=Algorithm(COPY_SYMBOLS)),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.generated, "SEQUENCES", {"test": 20})
         table = train.generated.copy_memory(3)["test"]
         patch.setattr(evals.evaluation, "restore", lambda _: run)
-        dataset = train.Dataset("copy:3", {"test": table}, vocabulary=COPY_SYMBOLS)
+        dataset = train.Dataset("copy:3", {"test": table}, Algorithm(COPY_SYMBOLS))
         patch.setattr(evals.evaluation, "load_dataset", lambda *_: dataset)
         return evals.evaluate("copy")
 
@@ -232,7 +242,7 @@ def copy(evaluation):
 def test_tokens_that_are_no_text_have_a_loss_only(copy):
     assert list(copy.metrics) == ["test loss nats"]
     assert copy.items == copy.count == 20
-    assert all(section(copy) is None for section in SECTIONS.values())
+    assert not set(SECTIONS.values()) & set(evals.report.sections_of(copy))
 
 
 # ---------------------------------------------------------------- sections
@@ -244,44 +254,43 @@ def test_sections_are_there_for_what_they_are_about(evaluation, characters):
     assert there == {title: section(evaluation) for title, section in SECTIONS.items()}, "always the same bytes"
     shown = {title for title, section in SECTIONS.items() if section(characters) is not None}
     assert shown == {"Samples", "What is hard"}
-    assert set(SECTIONS.values()) <= set(evals.report.SECTIONS)
+    assert set(SECTIONS.values()) <= set(evals.report.sections_of(evaluation))
 
 
 def test_no_other_model_has_them(evaluation):
-    recipe = dataclasses.replace(evaluation.run.recipe, model=zoo.mlp.PRESETS["digits"])
-    run = evaluation.run._replace(module=zoo.mlp, recipe=recipe, params={}, data=evaluation.run.data._replace(vocabulary=()))
-    other = dataclasses.replace(evaluation, run=run, table={"inputs": np.zeros((2, 8, 8, 1))}, log_probabilities=None)
-    assert all(section(other) is None for section in SECTIONS.values())
+    run = evaluation.run._replace(module=zoo.mlp, params={}, data=evaluation.run.data._replace(task=Classification()))
+    other = dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={}))
+    assert not set(SECTIONS.values()) & set(evals.report.sections_of(other))
 
 
 def test_samples_go_on_from_the_example(evaluation, monkeypatch):
-    monkeypatch.setattr(evals.language, "WRITTEN", {"words": 5})
-    text = text_of(evals.report.samples, dataclasses.replace(evaluation, example=2))
+    monkeypatch.setattr(evals.tasks.language, "WRITTEN", {"words": 5})
+    text = text_of(evals.tasks.language.samples, dataclasses.replace(evaluation, example=2))
     begun = evaluation.table["targets"][2][evaluation.table["mask"][2]]
-    vocabulary = evaluation.run.data.vocabulary
+    vocabulary = evaluation.run.task.vocabulary
     found = re.findall(r"<p style[^>]*><b>(.*?)</b>(.*?)</p>", text, re.DOTALL)
     assert re.findall(r"temperature ([\d.]+)</fig", text) == ["0.5", "0.8", "1"]
     for (prompt, written), temperature in zip(found, (0.5, 0.8, 1.0), strict=True):
         assert plain(prompt) == train.text.decode(begun, vocabulary)
-        tokens = evals.language.write(evaluation.run, np.array([BEGIN, *begun], np.int32), 5, temperature=temperature)
+        tokens = evals.tasks.language.write(evaluation.run, np.array([BEGIN, *begun], np.int32), 5, temperature=temperature)
         assert plain(written) == train.text.decode(tokens, vocabulary)
 
 
 @pytest.mark.parametrize("example", [0, 4])
 @pytest.mark.parametrize("kind", ["evaluation", "characters"])
 def test_each_token_is_shaded_by_its_log_probability(kind, example, request, monkeypatch):
-    monkeypatch.setattr(evals.language, "PASSAGE", {"words": 40, "characters": 60})
+    monkeypatch.setattr(evals.tasks.language, "PASSAGE", {"words": 40, "characters": 60})
     evaluation = dataclasses.replace(request.getfixturevalue(kind), example=example)
-    text = text_of(evals.report.passage, evaluation)
+    text = text_of(evals.tasks.language.passage, evaluation)
     passage = text[text.index("<div") :]
     spans = re.findall(r'style="--shade:([\d.]+)" title="p ([^"]+)">(.*?)</span>', passage, re.DOTALL)
     first = int(evaluation.table["mask"][:example].sum())
     targets = evaluation.table["targets"][evaluation.table["mask"]][first:][: len(spans)]
     assert len(spans) == (40 if kind == "evaluation" else 60)
-    assert plain(passage).replace("↵", "") == train.text.decode(targets, evaluation.run.data.vocabulary)
-    log_p = evaluation.log_probabilities[first : first + len(spans)].astype(float)
+    assert plain(passage).replace("↵", "") == train.text.decode(targets, evaluation.run.task.vocabulary)
+    log_p = evaluation.measured.log_probabilities[first : first + len(spans)].astype(float)
     np.testing.assert_allclose([float(p) for _, p, _ in spans], np.exp(log_p), rtol=0.06)
-    size = len(evaluation.run.data.vocabulary)
+    size = len(evaluation.run.task.vocabulary)
     np.testing.assert_allclose([float(shade) for shade, _, _ in spans], 0.55 * np.minimum(-log_p / np.log(size), 1), atol=0.006)
     assert f"mean is {-log_p.mean():.2f} nats" in text
 
@@ -290,9 +299,11 @@ def test_a_rule_is_between_documents(evaluation, monkeypatch):
     made, _ = tables(
         "", {"train": ["the man .\n"], "validation": ["a\n"], "test": ["man\n", "the\n" * 9, ".\n"]}, Text(tokens="words")
     )
-    many = dataclasses.replace(evaluation, table=made["test"], log_probabilities=np.full(int(made["test"]["mask"].sum()), -1.0))
-    assert text_of(evals.report.passage, many).count("<hr>") == 2
-    assert text_of(evals.report.passage, dataclasses.replace(many, example=1)).count("<hr>") == 1
+    found = np.full(int(made["test"]["mask"].sum()), -1.0)
+    measured = dataclasses.replace(evaluation.measured, log_probabilities=found)
+    many = dataclasses.replace(evaluation, subject=evaluation.subject._replace(table=made["test"]), measured=measured)
+    assert text_of(evals.tasks.language.passage, many).count("<hr>") == 2
+    assert text_of(evals.tasks.language.passage, dataclasses.replace(many, example=1)).count("<hr>") == 1
 
 
 # ---------------------------------------------------------------- words
@@ -302,7 +313,8 @@ def planted(evaluation, vocabulary, vectors):
     """The same with these words' vectors."""
     run = evaluation.run
     params = run.params | {"embedding": {"embedding": jnp.asarray(vectors, jnp.float32)}}
-    return dataclasses.replace(evaluation, run=run._replace(params=params, data=run.data._replace(vocabulary=vocabulary)))
+    data = run.data._replace(task=dataclasses.replace(run.task, vocabulary=vocabulary))
+    return dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run._replace(params=params, data=data)))
 
 
 def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
@@ -314,7 +326,7 @@ def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
     asked = evals.words.content_words(vocabulary)
     assert len(set(asked)) == 12
     assert all(vocabulary[index].isalpha() and len(vocabulary[index]) > 3 for index in asked)
-    text = text_of(evals.report.neighbours, planted(evaluation, vocabulary, vectors))
+    text = text_of(evals.words.neighbours, planted(evaluation, vocabulary, vectors))
     lines = re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text)
     assert [word for word, _ in lines] == [vocabulary[index] for index in asked]
     for index, (_, cell) in zip(asked, lines, strict=True):
@@ -343,7 +355,7 @@ def test_analogies_are_counted(evaluation):
     vectors[3], vectors[5] = vectors[2] + 3 * np.eye(16)[14], vectors[4] + 3 * np.eye(16)[14]
     vectors[10], vectors[12] = vectors[9] + 0.5 * np.eye(16)[15], vectors[11] + 0.5 * np.eye(16)[15]  # nearest to c alone, too
     chosen = planted(evaluation, vocabulary, vectors)
-    text = plain(text_of(evals.report.analogies, chosen).replace("</td>", " ").replace("</th>", " "))
+    text = plain(text_of(evals.words.analogies, chosen).replace("</td>", " ").replace("</th>", " "))
     units = evals.words.vectors(chosen)
     assert units is not None
     index = {word: number for number, word in enumerate(vocabulary)}
@@ -365,19 +377,19 @@ def test_analogies_are_counted(evaluation):
     assert "plural 2 2 2 " in text
     assert f"{sum(right)} of 8 questions" in text
     assert f"; {sum(alone)} by the one" in text
-    assert evals.report.analogies(planted(evaluation, ("<eos>", "<unk>", "man", "woman"), np.eye(4))) is None
+    assert evals.words.analogies(planted(evaluation, ("<eos>", "<unk>", "man", "woman"), np.eye(4))) is None
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 80, 200]))
 @settings(deadline=None, max_examples=15)
 def test_labels_overlap_nothing(seed, count):
     rng = np.random.default_rng(seed)
-    size = np.array([evals.words.WIDTH, evals.words.HEIGHT])
+    size = np.array([evals.points.WIDTH, evals.points.HEIGHT])
     points = np.clip(size * rng.normal(0.5, rng.choice([0.05, 0.3]), (count, 2)), 0, size)
     widths = rng.uniform(5, 90, count)
-    corners = evals.words.place(points, widths)
+    corners = evals.points.place(points, widths)
     drawn = ~np.isnan(corners).any(axis=1)
-    boxes = np.concatenate([corners, corners + np.stack([widths, np.full(count, evals.words.LETTERS)], axis=1)], axis=1)[drawn]
+    boxes = np.concatenate([corners, corners + np.stack([widths, np.full(count, evals.points.LETTERS)], axis=1)], axis=1)[drawn]
     assert drawn.any()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= size).all()
@@ -390,21 +402,21 @@ def test_labels_overlap_nothing(seed, count):
 
 
 def test_the_map_has_every_word_once(evaluation):
-    text = text_of(evals.report.word_map, evaluation)
-    expected = [word for word in evaluation.run.data.vocabulary if word.isalpha()][:300]
+    text = text_of(evals.words.word_map, evaluation)
+    expected = [word for word in evaluation.run.task.vocabulary if word.isalpha()][:300]
     assert re.findall(r"<title>(.*?)</title>", text) == expected
     labels = re.findall(r"<text [^>]*>(.*?)</text>", text)
     assert set(labels) <= set(expected)
     assert len(expected) - len(labels) == int((re.findall(r"(\d+) dots have no label", text) or ["0"])[0])
     points = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', text), float)
     assert (points >= 0).all()
-    assert (points <= [evals.words.WIDTH, evals.words.HEIGHT]).all()
+    assert (points <= [evals.points.WIDTH, evals.points.HEIGHT]).all()
 
 
 def test_what_is_missing_is_named(evaluation, monkeypatch):
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "sklearn" else original(name, *rest))
-    text = text_of(evals.report.word_map, evaluation)
+    text = text_of(evals.words.word_map, evaluation)
     assert "t-SNE map needs scikit-learn: <code>pip install 'purezoo[evals]'</code>" in text
 
 
@@ -417,25 +429,25 @@ def said(capsys, *arguments: Any) -> str:
 
 
 def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypatch, capsys):
-    monkeypatch.setattr(evals.report, "SECTIONS", (evals.report.headline, evals.report.curves))
+    monkeypatch.setattr(evals.tasks.language, "SECTIONS", ())
     out = said(capsys, folder / "run")
-    assert f"next: {entry.program('evals')} {folder / 'run'} --sample 500" in out
+    assert f"next: {entry.program('evals')} sample {folder / 'run'} --prompt" in out
     assert f"test perplexity {evaluation.metrics['test perplexity']:.4f}" in out
-    assert f"test {len(evaluation.log_probabilities)} tokens" in out
+    assert f"test {len(evaluation.measured.log_probabilities)} tokens" in out
     assert json.loads((folder / "run" / "eval.json").read_text())["metrics"] == pytest.approx(evaluation.metrics)
     assert "perplexity of 5-grams" in (folder / "run" / "report.html").read_text()
 
 
 def test_what_is_written_depends_on_the_seed_alone(folder, capsys, evaluation):
     before = sorted(file.name for file in (folder / "run").iterdir())
-    options = (folder / "run", "--sample", 9, "--prompt", "the man", "--temperature", 0.9, "--seed")
+    options = ("sample", folder / "run", "--tokens", 9, "--prompt", "the man", "--temperature", 0.9, "--seed")
     first = said(capsys, *options, 3)
     assert first == said(capsys, *options, 3)
     assert first != said(capsys, *options, 4)
     assert first.startswith("the man ")
     tokens = first[:-1].replace("\n", " <eos> ").split()  # the last line end is print's
     assert len(tokens) == 11
-    assert set(tokens) <= set(evaluation.run.data.vocabulary)
+    assert set(tokens) <= set(evaluation.run.task.vocabulary)
     assert sorted(file.name for file in (folder / "run").iterdir()) == before, "nothing is measured"
 
 
@@ -449,17 +461,17 @@ def restored(evaluation, monkeypatch):
 def test_without_temperature_the_most_probable_token_is_taken(restored, capsys):
     """And if it is the only one to draw, at any temperature."""
     apply = jax.jit(restored.module.apply)
-    tokens = [BEGIN, *encode(["the", "queen"], restored.data.vocabulary).tolist()]
+    tokens = [BEGIN, *encode(["the", "queen"], restored.task.vocabulary).tolist()]
     for _ in range(9):
         logits = apply(restored.recipe.model, restored.params, jnp.asarray([tokens + [0] * (12 - len(tokens))]))
         tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
-    expected = train.text.decode(tokens[1:], restored.data.vocabulary) + "\n"
-    assert said(capsys, "run", "--sample", 9, "--prompt", "the queen", "--temperature", 0) == expected
-    assert said(capsys, "run", "--sample", 9, "--prompt", "the queen", "--top-k", 1) == expected
+    expected = train.text.decode(tokens[1:], restored.task.vocabulary) + "\n"
+    assert said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--temperature", 0) == expected
+    assert said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--top-k", 1) == expected
 
 
 def test_unknown_words_of_the_prompt_are_named(restored, capsys):
-    assert evals.__main__.main(["run", "--sample", "9", "--prompt", "blorb <unk>"]) == 0
+    assert evals.__main__.main(["sample", "run", "--tokens", "9", "--prompt", "blorb <unk>"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "not in the vocabulary, read as <unk>: 'blorb'\n"
     assert captured.out.startswith("<unk> <unk> ")
@@ -472,28 +484,26 @@ def test_a_prompt_begins_as_texts_do(evaluation, characters):
         (characters.run, "\n", []),
         (characters.run, "\nking\n", list("king\n")),
     ):
-        tokens, unknown = evals.language.read_prompt(run, prompt)
-        assert tokens.tolist() == [BEGIN, *encode(expected, run.data.vocabulary)]
+        tokens, unknown = evals.tasks.language.read_prompt(run, prompt)
+        assert tokens.tolist() == [BEGIN, *encode(expected, run.task.vocabulary)]
         assert tokens.dtype == np.int32
         assert unknown == []
-    assert evals.language.read_prompt(characters.run, "QüQ")[1] == ["Q", "ü"]
+    assert evals.tasks.language.read_prompt(characters.run, "QüQ")[1] == ["Q", "ü"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sample", "0"), "sample=0, allowed: a positive number"),
-        (("--sample", "5", "--temperature", "-1"), "temperature=-1.0, allowed: a finite number, 0 or more"),
-        (("--sample", "5", "--temperature", "nan"), "temperature=nan, allowed"),
-        (("--sample", "5", "--top-k", "0"), "top_k=0, allowed: 1 to "),
-        (("--sample", "5", "--top-k", "999"), "top_k=999, allowed: 1 to "),
-        (("--sample", "5", "--seed", "-1"), "seed=-1, allowed: 0 to 4294967295"),
-        (("--sample", "5", "--predict", "x.png"), "--predict and --sample: give one of them"),
-        (("--prompt", "the"), "only with --sample"),
+        (("--tokens", "0"), "tokens=0, allowed: a positive number"),
+        (("--temperature", "-1"), "temperature=-1.0, allowed: a finite number, 0 or more"),
+        (("--temperature", "nan"), "temperature=nan, allowed"),
+        (("--top-k", "0"), "top_k=0, allowed: 1 to "),
+        (("--top-k", "999"), "top_k=999, allowed: 1 to "),
+        (("--seed", "-1"), "seed=-1, allowed: 0 to 4294967295"),
     ],
 )
 def test_bad_options_are_one_clear_error(restored, capsys, options, message):
-    assert evals.__main__.main(["run", *options]) == 1
+    assert evals.__main__.main(["sample", "run", *options]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
@@ -507,18 +517,84 @@ def test_bad_options_are_one_clear_error(restored, capsys, options, message):
         ([], 3, {}, r"prompt: shape \(0,\), allowed: \[tokens\], at least one"),
         ([0, -1], 3, {}, "prompt: tokens outside of 0 to"),
         ([0, 10**6], 3, {}, "prompt: tokens outside of 0 to"),
-        ([0], 2.5, {}, "sample=2.5, allowed: a positive number"),
-        ([0], True, {}, "sample=True, allowed: a positive number"),
+        ([0], 2.5, {}, "tokens=2.5, allowed: a positive number"),
+        ([0], True, {}, "tokens=True, allowed: a positive number"),
         ([0], 3, {"top_k": 1.5}, "top_k=1.5, allowed: 1 to "),
         ([0], 3, {"seed": 0.5}, "seed=0.5, allowed: 0 to "),
     ],
 )
 def test_nothing_is_written_for_arguments_that_mean_nothing(evaluation, prompt, length, how, message):
     with pytest.raises(ValueError, match=message):
-        evals.language.write(evaluation.run, np.array(prompt, np.int32), length, **how)
+        evals.tasks.language.write(evaluation.run, np.array(prompt, np.int32), length, **how)
 
 
 def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
     monkeypatch.setattr(evals.evaluation, "restore", lambda _: copy.run)
-    assert evals.__main__.main(["run", "--sample", "5"]) == 1
-    assert "zoo.rnnlm on data 'copy:3' is no language model of text, so it cannot write" in capsys.readouterr().err
+    assert evals.__main__.main(["sample", "run"]) == 1
+    message = f"{copy.run.folder.path}: sample is not for a model of algorithm; its verbs: none"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(DataError, match="sample is not for a model of algorithm"):
+        evals.tasks.language.read_prompt(copy.run, "the")
+
+
+# ---------------------------------------------------------------- other data
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_another_text_is_measured_with_the_vocabulary_of_the_run(folder, evaluation, tmp_path, capsys, monkeypatch, gzipped):
+    """As a whole, with every unknown word counted, and beside no n-grams, as these would be of another text."""
+    monkeypatch.setattr(evals.tasks.language, "SECTIONS", ())
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    (run / "eval.json").write_text("untouched")
+    file = tmp_path / ("other.txt.gz" if gzipped else "other.txt")
+    text = "the man sees blorb .\nblorb & the queen\n"
+    file.write_bytes(gzip.compress(text.encode()) if gzipped else text.encode())
+    out = said(capsys, run, "--data", f"text:{file}")
+    tokens = words(text)
+    assert f"{len(tokens)} test tokens of text:{file}" in out
+    assert (run / "eval.json").read_text() == "untouched"
+    (written,) = run.glob("eval-on-*.json")
+    record = json.loads(written.read_text())
+    assert record["data"] == f"text:{file}"
+    assert f"--data text:{file}" in record["command"]
+    assert (run / written.name.replace("eval-", "report-").replace(".json", ".html")).exists()
+    metrics = record["metrics"]
+    assert metrics.keys() == {"test loss nats", "test perplexity", "test tokens", "test unknown %"}
+    assert metrics["test tokens"] == len(tokens)
+    vocabulary = evaluation.run.task.vocabulary
+    unknown = [token not in vocabulary for token in tokens]
+    assert sum(unknown) >= 2
+    assert metrics["test unknown %"] == pytest.approx(100 * np.mean(unknown))
+    made, _ = tables("", {"test": [text]}, evaluation.run.recipe.text, vocabulary)
+    found = evals.tasks.language.token_log_probabilities(evaluation.run, made["test"])
+    assert metrics["test loss nats"] == pytest.approx(-found.mean(dtype=np.float64), rel=1e-6)
+
+
+def test_a_folder_of_other_texts_keeps_its_splits(folder, evaluation, tmp_path):
+    for lines, name in enumerate(LENGTHS, 1):
+        (tmp_path / f"{name}.txt").write_text("the man .\n" * lines)
+    counts, files = {}, {evaluation.file}
+    for split in ("train", "validation", "test"):
+        other = evals.evaluate(folder / "run", split, data=f"text:{tmp_path}")
+        counts[split] = other.metrics[f"{split} tokens"]
+        files |= {other.file, other.report}
+    assert counts == {"train": 4, "validation": 8, "test": 12}
+    assert len(files) == 7
+    with pytest.raises(DataError, match="no dev split; it has train, validation, test"):
+        evals.evaluate(folder / "run", "dev", data=f"text:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("data", "task"), [("pairs:{}", "translation"), ("digits", "classification into 10 classes"), ("copy:3", "algorithm")]
+)
+def test_data_of_another_task_are_one_line_that_names_both(folder, tmp_path, capsys, data, task):
+    file = tmp_path / "pairs.tsv"
+    file.write_text("one\tun\ntwo\tdeux\n")
+    assert evals.__main__.main([str(folder / "run"), "--data", data.format(file)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert task in captured.err
+    assert "language of " in captured.err
+    assert captured.out == ""

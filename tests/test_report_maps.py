@@ -18,8 +18,10 @@ import evals.__main__
 import evals.maps
 import evals.report
 import evals.shifts
+import evals.tasks.classification
 import train
 import zoo
+from tests.helpers.evaluations import changed
 from train.recipes import RECIPES
 from zoo.convnet import Config, Stage
 
@@ -123,7 +125,7 @@ def frames_of(pixels, count):
 
 
 def test_maps_are_the_values_of_the_trace_in_its_order(images):
-    page = Parts(evals.report.feature_maps(images))
+    page = Parts(evals.tasks.classification.feature_maps(images))
     assert [text for text in page.bold if text in ("input", *traced(images))] == ["input", "conv_0", "pool_0", "conv_1", "pool_1"]
     close(page.pictures["input, map 0"], grey(images.table["inputs"][0, :, :, 0], 0, 16))
     counts = {}
@@ -137,7 +139,7 @@ def test_maps_are_the_values_of_the_trace_in_its_order(images):
 
 
 def test_of_many_maps_those_with_the_most_contrast_are_shown(images):
-    page = Parts(evals.report.feature_maps(images))
+    page = Parts(evals.tasks.classification.feature_maps(images))
     contrast = traced(images)["conv_0"].reshape(64, 20).std(axis=0)
     shown = [int(name.split()[-1]) for name in page.pictures if name.startswith("conv_0")]
     assert shown == sorted(np.argsort(-contrast)[:16])
@@ -147,8 +149,8 @@ def test_of_many_maps_those_with_the_most_contrast_are_shown(images):
 def test_scores_are_the_five_highest_probabilities_in_order(images):
     for example in (0, 7, images.count - 1):
         chosen = dataclasses.replace(images, example=example)
-        page = Parts(evals.report.feature_maps(chosen))
-        outputs = images.predictions.outputs[example]
+        page = Parts(evals.tasks.classification.feature_maps(chosen))
+        outputs = images.measured.predictions.outputs[example]
         best = np.argsort(-outputs)[:5]
         assert [line[0] for line in page.lines] == [str(index) for index in best]
         shown = [float(line[1].removesuffix("\xa0%")) for line in page.lines]
@@ -159,7 +161,7 @@ def test_scores_are_the_five_highest_probabilities_in_order(images):
 
 
 def test_signals_are_drawn_with_time_to_the_right_and_channels_upwards(signals):
-    page = Parts(evals.report.feature_maps(signals))
+    page = Parts(evals.tasks.classification.feature_maps(signals))
     assert list(page.pictures) == ["input", "conv_0", "pool_0", "conv_1"]
     values = traced(signals)
     ranges = {name: (leaf.min(), leaf.max()) for name, leaf in values.items()}
@@ -172,7 +174,7 @@ def test_signals_are_drawn_with_time_to_the_right_and_channels_upwards(signals):
 
 
 def test_clips_are_drawn_frame_by_frame(clips):
-    page = Parts(evals.report.feature_maps(clips))
+    page = Parts(evals.tasks.classification.feature_maps(clips))
     names = [f"{layer}, map {index}" for layer in ("conv_0", "pool_0") for index in range(3)]
     assert list(page.pictures) == ["input, map 0", *names]
     close(frames_of(page.pictures["input, map 0"], 8), clips.table["inputs"][0, ..., 0])  # bytes as they are
@@ -201,7 +203,7 @@ def centred(weights):
 
 def test_filters_of_images_are_pictures_grey_at_zero(images):
     kernel = np.asarray(images.run.params["conv_0"]["kernel"])
-    page = Parts(evals.report.first_weights(images))
+    page = Parts(evals.maps.first_weights(images))
     assert "conv_0.kernel" in page.text
     assert len(page.pictures) == 20
     energies = [np.square(kernel[..., int(name.split()[1])]).sum() for name in page.pictures]
@@ -212,10 +214,10 @@ def test_filters_of_images_are_pictures_grey_at_zero(images):
 
 def test_filters_of_signals_and_clips(signals, clips):
     kernel = np.asarray(signals.run.params["conv_0"]["kernel"])
-    for name, pixels in Parts(evals.report.first_weights(signals)).pictures.items():
+    for name, pixels in Parts(evals.maps.first_weights(signals)).pictures.items():
         close(pixels, centred(kernel[..., int(name.split()[1])]).T[::-1])
     kernel = np.asarray(clips.run.params["conv_0"]["kernel"])
-    pictures = Parts(evals.report.first_weights(clips)).pictures
+    pictures = Parts(evals.maps.first_weights(clips)).pictures
     assert len(pictures) == 3
     for name, pixels in pictures.items():
         close(frames_of(pixels, 2), centred(kernel[..., 0, int(name.split()[1])]))
@@ -226,7 +228,7 @@ def test_filters_of_colours_are_coloured_and_of_other_channels_side_by_side(imag
     kernel = np.random.default_rng(0).normal(size=(5, 4, channels, 6)).astype(np.float32)
     data = images.run.data._replace(input_shape=(8, 8, channels))
     run = images.run._replace(data=data, params={"conv_0": {"kernel": kernel, "bias": np.zeros(6)}})
-    pictures = Parts(evals.report.first_weights(dataclasses.replace(images, run=run))).pictures
+    pictures = Parts(evals.maps.first_weights(changed(images, run=run))).pictures
     assert len(pictures) == 6
     for name, pixels in pictures.items():
         expected = centred(kernel[..., int(name.split()[1])])
@@ -236,9 +238,9 @@ def test_filters_of_colours_are_coloured_and_of_other_channels_side_by_side(imag
 
 
 def test_dense_models_have_shifts_and_filters_but_no_maps(dense):
-    assert evals.report.feature_maps(dense) is None
+    assert evals.tasks.classification.feature_maps(dense) is None
     kernel = np.asarray(dense.run.params["layer_0"]["kernel"])
-    pictures = Parts(evals.report.first_weights(dense)).pictures
+    pictures = Parts(evals.maps.first_weights(dense)).pictures
     assert len(pictures) == evals.maps.UNITS_SHOWN
     for name, pixels in pictures.items():
         close(pixels, centred(kernel[:, int(name.split()[1])].reshape(8, 8)))
@@ -246,7 +248,7 @@ def test_dense_models_have_shifts_and_filters_but_no_maps(dense):
 
 
 def shift_table(evaluation):
-    page = Parts(re.sub("<svg.*</svg>", "", evals.report.shifts(evaluation) or "", flags=re.DOTALL))
+    page = Parts(re.sub("<svg.*</svg>", "", evals.tasks.classification.small_shifts(evaluation) or "", flags=re.DOTALL))
     return {int(shift): float(accuracy) for shift, accuracy in page.lines[1:]}
 
 
@@ -277,8 +279,8 @@ def test_shifted_accuracy_is_that_of_the_moved_digits(dense):
 
 def test_large_splits_are_measured_on_evenly_spaced_examples(dense, monkeypatch):
     monkeypatch.setattr(evals.shifts, "EXAMPLES", 100)
-    assert "100 of 300 examples" in (evals.report.shifts(dense) or "")
-    correct = dense.predictions.classes == dense.predictions.targets
+    assert "100 of 300 examples" in (evals.tasks.classification.small_shifts(dense) or "")
+    correct = dense.measured.predictions.classes == dense.measured.predictions.targets
     assert shift_table(dense)[0] == pytest.approx(100 * correct[::3].mean(), abs=0.051)
 
 

@@ -20,21 +20,25 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import evals
 import evals.checkpoints
-import evals.likelihood
+import evals.examples
+import evals.maps
 import evals.report
-import evals.unsupervised
+import evals.tasks.density
+import evals.tasks.reconstruction
 import train
 import zoo
+from tests.helpers.evaluations import changed
 from train.batches import fit_scaling
 from train.checkpoint import Checkpoints
 from train.run_folder import abstract_state
+from train.tasks import Density
 
 SECTIONS = {
-    "Reconstructions": evals.report.reconstructions,
-    "Fantasies": evals.report.fantasies,
-    "Codes": evals.report.codes,
-    "Weights and units": evals.report.histograms,
-    "Free energy": evals.report.free_energies,
+    "Reconstructions": evals.tasks.reconstruction.reconstructions,
+    "Fantasies": evals.tasks.reconstruction.fantasies,
+    "Codes": evals.tasks.reconstruction.codes,
+    "Weights and units": evals.checkpoints.histograms,
+    "Free energy": evals.checkpoints.free_energies,
 }
 STEPS = (0, 1, 4)
 
@@ -43,9 +47,9 @@ STEPS = (0, 1, 4)
 def _short():
     """A few steps of chains and a few points do here, and likelihoods are not what this is about."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evals.likelihood, "likelihoods", lambda *_: {})
-        patch.setattr(evals.unsupervised, "STEPS", STEPS)
-        patch.setattr(evals.unsupervised, "CODES", 100)
+        patch.setattr(evals.tasks.density, "likelihoods", lambda *_: {})
+        patch.setattr(evals.tasks.reconstruction, "STEPS", STEPS)
+        patch.setattr(evals.tasks.reconstruction, "CODES", 100)
         yield
 
 
@@ -76,16 +80,8 @@ def autoencoder(tmp_path_factory):
 def vectors_of(rbm):
     """The same machine for inputs that are no images, and without classes."""
     inputs = rbm.table["inputs"].reshape(-1, 64)
-    run = rbm.run._replace(data=rbm.run.data._replace(classes=(), input_shape=(64,)))
-    return dataclasses.replace(rbm, run=run, table={**rbm.table, "inputs": inputs})
-
-
-def classifier_of(rbm):
-    """A classifier of the same data."""
-    cfg = zoo.mlp.PRESETS["digits"]
-    recipe = dataclasses.replace(rbm.run.recipe, model=cfg)
-    run = rbm.run._replace(module=zoo.mlp, recipe=recipe, params=zoo.mlp.init(cfg, jax.random.key(0)))
-    return dataclasses.replace(rbm, run=run, metrics={"test loss": 0.1, "test accuracy %": 97.0})
+    run = rbm.run._replace(data=rbm.run.data._replace(task=Density(), input_shape=(64,)))
+    return changed(rbm, run=run, table={**rbm.table, "inputs": inputs})
 
 
 KINDS = {
@@ -93,14 +89,11 @@ KINDS = {
     "dbn": {*SECTIONS},
     "autoencoder": {"Reconstructions", "Codes", "Weights and units"},
     "vectors": {"Weights and units", "Free energy"},
-    "classifier": set(),
 }
 
 
 def evaluation_of(kind, request):
-    if kind in ("vectors", "classifier"):
-        return {"vectors": vectors_of, "classifier": classifier_of}[kind](request.getfixturevalue("rbm"))
-    return request.getfixturevalue(kind)
+    return vectors_of(request.getfixturevalue("rbm")) if kind == "vectors" else request.getfixturevalue(kind)
 
 
 def text_of(section, evaluation):
@@ -138,12 +131,14 @@ def test_sections_are_there_for_what_they_are_about(kind, request, monkeypatch):
     evaluation = evaluation_of(kind, request)
     if kind != "rbm":  # the only one whose plots are drawn here: each takes a while
         monkeypatch.setattr(evals.checkpoints, "plot", lambda *_: "")
-        monkeypatch.setattr(evals.unsupervised, "plot", lambda *_: "")
+        monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda *_: "")
     there = {title: once(SECTIONS[title], evaluation) for title in KINDS[kind]}
-    assert all(SECTIONS[title](evaluation) is None for title in set(SECTIONS) - set(there))
+    of_task = evals.report.sections_of(evaluation)
+    others = (SECTIONS[title] for title in set(SECTIONS) - set(there))
+    assert all(section(evaluation) is None for section in others if section in of_task)
+    assert {SECTIONS[title] for title in there} <= set(of_task)
     assert all(text.startswith(f"<section><h2>{title}</h2>") for title, text in there.items())
     assert sum(map(len, there.values())) < 2**19
-    assert set(SECTIONS.values()) <= set(evals.report.SECTIONS)
 
 
 def test_the_report_of_a_run_is_always_the_same_bytes(rbm):
@@ -151,14 +146,14 @@ def test_the_report_of_a_run_is_always_the_same_bytes(rbm):
     assert [once(section, rbm) for section in SECTIONS.values()] == [section(again) for section in SECTIONS.values()]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("rbm", "reconstruction"), ("dbn", "reconstruction"), ("autoencoder", "outputs")])
-def test_reconstructions_are_the_traces_with_their_errors(kind, name, request):
+@pytest.mark.parametrize("kind", ["rbm", "dbn", "autoencoder"])
+def test_reconstructions_are_the_traces_with_their_errors(kind, request):
     evaluation = evaluation_of(kind, request)
-    run, text = evaluation.run, once(evals.report.reconstructions, evaluation)
+    run, text = evaluation.run, once(evals.tasks.reconstruction.reconstructions, evaluation)
     pictures = shown(text)
     examples = [int(each.split()[1]) for each in pictures if each.startswith("example")]
     inputs = scaled(evaluation.table, examples)
-    outputs = run.module.trace(run.recipe.model, run.params, inputs)[1][name]
+    outputs = run.module.trace(run.recipe.model, run.params, inputs)[1]["reconstruction"]
     assert len(examples) == 12
     assert set(evaluation.table["targets"][examples]) == set(range(10))
     captions = re.findall(r"<b>(\d)</b> ([\d.]+)</figcaption>", text)
@@ -168,7 +163,7 @@ def test_reconstructions_are_the_traces_with_their_errors(kind, name, request):
         assert int(captions[index][0]) == evaluation.table["targets"][example]
         assert float(captions[index][1]) == pytest.approx(float(jnp.square(inputs[index] - outputs[index]).sum()), abs=0.006)
     inputs = scaled(evaluation.table)
-    outputs = run.module.trace(run.recipe.model, run.params, inputs)[1][name]
+    outputs = run.module.trace(run.recipe.model, run.params, inputs)[1]["reconstruction"]
     mean = float(jnp.square(inputs - outputs).sum(axis=1).mean())
     constant = float(inputs.var(axis=0).sum())
     assert f"The mean of 300 examples is {mean:.2f}; " in text
@@ -181,14 +176,14 @@ def test_chains_are_the_modules(kind, request):
     run, module, cfg = evaluation.run, evaluation.run.module, evaluation.run.recipe.model
     start = np.asarray(scaled(evaluation.table, slice(4)))
     keys = jax.random.split(jax.random.key(7), 4)
-    columns = evals.unsupervised.dreams(run, start, jax.random.key(7))
+    columns = evals.tasks.reconstruction.dreams(run, start, jax.random.key(7))
     np.testing.assert_array_equal(columns[0], start)
     for steps, means in zip(STEPS[1:], columns[1:], strict=True):
-        sampled = module.sample(cfg, run.params, jnp.asarray(start), keys, steps)
+        np.testing.assert_allclose(means, module.fantasies(cfg, run.params, jnp.asarray(start), keys, steps), atol=1e-6)
         if kind == "dbn":
-            np.testing.assert_allclose(means, sampled, atol=1e-6)
             continue
         # What the chain draws its states from, by the same key.
+        sampled = module.sample(cfg, run.params, jnp.asarray(start), keys, steps)
         before = module.sample(cfg, run.params, jnp.asarray(start), keys, steps - 1)
         after, hidden = module.gibbs_step(cfg, run.params, before, jax.vmap(jax.random.fold_in, (0, None))(keys, steps - 1))
         np.testing.assert_array_equal(after, sampled)
@@ -199,15 +194,15 @@ def test_a_net_of_one_machine_dreams_as_that_machine(rbm, dbn):
     cfg = zoo.dbn.Config(sizes=(64, 100))
     run = dbn.run._replace(recipe=dataclasses.replace(dbn.run.recipe, model=cfg), params={"layer_0": rbm.run.params})
     start = np.asarray(scaled(rbm.table, slice(4)))
-    of_net, of_machine = (evals.unsupervised.dreams(each, start, jax.random.key(7)) for each in (run, rbm.run))
+    of_net, of_machine = (evals.tasks.reconstruction.dreams(each, start, jax.random.key(7)) for each in (run, rbm.run))
     np.testing.assert_array_equal(of_net, of_machine)
 
 
 def test_fantasies_show_chains_from_examples_and_from_noise(rbm, monkeypatch):
     kept = []
-    original = evals.unsupervised.dreams
-    monkeypatch.setattr(evals.unsupervised, "dreams", lambda *given: kept.append(original(*given)) or kept[0])
-    text = text_of(evals.report.fantasies, rbm)
+    original = evals.tasks.reconstruction.dreams
+    monkeypatch.setattr(evals.tasks.reconstruction, "dreams", lambda *given: kept.append(original(*given)) or kept[0])
+    text = text_of(evals.tasks.reconstruction.fantasies, rbm)
     pictures = shown(text)
     assert len(pictures) == 10 * len(STEPS)
     for steps, values in zip(STEPS, kept[0], strict=True):
@@ -222,11 +217,13 @@ def test_fantasies_show_chains_from_examples_and_from_noise(rbm, monkeypatch):
 def test_maps_are_of_the_code(rbm, dbn, autoencoder, monkeypatch):
     """The last map is t-SNE's; neighbours' errors are scikit-learn's."""
     maps = {}
-    monkeypatch.setattr(evals.unsupervised, "_scatter", lambda points, targets, colors: points)
-    monkeypatch.setattr(evals.unsupervised, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
+    monkeypatch.setattr(evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points)
+    monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
     for evaluation, coded in ((rbm, zoo.rbm.apply), (dbn, zoo.dbn.apply), (autoencoder, zoo.autoencoder.encode)):
         maps.clear()
-        lines = {line[0]: (int(line[1]), float(line[2])) for line in rows_of(text_of(evals.report.codes, evaluation))}
+        lines = {
+            line[0]: (int(line[1]), float(line[2])) for line in rows_of(text_of(evals.tasks.reconstruction.codes, evaluation))
+        }
         inputs, targets = scaled(evaluation.table, slice(None, None, 3)), evaluation.table["targets"][::3]
         code = np.asarray(coded(evaluation.run.recipe.model, evaluation.run.params, inputs))
         for points, other in ((maps["PCA of the inputs"], np.asarray(inputs)), (maps["PCA of the code"], code)):
@@ -245,9 +242,9 @@ def test_a_code_of_two_units_is_its_own_map(autoencoder, monkeypatch):
     params = zoo.autoencoder.init(cfg, jax.random.key(0))
     run = autoencoder.run._replace(params=params, recipe=dataclasses.replace(autoencoder.run.recipe, model=cfg))
     maps = {}
-    monkeypatch.setattr(evals.unsupervised, "_scatter", lambda points, targets, colors: points)
-    monkeypatch.setattr(evals.unsupervised, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
-    text_of(evals.report.codes, dataclasses.replace(autoencoder, run=run))
+    monkeypatch.setattr(evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points)
+    monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
+    text_of(evals.tasks.reconstruction.codes, changed(autoencoder, run=run))
     assert list(maps) == ["PCA of the inputs", "code"]
     np.testing.assert_allclose(
         maps["code"], zoo.autoencoder.encode(cfg, params, scaled(autoencoder.table, slice(None, None, 3))), atol=1e-5
@@ -258,14 +255,14 @@ def test_what_is_missing_is_named(rbm, monkeypatch):
     original = importlib.util.find_spec
     missing = {"sklearn"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else original(name, *rest))
-    text = text_of(evals.report.codes, rbm)
+    text = text_of(evals.tasks.reconstruction.codes, rbm)
     assert "t-SNE map needs scikit-learn: <code>pip install 'purezoo[evals]'</code>" in text
     assert text.count("<svg") == 2
     missing.add("matplotlib")
-    for section in (evals.report.codes, evals.report.histograms):
+    for section in (evals.tasks.reconstruction.codes, evals.checkpoints.histograms):
         assert "needs matplotlib: <code>pip install 'purezoo[evals]'</code>" in text_of(section, rbm)
-    assert "<svg" not in text_of(evals.report.free_energies, rbm)
-    assert len(rows_of(text_of(evals.report.free_energies, rbm))) == 3
+    assert "<svg" not in text_of(evals.checkpoints.free_energies, rbm)
+    assert len(rows_of(text_of(evals.checkpoints.free_energies, rbm))) == 3
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn", "autoencoder"])
@@ -289,7 +286,7 @@ def test_histograms_count_all_of_every_checkpoint(kind, request, monkeypatch):
             return lambda *given, **named: None
 
     monkeypatch.setattr(evals.checkpoints, "plot", capture)
-    text = text_of(evals.report.histograms, evaluation)
+    text = text_of(evals.checkpoints.histograms, evaluation)
     with Checkpoints(run.folder.checkpoints, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         states = [checkpoints.load(abstract_state(run.recipe), step).params for step in steps]
@@ -313,7 +310,7 @@ def test_histograms_count_all_of_every_checkpoint(kind, request, monkeypatch):
             assert counts.sum() == values.shape[1]
             widened = [edges[0] - 1e-5, *edges[1:-1], edges[-1] + 1e-5]  # means round otherwise here
             assert abs(counts - np.histogram(values.mean(axis=0), widened)[0]).sum() <= 4
-        rows = evals.unsupervised.spread(evaluation, 100)
+        rows = evals.examples.spread(evaluation, 100)
         values = run.module.trace(run.recipe.model, run.params, scaled(evaluation.table, rows))[1][layer]
         if kind != "autoencoder":
             close(pictures[f"{layer}, units"], values)
@@ -329,7 +326,7 @@ def upwards(evaluation, params, inputs):
 def test_free_energies_are_the_models(kind, request):
     evaluation = evaluation_of(kind, request)
     run, splits = evaluation.run, train.load_data("digits").splits
-    text = once(evals.report.free_energies, evaluation)
+    text = once(evals.checkpoints.free_energies, evaluation)
     assert "of 100 training and as many validation examples" in text
     lines = rows_of(text)
     rows = np.linspace(0, len(splits["train"]["inputs"]) - 1, 100).round().astype(int)
@@ -349,14 +346,14 @@ def test_free_energies_are_the_models(kind, request):
 
 def test_what_was_trained_on_validation_data_is_compared_with_the_test_split(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, train_on="train+validation")
-    text = text_of(evals.report.free_energies, dataclasses.replace(rbm, run=rbm.run._replace(recipe=recipe)))
+    text = text_of(evals.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe)))
     assert "of 300 training and as many test examples" in text
     assert "With the test split, not the validation split, as the run was trained on it." in text
 
 
 def test_few_labels_are_compared_with_what_they_were(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, labels=50)
-    few = dataclasses.replace(rbm, run=rbm.run._replace(recipe=recipe))
+    few = changed(rbm, run=rbm.run._replace(recipe=recipe))
     _, tables = evals.checkpoints._tables(few)
     targets = tables["train"]["targets"]
     np.testing.assert_array_equal(np.bincount(targets), 5)
@@ -365,7 +362,7 @@ def test_few_labels_are_compared_with_what_they_were(rbm):
 
 def test_data_that_are_gone_are_named(rbm, tmp_path):
     recipe = dataclasses.replace(rbm.run.recipe, data=f"npz:{tmp_path / 'gone.npz'}")
-    text = text_of(evals.report.free_energies, dataclasses.replace(rbm, run=rbm.run._replace(recipe=recipe)))
+    text = text_of(evals.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe)))
     assert "could not be loaded" in text
     assert "gone.npz" in text
 
@@ -377,8 +374,8 @@ def test_pixels_of_scaled_inputs_are_the_raw_ones(rbm, kind):
     scaling = fit_scaling(kind, raw, (0, 16))
     run = rbm.run._replace(data=rbm.run.data._replace(scaling=scaling))
     run = run._replace(recipe=dataclasses.replace(run.recipe, preprocess=kind))
-    evaluation = dataclasses.replace(rbm, run=run, table={"inputs": raw})
-    pixels = evals.unsupervised.as_pixels(evaluation, np.asarray(scaling(jnp.asarray(raw))).reshape(20, 64))
+    evaluation = changed(rbm, run=run, table={"inputs": raw})
+    pixels = evals.tasks.reconstruction.as_pixels(evaluation, np.asarray(scaling(jnp.asarray(raw))).reshape(20, 64))
     np.testing.assert_allclose(pixels, raw[..., 0] * 255 / 16, atol=0.51)
 
 
@@ -395,4 +392,4 @@ def test_chosen_checkpoints_hold_the_best_and_the_last(steps, most, data):
 def test_filters_are_the_encoders_where_a_decoders_would_fit(autoencoder):
     cfg = zoo.autoencoder.Config(sizes=(64, 64))
     run = autoencoder.run._replace(params=zoo.autoencoder.init(cfg, jax.random.key(0)))
-    assert "<code>layer_0.kernel</code>" in text_of(evals.report.first_weights, dataclasses.replace(autoencoder, run=run))
+    assert "<code>layer_0.kernel</code>" in text_of(evals.maps.first_weights, changed(autoencoder, run=run))

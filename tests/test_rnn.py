@@ -14,7 +14,7 @@ from zoo.rnn import PRESETS, Config
 
 KEY = jax.random.key(0)
 BATCH, TIME = 4, 6
-TWO = Config(inputs=3, units=(5, 4), outputs=2, cell="gru")
+TWO = Config(inputs=3, units=(5, 4), output_units=2, cell="gru")
 LENGTHS = np.array([6, 3, 1, 3])
 MASK = jnp.asarray(np.arange(TIME)[None] < LENGTHS[:, None])
 
@@ -124,7 +124,7 @@ def test_ragged_sequences_count_like_each_alone(read_out, bidirectional):
 
 def test_targets_of_sequences_are_not_taken_for_those_of_steps():
     """Where a sequence has as many outputs as steps; and whatever its padding holds."""
-    cfg = rnn.Config(inputs=2, units=(4,), outputs=TIME, read_out="last", output="linear")
+    cfg = rnn.Config(inputs=2, units=(4,), output_units=TIME, read_out="last", output="linear")
     params, mask = _params(cfg), jnp.ones((3, TIME), bool).at[1, 1:].set(False).at[2].set(False)
     inputs, targets = _inputs(cfg)[:3], jnp.arange(3.0 * TIME).reshape(3, TIME)
     two = {"inputs": inputs[:2], "targets": targets[:2], "mask": mask[:2]}
@@ -187,7 +187,7 @@ def test_pieces_end_the_gradient_but_not_the_state():
 
 
 def test_dropout_is_of_what_layers_pass_on_and_not_of_what_they_remember():
-    cfg = Config(inputs=3, units=(32,), outputs=2, cell="rnn", dropout=0.5)
+    cfg = Config(inputs=3, units=(32,), output_units=2, cell="rnn", dropout=0.5)
     params, inputs = _params(cfg), _inputs(cfg)
     start = rnn.initial_carry(cfg, params, BATCH)
     run = jax.jit(jax.vmap(lambda keys: rnn.unroll(cfg, params, start, inputs, key=keys)))

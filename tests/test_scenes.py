@@ -14,6 +14,7 @@ from train import scenes, stamps
 from train.data import DataError, load_data
 from train.scenes import DIGITS, HELD_OUT, MARGIN, PHRASES, RELATIONS, SIDES, caption, digit_scenes, enlarged, relation
 from train.stamps import phrase
+from train.tasks import Captioning
 from train.tokens import END, UNKNOWN, pieces
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
@@ -62,8 +63,8 @@ def test_captions_are_made_of_boxes(boxes, said):
 
 def check(dataset, phrases, language="en"):
     """What holds for scenes of any kind."""
-    tokenizer = dataset.tokenizers["target"]
-    assert dataset.vocabulary == tokenizer.vocabulary
+    tokenizer = dataset.task.target
+    assert isinstance(dataset.task, Captioning)
     assert dataset.input_range == (0.0, 255.0)
     for split, table in dataset.splits.items():
         image, targets, boxes, words = table["inputs"]["image"], table["targets"], table["boxes"], table["words"]
@@ -119,7 +120,7 @@ def test_scenes_of_digits_are_what_their_captions_say(digits):
     sizes = {split: table["inputs"]["image"].shape for split, table in digits.splits.items()}
     assert sizes == {"train": (600, 48, 48, 1), "validation": (1000, 48, 48, 1), "test": (2000, 48, 48, 1)}
     assert digits.kinds == DIGITS
-    assert digits.classes == ()
+    assert digits.task.labels == ()
     check(digits, PHRASES)
     boxes = digits.splits["train"]["boxes"]
     assert np.ptp(np.bincount((boxes[..., 2] > 0).sum(axis=1), minlength=4)[1:]) < 100
@@ -176,7 +177,7 @@ def test_fewer_scenes_are_the_first_of_more_and_always_the_same(digits):
             np.testing.assert_array_equal(table[key], digits.splits[split][key][:count])
         for key, array in table["inputs"].items():
             np.testing.assert_array_equal(array, digits.splits[split]["inputs"][key][:count])
-    assert few.vocabulary == digits.vocabulary
+    assert few.task.target.vocabulary == digits.task.target.vocabulary
     assert few.fingerprint == "8d294bbc1653edb1", "on every machine, so that runs can be resumed and evaluated"
 
 

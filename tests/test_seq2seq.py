@@ -192,7 +192,7 @@ def _steps(cfg, params, inputs):
     memory, carry = seq2seq.encode(cfg, params, inputs)
 
     def body(carry, tokens):
-        return seq2seq.step(cfg, params, carry, tokens, memory)
+        return seq2seq.decode_step(cfg, params, carry, tokens, memory)
 
     _, logits = jax.lax.scan(body, carry, inputs["target"].T)
     return jnp.swapaxes(logits, 0, 1), seq2seq.apply(cfg, params, inputs)
@@ -224,9 +224,8 @@ def test_what_a_beam_writes_has_the_probability_that_apply_gives_it(cfg):
     def search(params, inputs):
         memory, carry = seq2seq.encode(cfg, params, inputs)
         first = inputs["target"][:, 0]
-        found = decode.beam_search(
-            lambda carry, tokens: seq2seq.step(cfg, params, carry, tokens, memory), carry, first, length, end=END, width=width
-        )
+        step = functools.partial(seq2seq.decode_step, cfg, params, memory=memory)
+        found = decode.beam_search(step, carry, first, length, end=END, width=width)
         each = {name: jnp.repeat(inputs[name], width, axis=0) for name in ("source", "lengths")}
         flat = found.tokens.reshape(-1, length)
         target = jnp.concatenate([jnp.repeat(first, width)[:, None], flat[:, :-1]], axis=1)

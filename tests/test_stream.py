@@ -147,7 +147,7 @@ def test_a_damaged_image_is_named(folder, tmp_path, workers):
 
 def test_a_streamed_set_has_the_splits_of_the_folder(folder):
     there, here = (load_data(f"{kind}:{folder}", image_shape=SHAPE) for kind in ("folder", "stream"))
-    assert there.classes == here.classes
+    assert there.task.labels == here.task.labels
     for split, table in there.splits.items():
         images = here.splits[split]["inputs"]
         assert (images.shape, images.dtype, images.ndim) == (table["inputs"].shape, np.uint8, 4)

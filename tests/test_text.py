@@ -10,7 +10,9 @@ import pytest
 from train import text
 from train.batches import Batches
 from train.data import load_data
+from train.dataset import Dataset
 from train.formats import DataError
+from train.tasks import Language
 from train.text import Text
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
@@ -22,6 +24,11 @@ def folder(path: pathlib.Path, **texts: str) -> pathlib.Path:
     for name, content in texts.items():
         (path / f"{name}.txt").write_text(content)
     return path
+
+
+def vocabulary_of(dataset: Dataset) -> tuple[str, ...]:
+    assert isinstance(dataset.task, Language)
+    return dataset.task.vocabulary
 
 
 def test_words_are_split_by_white_space_and_lines_end():
@@ -58,7 +65,7 @@ def test_windows_predict_every_token_once_from_the_one_before(length):
 def test_a_folder_has_a_file_for_each_split(tmp_path):
     path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
     dataset = load_data(f"text:{path}", text=Text(tokens="words", window=4))
-    assert dataset.vocabulary == ("<eos>", "<unk>", "a", "b")
+    assert dataset.task == Language(("<eos>", "<unk>", "a", "b"), "words")
     assert {name: int(table["mask"].sum()) for name, table in dataset.splits.items()} == {"train": 20, "validation": 3, "test": 2}
     assert dataset.splits["validation"]["targets"][0, :3].tolist() == [3, 1, 0]
     (path / "another-test.txt").write_text("x")
@@ -114,7 +121,7 @@ def test_marks_and_ends_of_lines_do_not_matter(tmp_path):
             for name in ("book.txt", "book.TXT.GZ"):
                 dataset = load_data(f"text:{tmp_path / name}")
                 plain = plain or dataset
-                assert (dataset.vocabulary, dataset.fingerprint) == (plain.vocabulary, plain.fingerprint)
+                assert (dataset.task, dataset.fingerprint) == (plain.task, plain.fingerprint)
 
 
 def test_only_a_line_feed_ends_a_line_of_words():
@@ -134,7 +141,7 @@ def test_the_embedded_topics_are_english_and_split_by_topic():
     tokens = {name: int(table["mask"].sum()) for name, table in dataset.splits.items()}
     assert tokens["train"] > 200_000
     assert min(tokens.values()) > 5_000
-    assert {" ", "e", "\n"} <= set(dataset.vocabulary)
+    assert {" ", "e", "\n"} <= set(vocabulary_of(dataset))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,7 @@ def test_brown_has_its_words_documents_and_splits(monkeypatch):
     dataset = load_data("brown", text=Text(tokens="words", window=35, min_count=4))
     tokens = {split: int(table["mask"].sum()) for split, table in dataset.splits.items()}
     assert tokens == {"train": 1_009_324, "validation": 109_690, "test": 99_518}
-    assert len(dataset.vocabulary) == 15_882
+    assert len(vocabulary_of(dataset)) == 15_882
 
 
 @pytest.mark.skipif(not (ROOT / "tinyshakespeare").is_dir(), reason="needs $ZOO_DATA_DIR/tinyshakespeare/input.txt")
@@ -211,7 +218,7 @@ def test_tinyshakespeare_is_split_by_position(monkeypatch):
     dataset = load_data("tinyshakespeare")
     tokens = {split: int(table["mask"].sum()) for split, table in dataset.splits.items()}
     assert tokens == {"train": 1_003_854, "validation": 55_770, "test": 55_770}
-    assert len(dataset.vocabulary) == 66, "65 characters and <unk>"
+    assert len(vocabulary_of(dataset)) == 66, "65 characters and <unk>"
 
 
 def test_without_the_corpus_it_says_where_to_put_it(monkeypatch):

@@ -1,10 +1,13 @@
 """Translation, measured and shown: the quick recipe in a smaller form, and what is made of its run."""
 
 import dataclasses
+import gzip
 import importlib.util
 import io
+import json
 import pathlib
 import re
+import shlex
 import shutil
 import sys
 from typing import Any
@@ -19,13 +22,16 @@ import evals.__main__
 import evals.lengths
 import evals.report
 import train
-from evals import translation
-from evals.evaluation import Evaluation, restore
+from evals import generation
+from evals.base import Measured
+from evals.generation import Generated
+from evals.run import restore
 from evals.runs import named
-from evals.translation import Translation
+from evals.tasks import translation
 from train.formats import DataError
 from train.optimizer import Optimizer
 from train.recipes import RECIPES
+from train.tasks import Captioning, Classification, Translation, to_dict
 from train.tokens import END
 from zoo import seq2seq
 
@@ -76,7 +82,7 @@ def test_numbers_that_were_never_seen_are_translated(evaluation):
 def test_exact_is_what_people_wrote_but_for_white_space(evaluation):
     same = [
         " ".join(target.split()) == found.text
-        for (_, target), found in zip(evaluation.sentences, evaluation.translations, strict=True)
+        for (_, target), found in zip(evaluation.measured.pairs, evaluation.measured.translations, strict=True)
     ]
     assert evaluation.metrics["test exact %"] == pytest.approx(100 * np.mean(same))
 
@@ -85,7 +91,7 @@ def test_scores_are_those_of_the_model_given_its_translation(run):
     source = "seven hundred and six"
     (found,) = translation.translate(run, [source])
     tokens = np.array([END, *found.tokens])
-    places = [*run.data.tokenizers["source"].encode(source), END]
+    places = [*run.task.source.encode(source), END]
     inputs = {"source": np.array([places]), "lengths": np.array([len(places)]), "target": tokens[None, :-1]}
     log_p = np.asarray(jax.nn.log_softmax(jax.jit(seq2seq.apply)(run.recipe.model, run.params, inputs))[0])
     assert found.score == pytest.approx(float(np.take_along_axis(log_p, tokens[1:, None], axis=1).sum()), abs=1e-4)
@@ -112,13 +118,13 @@ class Hasty:
         return (), jnp.zeros(len(inputs), int)
 
     @staticmethod
-    def step(cfg, params, carry, tokens, memory):
+    def decode_step(cfg, params, carry, tokens, memory):
         return carry + 1, jnp.where(carry[:, None] == 0, jnp.log(jnp.array([0.5, 0.02, 0.48])), jnp.log(jnp.array([1.0, 0, 0])))
 
 
 def test_a_beam_of_one_takes_the_most_probable_token_also_where_that_is_the_end():
     inputs = np.zeros((2, 1), np.int32)
-    one, two = (translation.search(Hasty, None, None, inputs, 4, beam, 1.0) for beam in (1, 2))
+    one, two = (generation.search(Hasty, None, None, inputs, 4, beam, 1.0) for beam in (1, 2))
     np.testing.assert_array_equal(one.tokens, np.full((2, 1, 4), END))
     np.testing.assert_array_equal(one.lengths, [[1], [1]])
     np.testing.assert_allclose(one.scores, np.log([[0.5], [0.5]]), rtol=1e-6)
@@ -130,8 +136,8 @@ def test_what_is_out_of_range_is_named(run):
         translation.translate(run, ["one"], beam=0)
     with pytest.raises(ValueError, match="length_penalty=-1, allowed"):
         translation.translate(run, ["one"], length_penalty=-1)
-    other = run._replace(data=run.data._replace(tokenizers={}))
-    with pytest.raises(DataError, match="does not translate"):
+    other = run._replace(data=run.data._replace(task=Captioning(run.task.target, 20)))
+    with pytest.raises(DataError, match=f"{run.folder.path}: translate is not for a model of captioning"):
         translation.translate(other, ["one"])
 
 
@@ -141,7 +147,7 @@ def test_attention_goes_where_the_words_are(run):
     weights = translation.attention(run, source, found.tokens)
     assert weights is not None
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    assert weights.shape == (len(found.tokens), len(run.data.tokenizers["source"].encode(source)) + 1)
+    assert weights.shape == (len(found.tokens), len(run.task.source.encode(source)) + 1)
     svg = translation.alignment(run, source, found)
     assert svg is not None
     assert svg.count("<rect") == weights.size
@@ -150,7 +156,7 @@ def test_attention_goes_where_the_words_are(run):
 
 def made(texts, sources):
     """Translations by hand of these sources."""
-    return list(zip(sources, texts, strict=True)), [Translation(text, np.zeros(1), 0.0) for text in texts]
+    return list(zip(sources, texts, strict=True)), [Generated(text, np.zeros(1), 0.0) for text in texts]
 
 
 def test_bleu_by_length_is_that_of_the_sentences_of_each_length():
@@ -161,7 +167,7 @@ def test_bleu_by_length_is_that_of_the_sentences_of_each_length():
         "1-8": 80, "9-10": 20, "11-12": 20, "13-14": 20, "15-17": 30, "18 or more": 230
     }  # fmt: skip
     assert all(score == pytest.approx(100) for _, score in bins.values())
-    bad = Translation("nothing like it", np.zeros(1), 0.0)
+    bad = Generated("nothing like it", np.zeros(1), 0.0)
     wrong = [bad if len(source.split()) > 17 else each for source, each in zip(sources, found, strict=True)]
     assert translation.by_length(sentences, wrong)["18 or more"][1] < 1
     assert translation.by_length(sentences[:5], found[:5]) == {}
@@ -182,14 +188,16 @@ def test_the_report_shows_translations_alignments_lengths_and_phrases(evaluation
         assert f"<h2>{title}</h2>" in page
     assert page.count("example 2<") == 1
     assert "example 5<" in page
-    assert evaluation.sentences[0][0] in page
+    assert evaluation.measured.pairs[0][0] in page
 
 
 def test_other_runs_have_no_such_sections(evaluation):
-    other = dataclasses.replace(evaluation, translations=None, sentences=())
-    assert isinstance(other, Evaluation)
-    sections = (translation.translations, translation.alignments, translation.lengths, translation.phrases)
-    assert [section(other) for section in sections] == [None] * 4
+    sections = {translation.translations, translation.alignments, translation.lengths, translation.phrases}
+    assert sections <= set(evals.report.sections_of(evaluation))
+    data = evaluation.run.data._replace(task=Classification())
+    subject = evaluation.subject._replace(run=evaluation.run._replace(data=data))
+    other = dataclasses.replace(evaluation, subject=subject, measured=Measured(metrics={}))
+    assert not sections & set(evals.report.sections_of(other))
 
 
 def command(*arguments):
@@ -197,29 +205,29 @@ def command(*arguments):
 
 
 def test_the_command_line_translates_sentences_files_and_standard_input(folder, tmp_path, capsys, monkeypatch):
-    assert command(folder, "--translate", "eleven", "five hundred and three", "--beam", 2) == 0
+    assert command("translate", folder, "eleven", "five hundred and three", "--beam", 2) == 0
     assert capsys.readouterr().out == "onze\ncinq cent trois\n"
     file = tmp_path / "numbers.txt"
     file.write_bytes(b"eleven\r\n\nfive hundred and three")
-    assert command(folder, "--translate-file", file) == 0
+    assert command("translate", folder, "--file", file) == 0
     assert capsys.readouterr().out == "onze\n\ncinq cent trois\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"eleven\n")))
-    assert command(folder, "--translate-file", "-", "--beam", 1) == 0
+    assert command("translate", folder, "--file", "-", "--beam", 1) == 0
     assert capsys.readouterr().out == "onze\n"
-    assert command(folder, "--translate", "one dozen", "--alignment", tmp_path / "a.svg") == 0
+    assert command("translate", folder, "one dozen", "--alignment", tmp_path / "a.svg") == 0
     assert "not in the vocabulary, read as <unk>: 'dozen'" in capsys.readouterr().err
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
 def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys, monkeypatch):
     """Also its last lines, which are fewer than the others."""
-    monkeypatch.setattr(evals.__main__, "LINES", 4)
+    monkeypatch.setattr(translation, "LINES", 4)
     file = tmp_path / "numbers.txt"
     file.write_text("eleven\n" * 3 + "\n" + "twelve\n" * 4 + "thirteen\n")
-    search: Any = translation.search
-    before = search._cache_size()
-    assert command(folder, "--translate-file", file, "--beam", 3) == 0
-    assert search._cache_size() == before + 1
+    search: Any = generation.search
+    search.clear_cache()
+    assert command("translate", folder, "--file", file, "--beam", 3) == 0
+    assert search._cache_size() == 1
     assert capsys.readouterr().out == "onze\n" * 3 + "\n" + "douze\n" * 4 + "treize\n"
     with pytest.raises(ValueError, match="rows=0, allowed: a positive integer"):
         translation.translate(restore(folder), ["eleven"], rows=0)
@@ -228,25 +236,31 @@ def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--beam", 3), "--beam: only with --translate or with --translate-file or with --caption"),
-        (("--translate", "one", "two", "--alignment", "a.svg"), "2 sentences after --translate, allowed: 1"),
-        (("--translate", "one", "--translate-file", "f"), "give one of them"),
-        (("--translate-file", "nowhere.txt"), "nowhere.txt"),
-        (("--sample", 5), "is no language model"),
+        (("translate", "RUN", "--beam", 3), "translate: give sentences, or a file with --file"),
+        (("translate", "RUN", "one", "two", "--alignment", "a.svg"), "--alignment: 2 sentences, allowed: 1"),
+        (("translate", "RUN", "--file", "f", "--alignment", "a.svg"), "--alignment: 0 sentences, allowed: 1"),
+        (("translate", "RUN", "one", "--file", "f"), "translate: give sentences, or a file with --file"),
+        (("translate", "RUN", "--file", "nowhere.txt"), "nowhere.txt"),
+        (("translate", "RUN", "one", "--beam", 0), "beam=0, allowed: 1 to "),
+        (("sample", "RUN"), "sample is not for a model of translation; its verbs: translate"),
     ],
 )
 def test_wrong_options_are_one_clear_error(folder, capsys, arguments, message):
-    assert command(folder, *arguments) == 1
-    assert message in capsys.readouterr().err
+    assert command(*(folder if each == "RUN" else each for each in arguments)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.out == ""
 
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(folder, tmp_path, capsys):
     file = tmp_path / "bad.txt"
     file.write_bytes(b"one\n\xff\n")
-    assert command(folder, "--translate-file", file) == 1
+    assert command("translate", folder, "--file", file) == 1
     assert "bad.txt:2: not UTF-8 text" in capsys.readouterr().err
     file.write_text("one\ntwo\n", "utf-16")
-    assert command(folder, "--translate-file", file) == 1
+    assert command("translate", folder, "--file", file) == 1
     assert "bad.txt: UTF-16; expected text in UTF-8: iconv" in capsys.readouterr().err
 
 
@@ -254,7 +268,23 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(folder, tmp_path, capsys
 def test_utf16_from_standard_input_is_refused(monkeypatch, codec):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\ntwo\n".encode(codec))))
     with pytest.raises(DataError, match=r"^-:1: .*UTF-16; expected text in UTF-8"):
-        list(evals.__main__.read_lines(pathlib.Path("-")))
+        list(translation.read_lines(pathlib.Path("-")))
+
+
+def test_a_gzipped_file_is_read_as_training_reads_it(folder, tmp_path, capsys):
+    file = tmp_path / "numbers.txt.gz"
+    whole = gzip.compress("\ufeffeleven\r\n\r\nfive hundred and three".encode())
+    file.write_bytes(whole)
+    assert command("translate", folder, "--file", file) == 0
+    assert capsys.readouterr().out == "onze\n\ncinq cent trois\n"
+    file.write_bytes(whole[:20])
+    assert command("translate", folder, "--file", file) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {file}: unreadable: ")
+    assert captured.err.count("\n") == 1
+    file.write_bytes(gzip.compress(b"one\n\xff\n"))
+    assert command("translate", folder, "--file", file) == 1
+    assert f"{file}:2: not UTF-8 text" in capsys.readouterr().err
 
 
 def test_lines_to_translate_may_have_a_mark_and_odd_ends(tmp_path, monkeypatch):
@@ -262,7 +292,7 @@ def test_lines_to_translate_may_have_a_mark_and_odd_ends(tmp_path, monkeypatch):
     (tmp_path / "lines.txt").write_bytes(raw)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
     for file in (tmp_path / "lines.txt", pathlib.Path("-")):
-        assert list(evals.__main__.read_lines(file)) == ["one", "", "two\u2028\x0c three"]
+        assert list(translation.read_lines(file)) == ["one", "", "two\u2028\x0c three"]
 
 
 @needs_plots
@@ -282,3 +312,83 @@ def test_runs_of_one_recipe_go_by_their_folders_and_none_is_left_out(folder, tmp
         named([folder, folder])
     with pytest.raises(ValueError, match="5 runs, allowed: 1 to 4"):
         named([folder] * 5)
+
+
+# ---------------------------------------------------------------- other data
+
+OTHER = [("eleven", "onze"), ("one  dozen", "douze"), ("five hundred and three", "cinq cent trois"), ("nine", "sept")]
+
+
+@pytest.fixture(name="copied")
+def _copied(folder, tmp_path):
+    """The run, in a folder that only this test writes to."""
+    shutil.copytree(folder, tmp_path / "copied")
+    (tmp_path / "copied" / "eval.json").write_text("untouched")
+    return tmp_path / "copied"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_other_sentences_are_measured_with_the_vocabulary_of_the_run(copied, tmp_path, capsys, monkeypatch, run, suffix):
+    """All of them, also where they are too few to be divided."""
+    monkeypatch.setattr(translation, "SECTIONS", ())
+    names = [str(tmp_path / f"other.{language}{suffix}") for language in ("en", "fr")]
+    for name, lines in zip(names, zip(*OTHER, strict=True), strict=True):
+        raw = "".join(f"{line}\n" for line in lines).encode()
+        pathlib.Path(name).write_bytes(gzip.compress(raw) if suffix else raw)
+    data = f"pairs:{names[0]},{names[1]}"
+    assert command(copied, "--data", data) == 0
+    assert f"4 test examples of {data}" in capsys.readouterr().out
+    assert (copied / "eval.json").read_text() == "untouched"
+    assert not (copied / "report.html").exists()
+    (file,) = copied.glob("eval-on-*.json")
+    (page,) = copied.glob("report-on-*.html")
+    assert page.stem.removeprefix("report") == file.stem.removeprefix("eval")
+    record = json.loads(file.read_text())
+    assert (record["data"], record["split"], record["count"]) == (data, "test", 4)
+    words = shlex.split(record["command"])
+    assert words == ["python", "-m", "evals", str(copied), "--split", "test", "--data", data]
+    found = translation.translate(run, [source for source, _ in OTHER])
+    assert found[0].text == "onze"
+    exact = [each.text == target for each, (_, target) in zip(found, OTHER, strict=True)]
+    assert not all(exact)
+    assert record["metrics"]["test exact %"] == 100 * np.mean(exact)
+    assert record["intervals"].keys() == {"test exact %"}
+    other = evals.evaluate(copied, data=data)
+    assert isinstance(run.task, Translation)
+    assert to_dict(other.subject.dataset.task) == to_dict(run.task)
+    assert run.task.source.encode("dozen")[0] in other.table["inputs"]["source"][1]
+    assert [source for source, _ in other.subject.dataset.sentences["test"]] == [source for source, _ in OTHER]
+
+
+def test_the_runs_own_data_by_name_are_the_runs_own(folder, evaluation):
+    again = evals.evaluate(folder, data=evaluation.run.recipe.data)
+    assert again.file == evaluation.file == folder / "eval.json"
+    assert again.metrics == evaluation.metrics
+
+
+@pytest.mark.parametrize(
+    ("data", "task"), [("text:{}", "language"), ("digits", "classification into 10 classes"), ("adding:5", "regression")]
+)
+def test_data_of_another_task_are_one_line_that_names_both(copied, tmp_path, capsys, data, task):
+    file = tmp_path / "book.txt"
+    file.write_text("one\ntwo\n")
+    assert command(copied, "--data", data.format(file)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert task in captured.err
+    assert "translation" in captured.err
+    assert captured.out == ""
+
+
+def test_faults_of_other_sentences_are_named(copied, tmp_path, capsys):
+    (tmp_path / "a.en").write_text("one\ntwo\n")
+    (tmp_path / "a.fr").write_text("un\n")
+    assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr") == 1
+    assert "expected as many in both" in capsys.readouterr().err
+    (tmp_path / "a.fr").write_text("un\ndeux\n")
+    assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--split", "validation") == 1
+    assert "no validation split; it has test" in capsys.readouterr().err
+    assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--example", 2) == 1
+    assert "example=2, allowed: 0 to 1" in capsys.readouterr().err
+    assert not list(copied.glob("*-on-*"))

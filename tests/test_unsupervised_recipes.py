@@ -13,8 +13,9 @@ from sklearn.decomposition import PCA
 
 import train
 from evals import labels
-from evals.evaluation import evaluate, load_split, restore
-from evals.likelihood import binary
+from evals.evaluation import evaluate
+from evals.run import load_split, restore
+from evals.tasks.density import binary
 from tests.conftest import THOROUGH
 from train.recipes import RECIPES
 from train.trainer import run
@@ -32,7 +33,7 @@ def _shorter(recipe, epochs, before=None):
 
 def test_a_machine_finds_digits_more_probable_than_their_means_do(tmp_path, monkeypatch):
     """Of few hidden units, so that log Z is exact; the annealed one is near; both measured by the evaluation."""
-    monkeypatch.setattr("evals.likelihood.TEMPERATURES", 1000)
+    monkeypatch.setattr("evals.tasks.density.TEMPERATURES", 1000)
     recipe = _shorter(RECIPES["rbm-digits"], 20)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, hidden=10))
     run(recipe, tmp_path, quiet=True)
@@ -54,7 +55,7 @@ def test_a_machine_finds_digits_more_probable_than_their_means_do(tmp_path, monk
 
 
 def test_without_enumeration_the_annealed_estimate_comes_with_its_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("evals.likelihood.TEMPERATURES", 100)
+    monkeypatch.setattr("evals.tasks.density.TEMPERATURES", 100)
     run(_shorter(RECIPES["rbm-digits"], 1), tmp_path, quiet=True)
     metrics = evaluate(tmp_path).metrics
     assert 0 < metrics["test log-likelihood standard error nats"] < 1

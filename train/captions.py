@@ -64,7 +64,7 @@ class Captions(NamedTuple):
 
     splits: dict[str, dict[str, Any]]
     sentences: dict[str, tuple[tuple[str, str], ...]]
-    tokenizers: dict[str, Tokenizer]
+    tokenizer: Tokenizer
     references: dict[str, tuple[tuple[str, ...], ...]]
     notes: tuple[str, ...]
 
@@ -87,15 +87,23 @@ def read(
     image_shape: tuple[int, int, int],
     locate: Locate,
     decode: Callable[[Sequence[pathlib.Path]], Mapped],
+    tokenizer: Tokenizer | None = None,
 ) -> Captions:
     """The images and captions of the JSON at a path.
 
     name: of the data, for messages.  locate: a path as given -> where it is.  decode: ``map_images``, but for shape and folder.
+    tokenizer: of the captions, and then files without splits are not divided: all images test.  Unless given, it is fitted to
+    the training captions.
     Raises DataError that names the file, and what in it is wrong.
     """
     check_image_shape(image_shape)
     bad = Bad()
-    listed = _divided(_listed(name, path, locate, bad))
+    listed = _listed(name, path, locate, bad, ("train",) if tokenizer is None else ())
+    if tokenizer is None:
+        divided = _divided(listed)
+        listed = {split: divided.get(split, []) for split in NAMES}
+    elif "all" in listed:
+        listed = {"test": listed["all"]}
     bad.check(name, how)
     found = _found(listed, bad)
     bad.check(name, how)
@@ -109,8 +117,9 @@ def read(
     bad.check(name, how)
     kept = {split: [(readable[file][0], each) for each, file in images if readable[file][1]] for split, images in found.items()}
     _require_some(name, kept, bad)
-    training = [caption for _, each in kept["train"] for caption in each.captions]
-    tokenizer = tokenizers.fit(how.tokens, training, size=how.subwords, min_count=how.min_count)
+    if tokenizer is None:
+        training = [caption for _, each in kept["train"] for caption in each.captions]
+        tokenizer = tokenizers.fit(how.tokens, training, size=how.subwords, min_count=how.min_count)
     rows = {split: _rows(split, each, tokenizer, how, bad) for split, each in kept.items()}
     bad.check(name, how)
     _require_some(name, rows, bad)
@@ -124,7 +133,7 @@ def read(
         if split != "train":
             references[split] = tuple(row.references for row in each)
     notes = _notes(rows, tokenizer, how, time, bad)
-    return Captions(tables, sentences, {"target": tokenizer}, references, notes)
+    return Captions(tables, sentences, tokenizer, references, notes)
 
 
 class _Row(NamedTuple):
@@ -161,11 +170,13 @@ def _left_out(bad: Bad) -> list[str]:
 
 
 def _notes(rows: dict[str, list[_Row]], tokenizer: Tokenizer, how: Pairs, time: int, bad: Bad) -> tuple[str, ...]:
+    images = (f"{len({row.image for row in each}):,} {split}" for split, each in rows.items())
+    if "train" not in rows:
+        return (*_left_out(bad), f"images: {', '.join(images)}")
     counts = {split: sum(len(row.tokens) + 1 for row in each) for split, each in rows.items()}
     held_out = [token for split in rows if split != "train" for row in rows[split] for token in row.tokens]
     unknown = 100 * held_out.count(UNKNOWN) / len(held_out)
     padding = 100 * (1 - counts["train"] / (time * len(rows["train"])))
-    images = (f"{len({row.image for row in each}):,} {split}" for split, each in rows.items())
     return (
         *_left_out(bad),
         f"images: {', '.join(images)}; {len(rows['train']):,} captions in training",
@@ -188,8 +199,8 @@ def _signs() -> dict[int, None]:
     return {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "PS"}
 
 
-def _listed(name: str, path: str, locate: Locate, bad: Bad) -> dict[str, list[Listed]]:
-    """Images of each split that there is, or of "all"."""
+def _listed(name: str, path: str, locate: Locate, bad: Bad, needed: Sequence[str]) -> dict[str, list[Listed]]:
+    """Images of each split that there is, or of "all".  Raises DataError for a ``needed`` one."""
     if "{split}" not in path:
         file = locate(path)
         content = _content(file)
@@ -199,7 +210,7 @@ def _listed(name: str, path: str, locate: Locate, bad: Bad) -> dict[str, list[Li
         try:
             file = of_split(path, words, locate)
         except MissingSplitError:
-            if split == "train":
+            if split in needed:
                 raise
             continue
         content = _content(file)
@@ -337,9 +348,9 @@ def _found(splits: dict[str, list[Listed]], bad: Bad) -> dict[str, list[tuple[Li
     """Images that have captions and a file of their own, with that."""
     found: dict[str, list[tuple[Listed, pathlib.Path]]] = {}
     seen = set()
-    for split in NAMES:
+    for split, images in splits.items():
         found[split] = []
-        for image in splits.get(split, []):
+        for image in images:
             file = next((folder / image.name for folder in image.folders if os.path.isfile(folder / image.name)), None)
             if not image.captions:
                 bad.add("images without a caption", image.name)

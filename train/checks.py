@@ -13,12 +13,22 @@ from train.batches import Scaling
 from train.dataset import Dataset, map_targets
 from train.formats import Images
 from train.recipe import BLANK, Recipe
-from zoo.base import Targets, require_range
+from zoo.base import Outputs, Targets, require_range
 
 COLUMNS = ("inputs", "targets", "mask", "reset")
 """Columns that any batch may have, see ``zoo.base``."""
 NEAR_ONE = 1e-3
 """How far from 1 the sum of a distribution may be, for rounding."""
+
+
+def require_declared(cfg: Any) -> None:
+    """Raises ValueError unless a model's Config, which may be a user's own, has the properties that every Config has."""
+    where = f"{type(cfg).__module__}.{type(cfg).__name__}"
+    for name in ("outputs", "input_range"):
+        if not hasattr(cfg, name):
+            raise ValueError(f"{where} has no property {name!r}, which training reads: see Config in zoo.base.Model")
+    if not isinstance(cfg.outputs, Outputs):
+        raise ValueError(f"{where}: outputs={cfg.outputs!r}, allowed: a zoo.base.Outputs, see Config in zoo.base.Model")
 
 
 def check_columns(dataset: Dataset, example: Mapping[str, Any]) -> None:
@@ -40,11 +50,12 @@ def check_columns(dataset: Dataset, example: Mapping[str, Any]) -> None:
 def with_targets(dataset: Dataset, cfg: Any, example: Mapping[str, Any]) -> Dataset:
     """The data with targets as a loss takes them: classes as integers, rows of numbers as floats.
 
-    cfg: its ``targets`` say what they may be.  example: a batch of the model's.  Raises ValueError for targets that its loss is
-    not defined for; those that a mask hides may be anything.
+    cfg: its ``outputs.targets`` say what they may be.  example: a batch of the model's.
+    Raises ValueError for targets that its loss is not defined for; those that a mask hides may be
+    anything.
     """
-    allowed = getattr(cfg, "targets", None)
-    if not isinstance(allowed, Targets) or "targets" not in example:  # a user's own model may do without
+    allowed = cfg.outputs.targets
+    if allowed is None:
         return dataset
     if allowed.units < 2 and allowed.rows in (None, "distribution"):
         raise ValueError(
@@ -142,7 +153,7 @@ def _check_rows(where: str, rows: Any, kind: str) -> None:
 
 def check_inputs(recipe: Recipe[Any], dataset: Dataset, scaling: Scaling | None) -> None:
     """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
-    allowed = getattr(recipe.model, "input_range", None)
+    allowed = recipe.model.input_range
     if allowed is None:
         return
     for split, table in dataset.splits.items():

@@ -43,7 +43,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,19 @@ from train.pairs import Pairs
 from train.places import NO_CACHE, ProgressBar, cache, download, locate, roots
 from train.scenes import SCENES, Scenes, digit_scenes
 from train.stamps import categories, read_stamps
+from train.tasks import (
+    Algorithm,
+    Captioning,
+    Classification,
+    Language,
+    Regression,
+    Segmentation,
+    Task,
+    Translation,
+    task_of_arrays,
+)
 from train.text import Text
+from train.tokens import Tokenizer
 
 __all__ = ["DataError", "load_data"]
 
@@ -85,31 +97,37 @@ def load_data(
     image_shape: tuple[int, int, int] = (28, 28, 1),
     text: Text = Text(),  # noqa: B008 (frozen)
     pairs: Pairs = Pairs(),  # noqa: B008 (frozen)
+    task: Task | None = None,
 ) -> Dataset:
-    """The data set of that name (see the module).  Raises DataError that names the file and what is wrong, or where to put it."""
+    """The data set of that name (see the module).
+
+    task: of a trained model that is only measured on the data.  They are then encoded with its
+    vocabulary, and a set without splits is not divided: all of it is the test split.
+    Raises DataError that names the file and what is wrong, or where to put it.
+    """
     kind, colon, path = name.partition(":")
     if name in _TEXTS or (colon and path and kind == "text"):
-        return _text(name, path, data_dir, text)
+        return _text(name, path, data_dir, text, task)
     numbers = re.fullmatch(r"numbers-([^-]+)-([^-]+)", name)
     if numbers or name == "multi30k-en-fr" or (colon and path and kind == "pairs"):
-        return _pairs(name, path, data_dir, pairs, numbers.groups() if numbers else None)
+        return _pairs(name, path, data_dir, pairs, numbers.groups() if numbers else None, task)
     if colon and path and kind == "captions":
-        return _captions(name, path, data_dir, image_shape, pairs)
+        return _captions(name, path, data_dir, image_shape, pairs, task)
     if kind in _SEQUENCES and colon:
         return _sequences(name, kind, path)
     if colon and kind in _FROM_PATH:
         path = _AT_END.sub("", path) if kind in ("fsdd", "stamps", "stamp_pixels") else path
         if not path:
             raise DataError(f"data {name!r}: a path must follow the colon")
-        return _FROM_PATH[kind](name, locate(path, data_dir), image_shape)
+        return _FROM_PATH[kind](name, locate(path, data_dir), How(image_shape, pairs, task))
     if kind == "synthetic":
         return _synthetic(name, path)
     if name == "digits":
         return _digits()
     if kind in ("digit_scenes", "digit_pixels"):
-        return _digit_scenes(name, kind, path if colon else str(SCENES))
+        return _digit_scenes(name, kind, path if colon else str(SCENES), How(image_shape, pairs, task))
     if name == "moving_digits":
-        return Dataset(name, moving_digits(_digits().splits), tuple(DIRECTIONS), (0.0, float(MOST)))
+        return Dataset(name, moving_digits(_digits().splits), Classification(tuple(DIRECTIONS)), (0.0, float(MOST)))
     if name in _IDX_SETS:
         return _idx_set(name, data_dir)
     paths = (*(f"{prefix}:PATH" for prefix in (*_FROM_PATH, "text", "captions")), "pairs:SRC,TGT")
@@ -120,6 +138,37 @@ def load_data(
     raise DataError(f"data {name!r}: no such set; {hint}")
 
 
+class How(NamedTuple):
+    """How data are read from a path: see ``load_data``."""
+
+    image_shape: tuple[int, int, int]
+    pairs: Pairs
+    task: Task | None
+
+    @property
+    def divide(self) -> bool:
+        """Whether a set without splits is divided."""
+        return self.task is None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What captions are encoded with; None fits one."""
+        return _tokenizer(self.task)
+
+
+def _require_task(name: str, task: Task | None, kind: type[Task]) -> None:
+    """Raises DataError unless data for tasks of a kind are for this one, or for any.
+
+    Without the task's vocabulary such data could not be read, as there may be no training split.
+    """
+    if task is not None and not isinstance(task, kind):
+        raise DataError(f"data {name!r}: {kind.name}; allowed for this run: {task}")
+
+
+def _tokenizer(task: Task | None) -> Tokenizer | None:
+    return task.target if isinstance(task, Captioning) else None
+
+
 def _digits() -> Dataset:
     file = pathlib.Path(__file__).parent / "assets" / "digits.npz"
     arrays = read_npz(file)
@@ -128,7 +177,7 @@ def _digits() -> Dataset:
         rows = slice(start, start + int(size))
         splits[split] = {"inputs": arrays["inputs"][rows, :, :, None], "targets": arrays["targets"][rows].astype(np.int32)}
         start += int(size)
-    return Dataset("digits", splits, tuple("0123456789"), (0.0, 16.0))
+    return Dataset("digits", splits, Classification(tuple("0123456789")), (0.0, 16.0))
 
 
 _IDX_FILES = {
@@ -192,7 +241,7 @@ def _idx_set(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
         "validation": {key: value[-_IDX_VALIDATION:] for key, value in tables["train"].items()},
         "test": tables["test"],
     }
-    return Dataset(name, splits, spec["classes"], (0.0, 255.0))
+    return Dataset(name, splits, Classification(spec["classes"]), (0.0, 255.0))
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Path]:
@@ -225,7 +274,7 @@ def _role(array: str) -> tuple[str, str] | None:
     return None
 
 
-def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+def _from_npz(name: str, file: pathlib.Path, how: How) -> Dataset:
     arrays = read_npz(file)
     named: dict[tuple[str, str], str] = {}
     for array in sorted(arrays):
@@ -236,21 +285,21 @@ def _from_npz(name: str, file: pathlib.Path, _: tuple[int, int, int]) -> Dataset
             raise DataError(f"{file}: {named[role]} and {array} are both {role[1]} of one split, expected one of them")
         named[role] = array
     found = {split for split, _ in named}
-    if found != {"all"} and ("all" in found or "train" not in found):
+    if found != {"all"} and ("all" in found or (how.divide and "train" not in found)):
         raise DataError(f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected {_NAMES}")
     tables = {split: _pair(file, arrays, named, split) for split in ("all", *SPLITS) if split in found}
     kinds = {split: [(str(array.dtype), array.shape[1:]) for array in table.values()] for split, table in tables.items()}
-    if any(kind != kinds["train"] for kind in kinds.values() if "train" in kinds):
+    if any(kind != next(iter(kinds.values())) for kind in kinds.values()):
         raise DataError(f"{file}: inputs or targets differ between the splits in type or shape: {kinds}")
-    splits = with_splits(str(file), tables)
-    first = splits["train"]
-    classes = ()
-    if first["targets"].dtype == np.int32:
+    splits = with_splits(str(file), tables, divide=how.divide)
+    first = next(iter(splits.values()))
+    task = task_of_arrays(first)
+    if isinstance(task, Classification):
         count = 1 + max(int(table["targets"].max()) for table in splits.values())
-        classes = tuple(str(label) for label in range(count))
+        task = Classification(tuple(map(str, range(count))))
     inputs = first["inputs"]
     low, high = (0.0, 255.0) if inputs.dtype == np.uint8 else (float(inputs.min()), float(inputs.max()))
-    return Dataset(name, splits, classes, (low, high))
+    return Dataset(name, splits, task, (low, high))
 
 
 def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], named: dict[tuple[str, str], str], split: str) -> Table:
@@ -262,20 +311,22 @@ def _pair(file: pathlib.Path, arrays: dict[str, np.ndarray], named: dict[tuple[s
     return {"inputs": checked, "targets": check_targets(str(file), targets, arrays[targets], len(checked))}
 
 
-def _from_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
-    streamed = _streamed_folder(name, folder, shape)
+def _from_folder(name: str, folder: pathlib.Path, how: How) -> Dataset:
+    streamed = _streamed_folder(name, folder, how)
     splits = {split: {**table, "inputs": table["inputs"][:]} for split, table in streamed.splits.items()}
     return dataclasses.replace(streamed, splits=splits)
 
 
-def _streamed_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
+def _streamed_folder(name: str, folder: pathlib.Path, how: How) -> Dataset:
     """An index of the files in their splits, of which none is opened."""
+    shape = how.image_shape
     check_image_shape(shape)
     with reading(folder):
         entries = visible(folder)
         folders = [entry for entry in entries if entry.is_dir()]
         parts = {"all": folder}
-        if any(SPLIT_OF.get(entry.name.lower()) == "train" for entry in folders) and all(map(_is_split, folders)):
+        trains = any(SPLIT_OF.get(entry.name.lower()) == "train" for entry in folders) or not how.divide
+        if folders and trains and all(map(_is_split, folders)):
             parts = by_split(str(folder), ((entry.name, entry) for entry in folders))
             entries += [entry for part in parts.values() for entry in visible(part)]
         names = {entry.name for part in parts.values() for entry in visible(part) if entry.is_dir()}
@@ -284,7 +335,8 @@ def _streamed_folder(name: str, folder: pathlib.Path, shape: tuple[int, int, int
         classes = tuple(sorted(names))
         tables = {split: _index(folder, part, classes, shape) for split, part in parts.items()}
     notes = not_read([entry for entry in entries if not entry.is_dir()])
-    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0), notes=notes)
+    splits = with_splits(str(folder), tables, divide=how.divide)
+    return Dataset(name, splits, Classification(classes), (0.0, 255.0), notes=notes)
 
 
 def _is_split(folder: pathlib.Path) -> bool:
@@ -308,22 +360,24 @@ def _index(root: pathlib.Path, part: pathlib.Path, classes: tuple[str, ...], sha
 _AT_END = re.compile(r"@([^/@]+)\Z")
 
 
-def _from_fsdd(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+def _from_fsdd(name: str, folder: pathlib.Path, _: How) -> Dataset:
     held_out = _AT_END.search(name)
     splits, speakers, notes = read_fsdd(folder, held_out[1] if held_out else "")
     inputs = splits["train"]["inputs"]
-    return Dataset(name, splits, tuple("0123456789"), (float(inputs.min()), float(inputs.max())), speakers, notes=notes)
+    input_range = (float(inputs.min()), float(inputs.max()))
+    return Dataset(name, splits, Classification(tuple("0123456789")), input_range, speakers, notes=notes)
 
 
-def _from_stamps(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+def _from_stamps(name: str, folder: pathlib.Path, how: How) -> Dataset:
     options = _AT_END.search(name)
     language, comma, count = options[1].rpartition(",") if options else ("", "", "")
     if count and not comma and not count.isdecimal():
         language, count = count, ""
-    return _of_scenes(name, read_stamps(folder, language or "en", _count(name, count) if comma or count else 0))
+    scenes = _count(name, count) if comma or count else 0
+    return _of_scenes(name, read_stamps(folder, language or "en", scenes, how.tokenizer), how.pairs)
 
 
-def _from_stamp_pixels(name: str, folder: pathlib.Path, _: tuple[int, int, int]) -> Dataset:
+def _from_stamp_pixels(name: str, folder: pathlib.Path, _: How) -> Dataset:
     count = _AT_END.search(name)
     found = read_stamps(folder, scenes=_count(name, count[1]) if count else 0)
     of_kinds = categories(folder, found.kinds)
@@ -337,12 +391,25 @@ def _count(name: str, scenes: str) -> int:
     return int(scenes)
 
 
-def _digit_scenes(name: str, kind: str, count: str) -> Dataset:
-    found = digit_scenes(_digits().splits, _count(name, count))
-    return _of_scenes(name, found) if kind == "digit_scenes" else _of_pixels(name, found, found.kinds, range(len(found.kinds)))
+def _digit_scenes(name: str, kind: str, count: str, how: How) -> Dataset:
+    found = digit_scenes(_digits().splits, _count(name, count), how.tokenizer)
+    return (
+        _of_scenes(name, found, how.pairs)
+        if kind == "digit_scenes"
+        else _of_pixels(name, found, found.kinds, range(len(found.kinds)))
+    )
 
 
-def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, shape: tuple[int, int, int], how: Pairs) -> Dataset:
+def _captions(
+    name: str,
+    path: str,
+    data_dir: str | os.PathLike[str] | None,
+    shape: tuple[int, int, int],
+    how: Pairs,
+    task: Task | None,
+) -> Dataset:
+    _require_task(name, task, Captioning)
+
     def decode(files: Sequence[pathlib.Path]) -> Mapped:
         folder = cache("captions")
         if folder is None:
@@ -356,12 +423,15 @@ def _captions(name: str, path: str, data_dir: str | os.PathLike[str] | None, sha
 
             return map_images(files, shape, folder, decoded)
 
-    found = captions.read(f"data {name!r}", path, how, shape, functools.partial(locate, data_dir=data_dir), decode)
-    return _of_scenes(name, found)
+    find = functools.partial(locate, data_dir=data_dir)
+    found = captions.read(f"data {name!r}", path, how, shape, find, decode, _tokenizer(task))
+    return _of_scenes(name, found, how)
 
 
-def _of_scenes(name: str, found: Scenes | Captions) -> Dataset:
-    return Dataset(name, vocabulary=found.tokenizers["target"].vocabulary, input_range=(0.0, 255.0), **found._asdict())
+def _of_scenes(name: str, found: Scenes | Captions, how: Pairs) -> Dataset:
+    fields = found._asdict()
+    task = Captioning(fields.pop("tokenizer"), how.max_length)
+    return Dataset(name, task=task, input_range=(0.0, 255.0), **fields)
 
 
 def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Sequence[int]) -> Dataset:
@@ -377,12 +447,12 @@ def _of_pixels(name: str, found: Scenes, classes: Sequence[str], of_kinds: Seque
         }
         for split, table in found.splits.items()
     }
-    return Dataset(name, splits, ("background", *classes), (0.0, 255.0), notes=found.notes)
+    return Dataset(name, splits, Segmentation(("background", *classes)), (0.0, 255.0), notes=found.notes)
 
 
-def _from_masks(name: str, folder: pathlib.Path, shape: tuple[int, int, int]) -> Dataset:
-    tables, classes, notes = read_masks(folder, shape)
-    return Dataset(name, with_splits(str(folder), tables), classes, (0.0, 255.0), notes=notes)
+def _from_masks(name: str, folder: pathlib.Path, how: How) -> Dataset:
+    tables, classes, notes = read_masks(folder, how.image_shape)
+    return Dataset(name, with_splits(str(folder), tables, divide=how.divide), Segmentation(classes), (0.0, 255.0), notes=notes)
 
 
 _FROM_PATH = {
@@ -401,8 +471,10 @@ _SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/
 _SHAKESPEARE_MD5 = "6fb458f1232090904fb40fe944165e91"
 
 
-def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Text) -> Dataset:
+def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Text, task: Task | None) -> Dataset:
     """Text by name or at a path, as windows."""
+    _require_task(name, task, Language)
+    divide, known = task is None, task.vocabulary if isinstance(task, Language) else ()
     notes: tuple[str, ...] = ()
     if name == "topics":
         documents = texts.topics()
@@ -417,15 +489,16 @@ def _text(name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Te
     elif name == "tinyshakespeare":
         places = [root / name / "input.txt" for root in roots(data_dir) if (root / name / "input.txt").exists()]
         file = places[0] if places else download(name, "input.txt", _SHAKESPEARE_MD5, (_SHAKESPEARE,))
-        documents, _ = texts.from_path(file, how)
+        documents, _ = texts.from_path(file, how, divide=divide)
     else:
-        documents, notes = texts.from_path(locate(path, data_dir), how)
-    splits, vocabulary = texts.tables(f"data {name!r}", documents, how)
-    tokens = {split: table["targets"][table["mask"]] for split, table in splits.items()}
-    unknown = 100 * (np.concatenate([tokens["validation"], tokens["test"]]) == texts.UNKNOWN).mean()
-    said = f"{len(vocabulary):,} {how.tokens}, {len(tokens['train']):,} tokens in training"
-    notes = (f"{said}, {unknown:.2f} % of the held-out ones unknown", *notes)
-    return Dataset(name, splits, vocabulary=vocabulary, notes=notes)
+        documents, notes = texts.from_path(locate(path, data_dir), how, divide=divide)
+    splits, vocabulary = texts.tables(f"data {name!r}", documents, how, known)
+    if divide:
+        tokens = {split: table["targets"][table["mask"]] for split, table in splits.items()}
+        unknown = 100 * (np.concatenate([tokens["validation"], tokens["test"]]) == texts.UNKNOWN).mean()
+        said = f"{len(vocabulary):,} {how.tokens}, {len(tokens['train']):,} tokens in training"
+        notes = (f"{said}, {unknown:.2f} % of the held-out ones unknown", *notes)
+    return Dataset(name, splits, Language(vocabulary, how.tokens), notes=notes)
 
 
 _PAIRS = ("numbers-en-fr", "multi30k-en-fr")
@@ -433,9 +506,15 @@ _MULTI30K = ("multi30k/{split}.en.gz", "multi30k/{split}.fr.gz")
 
 
 def _pairs(
-    name: str, path: str, data_dir: str | os.PathLike[str] | None, how: Pairs, languages: tuple[str, ...] | None
+    name: str,
+    path: str,
+    data_dir: str | os.PathLike[str] | None,
+    how: Pairs,
+    languages: tuple[str, ...] | None,
+    task: Task | None,
 ) -> Dataset:
     """Pairs of sentences by name or from files, as tokens."""
+    _require_task(name, task, Translation)
     bad = sentences.Bad()
     if languages:
         splits = sentences.numbers(name, languages)
@@ -448,10 +527,10 @@ def _pairs(
                     f"data {name!r}: not found.  Put train, val and test_2016_flickr of the WMT multimodal task, such as "
                     "train.en.gz and train.fr.gz, into DIR/multi30k/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
                 )
-        splits = sentences.from_files(name, source, target or None, functools.partial(locate, data_dir=data_dir), bad)
-    found = sentences.encode(f"data {name!r}", splits, how, bad)
-    vocabulary = found.tokenizers["target"].vocabulary
-    return Dataset(name, vocabulary=vocabulary, **found._asdict())
+        find = functools.partial(locate, data_dir=data_dir)
+        splits = sentences.from_files(name, source, target or None, find, bad, divide=task is None)
+    known = task if isinstance(task, Translation) else None
+    return Dataset(name, **sentences.encode(f"data {name!r}", splits, how, bad, known)._asdict())
 
 
 _SEQUENCES = {"adding": adding, "copy": copy_memory}
@@ -460,9 +539,10 @@ _SEQUENCES = {"adding": adding, "copy": copy_memory}
 def _sequences(name: str, kind: str, steps: str) -> Dataset:
     if not re.fullmatch(r"[1-9][0-9]{,3}", steps) or int(steps) < 2:
         raise DataError(f"data {name!r}: {steps!r} steps, allowed: a number from 2 to 9999")
-    return Dataset(name, _SEQUENCES[kind](int(steps)), vocabulary=COPY_SYMBOLS if kind == "copy" else ())
+    return Dataset(name, _SEQUENCES[kind](int(steps)), Algorithm(COPY_SYMBOLS) if kind == "copy" else Regression())
 
 
 def _synthetic(name: str, form: str) -> Dataset:
     table, classes = synthetic(name, form)
-    return Dataset(name, with_splits(f"data {name!r}", {"all": table}), tuple(map(str, range(classes))), (0.0, 255.0))
+    task = Classification(tuple(map(str, range(classes))))
+    return Dataset(name, with_splits(f"data {name!r}", {"all": table}), task, (0.0, 255.0))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from train.formats import DataError, Images
-from train.tokens import Tokenizer
+from train.tasks import Task, task_of_arrays
 
 Table = dict[str, Any]
 T = TypeVar("T")
@@ -33,10 +33,9 @@ class Dataset:
 
     splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}; where pixels are labelled,
         targets and mask are [n, height, width].
-    classes: names, () if targets are not classes.  input_range: least and greatest raw value, for preprocess="unit".
+    task: what a model can learn from them, see ``train.tasks``; unless given, it follows from the targets.
+    input_range: least and greatest raw value, for preprocess="unit".
     speakers: names, where a further column "speakers" [n] of each split is an index into them.
-    vocabulary: what the integers of text stand for; there are no classes then.
-    tokenizers: of "source" and "target" sentences, or of "target" ones alone; vocabulary is the latter's.
     widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
     sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
     references: {split: all that people said of each row, of which its target is one}, where they said several things.
@@ -49,11 +48,9 @@ class Dataset:
 
     name: str
     splits: Mapping[str, Table]
-    classes: tuple[str, ...] = ()
+    task: Task = None  # pyright: ignore[reportAssignmentType] (set below)
     input_range: tuple[float, float] = (0.0, 1.0)
     speakers: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()
-    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
     widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
     references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
@@ -67,6 +64,8 @@ class Dataset:
                 raise ValueError(f"data {self.name}: split {split!r}, allowed: {', '.join(ALL_SPLITS)}")
         splits = {split: _table(f"data {self.name}: {split}", table) for split, table in self.splits.items()}
         object.__setattr__(self, "splits", splits)
+        if self.task is None:
+            object.__setattr__(self, "task", task_of_arrays(next(iter(splits.values()))))
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
@@ -199,8 +198,13 @@ def by_split(source: str, named: Iterable[tuple[str, T]]) -> dict[str, T]:
     return {split: found[split][1] for split in SPLITS if split in found}
 
 
-def with_splits(source: str, tables: dict[str, Table]) -> dict[str, Table]:
-    """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation."""
+def with_splits(source: str, tables: dict[str, Table], *, divide: bool = True) -> dict[str, Table]:
+    """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation.
+
+    divide: else nothing is divided, and a table without splits tests as a whole.
+    """
+    if not divide:
+        return {"test" if split == "all" else split: table for split, table in tables.items()}
     if "all" in tables:
         table, parts = tables["all"], ("train", "validation", "test")
     elif "validation" not in tables:

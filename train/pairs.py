@@ -25,7 +25,8 @@ from train import tokens as tokenizers
 from train.dataset import WORDS
 from train.formats import DataError, read_byte_lines
 from train.settings import settle
-from train.tokens import UNKNOWN, Kind, Tokenizer, packed, taught
+from train.tasks import Translation
+from train.tokens import UNKNOWN, Kind, packed, taught
 
 NAMES = WORDS | {"test": (*WORDS["test"], "test_2016_flickr")}
 """What "{split}" stands for."""
@@ -69,14 +70,14 @@ class Line(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Pairs as data.  sentences: {split: ((source, target), ...)}.  tokenizers: of "source" and "target".
+    """Pairs as data.  sentences: {split: ((source, target), ...)}.
 
     widths: {path of an array in a table: to what length each bucket is filled up}.  notes: for people.
     """
 
     splits: dict[str, dict[str, Any]]
     sentences: dict[str, tuple[tuple[str, str], ...]]
-    tokenizers: dict[str, Tokenizer]
+    task: Translation
     widths: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
 
@@ -102,8 +103,12 @@ class Bad:
         raise DataError(f"{name}: {'; '.join(said)}; pairs.on_bad=skip leaves them out")
 
 
-def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> Encoded:
-    """Sentences as tables.  bad: of what was read.  Raises DataError that names lines, and splits without any that can serve."""
+def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad, task: Translation | None = None) -> Encoded:
+    """Sentences as tables.
+
+    bad: of what was read.  task: whose tokenizers to use; they are fitted to the training sentences unless given.
+    Raises DataError that names lines, and splits without any that can serve.
+    """
     kept: dict[str, list[Line]] = {}
     for split, lines in splits.items():
         kept[split] = []
@@ -115,8 +120,10 @@ def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> En
                 kept[split].append(line)
     bad.check(name, how)
     _require_some(name, kept)
-    sides = [[getattr(line, side) for line in kept["train"]] for side in SIDES]
-    fitted = [tokenizers.fit(how.tokens, side, size=how.subwords, min_count=how.min_count) for side in sides]
+    if task is None:
+        sides = [[getattr(line, side) for line in kept["train"]] for side in SIDES]
+        task = Translation(*(tokenizers.fit(how.tokens, side, size=how.subwords, min_count=how.min_count) for side in sides))
+    fitted = (task.source, task.target)
     coded: dict[str, list[tuple[list[int], list[int]]]] = {split: [] for split in kept}
     texts: dict[str, list[tuple[str, str]]] = {split: [] for split in kept}
     for split, lines in kept.items():
@@ -132,20 +139,21 @@ def encode(name: str, splits: dict[str, list[Line]], how: Pairs, bad: Bad) -> En
     _require_some(name, coded)
     lengths = {split: np.array([[len(side) + 1 for side in pair] for pair in pairs]) for split, pairs in coded.items()}
     most = np.max([each.max(axis=0) for each in lengths.values()], axis=0)
-    edges = _edges(lengths["train"], most, how.buckets)
+    edges = _edges(next(iter(lengths.values())), most, how.buckets)
     tables = {split: _table(coded[split], lengths[split], edges) for split in coded}
     widths = {"inputs.source": edges[0]} | dict.fromkeys(("inputs.target", "targets", "mask"), edges[1])
     notes = [f"left out: {len(places):,} lines, {what}" for what, places in bad.places.items()]
-    for index, side in enumerate(SIDES):
+    for index, side in enumerate(SIDES if "train" in coded else ()):
         held_out = [token for split in coded if split != "train" for pair in coded[split] for token in pair[index]]
         unknown = 100 * held_out.count(UNKNOWN) / len(held_out)
         count = int(lengths["train"][:, index].sum())
         said = f"{len(fitted[index].vocabulary):,} {how.tokens}, {count:,} tokens in training"
         notes.append(f"{side}: {said}, {unknown:.2f} % of the held-out ones unknown")
     shapes = ", ".join(f"{source}/{target}" for source, target in zip(*edges, strict=True))
-    notes.append(f"filled up to {shapes} tokens: {100 * padding(tables['train'], widths):.1f} % of the places are padding")
+    part = 100 * padding(next(iter(tables.values())), widths)
+    notes.append(f"filled up to {shapes} tokens: {part:.1f} % of the places are padding")
     kept_texts = {split: tuple(pairs) for split, pairs in texts.items()}
-    return Encoded(tables, kept_texts, dict(zip(SIDES, fitted, strict=True)), widths, tuple(notes))
+    return Encoded(tables, kept_texts, task, widths, tuple(notes))
 
 
 def _require_some(name: str, splits: dict[str, Any]) -> None:
@@ -221,9 +229,12 @@ def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
     return splits
 
 
-def from_files(name: str, source: str, target: str | None, locate: Any, bad: Bad) -> dict[str, list[Line]]:
-    """Lines of two files, or of a TSV if there is no target, or of such for each split.  locate: a path as given -> where it is.
+def from_files(
+    name: str, source: str, target: str | None, locate: Any, bad: Bad, *, divide: bool = True
+) -> dict[str, list[Line]]:
+    """Lines of two files, or of a TSV if there is no target, or of such for each split.
 
+    locate: a path as given -> where it is.  divide: whether files without splits are divided, or all lines test.
     Raises DataError naming the file, or the files whose numbers of lines differ.
     """
     names = [source] if target is None else [source, target]
@@ -232,6 +243,8 @@ def from_files(name: str, source: str, target: str | None, locate: Any, bad: Bad
         raise DataError(f"data {name!r}: {{split}} in one of two names, expected in both or in none")
     if not all(marked):
         lines = _read_pair([locate(each) for each in names], bad)
+        if not divide:
+            return {"test": lines}
         first, second = len(lines) * 90 // 100, len(lines) * 95 // 100
         return {"train": lines[:first], "validation": lines[first:second], "test": lines[second:]}
     splits = {}

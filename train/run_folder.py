@@ -1,7 +1,7 @@
 """The run folder: what a run was, what it measured, and how to get its model back.
 
 config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, JAX's settings, versions
-data.json       class names, shape, range and scaling of the inputs: what prediction needs without the data
+data.json       task, shape, range and scaling of the inputs: what prediction needs without the data
 metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
 checkpoints/    see train.checkpoint
 lock            held while a process trains here
@@ -19,24 +19,24 @@ import pathlib
 import platform
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import zoo
-from train import cluster
+from train import cluster, tasks
 from train.batches import Scaling
 from train.checkpoint import CheckpointError, Checkpoints
 from train.dataset import Dataset
 from train.places import may_write
 from train.recipe import Recipe, from_dict, module_of, to_dict
 from train.step import PRNG, TrainState, init_state, root_key
-from train.tokens import Tokenizer
+from train.tasks import Task
 from zoo.base import Model, Params
 
-FORMAT = 1
+FORMAT = 2
 _LINE = {"step": int, "split": str, "seconds": (int, float)}
 
 
@@ -47,17 +47,16 @@ class RunError(RuntimeError):
 class RunData(NamedTuple):
     """What prediction needs to know about the data that a run was trained on.
 
-    classes: names, () if there are none.  input_shape: of one example, or its image; None for inputs of several arrays without.
-    input_range: least and greatest raw value.  vocabulary: of text.  tokenizers: of "source" and "target" sentences.
+    task: what the model learned, see ``train.tasks``.
+    input_shape: of one example, or its image; None for inputs of several arrays without an image.
+    input_range: least and greatest raw value.
     """
 
     name: str
-    classes: tuple[str, ...]
+    task: Task
     scaling: Scaling
     input_shape: tuple[int, ...] | None
     input_range: tuple[float, float]
-    vocabulary: tuple[str, ...] = ()
-    tokenizers: Mapping[str, Tokenizer] = {}
 
 
 class RunFolder:
@@ -191,8 +190,8 @@ class RunFolder:
                 file.truncate(size)
                 raise OSError(error.errno, error.strerror, str(self.metrics)) from error
 
-    def write_data(self, dataset: Dataset, scaling: Scaling | None) -> None:
-        """data.json."""
+    def write_data(self, dataset: Dataset, task: Task, scaling: Scaling | None) -> None:
+        """data.json.  task: what the model learns of the data."""
         if not cluster.first():
             return
         shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
@@ -202,11 +201,9 @@ class RunFolder:
             self.path / "data.json",
             {
                 "name": dataset.name,
-                "classes": list(dataset.classes),
+                "task": tasks.to_dict(task),
                 "input_shape": None if inputs is None else list(inputs.shape[1:]),
                 "input_range": list(dataset.input_range),
-                "vocabulary": list(dataset.vocabulary),
-                "tokenizers": {side: tokenizer.to_dict() for side, tokenizer in dataset.tokenizers.items()},
                 "shift": np.asarray(shift).tolist(),
                 "scale": np.asarray(scale).tolist(),
             },
@@ -218,12 +215,10 @@ class RunFolder:
         try:
             return RunData(
                 data["name"],
-                tuple(data["classes"]),
+                tasks.from_dict(data["task"]),
                 Scaling(np.float32(data["shift"]), np.float32(data["scale"])),
                 None if data["input_shape"] is None else tuple(data["input_shape"]),
                 (float(data["input_range"][0]), float(data["input_range"][1])),
-                tuple(data.get("vocabulary", ())),  # runs of earlier versions have none
-                {side: Tokenizer.from_dict(fields) for side, fields in data.get("tokenizers", {}).items()},
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             why = f"not written by this version ({type(error).__name__}: {error})"

@@ -39,7 +39,7 @@ class Scenes(NamedTuple):
 
     splits: dict[str, Table]
     sentences: dict[str, tuple[tuple[str, str], ...]]
-    tokenizers: dict[str, Tokenizer]
+    tokenizer: Tokenizer
     kinds: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -168,8 +168,11 @@ class Digits(NamedTuple):
     labels: np.ndarray
 
 
-def digit_scenes(digits: Mapping[str, Table], count: int = SCENES) -> Scenes:
-    """Scenes of digits; digits: {split: {"inputs": uint8 [n, 8, 8, 1] of 0..16, "targets": [n]}}.  count: of training scenes."""
+def digit_scenes(digits: Mapping[str, Table], count: int = SCENES, tokenizer: Tokenizer | None = None) -> Scenes:
+    """Scenes of digits; digits: {split: {"inputs": uint8 [n, 8, 8, 1] of 0..16, "targets": [n]}}.
+
+    count: of training scenes.  tokenizer: of the captions; fitted unless given.
+    """
     made: dict[str, Table] = {}
     captions: dict[str, list[str]] = {}
     for number, (split, wanted) in enumerate({"train": count, **HELD_OUT}.items()):
@@ -183,12 +186,12 @@ def digit_scenes(digits: Mapping[str, Table], count: int = SCENES) -> Scenes:
         del captions[split][wanted:]
     # Fitted to what can be said rather than to what is, so that tokens do not depend on the number of scenes.
     possible = [between.join((phrase.text, phrase.text)) for phrase in PHRASES for between in RELATIONS["en"]]
-    tokenizer = tokenizers.fit("words", possible, size=0, min_count=1)
+    tokenizer = tokenizer or tokenizers.fit("words", possible, size=0, min_count=1)
     tokenize(made, captions, tokenizer)
     sentences = {split: tuple(("", text) for text in texts) for split, texts in captions.items()}
     sources = ", ".join(f"{len(digits[split]['targets']):,} {split}" for split in made)
     notes = (f"one to three digits a scene, of {sources} images, none of which is in two splits",)
-    return Scenes(made, sentences, {"target": tokenizer}, DIGITS, notes)
+    return Scenes(made, sentences, tokenizer, DIGITS, notes)
 
 
 def enlarged(images: np.ndarray, labels: np.ndarray) -> Digits:

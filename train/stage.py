@@ -10,7 +10,7 @@ import optax
 
 from train.batches import MEASURED, Batches, Scaling, fit_scaling, not_streamed
 from train.checkpoint import describe
-from train.checks import check_columns, check_inputs, check_read, with_targets
+from train.checks import check_columns, check_inputs, check_read, require_declared, with_targets
 from train.dataset import Dataset
 from train.optimizer import build_one_of
 from train.parallel import Layout, Parallel
@@ -18,6 +18,7 @@ from train.recipe import BETTER, Recipe, module_of, written_out
 from train.settings import shown
 from train.step import TrainState, init_state, make_evaluate, make_step, root_key
 from train.stream import make_batches
+from train.tasks import Task, learned
 from zoo.base import Model, Params, replace
 
 EVAL_BATCH, SMALL = 250, 2**14
@@ -44,6 +45,11 @@ class Stage:
     abstract: TrainState
     metrics: Any
 
+    @property
+    def task(self) -> Task:
+        """What the model learns."""
+        return learned(self.recipe.model.outputs, self.dataset.task)
+
     def key(self, index: int = 0) -> jax.Array:
         """A member's root key."""
         return root_key(list(self.members.values())[index].seed)
@@ -65,12 +71,13 @@ def prepare(recipe: Recipe[Any], dataset: Dataset, module: Model, parallel: Para
     """
     if not isinstance(parallel, Parallel):
         raise ValueError(f"parallel={shown(parallel)}, allowed: {Parallel.__module__}.Parallel")
+    require_declared(recipe.model)
     splits = recipe.train_on.split("+")
     missing = [split for split in splits if split not in dataset.splits]
     if missing:
         raise ValueError(f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}")
     check_read(recipe, validates="validation" in dataset.splits and "validation" not in splits, kept=kept)
-    recipe = _with_vocabulary(recipe, dataset)
+    recipe = _with_sizes(recipe, dataset)
     cfg, only = recipe.model, recipe.optimizer.only
     example = jax.eval_shape(lambda: module.example_batch(cfg, root_key(0), 1))
     check_columns(dataset, example)
@@ -130,17 +137,18 @@ def evaluation_batches(
     return make_batches(table, rows, seed=None, scaling=scaling, layout=layout, widths=widths)
 
 
-def _with_vocabulary(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
-    """The recipe whose model has the vocabularies of the data.  Raises ValueError for data that are for another kind of model."""
+def _with_sizes(recipe: Recipe[Any], dataset: Dataset) -> Recipe[Any]:
+    """The recipe whose model has the sizes that its data decide, such as a vocabulary.
+
+    Raises ValueError for data that are for another kind of model.
+    """
     cfg, module = recipe.model, type(recipe.model).__module__
     example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, root_key(0), 1))["inputs"]
     have, want = (_described(inputs) for inputs in (dataset.splits["train"]["inputs"], example))
     if have != want:
         raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
-    sizes = {"vocabulary": len(dataset.vocabulary)} if dataset.vocabulary else {}
-    if "source" in dataset.tokenizers:
-        sizes["source_vocabulary"] = len(dataset.tokenizers["source"].vocabulary)
-    if sizes and not hasattr(cfg, "vocabulary"):
+    sizes = dataset.task.sizes
+    if not sizes.keys() <= {field.name for field in dataclasses.fields(cfg)}:
         raise ValueError(f"data {dataset.name}: tokens, allowed for {module}: data that are no text")
     if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
         raise ValueError(f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none")

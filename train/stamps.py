@@ -19,7 +19,7 @@ from PIL import Image
 from train import tokens as tokenizers
 from train.formats import DataError, image_size, named, not_read, opened_image, read_image, read_lines, visible
 from train.scenes import RELATIONS, SEED, Phrase, Scenes, Table, arrange, say, tokenize
-from train.tokens import pieces
+from train.tokens import Tokenizer, pieces
 
 SCENES = {"train": 12_000, "validation": 500, "test": 1_000, "one-shot": 500}
 BOARD, LENGTHS, LONG_OF_TWO, SHORT_OF_ONE = 64, (18, 20, 22, 24, 26, 28, 31, 34, 38, 42, 46, 50, 54), 9, 4
@@ -61,9 +61,10 @@ def phrase(text: str, language: str) -> Phrase | None:
     return Phrase(plain, min(head, len(pieces("words", plain)) - 1))
 
 
-def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0) -> Scenes:
+def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tokenizer: Tokenizer | None = None) -> Scenes:
     """Scenes of the cut-outs in a folder, of which ``scenes`` train, or as many as ``SCENES`` says.
 
+    tokenizer: of the captions; fitted to the training captions unless given.
     Raises DataError that names the file, and the line of captions.tsv.
     """
     if language not in RELATIONS:
@@ -95,12 +96,12 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0) -> 
         images, pixels = _drawn(rng, cutouts, items, sizes, boxes, np.uint8 if len(phrases) < 256 else np.uint16)
         captions[split], places = say(phrases, found, axes, language)
         made[split] = {"image": images, "boxes": boxes, **places, "pixels": pixels}
-    tokenizer = tokenizers.fit("words", captions["train"], size=0, min_count=1)
+    tokenizer = tokenizer or tokenizers.fit("words", captions["train"], size=0, min_count=1)
     tokenize(made, captions, tokenizer)
     sentences = {split: tuple(("", text) for text in texts) for split, texts in captions.items()}
     said = f"{len(cutouts)} pictures of {len(phrases)} kinds, {int(apart.sum()) // 2:,} pairs of which are together in tests only"
     held = f"{len(kept)} kinds have several pictures, the last of which is in one-shot scenes only"
-    return Scenes(made, sentences, {"target": tokenizer}, tuple(each.text for each in phrases), (said, held, *notes))
+    return Scenes(made, sentences, tokenizer, tuple(each.text for each in phrases), (said, held, *notes))
 
 
 def categories(folder: pathlib.Path, kinds: Sequence[str]) -> tuple[str, ...]:

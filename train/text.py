@@ -52,9 +52,12 @@ class Text:
                 raise ValueError(f"text: {field}={getattr(self, field)!r}, allowed: a positive integer")
 
 
-def tables(source: str, documents: Documents, how: Text) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
-    """Each split as windows, and the vocabulary.  Raises DataError, which names the source, when a split has no token.
+def tables(
+    source: str, documents: Documents, how: Text, vocabulary: tuple[str, ...] = ()
+) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
+    """Each split as windows, and the vocabulary, which is that of the training documents unless given.
 
+    Raises DataError, which names the source, when a split has no token.
     A table: inputs, targets int32 [windows, window], the target being the next token; mask of the same shape; reset [windows]:
     where a document begins.  A document's last window is padded.
     """
@@ -63,7 +66,7 @@ def tables(source: str, documents: Documents, how: Text) -> tuple[dict[str, dict
     for split, parts in tokens.items():
         if not parts:
             raise DataError(f"{source}: no {how.tokens} in the {split} split")
-    vocabulary = make_vocabulary(tokens["train"], how)
+    vocabulary = vocabulary or make_vocabulary(tokens["train"], how)
     made = {}
     for split, parts in tokens.items():
         pieces = [windows(encode(part, vocabulary), how.window) for part in parts]
@@ -151,14 +154,17 @@ def _every_tenth(texts: Mapping[str, str]) -> Documents:
     return {split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS}
 
 
-def from_path(path: pathlib.Path, how: Text) -> tuple[Documents, tuple[str, ...]]:
+def from_path(path: pathlib.Path, how: Text, *, divide: bool = True) -> tuple[Documents, tuple[str, ...]]:
     """A file, or a folder of three, and a note of its other files.
 
+    divide: whether a file is divided into splits, or tests as a whole.
     Raises DataError naming the file that is not UTF-8, too large or missing, or whose name says two splits.
     """
     with reading(path):
         if not path.is_dir():
             text = read_text(path)
+            if not divide:
+                return {"test": [text]}, ()
             first, second = (_cut(text, percent, how) for percent in (90, 95))
             return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}, ()
         files: dict[str, list[pathlib.Path]] = {split: [] for split in ("", *SPLITS)}

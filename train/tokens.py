@@ -21,7 +21,7 @@ Kind = Literal["subwords", "words", "characters"]
 _WORD = re.compile(rf"{SPACE}?(?:\w+|[^\w\s])|{SPACE}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Tokenizer:
     """Of one language.  vocabulary: pieces by token.  model: of sentencepiece, for subwords."""
 

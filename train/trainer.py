@@ -341,7 +341,7 @@ def _complain(error: Exception) -> None:
 def _open(stage: Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
     folder = RunFolder.create(out, stage.recipe, stage.dataset.fingerprint)
     stack.enter_context(folder.locked())
-    folder.write_data(stage.dataset, stage.batches.scaling)
+    folder.write_data(stage.dataset, stage.task, stage.batches.scaling)
     return folder
 
 
@@ -358,7 +358,7 @@ def _member_folder(stage: Stage, folder: RunFolder, member: Member) -> RunFolder
     if not member.label:
         return folder
     own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
-    own.write_data(stage.dataset, stage.batches.scaling)
+    own.write_data(stage.dataset, stage.task, stage.batches.scaling)
     return own
 
 

@@ -39,10 +39,23 @@ from zoo import (
     rnnlm,
     seq2seq,
 )
-from zoo.base import Aux, Batch, Conditional, Model, Params, Recurrent, static
+from zoo.base import (
+    Autoencoder,
+    Aux,
+    Batch,
+    Conditional,
+    EnergyModel,
+    Generative,
+    Model,
+    Outputs,
+    Params,
+    Recurrent,
+    static,
+)
 
 __all__ = [
-    "MODELS", "Aux", "Batch", "Conditional", "Model", "Params", "Recurrent",
+    "MODELS", "Autoencoder", "Aux", "Batch", "Conditional", "EnergyModel", "Generative", "Model",
+    "Outputs", "Params", "Recurrent",
     "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
     "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "matlab", "mlp", "nnlm", "rbm",
     "recurrence", "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",

@@ -14,6 +14,7 @@ from jax import Array
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     blank_padding,
     block,
@@ -86,6 +87,11 @@ class Config:
         require_reconstructing(self)
 
     @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("hidden" if self.greedy and len(self.sizes) > 2 else "inputs")
+
+    @property
     def input_range(self) -> tuple[float, float] | None:
         """What inputs must lie in; None is anything."""
         return (0.0, 1.0) if self.output == "logistic" else None
@@ -127,7 +133,7 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 
     Probabilities unless the outputs are linear; at least float32.  Inputs are corrupted only with a key.
     """
-    return _forward(cfg, params, _flat(cfg, inputs), key)["outputs"]
+    return _forward(cfg, params, _flat(cfg, inputs), key)["reconstruction"]
 
 
 def encode(cfg: Config, params: Params, inputs: Array) -> Array:
@@ -138,15 +144,15 @@ def encode(cfg: Config, params: Params, inputs: Array) -> Array:
 def decode(cfg: Config, params: Params, code: Array) -> Array:
     """Code [batch, sizes[-1]] -> reconstruction [batch, sizes[0]]."""
     require_shape("code", code, ("batch", cfg.sizes[-1]))
-    return _down(cfg, params, code)["outputs"]
+    return _down(cfg, params, code)["reconstruction"]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """The reconstruction, and "hidden_0", ..., "code", the decoder's "decoded_1" (of hidden_0), ..., "logits", "outputs" (the
-    reconstruction) [batch, units].
+    """The reconstruction, and "hidden_0", ..., "code", the decoder's "decoded_1" (of hidden_0), ..., "logits",
+    "reconstruction" [batch, units].
     """  # fmt: skip
     seen = _forward(cfg, params, _flat(cfg, inputs), None)
-    return seen["outputs"], seen
+    return seen["reconstruction"], seen
 
 
 def _flat(cfg: Config, inputs: Array) -> Array:
@@ -180,7 +186,7 @@ def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
         if index:
             x = seen[f"decoded_{index}"] = block(activate(cfg.activation, x))
     logits = at_least_float32(x)
-    return seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
 
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
@@ -191,7 +197,7 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     """
     batch, _ = blank_padding(batch)
     x = _flat(cfg, batch["inputs"])
-    if not cfg.greedy or len(cfg.sizes) == 2:
+    if cfg.outputs.of == "inputs":
         return reconstruction_loss(cfg, _forward(cfg, params, x, key)["logits"], x, batch["mask"])
     pair, params, x = _top_pair(cfg, params, x)
     logits = _forward(pair, params, x, key)["logits"]

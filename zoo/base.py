@@ -105,6 +105,21 @@ class Targets(NamedTuple):
     rows: Literal["numbers", "probabilities", "distribution"] | None = None
 
 
+class Outputs(NamedTuple):
+    """What a model learns to put out, and in which unit its loss is.
+
+    of: "targets": the outputs estimate the batch's targets.  "inputs": they reconstruct the inputs.
+        "hidden": the loss reconstructs hidden units, as that of a greedy autoencoder with more than
+        one pair of layers does.  "density": the model is an energy of the inputs.
+    targets: what the targets may be; None for models without.
+    likelihood: whether the loss of an item is -log p(its target), so that its unit is the nat.
+    """
+
+    of: Literal["targets", "inputs", "hidden", "density"]
+    targets: Targets | None = None
+    likelihood: bool = False
+
+
 @runtime_checkable
 class Model(Protocol):
     """The names of a model module, in order.  A module may add ``SAMPLED = True`` when its objective samples inside."""
@@ -113,8 +128,9 @@ class Model(Protocol):
     def Config(self) -> type:  # noqa: N802 (a class, in the module's namespace)
         """What describes a model, static and hashable; raises ValueError at a bad value.
 
-        A property ``input_range``, (least, greatest) or None, says what inputs must lie in, where that is not everything; of
-        inputs of several arrays {name: (least, greatest)}.  A property ``targets``, a ``Targets``, says what targets may be.
+        Two properties are obligatory.  ``outputs``, an ``Outputs``, says what the outputs are and
+        what targets may be.  ``input_range``, (least, greatest), says what inputs must lie in, None
+        that they may be anything; of inputs of several arrays it is {name: (least, greatest)}.
         """
         ...
 
@@ -146,7 +162,8 @@ class Model(Protocol):
     def trace(self, cfg: Any, params: Params, inputs: Any) -> tuple[Any, dict[str, Array]]:
         """The outputs of ``apply`` at key=None and every named intermediate that a person may want to see.
 
-        A model whose outputs are logits names their probabilities "outputs".
+        A model whose outputs are logits names their probabilities "outputs".  One without targets
+        names its reconstruction of the inputs "reconstruction", [batch, ...] of as many values.
         """
         ...
 
@@ -177,17 +194,62 @@ class Recurrent(Model, Protocol):
 class Conditional(Model, Protocol):
     """What models offer besides that write a sequence given something else, such as a sentence or an image.
 
-    ``apply`` is ``encode`` and then ``step`` by step.
+    ``apply`` is ``encode``, and then ``decode_step`` token by token.
     """
 
     def encode(self, cfg: Any, params: Params, inputs: Any, *, key: Array | None = None) -> tuple[Any, Carry]:
         """What is known of the inputs, a pytree, and the carry before the first step; leaves of both lead with [batch]."""
         ...
 
-    def step(self, cfg: Any, params: Params, carry: Carry, inputs: Array, memory: Any) -> tuple[Carry, Array]:
+    def decode_step(self, cfg: Any, params: Params, carry: Carry, inputs: Array, memory: Any) -> tuple[Carry, Array]:
         """The carry after one token of each row, inputs [rows], and the logits [rows, vocabulary] of the next one.
 
         rows: of ``memory``, or a multiple, side by side: hypotheses of a beam search.
+        """
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Model, Protocol):
+    """What autoencoders offer besides: without a key, ``apply`` is ``encode`` and then ``decode``."""
+
+    def encode(self, cfg: Any, params: Params, inputs: Array) -> Array:
+        """The code [batch, ...] of inputs [batch, ...]."""
+        ...
+
+    def decode(self, cfg: Any, params: Params, code: Array) -> Array:
+        """The reconstruction of the inputs from a code [batch, ...], as ``apply`` returns it."""
+        ...
+
+
+@runtime_checkable
+class EnergyModel(Model, Protocol):
+    """What energy-based models of visible and hidden units offer besides.
+
+    key: typed keys [batch], one for each row.
+    """
+
+    def free_energy(self, cfg: Any, params: Params, visible: Array) -> Array:
+        """-log of the unnormalised probability of visible states [batch, visible]: [batch], in nats."""
+        ...
+
+    def gibbs_step(self, cfg: Any, params: Params, visible: Array, key: Array) -> tuple[Array, Array]:
+        """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
+        ...
+
+    def sample(self, cfg: Any, params: Params, visible: Array, key: Array, steps: int | Array) -> Array:
+        """Visible states [batch, visible] after ``steps`` Gibbs steps (0 or more) from ``visible``, each row a chain."""
+        ...
+
+
+@runtime_checkable
+class Generative(Model, Protocol):
+    """What models offer besides that a Gibbs chain generates from."""
+
+    def fantasies(self, cfg: Any, params: Params, inputs: Array, key: Array, steps: int | Array) -> Array:
+        """Means of the visible units [batch, values] after ``steps`` Gibbs steps from inputs [batch, ...], each row a chain.
+
+        key: [batch], one for each chain.  steps: 1 or more, and may be traced.
         """
         ...
 

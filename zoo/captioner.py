@@ -24,6 +24,7 @@ from zoo import attention, convnet, decoder, recurrence, rnn
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     blank_padding,
@@ -94,9 +95,9 @@ class Config:
         return {"target": (0.0, self.vocabulary - 1.0)}
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return Targets(self.vocabulary)
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -220,7 +221,7 @@ def encode(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array 
     return memory, carry
 
 
-def step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
     """One token [rows] of each caption: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
     return decoder.step(cfg.writer, params, carry, inputs, memory)
 

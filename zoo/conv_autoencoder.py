@@ -13,7 +13,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from zoo import convnet
-from zoo.base import Aux, Batch, Params, blank_padding, block, require, require_inputs, require_shape, require_sizes, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Outputs,
+    Params,
+    blank_padding,
+    block,
+    require,
+    require_inputs,
+    require_shape,
+    require_sizes,
+    static,
+)
 from zoo.convnet import Stage
 from zoo.convolution import Sizes
 from zoo.layers import (
@@ -84,6 +96,11 @@ class Config:
             space = stage.outputs(space)
 
     @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("inputs")
+
+    @property
     def input_range(self) -> tuple[float, float] | None:
         """What inputs must lie in; None is anything."""
         return (0.0, 1.0) if self.output == "logistic" else None
@@ -134,7 +151,7 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 
     Inputs are corrupted, and units dropped, only with a key.
     """
-    return _forward(cfg, params, inputs, key)["outputs"]
+    return _forward(cfg, params, inputs, key)["reconstruction"]
 
 
 def encode(cfg: Config, params: Params, inputs: Array) -> Array:
@@ -148,15 +165,15 @@ def decode(cfg: Config, params: Params, code: Array) -> Array:
     for stage in cfg.stages:
         space = stage.outputs(space)
     require_shape("code", code, ("batch", *space, cfg.stages[-1].features))
-    return _down(cfg, params, code)["outputs"]
+    return _down(cfg, params, code)["reconstruction"]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
     """The reconstruction, and every feature map "conv_0" (after the nonlinearity), "pool_0", ..., "code", the decoder's
-    "decoded_1" (of what the second stage sees), ..., "logits", "outputs" (the reconstruction) [batch, *space, features].
+    "decoded_1" (of what the second stage sees), ..., "logits", "reconstruction" [batch, *space, features].
     """  # fmt: skip
     seen = _forward(cfg, params, inputs, None)
-    return seen["outputs"], seen
+    return seen["reconstruction"], seen
 
 
 def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
@@ -190,7 +207,7 @@ def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
         if index:
             x = seen[f"decoded_{index}"] = block(activate(cfg.stages[index - 1].activation or cfg.activation, x))
     logits = at_least_float32(x)
-    return seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
 
 
 def _repeat(x: Array, window: Sizes) -> Array:

@@ -17,8 +17,8 @@ from jax import Array
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
-    Targets,
     blank_padding,
     block,
     require,
@@ -45,10 +45,10 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
-    output_targets,
     require_supervised,
     split_keys,
     supervised_loss,
+    supervised_outputs,
 )
 from zoo.pooling import Pooling, pool
 
@@ -176,9 +176,14 @@ class Config:
             )
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return output_targets(self.output, self.classes)
+    def input_range(self) -> None:
+        """What inputs must lie in: anything."""
+        return None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return supervised_outputs(self, self.classes)
 
     def spaces(self) -> list[Sizes]:
         """Spatial sizes of the result of every stage."""

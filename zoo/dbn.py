@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from zoo import rbm
-from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_integer, require_sizes, static
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, require_choice, require_integer, require_sizes, static
 from zoo.layers import ComputeDtype
 
 SAMPLED = True
@@ -67,6 +67,11 @@ class Config:
             )
             for index, (visible, hidden) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True))
         )
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("density")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
@@ -126,15 +131,19 @@ def down(cfg: Config, params: Params, top: Float[Array, "batch units"], machines
     return top
 
 
-def sample(
+def fantasies(
     cfg: Config, params: Params, inputs: Array, key: Key[Array, " batch"], steps: int | Array
 ) -> Float[Array, "batch values"]:
     """What the net dreams: so many Gibbs steps of the highest machine, then the means downwards (Hinton et al. 2006, section 7).
 
-    inputs: where the chains start, [batch, ...].
+    inputs: where the chains start, [batch, ...].  A net of a single machine dreams as ``zoo.rbm.fantasies`` does.
+    Raises ValueError for fewer steps than one, where that is known.
     """
     *below, machine = cfg.machines
     params_top = params[f"layer_{len(below)}"]
+    if not below:
+        return rbm.fantasies(machine, params_top, inputs, key, steps)
+    require_integer("steps", steps)
     start = rbm.states(machine, _upwards(cfg, params, inputs)[-1])
     return down(cfg, params, rbm.sample(machine, params_top, start, key, steps), len(below))
 

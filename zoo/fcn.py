@@ -26,6 +26,7 @@ from zoo import convnet
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     blank_padding,
@@ -96,9 +97,14 @@ class Config:
         return replace(self.trunk, classes=self.classes, compute_dtype=self.compute_dtype)
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return Targets(self.classes)
+    def input_range(self) -> None:
+        """What inputs must lie in: anything."""
+        return None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("targets", Targets(self.classes), likelihood=True)
 
     @property
     def window(self) -> Sizes:

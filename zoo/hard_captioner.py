@@ -85,8 +85,8 @@ def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array,
 encode = captioner.encode
 
 
-def step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
-    """One token [rows] of each caption: see ``zoo.captioner.step``."""
+def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+    """One token [rows] of each caption: see ``zoo.captioner.decode_step``."""
     return decoder.step(cfg.writer, params, carry, inputs, memory, _most_likely)
 
 

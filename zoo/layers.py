@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Key
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     require,
@@ -43,6 +44,13 @@ NATURAL_OBJECTIVE: dict[Output, Objective] = {
     "linear": "squared_error",
 }
 """The objective whose gradient at the logits is outputs - targets (the canonical link of each output)."""
+
+TARGET_ROWS: dict[Output, Literal["numbers", "probabilities", "distribution"]] = {
+    "softmax": "distribution",
+    "logistic": "probabilities",
+    "linear": "numbers",
+}
+"""What the targets of each output may be beside classes: see ``zoo.base.Targets``."""
 
 
 def activate(name: Activation, x: Array) -> Array:
@@ -167,15 +175,14 @@ def output_activation(output: Output, logits: Array) -> Array:
             return logits
 
 
-def output_targets(output: Output, units: int) -> Targets:
-    """The targets that ``units`` output units can learn: classes, or values in the range of the units themselves."""
-    match output:
-        case "softmax":
-            return Targets(units, "distribution")
-        case "logistic":
-            return Targets(units, "probabilities")
-        case "linear":
-            return Targets(units, "numbers")
+def supervised_outputs(cfg: Any, units: int) -> Outputs:
+    """A Config's property ``outputs``, of ``units`` units whose loss is ``supervised_loss``.
+
+    Targets are classes, or values in the range of the units themselves.
+    """
+    objective = cfg.objective or NATURAL_OBJECTIVE[cfg.output]
+    likelihood = cfg.output == "softmax" and objective == "cross_entropy"
+    return Outputs("targets", Targets(units, TARGET_ROWS[cfg.output]), likelihood)
 
 
 def output_losses(output: Output, objective: Objective, logits: Float[Array, "batch out"], targets: Array) -> Array:

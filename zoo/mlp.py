@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, Targets, blank_padding, block, require_inputs, require_rate, require_sizes, static
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block, require_inputs, require_rate, require_sizes, static
 from zoo.layers import (
     Activation,
     ComputeDtype,
@@ -23,10 +23,10 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
-    output_targets,
     require_supervised,
     split_keys,
     supervised_loss,
+    supervised_outputs,
 )
 
 
@@ -62,9 +62,14 @@ class Config:
         require_supervised(self)
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return output_targets(self.output, self.sizes[-1])
+    def input_range(self) -> None:
+        """What inputs must lie in: anything."""
+        return None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return supervised_outputs(self, self.sizes[-1])
 
 
 _toolbox = Config(sizes=(784, 100, 10), activation="lecun_tanh", output="logistic", objective="squared_error", gain=4.0)

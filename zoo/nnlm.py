@@ -17,6 +17,7 @@ from jax import Array, random
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     blank_padding,
@@ -82,9 +83,9 @@ class Config:
         return 0.0, self.vocabulary - 1.0
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return Targets(self.vocabulary)
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
 
 PRESETS: dict[str, Config] = {

@@ -25,6 +25,7 @@ from jaxtyping import Float, Key
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     blank_padding,
     require,
@@ -101,6 +102,11 @@ class Config:
         require(probability, self, "sparsity_target", "a probability, 0 < target < 1, or None")
         require(target is None or self.hidden_units == "bernoulli", self, "sparsity_target", "None for gaussian hidden units")
         require_positive(self, "sparsity_cost")
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("density")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
@@ -267,6 +273,19 @@ def sample(
         most = key.hidden.shape[1]
     require_integer("steps", steps, at_least=0, at_most=most)
     return jax.lax.fori_loop(0, steps, lambda index, visible: gibbs_step(cfg, params, visible, _at(key, index))[0], visible)
+
+
+def fantasies(
+    cfg: Config, params: Params, inputs: Array, key: Key[Array, " batch"], steps: int | Array
+) -> Float[Array, "batch visible"]:
+    """Visible means given the hidden states of the last of ``steps`` Gibbs steps from inputs [batch, ...], each row a chain.
+
+    With the same key, ``sample`` draws its states from them.  Raises ValueError for fewer steps than one, where that is known.
+    """
+    require_integer("steps", steps)
+    before = sample(cfg, params, states(cfg, inputs), key, steps - 1)
+    _, hidden = gibbs_step(cfg, params, before, _fold(key, steps - 1))
+    return mean(cfg.visible_units, visible_field(cfg, params, hidden))
 
 
 def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | Numbers | None = None, carry: Any = ()) -> tuple[Array, Aux]:

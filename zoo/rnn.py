@@ -18,8 +18,8 @@ from zoo import recurrence
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
-    Targets,
     blank_padding,
     block,
     require,
@@ -43,9 +43,9 @@ from zoo.layers import (
     dropout,
     init_layer,
     output_activation,
-    output_targets,
     split_keys,
     supervised_loss,
+    supervised_outputs,
 )
 
 Unit = Literal["rnn", "lstm", "gru"]
@@ -59,8 +59,9 @@ EXAMPLE_STEPS = 8
 class Config:
     """A recurrent network.
 
-    inputs, outputs: values of each time step; output units.
+    inputs: values of each time step.
     units: of every recurrent layer.
+    output_units: of every step, or of a sequence.
     cell: rnn, lstm or gru.
     activation: nonlinearity of rnn units, tanh or relu; the others have their own.
     bidirectional: each layer also reads the sequence from its end; the outputs of both directions lie side by side.
@@ -79,7 +80,7 @@ class Config:
 
     inputs: int
     units: tuple[int, ...]
-    outputs: int
+    output_units: int
     cell: Unit = "lstm"
     activation: Literal["tanh", "relu"] = "tanh"
     bidirectional: bool = False
@@ -96,7 +97,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         require_count(self, "inputs")
-        require_count(self, "outputs")
+        require_count(self, "output_units")
         require_layers(self)
         require_choice(self, "bidirectional", (True, False))
         require_choice(self, "read_out", get_args(ReadOut))
@@ -118,9 +119,14 @@ class Config:
         return self.read_out == "each" and not self.bidirectional
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return output_targets(self.output, self.outputs)
+    def input_range(self) -> None:
+        """What inputs must lie in: anything."""
+        return None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return supervised_outputs(self, self.output_units)
 
 
 def require_layers(cfg: Any) -> None:
@@ -143,16 +149,16 @@ def require_unrolled(cfg: Any) -> None:
 
 def _adding(cell: Unit) -> Config:
     """For the adding problem (Hochreiter and Schmidhuber 1997, section 5.4): the sum of two marked ones of many numbers."""
-    return Config(inputs=2, units=(64,), outputs=1, cell=cell, read_out="last", output="linear")
+    return Config(inputs=2, units=(64,), output_units=1, cell=cell, read_out="last", output="linear")
 
 
 PRESETS: dict[str, Config] = {
-    "tiny": Config(inputs=3, units=(8,), outputs=3, dropout=0.1),
+    "tiny": Config(inputs=3, units=(8,), output_units=3, dropout=0.1),
     "adding_rnn": _adding("rnn"),
     "adding_lstm": _adding("lstm"),
     "adding_gru": _adding("gru"),
     # An 8x8 image as the sequence of its rows.
-    "digits": Config(inputs=8, units=(128,), outputs=10, read_out="last", dropout=0.5),
+    "digits": Config(inputs=8, units=(128,), output_units=10, read_out="last", dropout=0.5),
 }
 
 
@@ -164,7 +170,7 @@ def init(cfg: Config, key: Array) -> Params:
     *layers, last = jax.random.split(key, len(cfg.units) + 1)
     params = init_layers(cfg, layers, cfg.inputs, cfg.units, cfg.bidirectional, cfg.initializer)
     size = cfg.units[-1] * (2 if cfg.bidirectional else 1)
-    return params | {"output": init_layer(last, (size, cfg.outputs), cfg.initializer)}
+    return params | {"output": init_layer(last, (size, cfg.output_units), cfg.initializer)}
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
@@ -248,7 +254,7 @@ def _forward(
         x = dropout(x, cfg.dropout, keys[-1])
     read = x if cfg.read_out == "each" else dropout(last, cfg.dropout, keys[-1])
     flat = dense(params["output"], read.reshape(-1, read.shape[-1]), cfg.compute_dtype)
-    logits = at_least_float32(flat).reshape(*read.shape[:-1], cfg.outputs)
+    logits = at_least_float32(flat).reshape(*read.shape[:-1], cfg.output_units)
     seen |= {"logits": logits, "outputs": output_activation(cfg.output, logits)}
     return () if cfg.bidirectional else after, logits, seen
 
@@ -342,8 +348,8 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
         items = jnp.any(steps, axis=1)
     else:
         classes = jnp.issubdtype(targets.dtype, jnp.integer)
-        require_shape("targets", targets, (rows, time) if classes else (rows, time, cfg.outputs))
-        logits, items, targets = logits.reshape(-1, cfg.outputs), steps.reshape(-1), targets.reshape(-1, *targets.shape[2:])
+        require_shape("targets", targets, (rows, time) if classes else (rows, time, cfg.output_units))
+        logits, items, targets = logits.reshape(-1, cfg.output_units), steps.reshape(-1), targets.reshape(-1, *targets.shape[2:])
     if targets.ndim == 2 and targets.shape[0] == items.shape[0]:
         targets = jnp.where(items[:, None], targets, 0)  # or padding that is NaN would be in the gradient, times zero
     total, aux = supervised_loss(cfg, logits, {"targets": targets, "mask": items})
@@ -369,9 +375,9 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     keys, shape = jax.random.split(key, 3), (batch_size, EXAMPLE_STEPS)
     items = shape if cfg.read_out == "each" else shape[:1]
     if cfg.output == "linear":
-        targets = jax.random.normal(keys[1], (*items, cfg.outputs))
+        targets = jax.random.normal(keys[1], (*items, cfg.output_units))
     else:
-        targets = jax.random.randint(keys[1], items, 0, cfg.outputs)
+        targets = jax.random.randint(keys[1], items, 0, cfg.output_units)
     batch = {"inputs": jax.random.normal(keys[0], (*shape, cfg.inputs)), "targets": targets, "mask": jnp.ones(items, bool)}
     if cfg.read_out == "each":
         lengths = jax.random.randint(keys[2], (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1)

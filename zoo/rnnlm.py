@@ -16,6 +16,7 @@ from zoo import rnn
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     blank_padding,
@@ -77,9 +78,9 @@ class Config:
         return 0.0, self.vocabulary - 1.0
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return Targets(self.vocabulary)
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def layers(self) -> rnn.Config:
@@ -87,7 +88,7 @@ class Config:
         return rnn.Config(
             inputs=self.features,
             units=self.units,
-            outputs=self.vocabulary,
+            output_units=self.vocabulary,
             cell=self.cell,
             activation=self.activation,
             input_dropout=self.dropout,

@@ -22,6 +22,7 @@ from zoo import attention, decoder, recurrence, rnn
 from zoo.base import (
     Aux,
     Batch,
+    Outputs,
     Params,
     Targets,
     blank_padding,
@@ -99,9 +100,9 @@ class Config:
         return {"source": (0.0, self.source_vocabulary - 1.0), "target": (0.0, self.vocabulary - 1.0)}
 
     @property
-    def targets(self) -> Targets:
-        """What targets may be."""
-        return Targets(self.vocabulary)
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def kind(self) -> recurrence.Cell:
@@ -192,7 +193,7 @@ def encode(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array 
     return memory, carry
 
 
-def step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
     """One token [rows] of each target: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
     return decoder.step(cfg, params, carry, inputs, memory)
 

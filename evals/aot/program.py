@@ -17,7 +17,7 @@ from train.augment import deform_batch
 from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
 from train.recipe import Recipe, module_of
 from train.step import example_keys, free, init_state, make_step, root_key
-from zoo.base import Model, Params
+from zoo.base import Conditional, Model, Params, Recurrent
 
 Platform = Literal["tpu", "cuda"]
 PACKAGES = {
@@ -129,7 +129,7 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
     key = jax.eval_shape(lambda: root_key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
     examples = jax.eval_shape(lambda key: module.example_batch(cfg, key, layout.rows(batch)), key)
-    if length is not None and hasattr(module, "step"):
+    if length is not None and isinstance(module, Recurrent | Conditional):
         examples = _of_length(examples, length)
     _, metrics = jax.eval_shape(build(), state, ((), examples), key)
     plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), examples)

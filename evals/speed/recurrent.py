@@ -49,7 +49,7 @@ def language(cfg: zoo.rnnlm.Config, batch: int, length: int) -> Workload:
 
 def lstm_ragged(batch: int = 16, units: int = 256, length: int = 200) -> Workload:
     """Two layers in both directions that classify each frame of utterances, which take from half of the length to all of it."""
-    cfg = zoo.rnn.Config(inputs=FRAME, units=(units, units), outputs=PHONEMES, bidirectional=True)
+    cfg = zoo.rnn.Config(inputs=FRAME, units=(units, units), output_units=PHONEMES, bidirectional=True)
     keys = jax.random.split(jax.random.key(2), 2)
     lengths = jnp.asarray(np.random.default_rng(0).permutation(np.linspace(length / 2, length, batch).round().astype(int)))
     arrays = {
@@ -57,7 +57,7 @@ def lstm_ragged(batch: int = 16, units: int = 256, length: int = 200) -> Workloa
         "targets": jax.random.randint(keys[1], (batch, length), 0, PHONEMES),
         "mask": jnp.arange(length)[None] < lengths[:, None],
     }
-    network = RecurrentNetwork(cfg.units, cfg.outputs, bidirectional=True)
+    network = RecurrentNetwork(cfg.units, cfg.output_units, bidirectional=True)
     make = functools.partial(torch_recurrent, network, FRAME, tuple(lengths.tolist()))
     return Workload(zoo.rnn, cfg, arrays, network, make, torch_params, flax_params, lengths)
 

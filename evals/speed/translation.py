@@ -284,7 +284,7 @@ class Searched(BackToBack):
 
         def write(params: Params, inputs: dict[str, Array]) -> Written:
             memory, carry = self.module.encode(self.cfg, params, inputs)
-            advance = functools.partial(self.module.step, self.cfg, params, memory=memory)
+            advance = functools.partial(self.module.decode_step, self.cfg, params, memory=memory)
             first = jnp.full(self.batch, FIRST)
             return beam_search(advance, carry, first, self.length, end=END, width=self.width, banned=self.banned)
 
@@ -333,7 +333,7 @@ class SearchedInPython(Searched):
 
         def advance(params: Params, memory: Any, search: dict[str, Any]) -> tuple[dict[str, Any], Array]:
             index, living, best = search["index"], search["scores"], search["best"]
-            carry, logits = self.module.step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
+            carry, logits = self.module.decode_step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
             log_p = jax.nn.log_softmax(logits).at[:, jnp.asarray(self.banned, int)].set(-jnp.inf)
             scores = living[..., None] + log_p.reshape(batch, width, -1)
             done = self.done(best, living)[:, None]
@@ -383,7 +383,7 @@ class SearchedInNumpy(SearchedInPython):
         """Compiles the encoder and a step of the decoder."""
 
         def advance(params: Params, memory: Any, carry: Any, rows: Array, tokens: Array) -> tuple[Any, Array]:
-            return self.module.step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
+            return self.module.decode_step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
 
         self.encode = jax.jit(functools.partial(self.module.encode, self.cfg))
         self.advance = jax.jit(advance)

@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import Aux, Batch, Params, blank_padding, require_choice, require_positive, require_shape, static
+from zoo.base import (
+    Aux,
+    Batch,
+    Outputs,
+    Params,
+    Targets,
+    blank_padding,
+    require_choice,
+    require_positive,
+    require_shape,
+    static,
+)
 from zoo.layers import ComputeDtype, add_gradient, at_least_float32, dense, init_layer, summed
 
 SAMPLED = True
@@ -20,16 +31,26 @@ SAMPLED = True
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """features, hidden, outputs: sizes."""
+    """features, hidden, output_units: sizes."""
 
     features: int = 3
     hidden: int = 2
-    outputs: int = 2
+    output_units: int = 2
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "features", "hidden", "outputs")
+        require_positive(self, "features", "hidden", "output_units")
         require_choice(self, "compute_dtype", (None, "bfloat16"))
+
+    @property
+    def input_range(self) -> None:
+        """Anything."""
+        return None
+
+    @property
+    def outputs(self) -> Outputs:
+        """Numbers, with squared error."""
+        return Outputs("targets", Targets(self.output_units, "numbers"))
 
 
 PRESETS = {"tiny": Config()}
@@ -40,7 +61,7 @@ def init(cfg: Config, key: Array) -> Params:
     keys = jax.random.split(key)
     return {
         "stochastic": init_layer(keys[0], (cfg.features, cfg.hidden), "glorot_uniform"),
-        "output": init_layer(keys[1], (cfg.hidden, cfg.outputs), "glorot_uniform"),
+        "output": init_layer(keys[1], (cfg.hidden, cfg.output_units), "glorot_uniform"),
     }
 
 
@@ -85,6 +106,6 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     keys = jax.random.split(key)
     return {
         "inputs": jax.random.normal(keys[0], (batch_size, cfg.features)),
-        "targets": jax.random.uniform(keys[1], (batch_size, cfg.outputs)),
+        "targets": jax.random.uniform(keys[1], (batch_size, cfg.output_units)),
         "mask": jnp.ones(batch_size, bool),
     }

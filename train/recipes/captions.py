@@ -7,7 +7,8 @@
     python -m train captions-stamps-fr      such scenes in French (captions-stamps-fr-none)
     python -m train captions-flickr8k       photographs, the stages of VGG-16 (start from its weights: --init-from)
 
-``python -m evals RUN`` measures captions and whether the model looks at what it names; ``--caption FILE`` captions images.
+``python -m evals RUN`` measures captions and whether the model looks at what it names;
+``python -m evals caption RUN FILE`` captions images.
 """
 
 from dataclasses import replace

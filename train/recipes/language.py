@@ -10,7 +10,7 @@
     python -m train rnnlm-brown --data text:FOLDER                words; FOLDER has a file for train, valid and test each
 
 ``python -m evals RUN`` measures perplexities, also those of Kneser-Ney n-grams of the same text and of both together; with
-``--sample 500 --prompt "..."`` the model writes.
+``python -m evals sample RUN --prompt "..."`` the model continues a text.
 """
 
 from dataclasses import replace

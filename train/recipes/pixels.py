@@ -6,7 +6,7 @@
     python -m train pixels-stamps-no-skips    the same from the coarsest map alone
     python -m train pixels-voc                FCN-8s on VGG-16 for Pascal VOC 2012 (DIR/VOC2012) at 512x512; --init-from vgg16.pth
 
-``python -m evals RUN`` measures intersection over union; ``--segment FILE`` labels images of any size.
+``python -m evals RUN`` measures intersection over union; ``python -m evals segment RUN FILE`` labels images of any size.
 """
 
 from dataclasses import replace

@@ -7,7 +7,7 @@
 
     python -m train multi30k-en-fr --data pairs:FILE,FILE          any two files, a sentence in each line
 
-``python -m evals RUN`` measures BLEU; with ``--translate "..."`` the model translates.
+``python -m evals RUN`` measures BLEU; ``python -m evals translate RUN "..."`` translates.
 """
 
 from dataclasses import replace

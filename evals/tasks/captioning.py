@@ -12,7 +12,7 @@ gradient of log p(name) (Simonyan, Vedaldi, Zisserman 2013, section 3).
 """
 
 import collections
-import contextlib
+import dataclasses
 import functools
 import html
 import importlib.util
@@ -24,15 +24,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evals import verbs
+from evals.base import Evaluation, Measured, Subject
 from evals.caption_metrics import cider_d, rouge_l
-from evals.evaluation import Evaluation, Restored
-from evals.page import picture, titled
-from evals.translation import BEAM, LENGTH_PENALTY, NEEDS_BLEU, Translation, require_search, search
+from evals.files import Failures, readable
+from evals.generation import (
+    BEAM,
+    LENGTH_PENALTY,
+    NEEDS_BLEU,
+    Generated,
+    require_search,
+    search,
+)
+from evals.page import PAGE, STYLE, picture, titled
+from evals.run import Run
+from train import tasks
 from train.batches import Batches
-from train.formats import DataError, Images, read_image
-from train.stream import make_batches
+from train.formats import Images, read_image
+from train.run_folder import write_text
 from train.tokens import END, pieces
-from zoo.base import Conditional
+from zoo.base import Model, Params
+
+TASK = tasks.Captioning
 
 ROWS = 50
 """Images that are captioned at a time."""
@@ -54,94 +67,96 @@ class Pointing(NamedTuple):
     objects: int
 
 
-def captions_images(run: Restored) -> bool:
-    """Whether the run's model writes captions of images."""
-    return isinstance(run.module, Conditional) and "source" not in run.data.tokenizers and "target" in run.data.tokenizers
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Captioned(Measured):
+    """captions: of the images.  references: of each image, its spaces single."""
+
+    captions: list[Generated]
+    references: list[list[str]]
 
 
-def require_captions(run: Restored) -> None:
-    """Raises DataError naming the run's folder unless its model writes captions of images."""
-    if not captions_images(run):
-        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
-        raise DataError(f"{run.folder.path}: {what} does not write captions")
+def task_of(run: Run) -> tasks.Captioning:
+    """The run's task.  Raises DataError for another one."""
+    if not isinstance(run.task, TASK):
+        verbs.require(run, "caption", {})
+    assert isinstance(run.task, TASK)
+    return run.task
 
 
 def caption(
-    run: Restored, images: np.ndarray | Images, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
-) -> list[Translation]:
+    run: Run, images: np.ndarray | Images, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
+) -> list[Generated]:
     """The best captions that a beam search finds of raw images [n, height, width, channels].
 
     They have at most as many tokens as ``pairs.max_length`` allowed in training, and an end.
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
     """
-    require_captions(run)
-    require_search(run, beam, length_penalty)
-    found, target = [], run.data.tokenizers["target"]
-    table, size, longest = {"inputs": {"image": images}}, min(ROWS, len(images)), run.recipe.pairs.max_length + 1
-    with contextlib.closing(make_batches(table, size, seed=None, scaling=run.scaling)) as batches:
-        for step in range(batches.steps_per_epoch):
-            inputs, rows = batches.batch(step)["inputs"], batches.rows(step)
-            written = search(run.module, run.recipe.model, run.params, inputs, longest, beam, length_penalty)
-            tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
-            for row in np.flatnonzero(rows >= 0):
-                own = tokens[row, : counts[row]]
-                found.append(Translation(target.decode(own), own, float(scores[row])))
+    task = task_of(run)
+    require_search(len(task.target.vocabulary), beam, length_penalty)
+
+    def function(module: Any, cfg: Any, params: Params, batch: Any) -> Any:
+        return search(module, cfg, params, batch["inputs"], task.max_length + 1, beam, length_penalty)
+
+    written = run.map(function, {"inputs": {"image": images}}, rows=min(ROWS, len(images)))
+    found = []
+    for tokens, count, score in zip(*(leaf[:, 0] for leaf in written), strict=True):
+        own = tokens[:count]
+        found.append(Generated(task.target.decode(own), own, float(score)))
     return found
 
 
-def measure(
-    run: Restored,
-    split: str,
-    table: dict[str, Any],
-    sentences: Sequence[tuple[str, str]],
-    references: Sequence[Sequence[str]],
-    loss: float,
-) -> tuple[dict[str, float], list[Translation], str]:
-    """Metrics of a split whose mean loss is known, the captions of its images, and how they were computed.
+def measure(subject: Subject) -> Captioned:
+    """The metrics of the loss, and those of the captions:
 
-    references: of each image, all that people said; () where that is its one sentence.
     "exact %", of captions that someone wrote; "BLEU-1" to "BLEU-4", "CIDEr-D", "ROUGE-L"; "perplexity" of a token; where objects
     are known "objects %", whose names are said; "pointing %" with attention, "saliency pointing %" without, and "pointing by
     chance %".
     """
+    run, table = subject.run, subject.table
+    sentences = subject.dataset.sentences[subject.split]
+    references = subject.dataset.references.get(subject.split, ())
     found = caption(run, table["inputs"]["image"])
     said = _said(sentences, references)
     right = np.array([each.text in own for each, own in zip(found, said, strict=True)])
     written = [each.text for each in found]
     with np.errstate(over="ignore"):  # of a model that diverged
-        named = {f"{split} exact %": 100 * float(right.mean()), f"{split} perplexity": float(np.exp(loss))}
+        perplexity = float(np.exp(subject.means["loss"]))
+    named = {"exact %": 100 * float(right.mean()), "perplexity": perplexity}
     if "phrases" in table:
-        named[f"{split} objects %"] = 100 * named_objects(table, [each.tokens for each in found])
+        named["objects %"] = 100 * named_objects(table, [each.tokens for each in found])
     pointed = pointing(run, table, right)
     if pointed is not None and np.isnan(pointed.noun):
-        named |= {f"{split} saliency pointing %": pointed.hit, f"{split} pointing by chance %": pointed.chance}
+        named |= {"saliency pointing %": pointed.hit, "pointing by chance %": pointed.chance}
     elif pointed is not None:
-        named |= {f"{split} pointing %": pointed.hit, f"{split} pointing at nouns %": pointed.noun}
-        named |= {f"{split} pointing by chance %": pointed.chance}
+        named |= {"pointing %": pointed.hit, "pointing at nouns %": pointed.noun}
+        named |= {"pointing by chance %": pointed.chance}
     words = (
         [" ".join(pieces("words", text)) for text in written],
         [[" ".join(pieces("words", text)) for text in own] for own in said],
     )
-    named |= {f"{split} CIDEr-D": float(np.mean(cider_d(*words))), f"{split} ROUGE-L": float(np.mean(rouge_l(*words)))}
-    if importlib.util.find_spec("sacrebleu") is None:
-        return named, found, NEEDS_BLEU
-    import sacrebleu
+    named |= {"CIDEr-D": float(np.mean(cider_d(*words))), "ROUGE-L": float(np.mean(rouge_l(*words)))}
+    note = NEEDS_BLEU
+    if importlib.util.find_spec("sacrebleu") is not None:
+        import sacrebleu
 
-    note = ""
-    for order in (1, 2, 3, 4):
-        metric = sacrebleu.BLEU(max_ngram_order=order)
-        named[f"{split} BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*said)]).score
-        note = f"BLEU: sacrebleu {metric.get_signature()}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
-    return named, found, note
+        for order in (1, 2, 3, 4):
+            metric = sacrebleu.BLEU(max_ngram_order=order)
+            named[f"BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*said)]).score
+            how = f"beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
+            note = f"BLEU: sacrebleu {metric.get_signature()}, {how}"
+    once = len(set(references)) == len(references)  # no image is there twice
+    return Captioned(
+        metrics=subject.losses | subject.named(named),
+        note=note,
+        shares=subject.named({"exact %": len(found)}) if once else {},
+        captions=found,
+        references=said,
+    )
 
 
 def _said(sentences: Sequence[tuple[str, str]], references: Sequence[Sequence[str]]) -> list[list[str]]:
     """What people said of each image, its spaces single."""
     return [[" ".join(text.split()) for text in each] for each in references or [[target] for _, target in sentences]]
-
-
-def _words(text: str) -> str:
-    return " ".join(pieces("words", text))
 
 
 def named_objects(table: dict[str, Any], written: Sequence[np.ndarray]) -> float:
@@ -171,7 +186,7 @@ def _named(tokens: list[int], known: set[tuple[int, ...]]) -> Iterator[tuple[int
         at += len(name or (0,))
 
 
-def pointing(run: Restored, table: dict[str, Any], right: np.ndarray) -> Pointing | None:
+def pointing(run: Run, table: dict[str, Any], right: np.ndarray) -> Pointing | None:
     """Of images whose captions are ``right`` [n]; None without boxes or any such image."""
     rows = np.flatnonzero(right)
     if "boxes" not in table or not len(rows):
@@ -197,7 +212,7 @@ def pointing(run: Restored, table: dict[str, Any], right: np.ndarray) -> Pointin
     return Pointing(hit, noun, chance, sum(each.shape[1] for each in found))
 
 
-def _inside(run: Restored, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _inside(run: Run, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Which places of the grid of weights [..., rows, columns] have their centres in boxes [n, objects, 4]."""
     within = []
     for axis, (count, size) in enumerate(zip(weights.shape[-2:], cast(Any, run.data.input_shape), strict=False)):
@@ -212,11 +227,11 @@ def _hits(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.take_along_axis(inside.reshape(*inside.shape[:2], -1), peaks[..., None], axis=2)[..., 0]
 
 
-def saliency(run: Restored, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray) -> np.ndarray:
+def saliency(run: Run, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray) -> np.ndarray:
     """Of raw images, for tokens chosen by ``said`` [n, objects, time]: [n, objects, height, width] of the model's grid."""
     batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
     image, cfg = batches.batch(0)["inputs"]["image"], run.recipe.model
-    gradients = [_gradient(run.module)(image, cfg, run.params, before, targets, each) for each in said.swapaxes(0, 1)]
+    gradients = [_gradient(run.module, cfg, run.params, image, before, targets, each) for each in said.swapaxes(0, 1)]
     pixels = np.abs(np.stack(gradients, axis=1)).sum(axis=-1)
     rows, columns = cfg.grid
     height, width = (side - side % count for side, count in zip(pixels.shape[2:], cfg.grid, strict=True))
@@ -224,43 +239,42 @@ def saliency(run: Restored, images: np.ndarray, before: np.ndarray, targets: np.
     return cells.sum(axis=(3, 5))
 
 
-@functools.cache
-def _gradient(module: Any) -> Any:
-    def log_p(image: Any, cfg: Any, params: Any, before: Any, targets: Any, said: Any) -> Any:
-        logits = jax.nn.log_softmax(module.apply(cfg, params, {"image": image, "target": before}))
-        return jnp.sum(jnp.where(said, jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], 0))
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(module: Model, cfg: Any, params: Params, image: Any, before: Any, targets: Any, said: Any) -> Any:
+    """d log p(said targets) / d image."""
 
-    return jax.jit(jax.grad(log_p))
+    def log_p(image: Any) -> Any:
+        logits = module.apply(cfg, params, {"image": image, "target": before})
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
+        return jnp.sum(jnp.where(said, chosen[..., 0], 0))
+
+    return jax.grad(log_p)(image)
 
 
-def attention(run: Restored, images: np.ndarray, before: np.ndarray) -> np.ndarray | None:
+def attention(run: Run, images: np.ndarray, before: np.ndarray) -> np.ndarray | None:
     """Where the model looks in raw images while it writes what follows tokens [n, time]: [n, time, height, width] of the grid."""
     batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
     inputs = {"image": batches.batch(0)["inputs"]["image"], "target": jnp.asarray(before)}
-    return _attention(run.module, run.recipe.model, run.params, inputs)
-
-
-def _attention(module: Any, cfg: Any, params: Any, inputs: Any) -> np.ndarray | None:
-    _, seen = _trace(module)(cfg, params, inputs)
+    _, seen = _trace(run.module, run.recipe.model, run.params, inputs)
     return np.asarray(seen["attention"], np.float32) if "attention" in seen else None
 
 
-@functools.cache
-def _trace(module: Any) -> Any:
-    return jax.jit(module.trace)
+@functools.partial(jax.jit, static_argnums=0)
+def _trace(module: Model, cfg: Any, params: Params, inputs: Any) -> Any:
+    return module.trace(cfg, params, inputs)
 
 
-def overlays(run: Restored, image: np.ndarray, written: Translation) -> str:
+def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
     """The raw image, and for each word that the model wrote of it the image lit where it looked; figure 3 of the review."""
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     grey = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     figures = [f"<figure>{picture(grey, 'image')}<figcaption>{html.escape(written.text)}</figcaption></figure>"]
     # Filled up, so that captions of all lengths are one program: what comes later changes nothing.
-    before = np.full(run.recipe.pairs.max_length + 1, END, np.int32)
+    before = np.full(task_of(run).max_length + 1, END, np.int32)
     before[1 : len(written.tokens)] = written.tokens[:-1]
     weights = attention(run, image[None], before[None]) if len(written.tokens) else None
     if weights is not None:
-        vocabulary = run.data.vocabulary
+        vocabulary = task_of(run).target.vocabulary
         for token, looked in zip(written.tokens, weights[0], strict=False):
             word = vocabulary[int(token)].lstrip("▁")
             title = f"while it writes {word}"
@@ -282,11 +296,9 @@ def lighten(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def captioned(evaluation: Evaluation) -> str | None:
     """The chosen image and the ones after it, and images with the worst captions: what was said, and where the model looked."""
-    if evaluation.translations is None or not captions_images(evaluation.run):
-        return None
-    found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
+    assert isinstance(evaluation.measured, Captioned)
+    found, said = evaluation.measured.captions, evaluation.measured.references
     images = evaluation.table["inputs"]["image"]
-    said = _said(sentences, evaluation.references)
     wrong = {index for index in range(len(found)) if found[index].text not in said[index]}
     sure = sorted(range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1))
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
@@ -303,11 +315,35 @@ def captioned(evaluation: Evaluation) -> str | None:
     intro += (
         "looked while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
     )
-    intro += "others, <code>--caption FILE</code> captions your own."
+    intro += "others, <code>zoo-evals caption</code> captions your own."
     return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
 
 
-def read_own(run: Restored, file: Any) -> np.ndarray:
-    """An image file, resized to those of the training data, of a run that ``captions_images``.  Raises DataError naming it."""
+def read_own(run: Run, file: Any) -> np.ndarray:
+    """An image file, resized to those of the training data, of a run of captioning.  Raises DataError naming it."""
     height, width, channels = cast(tuple[int, int, int], run.data.input_shape)
     return read_image(file, (height, width, channels))
+
+
+def print_captions(run: Run, options: verbs.Caption) -> int:
+    """Prints a line for each image, and writes captions.html into the run folder."""
+    failures, sections = Failures(), []
+    images = list(readable(options.files, lambda file: read_own(run, file), failures))
+    if not images:
+        return 1
+    pixels = np.stack([image for _, image in images])
+    pixels = 255 - pixels if options.invert else pixels
+    found = caption(run, pixels, beam=options.beam, length_penalty=options.length_penalty)
+    for (file, _), image, generated in zip(images, pixels, found, strict=True):
+        print(f"{file}  {generated.text}")
+        sections.append(titled(str(file), overlays(run, image, generated)))
+    page = run.folder.path / "captions.html"
+    title = html.escape(f"{run.recipe.name}, captions")
+    filled = PAGE.replace("{title}", title).replace("{style}", STYLE)
+    write_text(page, filled.replace("{sections}", "".join(sections)))
+    print(f"overlays {page}")
+    return int(failures.any)
+
+
+SECTIONS = (captioned,)
+VERBS = {"caption": print_captions}

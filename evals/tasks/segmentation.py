@@ -6,8 +6,10 @@ counted over a whole split (Everingham et al. 2010, section 4.3; Pascal VOC).  I
 Pixels without a label count nowhere, but they are another label than any that has one.
 """
 
+import dataclasses
 import functools
 import html
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.evaluation import Evaluation, Restored, confusion_matrix, is_whole
+from evals import verbs
+from evals.base import Evaluation, Measured, Subject
+from evals.files import Failures, readable
+from evals.maps import feature_maps, first_weights
+from evals.metrics import confusion_matrix, is_whole
 from evals.page import as_bytes, picture, titled
-from train.batches import Batches
-from train.formats import DataError
+from evals.run import Run
+from train import tasks
+from train.formats import DataError, image_size, read_image
+from zoo.base import Model, Params
 
+TASK = tasks.Segmentation
 BOUNDARY = 2
 NOTE = f"boundary: within {BOUNDARY} pixels of another label"
 SHOWN = 3
@@ -30,54 +39,47 @@ VOID = (224, 224, 192)
 """Colour of pixels without a label, which is Pascal VOC's."""
 
 
-def segments_images(run: Restored) -> bool:
-    """Whether the run's model labels pixels: it has an output for each class at every place of an image."""
-    shape = run.data.input_shape
-    if not run.data.classes or shape is None or len(shape) != 3:
-        return False
-    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    outputs = jax.eval_shape(lambda params, x: run.module.apply(run.recipe.model, params, x), run.params, inputs)
-    return outputs.shape[:-1] == inputs.shape[:-1] and outputs.shape[-1] >= len(run.data.classes)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Segmented(Measured):
+    """labels: the most probable class of each pixel, uint8 [n, height, width]."""
+
+    labels: np.ndarray
 
 
-def segment(run: Restored, images: np.ndarray) -> np.ndarray:
+def segment(run: Run, images: np.ndarray) -> np.ndarray:
     """The most probable class of each pixel of raw images [n, height, width, channels]: uint8 [n, height, width].
 
     Images may be of any size that the model's trunk leaves something of, where their scaling does not differ from pixel to pixel.
-    Raises DataError naming the run's folder unless its model labels pixels, ValueError naming the shape that is not allowed.
+    Raises DataError for a run of another task, ValueError naming the shape that is not allowed.
     """
-    if not segments_images(run):
-        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
-        raise DataError(f"{run.folder.path}: {what} does not label pixels")
+    verbs.require(run, "segment", VERBS if isinstance(run.task, TASK) else {})
     if images.ndim != 4 or not images.size:
         raise ValueError(f"images: shape {images.shape}, allowed: [n, height, width, channels], at least one")
     if run.scaling is not None and np.ndim(run.scaling.shift) > 1 and images.shape[1:] != run.data.input_shape:
         why = f"preprocess={run.recipe.preprocess!r}, which knows each pixel"
         raise ValueError(f"inputs: shape {images.shape[1:]}, allowed for {why}: {run.data.input_shape}")
-    batches = Batches({"inputs": images}, min(run.recipe.batch_size, len(images)), seed=None, scaling=run.scaling)
-    label = _label(run.module)
-    parts = [label(run.recipe.model, run.params, batches.batch(step)["inputs"]) for step in range(batches.steps_per_epoch)]
-    return np.concatenate(jax.device_get(parts))[: len(images)]
+    return run.map(_label, {"inputs": images}, rows=min(run.recipe.batch_size, len(images)))
 
 
-@functools.cache
-def _label(module: Any) -> Any:
-    return jax.jit(lambda cfg, params, x: jnp.argmax(module.apply(cfg, params, x), axis=-1).astype(jnp.uint8))
+@functools.partial(jax.jit, static_argnums=0)
+def _label(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
+    return jnp.argmax(module.apply(cfg, params, batch["inputs"]), axis=-1).astype(jnp.uint8)
 
 
-def measure(run: Restored, split: str, table: dict[str, Any]) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of a split and the labels of its images: "mean IoU %" and "boundary accuracy %"."""
+def measure(subject: Subject) -> Segmented:
+    """The metrics of the loss, "mean IoU %" and "boundary accuracy %"; a label for each pixel."""
+    run, table = subject.run, subject.table
     found, targets, mask = segment(run, table["inputs"]), table["targets"], table["mask"]
     near = np.concatenate([near_boundaries(each[None], there[None]) for each, there in zip(targets, mask, strict=True)]) & mask
-    named = {f"{split} mean IoU %": 100 * mean_overlap(counts(run, targets, found, mask))}
+    named = {"mean IoU %": 100 * mean_overlap(counts(run, targets, found, mask))}
     if near.any():
-        named[f"{split} boundary accuracy %"] = 100 * float((found == targets)[near].mean())
-    return named, found
+        named["boundary accuracy %"] = 100 * float((found == targets)[near].mean())
+    return Segmented(metrics=subject.losses | subject.named(named), note=NOTE, labels=found)
 
 
-def counts(run: Restored, targets: np.ndarray, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def counts(run: Run, targets: np.ndarray, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Pixels [true class, class said], of those that ``mask`` holds."""
-    classes = max(len(run.data.classes), 1 + int(found.max(initial=0)))
+    classes = max(len(run.task.labels), 1 + int(found.max(initial=0)))
     return confusion_matrix(targets[mask].astype(np.int64), found[mask], classes)
 
 
@@ -130,23 +132,23 @@ def overlay(pixels: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = No
     return np.round(shown + parts[..., None] * (colours - shown)).clip(0, 255).astype(np.uint8)
 
 
-def shares(run: Restored, labels: np.ndarray) -> str:
+def shares(run: Run, labels: np.ndarray) -> str:
     """What is in an image, by how many pixels have each label: "background 81.3 %, seven 18.7 %"."""
     numbers, pixels = np.unique(labels, return_counts=True)
     order = np.argsort(-pixels, kind="stable")
     return ", ".join(f"{name_of(run, int(numbers[i]))} {100 * pixels[i] / labels.size:.1f} %" for i in order)
 
 
-def name_of(run: Restored, label: int) -> str:
+def name_of(run: Run, label: int) -> str:
     """Of a class; its number where the data name fewer than the model has."""
-    return run.data.classes[label] if label < len(run.data.classes) else str(label)
+    names = run.task.labels
+    return names[label] if label < len(names) else str(label)
 
 
 def segmented(evaluation: Evaluation) -> str | None:
     """Intersection over union of each class; the chosen images, the best and the worst, under their labels."""
-    found = evaluation.segments
-    if found is None:
-        return None
+    assert isinstance(evaluation.measured, Segmented)
+    found = evaluation.measured.labels
     run, table = evaluation.run, evaluation.table
     targets, mask = table["targets"], table["mask"]
     matrix = counts(run, targets, found, mask)
@@ -168,7 +170,9 @@ def segmented(evaluation: Evaluation) -> str | None:
     intro = (
         "Intersection over union counts, over the whole split, the pixels that are of a class and are said to be, of those that "
     )
-    intro += "are of it or are said to be.  <code>--example N</code> chooses others, <code>--segment FILE</code> labels your own."
+    intro += (
+        "are of it or are said to be.  <code>--example N</code> chooses others, <code>zoo-evals segment</code> labels your own."
+    )
     return titled("Labels of pixels", f"<p>{intro}</p>{''.join(parts)}")
 
 
@@ -178,7 +182,7 @@ def strip(figures: Sequence[tuple[np.ndarray, str]]) -> str:
     return f'<div class="strips" style="--width: {ZOOM}px">{"".join(shown)}</div>'
 
 
-def _classes(run: Restored, matrix: np.ndarray) -> str:
+def _classes(run: Run, matrix: np.ndarray) -> str:
     colours = palette(len(matrix))
     head = "<tr><th>class</th><th>IoU %</th><th>of its pixels found %</th><th>of all pixels %</th></tr>"
     lines = [head]
@@ -192,3 +196,39 @@ def _classes(run: Restored, matrix: np.ndarray) -> str:
         cells = "".join(f"<td>{cell}</td>" for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}"))
         lines.append(f"<tr><th>{name}</th>{cells}</tr>")
     return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'
+
+
+def segment_files(run: Run, options: verbs.Segment) -> int:
+    """Prints what each image shows, and writes PNGs of its labels into the run's folder."""
+    from PIL import Image
+
+    assert run.data.input_shape is not None
+    channels, failures = run.data.input_shape[-1], Failures()
+    folder, done = run.folder.path / "segments", False
+
+    def labelled(numbered: tuple[int, pathlib.Path]) -> tuple[np.ndarray, np.ndarray]:
+        _, file = numbered
+        image = read_image(file, (*image_size(file), channels))
+        image = 255 - image if options.invert else image
+        try:
+            return image, segment(run, image[None])[0]
+        except ValueError as error:  # the model refuses the size
+            raise DataError(f"{file}: {error}") from error
+
+    files = enumerate(options.files)
+    for (number, file), (image, labels) in readable(files, labelled, failures):
+        folder.mkdir(exist_ok=True)
+        stem, done = f"{number}-{file.stem}", True
+        shown = overlay(as_bytes(image, run.data.input_range), labels)
+        Image.fromarray(shown).save(folder / f"{stem}.png")
+        alone = Image.fromarray(labels, "P")
+        alone.putpalette(np.ravel(palette(256)).tolist())
+        alone.save(folder / f"{stem}-labels.png")
+        print(f"{file}  {shares(run, labels)}")
+    if done:
+        print(f"overlays {folder}")
+    return int(failures.any)
+
+
+SECTIONS = (segmented, feature_maps, first_weights)
+VERBS = {"segment": segment_files}

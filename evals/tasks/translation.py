@@ -1,31 +1,43 @@
-"""Translation: what a model makes of sentences, how near that is to what people wrote, and where it looked.
+"""Translation: what a model makes of sentences, how near that is to what people wrote, and where it looked."""
 
-BLEU (Papineni et al. 2002) is sacrebleu's, of whole sentences as they are, from 0 to 100; its signature is kept with the numbers.
-"""
-
+import contextlib
+import dataclasses
 import functools
 import html
 import importlib.util
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from evals import unsupervised
-from evals.evaluation import Evaluation, Restored, is_whole
-from evals.page import plot, titled
+from evals import verbs
+from evals.base import Evaluation, Measured, Subject
+from evals.generation import (
+    BEAM,
+    LENGTH_PENALTY,
+    NEEDS_BLEU,
+    Generated,
+    bleu,
+    require_search,
+    search,
+)
+from evals.metrics import is_whole
+from evals.page import NEEDS, plot, titled
+from evals.points import labelled_map, tsne
+from evals.run import Run
 from evals.runs import COLORS
-from evals.words import labelled_map
+from train import formats, tasks
 from train.formats import DataError
-from train.tokens import END, SPACE, UNKNOWN, packed, pieces
-from zoo.base import Conditional
-from zoo.decode import Written, beam_search, greedy
+from train.run_folder import write_text
+from train.tokens import END, SPACE, packed, pieces
+from zoo.base import Conditional, Model, Params
 
-BEAM, LENGTH_PENALTY = 5, 1.0
+TASK = tasks.Translation
 ROWS, STEP = 32, 8
 """Sentences that are translated at a time, and the tokens by which the lengths that they are filled up to grow."""
 BINS = (0, 8, 10, 12, 14, 17, math.inf)
@@ -35,117 +47,95 @@ FEWEST = 20
 SHOWN, ALIGNED, PHRASES = 8, 4, 200
 CELL = 20
 """Pixels of a square in an alignment."""
-NEEDS_BLEU = "no BLEU: it needs sacrebleu: pip install 'purezoo[evals]'"
+LINES = 256
+"""Lines of a file that are translated at a time."""
 
 
-class Translation(NamedTuple):
-    """text; tokens: int [time], with the end if it has one; score: log p of all of them, in nats."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Translated(Measured):
+    """pairs: source and target of each example.  translations: of the sources."""
 
-    text: str
-    tokens: np.ndarray
-    score: float
+    pairs: Sequence[tuple[str, str]]
+    translations: list[Generated]
 
 
-def translates(run: Restored) -> bool:
-    """Whether the run's model makes sentences of sentences."""
-    return "source" in run.data.tokenizers and isinstance(run.module, Conditional)
+def task_of(run: Run) -> tasks.Translation:
+    """The run's task.  Raises DataError for another one."""
+    if not isinstance(run.task, TASK):
+        verbs.require(run, "translate", {})
+    assert isinstance(run.task, TASK)
+    return run.task
 
 
 def translate(
-    run: Restored,
+    run: Run,
     sentences: Sequence[str],
     *,
     beam: int = BEAM,
     length_penalty: float = LENGTH_PENALTY,
     rows: int | None = None,
-) -> list[Translation]:
+) -> list[Generated]:
     """The best translations that a beam search finds; of a sentence without any word, one without any.
 
     rows: sentences at a time, for which, and for each length in steps of STEP tokens, the search is compiled: who translates
     several lists gives the same to all.  Unless given, ROWS, or as many as there are.
     Raises DataError naming the run's folder unless its model translates, ValueError naming what is out of range.
     """
-    if not translates(run):
-        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
-        raise DataError(f"{run.folder.path}: {what} does not translate")
-    require_search(run, beam, length_penalty)
+    task = task_of(run)
+    require_search(len(task.target.vocabulary), beam, length_penalty)
     if rows is not None and not (is_whole(rows) and rows >= 1):
         raise ValueError(f"rows={rows!r}, allowed: a positive integer")
-    sources = [[*run.data.tokenizers["source"].encode(sentence), END] for sentence in sentences]
+    sources = [[*task.source.encode(sentence), END] for sentence in sentences]
     order = sorted((index for index, source in enumerate(sources) if len(source) > 1), key=lambda index: len(sources[index]))
-    found = [Translation("", np.zeros(0, np.int32), 0.0)] * len(sentences)
+    found = [Generated("", np.zeros(0, np.int32), 0.0)] * len(sentences)
     rows = min(ROWS, max(len(order), 1)) if rows is None else rows
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        group = [sources[index] for index in chosen] + [[END]] * (rows - len(chosen))
+        group = [sources[index] for index in chosen]
         width = -(-max(map(len, group)) // STEP) * STEP
         lengths = np.array([len(source) for source in group], np.int32)
-        inputs = {"source": packed(group, width), "lengths": lengths}
-        written = search(run.module, run.recipe.model, run.params, inputs, 3 * width, beam, length_penalty)
-        tokens, counts, scores = (np.asarray(leaf[:, 0]) for leaf in written)
+        table = {"inputs": {"source": packed(group, width), "lengths": lengths}}
+        written = run.map(_searching(3 * width, beam, length_penalty), table, rows=rows)
+        tokens, counts, scores = (leaf[:, 0] for leaf in written)
         for row, index in enumerate(chosen):
             own = tokens[row, : counts[row]]
-            found[index] = Translation(run.data.tokenizers["target"].decode(own), own, float(scores[row]))
+            found[index] = Generated(task.target.decode(own), own, float(scores[row]))
     return found
 
 
-def require_search(run: Restored, beam: int, length_penalty: float) -> None:
-    """Raises ValueError naming what is out of range."""
-    vocabulary = len(run.data.vocabulary)
-    if not (is_whole(beam) and 1 <= beam <= vocabulary):
-        raise ValueError(f"beam={beam!r}, allowed: 1 to {vocabulary}")
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"length_penalty={length_penalty}, allowed: a finite number, 0 or more")
+def _searching(longest: int, beam: int, length_penalty: float) -> Any:
+    def function(module: Any, cfg: Any, params: Params, batch: Any) -> Any:
+        return search(module, cfg, params, batch["inputs"], longest, beam, length_penalty)
+
+    return function
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def search(module: Conditional, cfg: Any, params: Any, inputs: Any, length: int, beam: int, length_penalty: Any) -> Written:
-    """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them; greedily with a beam of 1.
+def measure(subject: Subject) -> Translated:
+    """The metrics of the loss, and "BLEU", "exact %", "perplexity" of a target token.
 
-    A beam search of that width would write on past an end that was the most probable token.
+    Exact are translations that equal the reference but for white space.
     """
-    memory, carry = module.encode(cfg, params, inputs)
-
-    def step(carry: Any, tokens: Any) -> Any:
-        return module.step(cfg, params, carry, tokens, memory)
-
-    first = jnp.full(len(jax.tree.leaves(inputs)[0]), END, jnp.int32)
-    how = {"end": END, "banned": (UNKNOWN,)}
-    if beam == 1:
-        return jax.tree.map(lambda leaf: leaf[:, None], greedy(step, carry, first, length, **how))
-    return beam_search(step, carry, first, length, width=beam, length_penalty=length_penalty, **how)
-
-
-def measure(
-    run: Restored, split: str, sentences: Sequence[tuple[str, str]], loss: float
-) -> tuple[dict[str, float], list[Translation], str]:
-    """Metrics of a split whose mean loss is known, the translations of its sources, and how BLEU was computed.
-
-    "BLEU"; "exact %": translations that are what people wrote, but for white space; "perplexity": of a target token.
-    """
-    found = translate(run, [source for source, _ in sentences])
-    targets = [" ".join(target.split()) for _, target in sentences]
+    run, pairs = subject.run, subject.dataset.sentences[subject.split]
+    found = translate(run, [source for source, _ in pairs])
+    targets = [" ".join(target.split()) for _, target in pairs]
     exact = np.mean([each.text == target for each, target in zip(found, targets, strict=True)])
     with np.errstate(over="ignore"):  # of a model that diverged
-        named = {f"{split} exact %": 100 * float(exact), f"{split} perplexity": float(np.exp(loss))}
-    if importlib.util.find_spec("sacrebleu") is None:
-        return named, found, NEEDS_BLEU
-    score, signature = bleu([each.text for each in found], targets)
-    return {f"{split} BLEU": score} | named, found, f"BLEU: sacrebleu {signature}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
+        perplexity = float(np.exp(subject.means["loss"]))
+    named, note = {"exact %": 100 * float(exact), "perplexity": perplexity}, NEEDS_BLEU
+    if importlib.util.find_spec("sacrebleu") is not None:
+        score, signature = bleu([each.text for each in found], targets)
+        named = {"BLEU": score} | named
+        note = f"BLEU: sacrebleu {signature}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
+    return Translated(
+        metrics=subject.losses | subject.named(named),
+        note=note,
+        shares=subject.named({"exact %": len(found)}),
+        pairs=pairs,
+        translations=found,
+    )
 
 
-def bleu(translations: Sequence[str], targets: Sequence[str]) -> tuple[float, str]:
-    """BLEU of a corpus, 0 to 100, and sacrebleu's signature.  Raises ValueError without any, or unless each has a target."""
-    import sacrebleu
-
-    if not translations or len(translations) != len(targets):
-        raise ValueError(f"{len(translations)} translations and {len(targets)} targets, allowed: as many, at least one")
-
-    metric = sacrebleu.BLEU()
-    return metric.corpus_score(list(translations), [list(targets)]).score, str(metric.get_signature())
-
-
-def by_length(sentences: Sequence[tuple[str, str]], translations: Sequence[Translation]) -> dict[str, tuple[int, float]]:
+def by_length(sentences: Sequence[tuple[str, str]], translations: Sequence[Generated]) -> dict[str, tuple[int, float]]:
     """{"9-10": (sentences, BLEU), ...} by the words of the source; bins of fewer than FEWEST sentences are left out.
 
     Raises ValueError unless each sentence has a translation.
@@ -179,23 +169,29 @@ def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
     return plot("BLEU", lines)
 
 
-def attention(run: Restored, source: str, tokens: np.ndarray) -> np.ndarray | None:
+def attention(run: Run, source: str, tokens: np.ndarray) -> np.ndarray | None:
     """Where the model looked, float32 [time, places], while it wrote these tokens; None if it has no attention."""
-    places = [*run.data.tokenizers["source"].encode(source), END]
+    places = [*task_of(run).source.encode(source), END]
     before = np.concatenate([[END], tokens[:-1]]).astype(np.int32)
     inputs = {"source": np.array([places], np.int32), "lengths": np.array([len(places)], np.int32), "target": before[None]}
-    _, seen = jax.jit(run.module.trace)(run.recipe.model, run.params, inputs)
+    _, seen = _trace(run.module, run.recipe.model, run.params, inputs)
     return np.asarray(seen["attention"][0], np.float32) if "attention" in seen else None
 
 
-def alignment(run: Restored, source: str, translation: Translation) -> str | None:
+@functools.partial(jax.jit, static_argnums=0)
+def _trace(module: Model, cfg: Any, params: Params, inputs: Any) -> Any:
+    return module.trace(cfg, params, inputs)
+
+
+def alignment(run: Run, source: str, translation: Generated) -> str | None:
     """SVG of ``attention``: a row for each token of the translation, a column for each of the source (figure 3 of the paper)."""
     weights = attention(run, source, translation.tokens) if len(translation.tokens) else None
     if weights is None:
         return None
-    coded = {"source": [*run.data.tokenizers["source"].encode(source), END], "target": translation.tokens.tolist()}
+    task = task_of(run)
+    coded = {"source": [*task_of(run).source.encode(source), END], "target": translation.tokens.tolist()}
     columns, rows = (
-        [run.data.tokenizers[side].vocabulary[token].lstrip(SPACE) or SPACE for token in tokens] for side, tokens in coded.items()
+        [getattr(task, side).vocabulary[token].lstrip(SPACE) or SPACE for token in tokens] for side, tokens in coded.items()
     )
     left, top = (10 + 8 * max(map(len, names)) for names in (rows, columns))
     width, height = left + CELL * len(columns) + 4, top + CELL * len(rows) + 4
@@ -215,11 +211,14 @@ def alignment(run: Restored, source: str, translation: Translation) -> str | Non
     return f'{head} aria-label="{html.escape(source)}">{"".join(marks)}</svg>'
 
 
+def _translated(evaluation: Evaluation) -> Translated:
+    assert isinstance(evaluation.measured, Translated)
+    return evaluation.measured
+
+
 def translations(evaluation: Evaluation) -> str | None:
     """Sources, translations and what people wrote: evenly chosen ones, and those that are farthest from it."""
-    if evaluation.translations is None or not translates(evaluation.run):
-        return None
-    found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
+    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     chosen = np.linspace(0, len(found) - 1, min(SHOWN, len(found))).round().astype(int).tolist()
     parts = [_listed("Evenly chosen", chosen, evaluation)]
     if importlib.util.find_spec("sacrebleu") is not None:
@@ -234,7 +233,7 @@ def translations(evaluation: Evaluation) -> str | None:
 
 
 def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
-    found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
+    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     if not rows:
         return ""
     lines = []
@@ -248,9 +247,7 @@ def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
 
 def alignments(evaluation: Evaluation) -> str | None:
     """Where the model looked while it translated the chosen example and the ones after it."""
-    if evaluation.translations is None or not translates(evaluation.run):
-        return None
-    found, sentences = cast(list[Translation], evaluation.translations), evaluation.sentences
+    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     rows = range(evaluation.example, min(evaluation.example + ALIGNED, len(found)))
     drawn = [alignment(evaluation.run, sentences[row][0], found[row]) for row in rows]
     figures = [f'<figure class="scroll">{svg}<figcaption class="note">example {row}</figcaption></figure>'
@@ -258,20 +255,19 @@ def alignments(evaluation: Evaluation) -> str | None:
     if not figures:
         return None
     intro = "Each row is a token that the model wrote, its weights on the tokens of the source sum to one, as in figure 3 of "
-    intro += (
-        "Bahdanau, Cho, Bengio (2014).  <code>--example N</code> chooses others, <code>--translate TEXT --alignment FILE</code> "
-    )
+    intro += "Bahdanau, Cho, Bengio (2014).  <code>--example N</code> chooses others; "
+    intro += "<code>zoo-evals translate --alignment FILE</code> "
     intro += "draws your own."
     return titled("Alignments", f'<p>{intro}</p><div class="plots">{"".join(figures)}</div>')
 
 
 def lengths(evaluation: Evaluation) -> str | None:
     """BLEU by the length of the source."""
-    if evaluation.translations is None or not translates(evaluation.run) or importlib.util.find_spec("sacrebleu") is None:
+    if importlib.util.find_spec("sacrebleu") is None:
         return None
     if importlib.util.find_spec("matplotlib") is None:
-        return titled("Long sentences", unsupervised.NEEDS.format(what="The plot", package="matplotlib"))
-    bins = by_length(evaluation.sentences, cast(list[Translation], evaluation.translations))
+        return titled("Long sentences", NEEDS.format(what="The plot", package="matplotlib"))
+    bins = by_length(_translated(evaluation).pairs, _translated(evaluation).translations)
     if not bins:
         return None
     counts = ", ".join(f"{name}: {count}" for name, (count, _) in bins.items())
@@ -285,20 +281,18 @@ def lengths(evaluation: Evaluation) -> str | None:
 
 def phrases(evaluation: Evaluation) -> str | None:
     """Frequent phrases in the plane by what the encoder makes of them (figure 4 of the review, right)."""
-    if evaluation.translations is None or not translates(evaluation.run):
-        return None
-    chosen = frequent_phrases([source for source, _ in evaluation.sentences], PHRASES)
+    chosen = frequent_phrases([source for source, _ in _translated(evaluation).pairs], PHRASES)
     if len(chosen) < 10:  # too few for t-SNE's neighbourhoods
         return None
     if importlib.util.find_spec("sklearn") is None:
-        return titled("Map of phrases", unsupervised.NEEDS.format(what="A t-SNE map", package="scikit-learn"))
+        return titled("Map of phrases", NEEDS.format(what="A t-SNE map", package="scikit-learn"))
     run = evaluation.run
-    sources = [[*run.data.tokenizers["source"].encode(phrase), END] for phrase in chosen]
+    sources = [[*task_of(run).source.encode(phrase), END] for phrase in chosen]
     inputs = {"source": packed(sources, max(map(len, sources))), "lengths": np.array(list(map(len, sources)), np.int32)}
     memory, _ = jax.jit(cast(Conditional, run.module).encode)(run.recipe.model, run.params, inputs)
     vectors = np.asarray(memory.summary, np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    svg, bare = labelled_map(unsupervised.tsne(vectors.astype(np.float32)), chosen, "Map of phrases")
+    svg, bare = labelled_map(tsne(vectors.astype(np.float32)), chosen, "Map of phrases")
     intro = (
         f"The {len(chosen)} most frequent phrases of two to four words in the sources of the {evaluation.split} split, by t-SNE "
     )
@@ -320,3 +314,50 @@ def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:
              if times > 0.8 * counts[part]}  # fmt: skip
     ordered = sorted((phrase for phrase in counts if phrase not in inner), key=lambda phrase: (-counts[phrase], phrase))
     return [" ".join(phrase) for phrase in ordered[:count]]
+
+
+def print_translations(run: Run, options: verbs.Translate) -> int:
+    """Prints a line for each sentence; names words that are not in the vocabulary."""
+    task, sentences = task_of(run), options.sentences
+    if bool(sentences) == (options.file is not None):
+        raise ValueError("translate: give sentences, or a file with --file")
+    if options.alignment is not None and len(sentences) != 1:
+        raise ValueError(f"--alignment: {len(sentences)} sentences, allowed: 1")
+    lines = iter(sentences) if options.file is None else read_lines(options.file)
+    # From a terminal each line is answered as it comes.
+    interactive = options.file == pathlib.Path("-") and sys.stdin.isatty()
+    rows = None
+    while group := list(itertools.islice(lines, 1 if interactive else LINES)):
+        rows = rows or min(len(group), ROWS)  # the same for all groups, the smaller last one too
+        found = translate(run, group, beam=options.beam, length_penalty=options.length_penalty, rows=rows)
+        if unknown := task.source.unknown(group):
+            words = " ".join(map(repr, unknown))
+            print(f"not in the vocabulary, read as <unk>: {words}", file=sys.stderr)
+        for generated in found:
+            print(generated.text, flush=True)
+        if options.alignment is not None:
+            svg = alignment(run, group[0], found[0])
+            if svg is None:
+                why = "the model has no attention, or the sentence no word; nothing to draw"
+                raise DataError(f"{run.folder.path}: {why}")
+            write_text(options.alignment, svg)
+    return 0
+
+
+def read_lines(file: pathlib.Path) -> Iterator[str]:
+    """Lines of a file, plain or gzipped, or of standard input for -, as they are needed.
+
+    Raises DataError naming the line that is not UTF-8.
+    """
+    if file.is_file():
+        yield from formats.read_lines(file)
+        return
+    with contextlib.ExitStack() as stack:
+        stdin = file == pathlib.Path("-")
+        stream = sys.stdin.buffer if stdin else stack.enter_context(file.open("rb"))
+        for number, line in enumerate(stream, 1):
+            yield formats.decoded(f"{file}:{number}", line).rstrip("\r\n")
+
+
+SECTIONS = (translations, alignments, lengths, phrases)
+VERBS = {"translate": print_translations}

@@ -4,23 +4,43 @@ Data that are not binary are made so by one draw of fixed keys, unless the model
 binarisations are not comparable.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.evaluation import Restored
+from evals.base import Measured, Subject
+from evals.checkpoints import free_energies, histograms
+from evals.maps import feature_maps, first_weights
+from evals.run import Run
+from evals.tasks.reconstruction import codes, fantasies, reconstructions
+from train import tasks
+from train.batches import Scaling
 from train.step import root_key
 from zoo import likelihood, rbm
+from zoo.base import Model, Params
 
+TASK = tasks.Density
 CHAINS, TEMPERATURES = 400, 10_000
 PART = 1000
 """Examples at a time."""
+IDENTITY = Scaling(np.float32(0), np.float32(1))
 
 
-def likelihoods(run: Restored, split: str, table: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a restricted Boltzmann machine on a split.
+def measure(subject: Subject) -> Measured:
+    """The metrics of the loss; the likelihood of a restricted Boltzmann machine, see below."""
+    run = subject.run
+    named = {}
+    if isinstance(run.recipe.model, rbm.Config):  # annealed importance sampling knows no others
+        training = subject.dataset.splits["train"] if subject.own else subject.table
+        named = likelihoods(run, subject.table, training)
+    return Measured(metrics=subject.losses | subject.named(named))
+
+
+def likelihoods(run: Run, table: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
+    """Metrics of a restricted Boltzmann machine on a table.
 
     "log-likelihood nats": with the exact partition function where it can be enumerated, and then "annealed error nats" says how
     far the annealed estimate of log Z is off; else with that, and "log-likelihood standard error nats" beside.
@@ -33,19 +53,19 @@ def likelihoods(run: Restored, split: str, table: dict[str, Any], training: dict
     annealed = likelihood.annealed_log_partition(cfg, params, root_key(0), chains=CHAINS, temperatures=TEMPERATURES, base=base)
     exact = likelihood.exact_log_partition(cfg, params) if likelihood.enumerable(cfg) else None
     log_partition = annealed.log_partition if exact is None else exact
-    free_energy = np.concatenate([jax.jit(rbm.free_energy)(cfg, params, part) for part in _parts(visible)])
+    free_energy = _map(run, _free_energy, visible)
     named = {"log-likelihood": float(-free_energy.mean(dtype=np.float64) - log_partition)}
     if exact is None:
         named["log-likelihood standard error"] = float(annealed.standard_error)
     else:
         named["annealed error"] = float(annealed.log_partition - exact)
     if cfg.visible_units == "bernoulli":
-        pseudo = [likelihood.pseudo_log_likelihood(cfg, params, part) for part in _parts(visible)]
-        named["pseudo-likelihood"] = float(np.concatenate(pseudo).mean(dtype=np.float64))
-    return {f"{split} {name} nats": value for name, value in named.items()}
+        pseudo = _map(run, _pseudo_likelihood, visible)
+        named["pseudo-likelihood"] = float(pseudo.mean(dtype=np.float64))
+    return {f"{name} nats": value for name, value in named.items()}
 
 
-def binary(run: Restored, inputs: np.ndarray) -> np.ndarray:
+def binary(run: Run, inputs: np.ndarray) -> np.ndarray:
     """Visible states [n, visible] for raw inputs, float32: as the model binarises them, by fixed keys where it draws."""
     cfg = run.recipe.model
     scaled = _scaled(run, inputs)
@@ -55,10 +75,33 @@ def binary(run: Restored, inputs: np.ndarray) -> np.ndarray:
     return states
 
 
-def _scaled(run: Restored, inputs: np.ndarray) -> np.ndarray:
+def _scaled(run: Run, inputs: np.ndarray) -> np.ndarray:
     scaled = inputs if run.scaling is None else run.scaling(jnp.asarray(inputs))
     return np.asarray(scaled, np.float32).reshape(len(inputs), -1)
 
 
-def _parts(visible: np.ndarray) -> list[Any]:
-    return [jnp.asarray(visible[start : start + PART]) for start in range(0, len(visible), PART)]
+def _map(run: Run, function: Any, visible: np.ndarray) -> np.ndarray:
+    """A function of visible states, which are not scaled again: [n]."""
+    unscaled = run._replace(data=run.data._replace(scaling=IDENTITY))
+    return unscaled.map(function, {"inputs": visible}, rows=min(PART, len(visible)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _free_energy(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
+    return rbm.free_energy(cfg, params, batch["inputs"])
+
+
+def _pseudo_likelihood(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
+    return likelihood.pseudo_log_likelihood(cfg, params, batch["inputs"])
+
+
+SECTIONS = (
+    reconstructions,
+    fantasies,
+    codes,
+    feature_maps,
+    first_weights,
+    histograms,
+    free_energies,
+)
+VERBS = {}

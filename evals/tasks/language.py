@@ -3,9 +3,11 @@
 A *text* is data of ``train.text``: windows of tokens of a vocabulary, of characters or of words.
 """
 
-import contextlib
+import dataclasses
+import functools
 import html
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +16,16 @@ import numpy as np
 import optax
 from jax import Array
 
-from evals import ngrams
-from evals.evaluation import Evaluation, Restored, is_whole
+from evals import ngrams, verbs
+from evals.base import Evaluation, Measured, Subject
+from evals.metrics import is_whole
 from evals.page import titled
-from train.formats import DataError
-from train.stage import evaluation_batches
+from evals.run import Run
+from evals.words import analogies, neighbours, word_map
+from train import tasks
 from train.step import root_key
 from train.text import BEGIN, UNKNOWN, begun, decode, encode
-from zoo.base import Batch, Params, Recurrent, restart
+from zoo.base import Params, Recurrent, restart
 from zoo.language import generate
 
 ORDERS = {"characters": (5, 7), "words": (2, 3, 5)}
@@ -36,40 +40,58 @@ DARKEST = 0.55
 """Opacity behind a token that was no more probable than by chance: text on it is readable, in light and dark."""
 
 
-def is_text(run: Restored) -> bool:
-    """Whether the run's data were text: a vocabulary may also be that of a task of memory."""
-    return run.data.vocabulary[UNKNOWN : UNKNOWN + 1] == ("<unk>",)
+TASK = tasks.Language
 
 
-def kind(run: Restored) -> str:
-    """What a text's tokens are: "characters" or "words"."""
-    return "characters" if run.data.vocabulary[BEGIN] == "\n" else "words"
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Read(Measured):
+    """log_probabilities: of each token of the split, in its order, float32 [tokens]."""
+
+    log_probabilities: np.ndarray
 
 
-def measure(run: Restored, split: str, splits: Mapping[str, dict[str, Any]], loss: float) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of a split of text whose mean loss is known, and log p of its tokens [tokens].
+def language_of(run: Run) -> tasks.Language:
+    """The run's task.  Raises DataError for another one."""
+    if not isinstance(run.task, TASK):
+        verbs.require(run, "sample", {})
+    assert isinstance(run.task, TASK)
+    return run.task
 
-    "perplexity", "tokens", "unknown %" (of the targets), and those of ``baselines``; of a test split also the loss on the
-    validation split, by which settings are chosen, if the model was not trained on it.
+
+def measure(subject: Subject) -> Read:
+    """The metrics of the loss; log p of each token.
+
+    "perplexity", "tokens", "unknown %" (of the targets), and those of ``baselines``.  For a test
+    split also the loss on the validation split, by which settings are chosen, if the model was not
+    trained on it.  Other data than the run's have no baselines.
     """
-    table = splits[split]
+    run, split, splits = subject.run, subject.split, subject.dataset.splits
+    table = subject.table
     found = token_log_probabilities(run, table)
     with np.errstate(over="ignore"):  # of a model that diverged
-        perplexity = float(np.exp(loss))
+        perplexity = float(np.exp(subject.means["loss"]))
     unknown = table["targets"][table["mask"]] == UNKNOWN
-    named = {"perplexity": perplexity, "tokens": float(len(found)), "unknown %": 100 * float(unknown.mean())}
+    named = {
+        "perplexity": perplexity,
+        "tokens": float(len(found)),
+        "unknown %": 100 * float(unknown.mean()),
+    }
     held_out = None
-    if split != "validation" and "validation" not in run.recipe.train_on and not np.isnan(found).any():
+    unseen = split != "validation" and "validation" not in run.recipe.train_on
+    if subject.own and unseen and not np.isnan(found).any():
         held_out = token_log_probabilities(run, splits["validation"]).astype(np.float64)
-    named |= baselines(run, split, splits, np.exp(found.astype(np.float64)), None if held_out is None else np.exp(held_out))
-    named = {f"{split} {name}": value for name, value in named.items()}
+    if subject.own:
+        probabilities = np.exp(found.astype(np.float64))
+        mixed = None if held_out is None else np.exp(held_out)
+        named |= baselines(run, split, splits, probabilities, mixed)
+    metrics = subject.losses | subject.named(named)
     if held_out is not None:
-        named["validation loss nats"] = float(-held_out.mean())
-    return named, found
+        metrics["validation loss nats"] = float(-held_out.mean())
+    return Read(metrics=metrics, tokens=len(found), log_probabilities=found)
 
 
 def baselines(
-    run: Restored, split: str, splits: Mapping[str, dict[str, Any]], neural: np.ndarray, held_out: np.ndarray | None
+    run: Run, split: str, splits: Mapping[str, dict[str, Any]], neural: np.ndarray, held_out: np.ndarray | None
 ) -> dict[str, float]:
     """Metrics of modified Kneser-Ney n-grams of what the run was trained on, on a split.
 
@@ -78,7 +100,8 @@ def baselines(
     p(5-grams), with the w that is best on the validation split, "weight with 5-grams".  {} on a training split, and of texts
     longer than MOST.
     """
-    trained, vocabulary, tokens = run.recipe.train_on.split("+"), len(run.data.vocabulary), kind(run)
+    task = language_of(run)
+    trained, vocabulary, tokens = run.recipe.train_on.split("+"), len(task.vocabulary), task.tokens
     training = [document for name in trained for document in documents(splits[name])]
     if split in trained or sum(map(len, training)) > MOST:
         return {}
@@ -114,56 +137,54 @@ def tokens_before(table: dict[str, Any]) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def token_log_probabilities(run: Restored, table: dict[str, Any]) -> np.ndarray:
+def token_log_probabilities(run: Run, table: dict[str, Any]) -> np.ndarray:
     """log p of each token of a split in its order, given those before it: float32 [tokens]; their sum is minus the loss's.
 
     As in ``evaluation_batches`` a text is read in several stretches, each of which begins without what came before it.
     """
     module, cfg = run.module, run.recipe.model
-    assert isinstance(module, Recurrent)
 
-    @jax.jit
-    def read(params: Params, carry: Any, batch: Batch) -> tuple[Any, Array]:
-        start = restart(module.initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
-        carry, logits = module.unroll(cfg, params, start, batch["inputs"], mask=batch["mask"])
-        return carry, -optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    def start(rows: int) -> Any:
+        return module.init_carry(cfg, run.params, rows, key=root_key(0))
 
-    found = np.zeros(table["mask"].shape, np.float32)
-    with contextlib.closing(evaluation_batches(table, run.recipe.batch_size, run.scaling)) as batches:
-        carry = module.init_carry(cfg, run.params, batches.padded, key=root_key(0))
-        for step in range(batches.steps_per_epoch):
-            carry, values = read(run.params, carry, batches.batch(step))
-            rows = batches.rows(step)
-            found[rows[rows >= 0]] = np.asarray(values)[rows >= 0]
-    return found[table["mask"]]
+    def step(carry: Any, batch: Any) -> tuple[Any, Array]:
+        return _read(module, cfg, run.params, carry, batch)
+
+    return run.scan(step, start, table)[table["mask"]]
 
 
-def read_prompt(run: Restored, prompt: str) -> tuple[np.ndarray, list[str]]:
+@functools.partial(jax.jit, static_argnums=0)
+def _read(module: Recurrent, cfg: Any, params: Params, carry: Any, batch: Any) -> tuple[Any, Array]:
+    """The carry after a batch, and log p of its targets, float32 [batch, time]."""
+    start = restart(module.initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
+    carry, logits = module.unroll(cfg, params, start, batch["inputs"], mask=batch["mask"])
+    return carry, -optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+
+
+def read_prompt(run: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
     """A prompt as tokens int32 [tokens], after the one that every text begins with; and what of it is not in the vocabulary.
 
     Raises DataError naming the run's folder unless it is that of a language model of text.
     """
-    if not is_text(run) or not isinstance(run.module, Recurrent):
-        what = f"{type(run.recipe.model).__module__} on data {run.data.name!r}"
-        raise DataError(f"{run.folder.path}: {what} is no language model of text, so it cannot write")
-    prompt = prompt.removeprefix(run.data.vocabulary[BEGIN])
-    parts = begun(prompt, run.data.vocabulary)
-    unknown = [part for part in parts if part not in run.data.vocabulary]
-    return np.concatenate([[BEGIN], encode(parts, run.data.vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
+    vocabulary = language_of(run).vocabulary
+    prompt = prompt.removeprefix(vocabulary[BEGIN])
+    parts = begun(prompt, vocabulary)
+    unknown = [part for part in parts if part not in vocabulary]
+    return np.concatenate([[BEGIN], encode(parts, vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
 
 
 def write(
-    run: Restored, prompt: np.ndarray, length: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    run: Run, prompt: np.ndarray, length: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
 ) -> np.ndarray:
     """So many tokens [length], never <unk>, that the model writes after a prompt [tokens]: see ``zoo.language.generate``.
 
     Raises ValueError naming what is out of range.
     """
-    most = len(run.data.vocabulary)
+    most = len(language_of(run).vocabulary)
     checks = {
         f"prompt: shape {prompt.shape}, allowed: [tokens], at least one": prompt.ndim == 1 and prompt.size > 0,
         f"prompt: tokens outside of 0 to {most - 1}": ((prompt >= 0) & (prompt < most)).all(),
-        f"sample={length}, allowed: a positive number": is_whole(length) and length >= 1,
+        f"tokens={length}, allowed: a positive number": is_whole(length) and length >= 1,
         f"temperature={temperature}, allowed: a finite number, 0 or more": 0 <= temperature < math.inf,
         f"top_k={top_k}, allowed: 1 to {most}": top_k is None or (is_whole(top_k) and 1 <= top_k <= most),
         f"seed={seed}, allowed: 0 to {2**32 - 1}": is_whole(seed) and 0 <= seed < 2**32,
@@ -180,9 +201,7 @@ def write(
 def samples(evaluation: Evaluation) -> str | None:
     """Texts that the model writes after the beginning of the chosen example, at several temperatures."""
     run, table = evaluation.run, evaluation.table
-    if evaluation.log_probabilities is None:
-        return None
-    vocabulary, tokens = run.data.vocabulary, kind(run)
+    vocabulary, tokens = language_of(run).vocabulary, language_of(run).tokens
     begun = table["targets"][evaluation.example][table["mask"][evaluation.example]][: PROMPT[tokens]]
     prompt = np.concatenate([[BEGIN], begun]).astype(np.int32)
     figures = []
@@ -193,17 +212,16 @@ def samples(evaluation: Evaluation) -> str | None:
         figures.append(f'<figure>{caption}<p style="{_AS_WRITTEN}">{text}</p></figure>')
     intro = f"What the model writes after the first {len(begun)} {tokens} of example {evaluation.example} of the "
     intro += f"{evaluation.split} split, which are bold.  Logits are divided by the temperature: the lower it is, the more often "
-    intro += "the most probable token is drawn.  <code>--sample 500 --prompt TEXT</code> writes more."
+    intro += "the most probable token is drawn.  <code>zoo-evals sample</code> writes more."
     columns = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr))"
     return titled("Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>')
 
 
 def passage(evaluation: Evaluation) -> str | None:
     """A passage from the chosen example on, each token shaded by how improbable the model found it."""
-    run, table, found = evaluation.run, evaluation.table, evaluation.log_probabilities
-    if found is None:
-        return None
-    vocabulary, tokens = run.data.vocabulary, kind(run)
+    assert isinstance(evaluation.measured, Read)
+    run, table, found = evaluation.run, evaluation.table, evaluation.measured.log_probabilities
+    vocabulary, tokens = language_of(run).vocabulary, language_of(run).tokens
     first = int(tokens_before(table)[evaluation.example])
     stretch = slice(first, first + PASSAGE[tokens])
     targets = table["targets"][table["mask"]][stretch]
@@ -228,3 +246,25 @@ def _shaded(text: str, log_p: float, chance: float) -> str:
     shade = DARKEST * min(-log_p / chance, 1) if log_p < 0 else 0.0
     shown, space = (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
     return f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">{html.escape(shown)}</span>{space}'
+
+
+def print_sample(run: Run, options: verbs.Sample) -> int:
+    """Prints the prompt as the model reads it, and its continuation; names unknown words."""
+    prompt, unknown = read_prompt(run, options.prompt)
+    written = write(
+        run,
+        prompt,
+        options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    if unknown:
+        words = " ".join(map(repr, unknown))
+        print(f"not in the vocabulary, read as <unk>: {words}", file=sys.stderr)
+    print(decode([*prompt[1:], *written], language_of(run).vocabulary))
+    return 0
+
+
+SECTIONS = (samples, passage, neighbours, analogies, word_map)
+VERBS = {"sample": print_sample}

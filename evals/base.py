@@ -1,0 +1,180 @@
+"""The protocol that every task of ``evals.tasks`` follows.
+
+A task is a module with the same four names, as a model is in ``zoo``:
+
+    TASK       the class of ``train.tasks`` whose runs it measures
+    measure    (Subject) -> Measured: metrics, and whatever its sections draw
+    SECTIONS   functions of an Evaluation that return HTML for the report, or None to be left out
+    VERBS      {name: (run, options) -> exit status}: what a person can ask of such a model; options
+               are those of ``evals.verbs``
+
+``evals.tasks.TASKS`` lists them.  ``evaluate``, the report and the command line know this protocol
+and no task.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+
+from evals.intervals import wilson
+from evals.metrics import name_metrics
+from evals.run import Run
+from train.dataset import Dataset, Table
+from train.tasks import Task
+
+T = TypeVar("T")
+
+
+class Subject(NamedTuple):
+    """What is measured: a run on one split of a data set.
+
+    means: the metrics of the model's ``loss``, means over the split.
+    own: whether the data are those that the run was trained on.
+    """
+
+    run: Run
+    dataset: Dataset
+    split: str
+    table: Table
+    means: dict[str, float]
+    own: bool = True
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The metrics of the model's ``loss`` by full name."""
+        return name_metrics(self.split, self.means, self.run.recipe.model.outputs.likelihood)
+
+    def named(self, metrics: Mapping[str, T]) -> dict[str, T]:
+        """Metrics by full name: {"exact %": 3.0} -> {"test exact %": 3.0}."""
+        return {f"{self.split} {name}": value for name, value in metrics.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Measured:
+    """What ``measure`` returns.  A task adds fields for its sections.
+
+    metrics: by full name, such as "test accuracy %"; the last word is the unit, if there is one.
+    note: how metrics were computed, where their names do not say it.
+    tokens: number of tokens that metrics are means over; None where these are examples.
+    shares: {metric: n}: percentages that are shares of n independent examples.
+    """
+
+    metrics: dict[str, float]
+    note: str = ""
+    tokens: int | None = None
+    shares: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A run, measured.
+
+    example: the example that the report looks at closely.
+    data_dir: where data sets are looked up first.
+    """
+
+    subject: Subject
+    measured: Measured
+    example: int = 0
+    data_dir: str | os.PathLike[str] | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run that was measured."""
+        return self.subject.run
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return self.subject.split
+
+    @property
+    def table(self) -> Table:
+        """Raw columns of the split."""
+        return self.subject.table
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """{"test accuracy %": ...}: the unit is the last word, where there is one."""
+        return self.measured.metrics
+
+    @property
+    def note(self) -> str:
+        """How metrics were computed, where their names do not say it."""
+        return self.measured.note
+
+    @property
+    def count(self) -> int:
+        """Examples of the split."""
+        return len(jax.tree.leaves(self.table)[0])
+
+    @property
+    def items(self) -> int:
+        """Number of items that metrics are means over: tokens of text, else examples."""
+        return self.count if self.measured.tokens is None else self.measured.tokens
+
+    @property
+    def measured_on(self) -> str:
+        """For people: "300 test examples"."""
+        what = "examples" if self.measured.tokens is None else "tokens"
+        return f"{self.items:,} {self.split} {what}"
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals, in per cent, of shares of independent examples: see ``evals.intervals``."""
+        ends = {}
+        for name, count in self.measured.shares.items():
+            if name in self.metrics:
+                low, high = wilson(self.metrics[name] / 100, count)
+                ends[name] = 100 * low, 100 * high
+        return ends
+
+    @property
+    def file(self) -> pathlib.Path:
+        """eval.json of the run, for the test split; eval-validation.json, ... for others."""
+        return self._file("eval", "json")
+
+    @property
+    def report(self) -> pathlib.Path:
+        """report.html, named alike."""
+        return self._file("report", "html")
+
+    def _file(self, stem: str, suffix: str) -> pathlib.Path:
+        parts = [stem]
+        if self.split != "test":
+            parts.append(self.split)
+        if not self.subject.own:
+            name = self.subject.dataset.name
+            parts.append("on-" + "".join(c if c.isalnum() else "-" for c in name).strip("-"))
+        return self.run.folder.path / f"{'-'.join(parts)}.{suffix}"
+
+
+Section = Callable[[Evaluation], str | None]
+Verb = Callable[[Run, Any], int]
+
+
+class TaskModule(Protocol):
+    """The names of a module of ``evals.tasks``: see above."""
+
+    @property
+    def TASK(self) -> type[Task]:  # noqa: N802 (a constant of the module)
+        """The class of the runs that it measures."""
+        ...
+
+    @property
+    def SECTIONS(self) -> Sequence[Section]:  # noqa: N802
+        """Sections of the report, in order."""
+        ...
+
+    @property
+    def VERBS(self) -> Mapping[str, Verb]:  # noqa: N802
+        """What a person can ask of such a model, by name."""
+        ...
+
+    def measure(self, subject: Subject) -> Measured:
+        """Metrics of a run on a split."""
+        ...

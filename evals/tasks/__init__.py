@@ -1,0 +1,33 @@
+"""The tasks that runs are measured by: a module each, which follows the protocol of ``evals.base``."""
+
+from evals.base import TaskModule
+from evals.tasks import (
+    algorithm,
+    captioning,
+    classification,
+    density,
+    language,
+    reconstruction,
+    regression,
+    segmentation,
+    translation,
+)
+from train.tasks import Task
+
+TASKS: dict[type[Task], TaskModule] = {
+    classification.TASK: classification,
+    regression.TASK: regression,
+    segmentation.TASK: segmentation,
+    reconstruction.TASK: reconstruction,
+    density.TASK: density,
+    language.TASK: language,
+    algorithm.TASK: algorithm,
+    translation.TASK: translation,
+    captioning.TASK: captioning,
+}
+"""The module of every task in ``train.tasks.TASKS``."""
+
+
+def module_of(task: Task) -> TaskModule:
+    """The module that measures runs of a task."""
+    return TASKS[type(task)]

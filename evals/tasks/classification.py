@@ -1,0 +1,302 @@
+"""Classification: which class each example is of, where the model errs, and labels for new files."""
+
+import dataclasses
+import functools
+import html
+import itertools
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from evals import maps, verbs
+from evals.base import Evaluation, Measured, Subject
+from evals.files import Failures, holds_arrays, read_inputs, readable
+from evals.gradients import through_time
+from evals.metrics import confusion_matrix
+from evals.page import as_images, listing, picture, show_output, titled, unbroken
+from evals.run import Run, class_names, predict_batch, restore
+from evals.shifts import shifts
+from train import tasks
+from train.batches import Batches
+from train.formats import DataError
+from train.step import root_key
+from zoo.base import Model, Params
+
+TASK = tasks.Classification
+TOP = 3
+"""Classes that are printed for each item."""
+BARS = 5
+"""Classes shown beside the feature maps."""
+MISTAKES = 24
+MATRIX_CLASSES = 20
+"""A matrix of more classes does not fit a screen: the most frequent confusions are listed instead."""
+POLARITY = (
+    "images are used as they are; if yours have the opposite polarity to the training data (e.g. dark on light), add --invert"
+)
+
+
+class Predictions(NamedTuple):
+    """What a classifier estimates for every example of a split, in its order.
+
+    outputs [n, classes]: probabilities, unless the model's outputs are linear.
+    losses [n].  targets [n]: the true classes.
+    """
+
+    outputs: np.ndarray
+    losses: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The most probable class of each example [n]."""
+        return self.outputs.argmax(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Classified(Measured):
+    """predictions: None where the objective carries state from batch to batch."""
+
+    predictions: Predictions | None
+
+
+def measure(subject: Subject) -> Classified:
+    """Accuracy, error and the metrics of the loss; a prediction for each example."""
+    metrics = subject.losses
+    mask = subject.table.get("mask")
+    count = len(subject.table["targets"]) if mask is None else int(np.sum(mask))
+    shares = dict.fromkeys(subject.named({"accuracy %": 0, "error %": 0}), count)
+    return Classified(metrics=metrics, shares=shares, predictions=_predict(subject))
+
+
+def _predict(subject: Subject) -> Predictions | None:
+    run, table = subject.run, subject.table
+    carry = run.module.init_carry(run.recipe.model, run.params, 1, key=root_key(0))
+    if jax.tree.leaves(carry):
+        return None
+    outputs, losses = run.map(_outputs_and_losses, table, widths=subject.dataset.widths)
+    return Predictions(outputs, losses, table["targets"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs_and_losses(module: Model, cfg: Any, params: Params, batch: Any) -> tuple[Any, Any]:
+    def loss_of_one(example: Any) -> Any:
+        alone = jax.tree.map(lambda leaf: leaf[None], example)
+        return module.loss(cfg, params, alone, key=None)[0]
+
+    return predict_batch(module, cfg, params, batch["inputs"]), jax.vmap(loss_of_one)(batch)
+
+
+# ------------------------------------------------------------------ the report
+
+
+def confusions(evaluation: Evaluation) -> str | None:
+    """True against predicted classes."""
+    predictions = _predictions(evaluation)
+    if predictions is None:
+        return None
+    names = class_names(evaluation.run, predictions.outputs.shape[1])
+    counts = confusion_matrix(predictions.targets, predictions.classes, len(names))
+    few = len(names) <= MATRIX_CLASSES
+    return titled("Confusion matrix", _matrix(counts, names) if few else _pairs(counts, names))
+
+
+def mistakes(evaluation: Evaluation) -> str | None:
+    """The wrongly classified examples with the highest loss."""
+    predictions = _predictions(evaluation)
+    if predictions is None:
+        return None
+    names = class_names(evaluation.run, predictions.outputs.shape[1])
+    wrong = np.flatnonzero(predictions.classes != predictions.targets)
+    worst = wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]
+    inputs = evaluation.table["inputs"]
+    images = as_images(inputs[worst], evaluation.run.data.input_range)
+    cards = []
+    for number, index in enumerate(worst):
+        image = picture(images[number], f"example {index}") if images is not None else ""
+        predicted, true = predictions.classes[index], predictions.targets[index]
+        lines = [
+            f"said <b>{html.escape(names[predicted])}</b> {unbroken(predictions.outputs[index, predicted])}",
+            f"true <b>{html.escape(names[true])}</b> {unbroken(predictions.outputs[index, true])}",
+            f'<span class="note">loss {predictions.losses[index]:.2f}<br>example {index}</span>',
+        ]
+        cards.append(f"<figure>{image}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+    intro = f"{len(wrong):,} of {evaluation.count:,} examples are labelled wrongly"
+    if len(worst) < len(wrong):
+        intro += f"; these {len(worst)} have the highest loss."
+    else:
+        intro += "." if len(wrong) else ": none."
+    return titled("Worst mistakes", f'<p>{intro}</p><div class="cards">{"".join(cards)}</div>')
+
+
+def feature_maps(evaluation: Evaluation) -> str | None:
+    """``evals.maps.feature_maps`` with the scores of the example beside them."""
+    return maps.feature_maps(evaluation, beside=_scores(evaluation))
+
+
+def small_shifts(evaluation: Evaluation) -> str | None:
+    """``evals.shifts.shifts``, where there are predictions."""
+    predictions = _predictions(evaluation)
+    return None if predictions is None else shifts(evaluation, predictions.targets)
+
+
+def _predictions(evaluation: Evaluation) -> Predictions | None:
+    assert isinstance(evaluation.measured, Classified)
+    return evaluation.measured.predictions
+
+
+def _scores(evaluation: Evaluation) -> str:
+    """The most probable classes of the chosen example, with bars."""
+    predictions = _predictions(evaluation)
+    if predictions is None:
+        return ""
+    outputs = predictions.outputs[evaluation.example]
+    true = predictions.targets[evaluation.example]
+    names = class_names(evaluation.run, len(outputs))
+    scale = max(float(outputs.max()), 1.0)
+    lines = []
+    for index in np.argsort(-outputs, kind="stable")[:BARS]:
+        kind = ' class="true"' if index == true else ""
+        width = 100 * max(float(outputs[index]), 0) / scale
+        cells = f"<th{kind}>{html.escape(names[index])}</th>"
+        cells += f'<td class="bar"><div style="width:{width:.1f}%"></div></td>'
+        lines.append(f"<tr>{cells}<td>{unbroken(outputs[index])}</td></tr>")
+    title = f"<p>The model says; true is <b>{html.escape(names[true])}</b>:</p>"
+    return f'<aside>{title}<table class="scores">{"".join(lines)}</table></aside>'
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    cells = [f"<tr><th></th>{head}<th>error %</th></tr>"]
+    for true, row in enumerate(counts):
+        total = max(int(row.sum()), 1)
+        line = f"<th>{html.escape(names[true])}</th>"
+        for predicted, count in enumerate(row):
+            # A single mistake must be visible beside hundreds of hits: the square root spreads the
+            # small shares.
+            shade = f"{math.sqrt(count / total) * 0.75:.2f}" if count else "0"
+            kind = "hit" if true == predicted else "miss"
+            line += f'<td class="{kind}" style="--shade:{shade}">{count or ""}</td>'
+        cells.append(f'<tr>{line}<td class="note">{100 - 100 * row[true] / total:.1f}</td></tr>')
+    caption = "<caption>rows: true class; columns: predicted class</caption>"
+    table = f'<table class="matrix">{caption}{"".join(cells)}</table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _pairs(counts: np.ndarray, names: list[str]) -> str:
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]
+    pairs = [divmod(int(index), len(counts)) for index in order if wrong.flat[index]]
+    return "<p>The most frequent confusions (true, predicted):</p>" + listing(
+        (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}") for true, predicted in pairs
+    )
+
+
+SECTIONS = (confusions, mistakes, feature_maps, maps.first_weights, small_shifts, through_time)
+
+
+# ------------------------------------------------------------------ predict
+
+
+def predict(
+    run_dir: str | os.PathLike[str],
+    files: Iterable[str | os.PathLike[str]],
+    *,
+    invert: bool = False,
+) -> list[tuple[str, np.ndarray]]:
+    """(label, outputs [classes]) of each item of the files.
+
+    An image is one item, an npz file holds "inputs" [n, ...].  Images of any size and format are
+    resized to the shape of the training inputs, and brought to their range of values.
+    invert: for files of the opposite polarity to the training data, such as dark on light.
+    Raises RunError, CheckpointError, DataError that names the file, and ValueError for one file
+    instead of several.
+    """
+    if isinstance(files, str | os.PathLike):
+        raise ValueError(f"files={os.fspath(files)!r}, allowed: a list of files")
+    run = restore(run_dir)
+    verbs.require(run, "predict", {"predict": predict} if isinstance(run.task, TASK) else {})
+    return list(predict_files(run, [pathlib.Path(file) for file in files], invert=invert))
+
+
+def predict_files(
+    run: Run,
+    files: Sequence[pathlib.Path],
+    *,
+    invert: bool = False,
+    failed: Callable[[DataError], None] | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """``predict`` with a model that is already restored.
+
+    Items of all files fill batches of one size, so that the model is compiled once.
+    failed: see ``evals.files.readable``.
+    """
+    images_only = not any(map(holds_arrays, files))
+    size = min(run.recipe.batch_size, len(files)) if images_only else run.recipe.batch_size
+    accepted = set()
+
+    def read(file: pathlib.Path) -> np.ndarray:
+        inputs = read_inputs(run, file, invert=invert)
+        if (kind := _kind(inputs[0])) not in accepted:
+            _require_accepted(run, file, inputs, size)
+            accepted.add(kind)
+        return inputs
+
+    items = (item for file, inputs in readable(files, read, failed) for item in zip(_labels(file, inputs), inputs, strict=True))
+    for _, alike in itertools.groupby(items, lambda item: _kind(item[1])):
+        while group := list(itertools.islice(alike, size)):
+            inputs = np.stack([inputs for _, inputs in group])
+            outputs = run.map(_outputs, {"inputs": inputs}, rows=size)
+            yield from zip((label for label, _ in group), outputs, strict=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
+    return predict_batch(module, cfg, params, batch["inputs"])
+
+
+def _labels(file: pathlib.Path, inputs: np.ndarray) -> list[str]:
+    if not holds_arrays(file):
+        return [str(file)]
+    return [f"{file}[{index}]" for index in range(len(inputs))]
+
+
+def _kind(example: np.ndarray) -> tuple[Any, ...]:
+    """What examples of one batch have in common."""
+    return example.shape, example.dtype
+
+
+def _require_accepted(run: Run, file: pathlib.Path, inputs: np.ndarray, size: int) -> None:
+    """Raises DataError naming the file whose examples the model refuses."""
+    try:
+        batches = Batches({"inputs": inputs[:1]}, 1, seed=None, scaling=run.scaling)
+        batch = jax.eval_shape(batches.load, batches.example(size))
+        jax.eval_shape(functools.partial(_outputs, run.module), run.recipe.model, run.params, batch)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def show_item(run: Run, label: str, outputs: np.ndarray) -> str:
+    """One line: the label and the most probable classes, "seven.png  7 98.2 %  1 0.9 %"."""
+    names = class_names(run, len(outputs))
+    best = np.argsort(-outputs, kind="stable")[:TOP]
+    shown = (f"{names[index]} {show_output(float(outputs[index]))}" for index in best)
+    return "  ".join([label, *shown])
+
+
+def print_predictions(run: Run, options: verbs.Predict) -> int:
+    """A line for each item of each file; a file that cannot be read is named and left out."""
+    failures = Failures()
+    for label, outputs in predict_files(run, options.files, invert=options.invert, failed=failures):
+        print(show_item(run, label, outputs))
+    if not options.invert and not all(map(holds_arrays, options.files)):
+        print(POLARITY, file=sys.stderr)
+    return int(failures.any)
+
+
+VERBS = {"predict": print_predictions}

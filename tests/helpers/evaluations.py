@@ -1,0 +1,11 @@
+"""Evaluations of changed runs and tables."""
+
+import dataclasses
+from typing import Any
+
+from evals.base import Evaluation
+
+
+def changed(evaluation: Evaluation, **fields: Any) -> Evaluation:
+    """The evaluation with other fields of its Subject: run, table, means, ..."""
+    return dataclasses.replace(evaluation, subject=evaluation.subject._replace(**fields))

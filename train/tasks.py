@@ -1,0 +1,217 @@
+"""Tasks: what a trained model can be asked to do.
+
+A task is a value.  Data come with one, a run keeps it in data.json, and ``evals.tasks`` has a
+module for each class here that measures such runs.  It holds whatever is needed to use the model
+without its data: names of classes, a vocabulary, tokenizers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from train.tokens import Tokenizer
+from zoo.base import Outputs
+
+MOST_LISTED = 5
+"""Classes that a message lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base class of all tasks.
+
+    name: of the task, in run folders and messages; also of its module in ``evals.tasks``.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Fields of a model's Config that the data decide: {"vocabulary": 8000}."""
+        return {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of classes by number; () where there are none, or the data do not name them."""
+        return ()
+
+    def __str__(self) -> str:
+        """For messages: "classification into 3 classes: cat, dog, owl"."""
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithClasses(Task):
+    """classes: names by number; () where the data do not name them."""
+
+    classes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
+    def __str__(self) -> str:
+        return self.name + _listed("classes", self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(_WithClasses):
+    """One class for each example: targets are integers [n]."""
+
+    name = "classification"
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(_WithClasses):
+    """One class for each pixel: targets and mask are [n, height, width]."""
+
+    name = "segmentation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(_WithClasses):
+    """The inputs themselves.  The classes of the examples, where known, only colour the report."""
+
+    name = "reconstruction"
+
+
+@dataclasses.dataclass(frozen=True)
+class Density(_WithClasses):
+    """The distribution of the inputs.  Classes: see ``Reconstruction``."""
+
+    name = "density"
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Task):
+    """Numbers for each example, or for each of its steps."""
+
+    name = "regression"
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm(Task):
+    """Sequences of symbols that follow from other sequences by a rule.  vocabulary: the symbols."""
+
+    name = "algorithm"
+    vocabulary: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's vocabulary."""
+        return {"vocabulary": len(self.vocabulary)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Language(Task):
+    """The next token of a text, see ``train.text``.
+
+    vocabulary: characters or words, as ``tokens`` says.
+    """
+
+    name = "language"
+    vocabulary: tuple[str, ...]
+    tokens: Literal["characters", "words"]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's vocabulary."""
+        return {"vocabulary": len(self.vocabulary)}
+
+    def __str__(self) -> str:
+        return f"language of {len(self.vocabulary):,} {self.tokens}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation(Task):
+    """A target sentence for each source sentence."""
+
+    name = "translation"
+    source: Tokenizer
+    target: Tokenizer
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's vocabularies."""
+        sides = {"vocabulary": self.target, "source_vocabulary": self.source}
+        return {field: len(tokenizer.vocabulary) for field, tokenizer in sides.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning(Task):
+    """A sentence for each image.  max_length: tokens of the longest caption, its end not counted."""
+
+    name = "captioning"
+    target: Tokenizer
+    max_length: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's vocabulary."""
+        return {"vocabulary": len(self.target.vocabulary)}
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        Classification,
+        Regression,
+        Segmentation,
+        Reconstruction,
+        Density,
+        Language,
+        Algorithm,
+        Translation,
+        Captioning,
+    )
+}
+"""Every task by name."""
+
+
+def task_of_arrays(table: Mapping[str, Any]) -> Task:
+    """The task of plain arrays: a class for each example, numbers, or nothing but the inputs."""
+    if "targets" not in table:
+        return Reconstruction()
+    targets = table["targets"]
+    classes = isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "bui"
+    return Classification() if classes else Regression()
+
+
+def learned(outputs: Outputs, task: Task) -> Task:
+    """The task that a model with these outputs learns from data of a task.
+
+    Unsupervised models learn from inputs alone, whatever the targets are.
+    """
+    classes = task.classes if isinstance(task, Classification) else ()
+    unsupervised = Reconstruction(classes)
+    return {"targets": task, "density": Density(classes)}.get(outputs.of, unsupervised)
+
+
+def to_dict(task: Task) -> dict[str, Any]:
+    """The task as plain JSON types, its name with its fields."""
+    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    return {"name": task.name} | {name: _plain(value) for name, value in fields.items()}
+
+
+def from_dict(fields: Mapping[str, Any]) -> Task:
+    """The inverse of ``to_dict``.  Raises KeyError, TypeError or ValueError for anything else."""
+    values = {name: _value(value) for name, value in fields.items() if name != "name"}
+    return TASKS[fields["name"]](**values)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Tokenizer) else value
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Tokenizer.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(what: str, names: tuple[str, ...]) -> str:
+    more = ", ..." if len(names) > MOST_LISTED else ""
+    return f" into {len(names)} {what}: {', '.join(names[:MOST_LISTED])}{more}" if names else ""

@@ -1,4 +1,5 @@
-# make demo   trains and evaluates the default recipe     make test   runs the whole test suite
+# make demo   trains and evaluates the default recipe     make test   runs the tests
+# make test-all   runs the long ones too: speed, quick recipes, several processes, JAX's settings
 # make lint   style and types                             make lock   pins today's versions in the constraints file of this Python
 # make clean-room   tries the package as a stranger has it: the wheel alone, an empty home, warnings as errors
 #
@@ -14,15 +15,20 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $
 # Programs that tests compiled, for the next run of them on this machine.
 PROGRAMS := $(CURDIR)/.cache/$(shell uname -n)-$(VENV)
 
-.PHONY: demo test lint clean-room lock clean
+RUN_TESTS = JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR:-$(PROGRAMS)} \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all lint clean-room lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/zoo-train convnet-digits --out $(RUN)
 	$(BIN)/zoo-evals $(RUN)
 
 test: $(VENV)/.test
-	JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR:-$(PROGRAMS)} \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(RUN_TESTS) -m "not slow" $(PYTEST)
+
+test-all: test
+	$(RUN_TESTS) -m slow $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

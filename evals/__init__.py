@@ -13,7 +13,9 @@ import os
 import runpy
 
 # By its place, as the name may lead to another ``train``.
-runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["begin"]("train", "zoo")
+runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["begin"](
+    "train", "zoo"
+)
 
 import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from evals.evaluation import evaluate as evaluate
     from evals.evaluation import write_evaluation as write_evaluation
     from evals.metrics import confusion_matrix as confusion_matrix
-    from evals.report import write_report as write_report
+    from evals.report.document import write_report as write_report
     from evals.tasks.classification import predict as predict
 
 _HOMES = {
@@ -31,10 +33,17 @@ _HOMES = {
     "evaluation": ["evaluate", "write_evaluation"],
     "metrics": ["confusion_matrix"],
     "tasks.classification": ["predict"],
-    "report": ["write_report"],
+    "report.document": ["write_report"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["Evaluation", "confusion_matrix", "evaluate", "predict", "write_evaluation", "write_report"]
+__all__ = [
+    "Evaluation",
+    "confusion_matrix",
+    "evaluate",
+    "predict",
+    "write_evaluation",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

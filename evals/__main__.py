@@ -12,7 +12,6 @@ if __name__ == "__main__":  # python -m evals; before what takes seconds to impo
 
 import dataclasses
 import difflib
-import importlib.util
 import logging
 import pathlib
 import shlex
@@ -26,8 +25,6 @@ from train import entry
 
 if TYPE_CHECKING:
     from evals.base import Evaluation
-
-PLOTS_NEED = "the report has no learning curves: they need matplotlib: pip install 'purezoo[evals]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with entry.importing():
         import evals.evaluation
-        from train.checkpoint import CheckpointError
+        from train.engine.checkpoint import CheckpointError
+        from train.engine.run_folder import RunError
         from train.formats import DataError
-        from train.run_folder import RunError
 
     try:
         if isinstance(options, Options):
@@ -123,7 +120,8 @@ def measure(options: Options) -> int:
     Of runs that were trained side by side each is measured, and they are compared.
     """
     from evals.evaluation import evaluate, training
-    from train.run_folder import RunFolder
+    from evals.report.page import REPORT_NEEDS, can_render
+    from train.engine.run_folder import RunFolder
 
     members = RunFolder.open(options.run_dir).recipe().members
     if len(members) > 1:
@@ -135,12 +133,13 @@ def measure(options: Options) -> int:
         data=options.data,
         example=options.example,
     )
-    kept = keep(evaluation, options.report)
+    report = options.report and can_render()
+    kept = keep(evaluation, report)
     if not training(evaluation.run.folder)["complete"]:
         print("the run is not complete: this is its best checkpoint so far")
-    if options.report and importlib.util.find_spec("matplotlib") is None:
-        print(PLOTS_NEED)
-    print_results(evaluation, options.report, kept)
+    if report < options.report:
+        print(REPORT_NEEDS)
+    print_results(evaluation, report, kept)
     return 0 if kept else 1
 
 
@@ -154,7 +153,7 @@ def keep(evaluation: "Evaluation", report: bool) -> bool:
     try:
         write_evaluation(evaluation)
         if report:
-            from evals.report import write_report
+            from evals.report.document import write_report
 
             write_report(evaluation)
     except OSError as error:
@@ -166,14 +165,17 @@ def keep(evaluation: "Evaluation", report: bool) -> bool:
 def measure_members(options: Options, labels: list[str]) -> int:
     """Measures every run of a folder that holds several; prints a table with mean and spread."""
     from evals.evaluation import evaluate
-    from train.member import compare_members
-    from train.run_folder import read_json
+    from evals.report.page import can_render
+    from train.engine.member import compare_members
+    from train.engine.run_folder import read_json
 
     rows, files, kept = {}, [], True
     for label in labels:
         folder = options.run_dir / label
-        evaluation = evaluate(folder, options.split, options.data_dir, data=options.data, example=options.example)
-        if keep(evaluation, options.report):
+        evaluation = evaluate(
+            folder, options.split, options.data_dir, data=options.data, example=options.example
+        )
+        if keep(evaluation, options.report and can_render()):
             files.append(str(evaluation.file))
         else:
             kept = False

@@ -18,8 +18,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import jax
-
 from evals.intervals import wilson
 from evals.metrics import name_metrics
 from evals.run import Run
@@ -110,7 +108,7 @@ class Evaluation:
     @property
     def count(self) -> int:
         """Examples of the split."""
-        return len(jax.tree.leaves(self.table)[0])
+        return self.table.size
 
     @property
     def items(self) -> int:

@@ -27,13 +27,18 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
     Raises ValueError unless each candidate has references.
     """
     _require_references(candidates, references)
-    found_in = [set().union(*(found for text in own for found in _ngrams(text))) for own in references]
+    found_in = [
+        set().union(*(found for text in own for found in _ngrams(text))) for own in references
+    ]
     frequency = Counter(ngram for ngrams in found_in for ngram in ngrams)
 
     def weigh(text: str) -> list[dict[tuple[str, ...], float]]:
         # What no reference has weighs as much as what one has.
         return [
-            {ngram: count * math.log(len(references) / max(frequency[ngram], 1)) for ngram, count in found.items()}
+            {
+                ngram: count * math.log(len(references) / max(frequency[ngram], 1))
+                for ngram, count in found.items()
+            }
             for found in _ngrams(text)
         ]
 
@@ -43,7 +48,9 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
         return 1000 * math.exp(-(apart**2) / (2 * SIGMA**2)) * sum(cosines) / ORDER
 
     pairs = zip(candidates, references, strict=True)
-    return np.array([np.mean([similarity(text, reference) for reference in own]) for text, own in pairs])
+    return np.array(
+        [np.mean([similarity(text, reference) for reference in own]) for text, own in pairs]
+    )
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -55,11 +62,15 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
     scores = []
     for candidate, own in zip(candidates, references, strict=True):
         words = candidate.split()
-        common = [(_longest_common(words, reference.split()), len(reference.split())) for reference in own]
+        common = [
+            (_longest_common(words, reference.split()), len(reference.split())) for reference in own
+        ]
         precision = max(length for length, _ in common) / max(len(words), 1)
         recall = max(length / max(size, 1) for length, size in common)
         # Where one is 0 so is the other.
-        scores.append(100 * (1 + BETA**2) * precision * recall / ((recall + BETA**2 * precision) or 1))
+        scores.append(
+            100 * (1 + BETA**2) * precision * recall / ((recall + BETA**2 * precision) or 1)
+        )
     return np.array(scores)
 
 
@@ -68,18 +79,27 @@ def _require_references(candidates: Sequence[str], references: Sequence[Sequence
     if not candidates or len(candidates) != len(references) or without:
         which = f", of which {without[0]} has {references[without[0]]!r}" if without else ""
         found = f"{len(candidates)} candidates, references of {len(references)}{which}"
-        raise ValueError(f"{found}; expected one or more candidates, and for each a list of one or more references")
+        raise ValueError(
+            f"{found}; expected one or more candidates, and for each a list of one or more references"
+        )
 
 
 def _ngrams(text: str) -> list[Counter[tuple[str, ...]]]:
     """How often each row of 1 ... ORDER words occurs."""
     words = text.split()
-    return [Counter(zip(*(words[first:] for first in range(n)), strict=False)) for n in range(1, ORDER + 1)]
+    return [
+        Counter(zip(*(words[first:] for first in range(n)), strict=False))
+        for n in range(1, ORDER + 1)
+    ]
 
 
-def _clipped_cosine(candidate: dict[tuple[str, ...], float], reference: dict[tuple[str, ...], float]) -> float:
+def _clipped_cosine(
+    candidate: dict[tuple[str, ...], float], reference: dict[tuple[str, ...], float]
+) -> float:
     shared = candidate.keys() & reference.keys()
-    product = math.fsum(min(candidate[ngram], reference[ngram]) * reference[ngram] for ngram in shared)
+    product = math.fsum(
+        min(candidate[ngram], reference[ngram]) * reference[ngram] for ngram in shared
+    )
     norms = math.hypot(*candidate.values()) * math.hypot(*reference.values())
     return product / norms if norms else 0.0
 
@@ -90,5 +110,7 @@ def _longest_common(one: list[str], other: list[str]) -> int:
     for word in one:
         before = lengths.copy()
         for end, word_there in enumerate(other, 1):
-            lengths[end] = before[end - 1] + 1 if word == word_there else max(before[end], lengths[end - 1])
+            lengths[end] = (
+                before[end - 1] + 1 if word == word_there else max(before[end], lengths[end - 1])
+            )
     return lengths[-1]

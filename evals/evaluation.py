@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-import train.loop
+import train.engine.loop
 from evals import tasks
 from evals.base import Evaluation, Subject
 from evals.metrics import is_whole
 from evals.run import load_dataset, load_other, restore, split_of
-from train.run_folder import RunFolder, hardware, read_json, today, versions, write_json
-from train.stage import evaluation_batches
-from train.step import make_evaluate
+from train.engine.run_folder import RunFolder, hardware, read_json, today, versions, write_json
+from train.engine.stage import evaluation_batches
+from train.engine.step import make_evaluate
 
 FORMAT = 1
 
@@ -35,18 +35,18 @@ def evaluate(
     missing or do not fit the run, and ValueError when there is no such example.
     """
     run = restore(run_dir)
-    own = data is None or data == run.recipe.data
+    own = data is None or data == str(run.recipe.data)
     dataset = load_dataset(run, data_dir) if own else load_other(run, str(data), data_dir)
     table = split_of(dataset, split)
-    count = len(jax.tree.leaves(table)[0])
+    count = table.size
     if not (is_whole(example) and 0 <= example < count):
         has = f"as the {split} split has {count:,} examples"
         raise ValueError(f"example={example!r}, allowed: 0 to {count - 1}, {has}")
     cfg = run.recipe.model
-    batches = evaluation_batches(table, run.recipe.batch_size, run.scaling, widths=dataset.widths)
+    batches = evaluation_batches(table, run.recipe.batch_size, run.scaling)
     with contextlib.closing(batches):
         function = jax.jit(make_evaluate(run.module, cfg))
-        means = train.loop.evaluate(function, run.module, cfg, run.params, batches)
+        means = train.engine.loop.evaluate(function, run.module, cfg, run.params, batches)
     subject = Subject(run, dataset, split, table, means, own)
     measured = tasks.module_of(run.task).measure(subject)
     return Evaluation(subject, measured, example, data_dir)
@@ -84,7 +84,12 @@ def training(folder: RunFolder) -> dict[str, Any]:
     keys = ("hardware", "date", "versions")
     if not folder.summary.exists():
         history = folder.history()
-        return {"complete": False, "seconds": history[-1]["seconds"] if history else 0.0} | dict.fromkeys(keys)
-    summaries = [read_json(file) for file in (folder.summary, *folder.path.glob("stage-*/summary.json"))]
+        return {
+            "complete": False,
+            "seconds": history[-1]["seconds"] if history else 0.0,
+        } | dict.fromkeys(keys)
+    summaries = [
+        read_json(file) for file in (folder.summary, *folder.path.glob("stage-*/summary.json"))
+    ]
     seconds = round(sum(summary["seconds"] for summary in summaries), 2)
     return {"complete": True, "seconds": seconds} | {key: summaries[0][key] for key in keys}

@@ -5,6 +5,7 @@ signature is kept with the numbers.
 """
 
 import functools
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from evals.metrics import is_whole
 from train.tokens import END, UNKNOWN
 from zoo.base import Conditional
-from zoo.decode import Written, beam_search, greedy
+from zoo.parts.decode import Hypotheses, beam_search, greedy
 
 BEAM, LENGTH_PENALTY = 5, 1.0
 NEEDS_BLEU = "no BLEU: it needs sacrebleu: pip install 'purezoo[evals]'"
@@ -33,6 +34,11 @@ class Generated(NamedTuple):
     score: float
 
 
+def has_bleu() -> bool:
+    """Whether sacrebleu is installed: metrics are measured without it too."""
+    return importlib.util.find_spec("sacrebleu") is not None
+
+
 def require_search(vocabulary: int, beam: int, length_penalty: float) -> None:
     """Raises ValueError naming what is out of range."""
     if not (is_whole(beam) and 1 <= beam <= vocabulary):
@@ -42,7 +48,15 @@ def require_search(vocabulary: int, beam: int, length_penalty: float) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def search(module: Conditional, cfg: Any, params: Any, inputs: Any, length: int, beam: int, length_penalty: Any) -> Written:
+def search(
+    module: Conditional,
+    cfg: Any,
+    params: Any,
+    inputs: Any,
+    length: int,
+    beam: int,
+    length_penalty: Any,
+) -> Hypotheses:
     """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them; greedily with a beam of 1.
 
     A beam search of that width would write on past an end that was the most probable token.
@@ -53,7 +67,7 @@ def search(module: Conditional, cfg: Any, params: Any, inputs: Any, length: int,
         return module.decode_step(cfg, params, carry, tokens, memory)
 
     first = jnp.full(len(jax.tree.leaves(inputs)[0]), END, jnp.int32)
-    how = {"end": END, "banned": (UNKNOWN,)}
+    how = {"end": END, "suppressed": (UNKNOWN,)}
     if beam == 1:
         return jax.tree.map(lambda leaf: leaf[:, None], greedy(step, carry, first, length, **how))
     return beam_search(step, carry, first, length, width=beam, length_penalty=length_penalty, **how)
@@ -64,7 +78,11 @@ def bleu(translations: Sequence[str], targets: Sequence[str]) -> tuple[float, st
     import sacrebleu
 
     if not translations or len(translations) != len(targets):
-        raise ValueError(f"{len(translations)} translations and {len(targets)} targets, allowed: as many, at least one")
+        raise ValueError(
+            f"{len(translations)} translations and {len(targets)} targets, allowed: as many, at least one"
+        )
 
     metric = sacrebleu.BLEU()
-    return metric.corpus_score(list(translations), [list(targets)]).score, str(metric.get_signature())
+    return metric.corpus_score(list(translations), [list(targets)]).score, str(
+        metric.get_signature()
+    )

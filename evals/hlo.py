@@ -97,7 +97,15 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             call = _CALL.match(rest)
             if call:
                 end = _closing(rest, call.end() - 1)
-                body.append(Instruction(start["name"], shape, call["opcode"], rest[call.end() : end], rest[end + 1 :]))
+                body.append(
+                    Instruction(
+                        start["name"],
+                        shape,
+                        call["opcode"],
+                        rest[call.end() : end],
+                        rest[end + 1 :],
+                    )
+                )
     if entry is None:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
     return computations, entry
@@ -109,7 +117,10 @@ def sizes(shape: str) -> dict[str, float]:
     for dtype, axes in _ARRAY.findall(shape):
         bits = re.search(r"\d+", dtype)
         width = 8 if dtype == "pred" else int(bits[0]) if bits else 0
-        found[dtype] = found.get(dtype, 0) + math.prod(int(size) for size in axes.split(",") if size) * width / 8
+        found[dtype] = (
+            found.get(dtype, 0)
+            + math.prod(int(size) for size in axes.split(",") if size) * width / 8
+        )
     return found
 
 
@@ -117,9 +128,13 @@ _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .*\{$")
 _START = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.-]+) = ")
 _CALL = re.compile(r"\s*(?P<opcode>[\w-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(calls|body|condition|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})")
+_CALLED = re.compile(
+    r"\b(calls|body|condition|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})")
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})"
+)
 _AXIS = re.compile(r"'([^']*)'=(\d+)")
 _NAME = re.compile(r"[\w.-]+")
 _CHAIN = re.compile(r'chain_id="(\d+)"')
@@ -163,7 +178,10 @@ def _walk(
         overlaps = asynchronous or _overlaps(body, number)
         if kind in KINDS:
             chain = _CHAIN.search(instruction.attributes)
-            yield _collective(instruction, kind, times, overlaps or chain is not None), chain[1] if chain else None
+            yield (
+                _collective(instruction, kind, times, overlaps or chain is not None),
+                chain[1] if chain else None,
+            )
             continue
         called = {key: [one or each.strip().lstrip("%") for each in (several or one).split(",")]
                   for key, one, several in _CALLED.findall(instruction.attributes)}  # fmt: skip
@@ -180,12 +198,15 @@ def _overlaps(body: list[Instruction], number: int) -> bool:
         return False
     done = start.opcode.removesuffix("-start") + "-done"
     later = itertools.takewhile(
-        lambda each: each.opcode != done or start.name not in _NAME.findall(each.operands), body[number + 1 :]
+        lambda each: each.opcode != done or start.name not in _NAME.findall(each.operands),
+        body[number + 1 :],
     )
     return any(each.opcode in WORK for each in later)
 
 
-def _collective(instruction: Instruction, kind: str, times: int | None, asynchronous: bool) -> Collective:
+def _collective(
+    instruction: Instruction, kind: str, times: int | None, asynchronous: bool
+) -> Collective:
     group = _group(instruction.attributes)
     shape = instruction.shape
     if instruction.opcode != kind and kind != "all-reduce":
@@ -207,14 +228,20 @@ def _results(shape: str) -> str:
     return parts[1] if len(parts) > 1 else shape
 
 
-def _trips(computations: dict[str, list[Instruction]], loop: Instruction, called: dict[str, list[str]]) -> int | None:
+def _trips(
+    computations: dict[str, list[Instruction]], loop: Instruction, called: dict[str, list[str]]
+) -> int | None:
     """Iterations of a loop: what XLA says, or else the constant that its condition compares a counter with."""
     known = _TRIPS.search(loop.attributes)
     if known:
         return int(known[1])
     condition = computations.get(called.get("condition", [""])[0], [])
     constants = {each.name: each.operands for each in condition if each.opcode == "constant"}
-    if not condition or condition[-1].opcode != "compare" or "direction=LT" not in condition[-1].attributes:
+    if (
+        not condition
+        or condition[-1].opcode != "compare"
+        or "direction=LT" not in condition[-1].attributes
+    ):
         return None
     bound = condition[-1].operands.split(",")[-1].split()[-1].lstrip("%")
     return int(constants[bound]) if constants.get(bound, "").isdecimal() else None

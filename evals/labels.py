@@ -58,9 +58,9 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
     options = tyro.cli(Options, prog=entry.program("evals.labels"), args=arguments)
-    from train.checkpoint import CheckpointError
+    from train.engine.checkpoint import CheckpointError
+    from train.engine.run_folder import RunError
     from train.formats import DataError
-    from train.run_folder import RunError
 
     try:
         if options.docs is not None:
@@ -78,26 +78,38 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(options: Options) -> list[dict[str, Any]]:
     """A row for each number of labels and start: {"labels", "start", "errors" [seeds] in per cent}."""
     from train.data import load_data
-    from train.run_folder import RunFolder
-    from zoo import base, mlp
+    from train.engine.run_folder import RunFolder
+    from zoo import mlp
+    from zoo.parts import config
 
     folder = RunFolder.open(options.run_dir)
     recipe = folder.recipe()
     machines = len(recipe.stages) - 1 if options.machines is None else options.machines
-    earlier, allowed = options.run_dir / f"stage-{machines}", "allowed: one such as dbn-mnist, with its stage folders"
+    earlier, allowed = (
+        options.run_dir / f"stage-{machines}",
+        "allowed: one such as dbn-mnist, with its stage folders",
+    )
     if recipe.after is None or not isinstance(recipe.model, mlp.Config):
-        raise ValueError(f"{options.run_dir}: no run of a multilayer perceptron after other stages, {allowed}")
+        raise ValueError(
+            f"{options.run_dir}: no run of a multilayer perceptron after other stages, {allowed}"
+        )
     if not 1 <= machines < len(recipe.stages):
-        raise ValueError(f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, the stages of {recipe.name}")
+        raise ValueError(
+            f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, the stages of {recipe.name}"
+        )
     if not earlier.is_dir():
         raise ValueError(f"{earlier}: no such folder, {allowed}")
     sizes = recipe.model.sizes
-    recipe = dataclasses.replace(recipe, model=base.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1])))
-    dataset = load_data(recipe.data, options.data_dir, image_shape=recipe.image_shape, text=recipe.text)
+    recipe = dataclasses.replace(
+        recipe, model=config.replace(recipe.model, sizes=(*sizes[: machines + 1], sizes[-1]))
+    )
+    dataset = load_data(recipe.data, options.data_dir)
     most = len(dataset.joined("train", "validation")["targets"])
     wrong = [count for count in options.labels if not 1 <= count <= most]
     if wrong or not options.labels or len(set(options.labels)) < len(options.labels):
-        raise ValueError(f"labels={options.labels}, allowed: different numbers from 1 to {most}, of examples to learn from")
+        raise ValueError(
+            f"labels={options.labels}, allowed: different numbers from 1 to {most}, of examples to learn from"
+        )
     if options.replicas < 1:
         raise ValueError(f"replicas={options.replicas}, allowed: a positive number")
     rows = []
@@ -109,22 +121,24 @@ def measure(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def train_and_test(recipe: Any, dataset: Any, count: int, source: str | None, options: Options) -> list[float]:
+def train_and_test(
+    recipe: Any, dataset: Any, count: int, source: str | None, options: Options
+) -> list[float]:
     """Test errors in per cent, a seed each, of nets trained on so many labels, from a run's parameters or from random ones."""
     import jax
 
     import train
-    import train.loop
+    import train.engine.loop
     from train.batches import fit_scaling
+    from train.engine.stage import evaluation_batches
+    from train.engine.step import make_evaluate
+    from train.engine.trainer import fit
     from train.recipe import module_of
-    from train.stage import evaluation_batches
-    from train.step import make_evaluate
-    from train.trainer import fit
-    from zoo import base
+    from zoo.parts import config
 
     module, cfg = module_of(recipe.model), recipe.model
     if source is None:
-        cfg = base.replace(cfg, gain=options.gain)
+        cfg = config.replace(cfg, gain=options.gain)
     result = fit(
         module,
         cfg,
@@ -142,26 +156,33 @@ def train_and_test(recipe: Any, dataset: Any, count: int, source: str | None, op
     )
     if not result.complete:
         raise InterruptedError(f"stopped by {result.stopped_by}; nothing is written")
-    scaling = fit_scaling(recipe.preprocess, dataset.joined("train", "validation")["inputs"], dataset.input_range)
+    scaling = fit_scaling(
+        recipe.preprocess, dataset.joined("train", "validation")["inputs"], dataset.input_range
+    )
     batches = evaluation_batches(dataset.splits["test"], recipe.batch_size, scaling)
     function = jax.jit(make_evaluate(module, cfg))
     errors = []
     for member in result.members.values() if result.members else (result,):
-        means = train.loop.evaluate(function, module, cfg, member.params, batches)
+        means = train.engine.loop.evaluate(function, module, cfg, member.params, batches)
         errors.append(round(100 - 100 * means["accuracy"], 4))
     return errors
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean and deviation over seeds, a line for each number of labels."""
-    lines = ["| labels | random | pre-trained | difference of means |", "| ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| labels | random | pre-trained | difference of means |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
     for count in dict.fromkeys(row["labels"] for row in rows):
         random, pretrained = (
             next(row["errors"] for row in rows if (row["labels"], row["start"]) == (count, start))
             for start in ("random", "pre-trained")
         )
         difference = statistics.fmean(pretrained) - statistics.fmean(random)
-        lines.append(f"| {count:,} | {_figures(random)} | {_figures(pretrained)} | {difference:+.2f} |")
+        lines.append(
+            f"| {count:,} | {_figures(random)} | {_figures(pretrained)} | {difference:+.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -181,16 +202,20 @@ def parts(docs: pathlib.Path) -> tuple[str, str]:
 
 def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """The table, how it was made, and the plot."""
-    from train.run_folder import RunFolder, hardware, today, write_text
+    from train.engine.run_folder import RunFolder, hardware, today, write_text
 
     before, after = parts(docs)
     picture = docs.with_suffix(".svg")
     write_text(picture, draw(rows))
     recipe = RunFolder.open(options.run_dir).recipe()
     sizes = (
-        recipe.model.sizes if options.machines is None else (*recipe.model.sizes[: options.machines + 1], recipe.model.sizes[-1])
+        recipe.model.sizes
+        if options.machines is None
+        else (*recipe.model.sizes[: options.machines + 1], recipe.model.sizes[-1])
     )
-    seeds = f"mean ± deviation of {options.replicas} seeds" if options.replicas > 1 else "of one seed"
+    seeds = (
+        f"mean ± deviation of {options.replicas} seeds" if options.replicas > 1 else "of one seed"
+    )
     note = f"Test error in per cent, {seeds}, {options.steps:,} steps each, of "
     note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
     note += f"\n\n![test error against labels]({picture.name})"
@@ -201,20 +226,34 @@ def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> N
 
 def draw(rows: list[dict[str, Any]]) -> str:
     """SVG of the mean error against the number of labels, with the deviation over seeds as bars."""
-    from evals.page import COLORS, plot
+    from evals.report.page import COLORS, plot
 
     def each(axes: Any) -> None:
         for start, color in zip(("random", "pre-trained"), COLORS.values(), strict=True):
             mine = [row for row in rows if row["start"] == start]
             means = [statistics.fmean(row["errors"]) for row in mine]
-            bars = [statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0 for row in mine]
-            axes.errorbar([row["labels"] for row in mine], means, bars, label=start, color=color, marker="o", capsize=4)
+            bars = [
+                statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0 for row in mine
+            ]
+            axes.errorbar(
+                [row["labels"] for row in mine],
+                means,
+                bars,
+                label=start,
+                color=color,
+                marker="o",
+                capsize=4,
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         counts = sorted({row["labels"] for row in rows})
         axes.set_xticks(counts, [f"{count:,}" for count in counts], minor=False)
         axes.set_xticks([], minor=True)
-        ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+        ticks = [
+            tick
+            for tick in (1, 2, 3, 5, 10, 20, 30, 50)
+            if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]
+        ]
         axes.set_yticks(ticks, [str(tick) for tick in ticks])
         axes.set_yticks([], minor=True)
         axes.set_xlabel("labelled examples")

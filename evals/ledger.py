@@ -59,7 +59,11 @@ class Show:
 class Add:
     """Merges evaluated runs into the ledger, one seed each; a seed that is there already is replaced."""
 
-    run_dirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    run_dirs: Annotated[
+        tuple[pathlib.Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]"),
+    ]
     """Complete runs of registered recipes, which python -m evals has measured."""
     file: pathlib.Path = RESULTS
     """The ledger's file."""
@@ -69,7 +73,9 @@ class Add:
 class Markdown:
     """Rewrites the table between a document's markers <!-- ledger:begin --> and <!-- ledger:end -->, and counts of results."""
 
-    document: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DOCUMENT")] = pathlib.Path("README.md")
+    document: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DOCUMENT")] = (
+        pathlib.Path("README.md")
+    )
     """A Markdown file."""
     check: bool = False
     """Only compare: status 1 when the document is not up to date."""
@@ -79,8 +85,10 @@ class Markdown:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error or a difference, 2 a wrong command line."""
-    command = tyro.cli(Show | Add | Markdown, default=Show(), prog=entry.program("evals.ledger"), args=arguments)  # pyright: ignore
-    from train.run_folder import RunError
+    command = tyro.cli(
+        Show | Add | Markdown, default=Show(), prog=entry.program("evals.ledger"), args=arguments
+    )  # pyright: ignore
+    from train.engine.run_folder import RunError
 
     try:
         match command:
@@ -118,8 +126,8 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
     Raises LedgerError unless the run is complete, a registered recipe's but for the seed, and evaluated at its best checkpoint;
     RunError if this is no run folder.
     """
+    from train.engine.run_folder import write_text
     from train.recipes import RECIPES
-    from train.run_folder import write_text
 
     evaluation = check(run_dir)
     recipe = RECIPES[evaluation["recipe"]]
@@ -128,14 +136,25 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
     for target in recipe.targets:
         key = (recipe.name, target.metric)
         if target.metric not in evaluation["metrics"]:
-            raise LedgerError(f"{run_dir}: eval.json has no {target.metric!r}; it has {', '.join(evaluation['metrics'])}")
+            raise LedgerError(
+                f"{run_dir}: eval.json has no {target.metric!r}; it has {', '.join(evaluation['metrics'])}"
+            )
         earlier = rows.get(key)
         rows[key] = row = merge(earlier, recipe.name, target, evaluation)
-        replaced = " (replaces an earlier run)" if earlier and evaluation["seed"] in earlier["seeds"] else ""
+        replaced = (
+            " (replaces an earlier run)"
+            if earlier and evaluation["seed"] in earlier["seeds"]
+            else ""
+        )
         value = _number(target.metric, evaluation["metrics"][target.metric])
-        said.append(f"{recipe.name}, {target.metric}: seed {evaluation['seed']} {value}{replaced}; now {_value(row)}")
+        said.append(
+            f"{recipe.name}, {target.metric}: seed {evaluation['seed']} {value}{replaced}; now {_value(row)}"
+        )
     order = list(RECIPES)
-    ordered = sorted(rows.values(), key=lambda row: order.index(row["recipe"]) if row["recipe"] in order else len(order))
+    ordered = sorted(
+        rows.values(),
+        key=lambda row: order.index(row["recipe"]) if row["recipe"] in order else len(order),
+    )
     write_text(file, _dumps(ordered))
     return said
 
@@ -143,9 +162,9 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
 def check(run_dir: pathlib.Path) -> dict[str, Any]:
     """eval.json of a run that may enter the ledger; raises like ``add`` for any other."""
     from evals.evaluation import FORMAT
+    from train.engine.run_folder import RunFolder, differences, read_json
     from train.recipe import to_dict, written_out
     from train.recipes import RECIPES
-    from train.run_folder import RunFolder, differences, read_json
 
     folder = RunFolder.open(run_dir)
     recipe = folder.recipe()
@@ -154,9 +173,15 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
     registered = dataclasses.replace(RECIPES[recipe.name], seed=recipe.seed)
     if not registered.targets:
         raise LedgerError(f"{run_dir}: recipe {recipe.name} has no targets, so no metric to enter")
-    changed = list(differences({"recipe": to_dict(written_out(recipe))}, {"recipe": to_dict(written_out(registered))}))
+    changed = list(
+        differences(
+            {"recipe": to_dict(written_out(recipe))}, {"recipe": to_dict(written_out(registered))}
+        )
+    )
     if changed:
-        raise LedgerError(f"{run_dir}: not recipe {recipe.name} as registered (here): {'; '.join(changed)}")
+        raise LedgerError(
+            f"{run_dir}: not recipe {recipe.name} as registered (here): {'; '.join(changed)}"
+        )
     if not folder.summary.exists():
         again = f"{entry.program('train')} {shlex.join([recipe.name, '--out', str(run_dir)])}"
         raise LedgerError(f"{run_dir}: the run is not complete; {again} resumes it")
@@ -164,23 +189,42 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
     if not (folder.path / "eval.json").exists():
         raise LedgerError(f"{run_dir}: not evaluated yet; first {measure}")
     evaluation = read_json(folder.path / "eval.json")
-    expected = {"format": FORMAT, "recipe": recipe.name, "seed": recipe.seed, "step": read_json(folder.summary)["best_step"]}
-    stale = [f"{key} {evaluation.get(key)}, the run {value}" for key, value in expected.items() if evaluation.get(key) != value]
+    expected = {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "step": read_json(folder.summary)["best_step"],
+    }
+    stale = [
+        f"{key} {evaluation.get(key)}, the run {value}"
+        for key, value in expected.items()
+        if evaluation.get(key) != value
+    ]
     if stale or not evaluation["training"]["complete"]:
         why = "; ".join(stale) or "it was not complete yet"
-        raise LedgerError(f"{run_dir}: eval.json does not belong to this run as it is: {why}; again: {measure}")
+        raise LedgerError(
+            f"{run_dir}: eval.json does not belong to this run as it is: {why}; again: {measure}"
+        )
     return evaluation
 
 
 def merge(row: Row | None, recipe: str, target: Any, evaluation: dict[str, Any]) -> Row:
     """The row (None: a new one) with one more seed."""
-    runs = {} if row is None else dict(zip(row["seeds"], zip(row["values"], row["times"], strict=True), strict=True))
+    runs = (
+        {}
+        if row is None
+        else dict(zip(row["seeds"], zip(row["values"], row["times"], strict=True), strict=True))
+    )
     trained = evaluation["training"]
     runs[evaluation["seed"]] = (round(evaluation["metrics"][target.metric], 6), trained["seconds"])
     seeds = sorted(runs)
     values, times = ([runs[seed][part] for seed in seeds] for part in (0, 1))
     value = round(statistics.median(values), 6)
-    newest = {"hardware": trained["hardware"], "date": trained["date"], "version": trained["versions"]["purezoo"]}
+    newest = {
+        "hardware": trained["hardware"],
+        "date": trained["date"],
+        "version": trained["versions"]["purezoo"],
+    }
     if row is not None and row["date"] > newest["date"]:
         newest = {key: row[key] for key in newest}
     return {
@@ -208,10 +252,24 @@ def show(rows: list[Row]) -> None:
     from evals.metrics import reached
     from train.recipes import RECIPES
 
-    columns = ("recipe", "metric", "published", "measured", "reached", "seeds", "expected", "", "time")
+    columns = (
+        "recipe",
+        "metric",
+        "published",
+        "measured",
+        "reached",
+        "seeds",
+        "expected",
+        "",
+        "time",
+    )
     table = Table(*columns, box=None, pad_edge=False)
     measured = {(row["recipe"], row["metric"]): row for row in rows}
-    targets = {(recipe.name, target.metric): target for recipe in RECIPES.values() for target in recipe.targets}
+    targets = {
+        (recipe.name, target.metric): target
+        for recipe in RECIPES.values()
+        for target in recipe.targets
+    }
     for key in [*targets, *(key for key in measured if key not in targets)]:
         row, target = measured.get(key), targets.get(key)
         bound = "" if target is None else _bound(target)
@@ -238,7 +296,13 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| recipe | metric | published | measured | reached | seeds | time |"]
     lines.append("| --- | --- | ---: | ---: | :---: | ---: | ---: |")
     for row in rows:
-        cells = [f"`{row['recipe']}`", row["metric"], _published(row), _value(row), _REACHED[row["reached"]]]
+        cells = [
+            f"`{row['recipe']}`",
+            row["metric"],
+            _published(row),
+            _value(row),
+            _REACHED[row["reached"]],
+        ]
         cells += [str(len(row["seeds"])), _time(row["seconds"])]
         lines.append("| " + " | ".join(cells) + " |")
     if not rows:
@@ -282,7 +346,7 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
 
     Raises LedgerError when the markers are missing.
     """
-    from train.run_folder import write_text
+    from train.engine.run_folder import write_text
 
     text = document.read_text("utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -305,7 +369,10 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
 
 def _dumps(rows: list[Row]) -> str:
     """JSON with one line for each key, lists too, so that a difference of two versions can be read."""
-    objects = [",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items()) for row in rows]
+    objects = [
+        ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
+        for row in rows
+    ]
     return "[\n" + ",\n".join(f"  {{\n{lines}\n  }}" for lines in objects) + "\n]\n"
 
 
@@ -334,4 +401,10 @@ def _bound(target: Any) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -19,18 +19,22 @@ from typing import Annotated
 
 import tyro
 
-from evals.run import load_dataset
+from evals.run import load_split
 from evals.runs import named
 from evals.tasks.translation import FEWEST, by_length, lengths_plot, translate
 from train import entry
-from train.run_folder import write_text
+from train.engine.run_folder import write_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Draws BLEU by the length of the source, of runs that translate the same sentences."""
 
-    run_dirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    run_dirs: Annotated[
+        tuple[pathlib.Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]"),
+    ]
     """Run folders."""
     plot: pathlib.Path
     """The SVG file to write."""
@@ -41,22 +45,29 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
     options = tyro.cli(Options, prog=entry.program("evals.lengths"), args=arguments)
-    from train.checkpoint import CheckpointError
+    from train.engine.checkpoint import CheckpointError
+    from train.engine.run_folder import RunError
     from train.formats import DataError
-    from train.run_folder import RunError
 
     try:
         runs = {}
         for name, run in named(options.run_dirs).items():
-            sentences = load_dataset(run, options.data_dir).sentences.get("test", ())
+            sentences = load_split(run, "test", options.data_dir).extras.get("sentences", ())
             runs[name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
             if not runs[name]:
-                raise ValueError(f"{run.folder.path}: {len(sentences)} test sentences, allowed: {FEWEST} of some length at least")
+                raise ValueError(
+                    f"{run.folder.path}: {len(sentences)} test sentences, allowed: {FEWEST} of some length at least"
+                )
         write_text(options.plot, lengths_plot(runs))
     except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, bins in runs.items():
-        print(f"{name}: " + ", ".join(f"{words} words {score:.1f} ({count})" for words, (count, score) in bins.items()))
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{words} words {score:.1f} ({count})" for words, (count, score) in bins.items()
+            )
+        )
     print(f"plot {options.plot}")
     return 0

@@ -20,13 +20,16 @@ def name_metrics(split: str, means: dict[str, float], nats: bool) -> dict[str, f
     for name, value in means.items():
         if name != "accuracy":
             named[f"{split} {name}" + (" nats" if name == "loss" and nats else "")] = value
-    if "accuracy" in means:  # last, where it is seen
-        named[f"{split} error %"] = 100 - 100 * means["accuracy"]
-        named[f"{split} accuracy %"] = 100 * means["accuracy"]
+    accuracy = means.get("accuracy")
+    if accuracy is not None:  # last, where it is seen
+        named[f"{split} error %"] = 100 - 100 * accuracy
+        named[f"{split} accuracy %"] = 100 * accuracy
     return named
 
 
-def show_metric(name: str, value: float, count: int, interval: tuple[float, float] | None = None) -> str:
+def show_metric(
+    name: str, value: float, count: int, interval: tuple[float, float] | None = None
+) -> str:
     """One line: "test accuracy 98.7 %, 95 % interval 96.6 to 99.5"."""
     shown = " ".join(part for part in format_metric(name, value, count) if part)
     return shown if interval is None else f"{shown}, {show_interval(interval, count)}"
@@ -70,15 +73,24 @@ def reached(target: Target, value: float) -> bool:
     return low <= value <= high
 
 
-def other_task(recipe: Recipe[Any]) -> list[str]:
+def other_task(recipe: Recipe[Any, Any]) -> list[str]:
     """What makes a run's task another one than its registered recipe's, whose targets then say nothing about it.
 
     Other data, or others of the settings that say what is learned from them: "data 'fashion_mnist' instead of 'mnist'".
     [] where the task is the recipe's, with whatever model and optimizer, and where no recipe of this name is registered.
     """
     registered = RECIPES.get(recipe.name, recipe)
-    pairs = {name: (getattr(recipe, name), getattr(registered, name)) for name in (*OF_DATA, "labels")}
-    return [f"{name} {here!r} instead of {there!r}" for name, (here, there) in pairs.items() if here != there]
+    pairs = {
+        name: (getattr(recipe, name), getattr(registered, name)) for name in (*OF_DATA, "labels")
+    }
+    here, there = pairs.pop("data")
+    pairs = {"data": (str(here), str(there))} | pairs
+    if str(here) == str(there):
+        theirs = vars(there)
+        pairs |= {f"data.{name}": (value, theirs[name]) for name, value in vars(here).items()}
+    return [
+        f"{name} {mine!r} instead of {own!r}" for name, (mine, own) in pairs.items() if mine != own
+    ]
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -88,11 +100,17 @@ def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, classes: int) -
     """
     targets, predicted = np.asarray(targets), np.asarray(predicted)
     if targets.shape != predicted.shape:
-        raise ValueError(f"targets {targets.shape} and predicted {predicted.shape}, allowed: the same shape")
+        raise ValueError(
+            f"targets {targets.shape} and predicted {predicted.shape}, allowed: the same shape"
+        )
     for name, values in (("targets", targets), ("predicted", predicted)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
-            raise ValueError(f"{name}: {values.min()} to {values.max()}, allowed: 0 to {classes - 1}")
-    return np.bincount(targets * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+            raise ValueError(
+                f"{name}: {values.min()} to {values.max()}, allowed: 0 to {classes - 1}"
+            )
+    return np.bincount(targets * classes + predicted, minlength=classes * classes).reshape(
+        classes, classes
+    )
 
 
 def is_whole(value: Any) -> bool:

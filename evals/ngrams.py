@@ -52,10 +52,15 @@ def fit(documents: Sequence[np.ndarray], vocabulary: int, order: int) -> KneserN
     if vocabulary < 1 or order < 1:
         raise ValueError(f"vocabulary {vocabulary} and order {order} must be at least 1")
     words, previous = _stream(documents, vocabulary)
-    ids, lengths = np.zeros_like(words), []  # ids of the n-grams that end at each position; the empty one's is 0
+    ids, lengths = (
+        np.zeros_like(words),
+        [],
+    )  # ids of the n-grams that end at each position; the empty one's is 0
     for _ in range(order):
         contexts = int(ids.max()) + 1
-        keys, where, longer = np.unique(ids[previous] * (vocabulary + 1) + words, return_index=True, return_inverse=True)
+        keys, where, longer = np.unique(
+            ids[previous] * (vocabulary + 1) + words, return_index=True, return_inverse=True
+        )
         lengths.append((keys, contexts, ids[where]))
         ids = longer
     counts = np.where(lengths[-1][0] % (vocabulary + 1) == vocabulary, 0, np.bincount(ids))
@@ -75,12 +80,18 @@ def probabilities(model: KneserNey, document: np.ndarray, start: int = 0) -> np.
     """
     words, previous = _stream([document], model.vocabulary)
     if not 0 <= start < len(words):
-        raise ValueError(f"start is {start}; it must be in 0..{len(words) - 1}, the length of the document")
+        raise ValueError(
+            f"start is {start}; it must be in 0..{len(words) - 1}, the length of the document"
+        )
     ids, p = np.zeros_like(words), np.full(len(words), 1 / model.vocabulary)
     for level in model.levels:
         contexts = ids[previous]
-        keys = contexts * (model.vocabulary + 1) + words  # negative, and so not found, if the context is unseen
-        ids = np.searchsorted(level.keys, keys)  # within, as no key is beyond the last one: that of begin symbols alone
+        keys = (
+            contexts * (model.vocabulary + 1) + words
+        )  # negative, and so not found, if the context is unseen
+        ids = np.searchsorted(
+            level.keys, keys
+        )  # within, as no key is beyond the last one: that of begin symbols alone
         ids = np.where(level.keys[ids] == keys, ids, -1)
         p = level.kept[ids] + level.backoff[contexts] * p
     return p[1 + start :]
@@ -96,12 +107,20 @@ def interpolate(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         raise ValueError(f"probabilities of different tokens: shapes {a.shape} and {b.shape}")
     if not np.maximum(a, b).all():
-        raise ValueError("a token has probability 0 in both models: no mixture of them is better than another")
+        raise ValueError(
+            "a token has probability 0 in both models: no mixture of them is better than another"
+        )
 
     low, high = 0.0, 1.0
-    for _ in range(50):  # never at 0 or 1, where a token that only one of the models deems possible would divide by 0
+    for _ in range(
+        50
+    ):  # never at 0 or 1, where a token that only one of the models deems possible would divide by 0
         middle = (low + high) / 2
-        low, high = (middle, high) if np.sum((a - b) / (middle * a + (1 - middle) * b)) > 0 else (low, middle)
+        low, high = (
+            (middle, high)
+            if np.sum((a - b) / (middle * a + (1 - middle) * b)) > 0
+            else (low, middle)
+        )
     return (low + high) / 2
 
 
@@ -113,8 +132,12 @@ def perplexity(probabilities: np.ndarray) -> float:
 
 def _checked(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, np.float64)
-    if p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1 + 1e-6)).all():  # sums of float32 may round to more than 1
-        raise ValueError(f"probabilities must be [n] within [0, 1], of at least one token; these have shape {p.shape}")
+    if (
+        p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1 + 1e-6)).all()
+    ):  # sums of float32 may round to more than 1
+        raise ValueError(
+            f"probabilities must be [n] within [0, 1], of at least one token; these have shape {p.shape}"
+        )
     return p
 
 
@@ -125,10 +148,20 @@ def _stream(documents: Sequence[np.ndarray], vocabulary: int) -> tuple[np.ndarra
         raise ValueError("there are no documents")
     for index, document in enumerate(documents):
         if document.ndim != 1 or not document.size or not np.issubdtype(document.dtype, np.integer):
-            raise ValueError(f"document {index} must be [length] integers, not empty, not {document.dtype} {document.shape}")
+            raise ValueError(
+                f"document {index} must be [length] integers, not empty, not {document.dtype} {document.shape}"
+            )
         if document.min() < 0 or document.max() >= vocabulary:
-            raise ValueError(f"document {index} has tokens {document.min()}..{document.max()}, not in 0..{vocabulary - 1}")
-    words = np.concatenate([part.astype(np.int64) for document in documents for part in (np.array([vocabulary]), document)])
+            raise ValueError(
+                f"document {index} has tokens {document.min()}..{document.max()}, not in 0..{vocabulary - 1}"
+            )
+    words = np.concatenate(
+        [
+            part.astype(np.int64)
+            for document in documents
+            for part in (np.array([vocabulary]), document)
+        ]
+    )
     return words, np.arange(len(words)) - (words != vocabulary)
 
 
@@ -143,5 +176,12 @@ def _level(keys: np.ndarray, contexts: np.ndarray, number: int, counts: np.ndarr
             discounts = estimates
     taken = np.append(0.0, discounts)[np.minimum(counts, 3)]
     totals, left = np.bincount(contexts, counts, number), np.bincount(contexts, taken, number)
-    backoff = np.divide(left, totals, out=np.ones(number), where=totals > 0)  # nothing follows what only ends a document
-    return Level(keys, np.append((counts - taken) / totals[contexts], 0.0), np.append(backoff, 1.0), discounts)
+    backoff = np.divide(
+        left, totals, out=np.ones(number), where=totals > 0
+    )  # nothing follows what only ends a document
+    return Level(
+        keys,
+        np.append((counts - taken) / totals[contexts], 0.0),
+        np.append(backoff, 1.0),
+        discounts,
+    )

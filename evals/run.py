@@ -2,18 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from train.batches import Scaling
-from train.data import DataError, load_data
+from train.data import DataError, load_data, parse, with_settings
 from train.dataset import Dataset, Table
+from train.engine.run_folder import RunData, RunError, RunFolder, restore_best
+from train.engine.stage import evaluation_batches
 from train.recipe import Recipe, module_of
-from train.run_folder import RunData, RunError, RunFolder, restore_best
-from train.stage import evaluation_batches
 from train.stream import make_batches
 from train.tasks import Task, learned
 from zoo.base import Model, Params
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """The best model of a run.  step: the step of its checkpoint."""
 
     folder: RunFolder
-    recipe: Recipe[Any]
+    recipe: Recipe[Any, Any]
     module: Model
     params: Params
     step: int
@@ -45,11 +45,10 @@ class Run(NamedTuple):
     def map(
         self,
         function: Mapped,
-        table: Table,
+        table: Mapping[str, Any],
         *,
         params: Params | None = None,
         rows: int | None = None,
-        widths: Any = None,
     ) -> Any:
         """``function`` of every row of a table, in the table's order: numpy arrays that lead with [n].
 
@@ -62,32 +61,33 @@ class Run(NamedTuple):
         def step(carry: tuple[()], batch: Any) -> tuple[tuple[()], Any]:
             return carry, function(self.module, self.recipe.model, chosen, batch)
 
-        return self.scan(step, lambda _: (), table, rows=rows, widths=widths)
+        return self.scan(step, lambda _: (), table, rows=rows)
 
     def scan(
         self,
         step: Callable[[Any, Any], tuple[Any, Any]],
         start: Callable[[int], Any],
-        table: Table,
+        table: Mapping[str, Any],
         *,
         rows: int | None = None,
-        widths: Any = None,
     ) -> Any:
         """``map`` with a carry from batch to batch: step(carry, batch) -> (carry, values).
 
         start(rows): the carry before the first batch, of this many rows.
         """
         if rows is None:
-            batches = evaluation_batches(table, self.recipe.batch_size, self.scaling, widths=widths)
+            batches = evaluation_batches(table, self.recipe.batch_size, self.scaling)
         else:
-            batches = make_batches(table, rows, seed=None, scaling=self.scaling, widths=widths)
+            batches = make_batches(table, rows, seed=None, scaling=self.scaling)
         carry, results, structure = start(batches.padded), [], None
         with contextlib.closing(batches):
             for index in range(batches.steps_per_epoch):
                 carry, values = step(carry, batches.batch(index))
                 leaves, structure = jax.tree.flatten(jax.device_get(values))
                 if not results:
-                    results = [np.zeros((batches.size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+                    results = [
+                        np.zeros((batches.size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves
+                    ]
                 rows_here = batches.rows(index)
                 there = rows_here >= 0  # others are padding
                 for result, leaf in zip(results, leaves, strict=True):
@@ -111,11 +111,7 @@ def load_dataset(run: Run, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
     Raises DataError when they are missing, RunError when their content has changed.
     """
-    recipe = run.recipe
-    if recipe.data == "arrays":
-        why = "trained on arrays in memory, which are gone"
-        raise DataError(f"{run.folder.path}: {why}; --data npz:FILE measures it on others")
-    dataset = _load(run, recipe.data, data_dir, None)
+    dataset = load_data(run.recipe.data, data_dir)
     # Splits are made from the whole set: in a changed one, examples of the old training split may
     # be among the tests.
     if dataset.fingerprint != run.folder.config()["data_fingerprint"]:
@@ -125,33 +121,25 @@ def load_dataset(run: Run, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def load_other(run: Run, data: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """Other data for a run's task, encoded with the run's vocabulary.
+    """Other data for a run's task, read with the run's settings and its vocabulary.
 
     Raises DataError when they are missing, or are for another task or of another shape.
     """
-    dataset = _load(run, data, data_dir, run.task)
+    source, shape = parse(data, like=run.recipe.data), run.data.input_shape
+    if shape is not None and "image_shape" in vars(source):
+        source = with_settings(source, {"image_shape": shape})
+    dataset = load_data(source, data_dir, task=run.task)
     task = learned(run.recipe.model.outputs, dataset.task)
     if task != run.task:
         raise DataError(f"data {data!r}: {task}; allowed for this run: {run.task}")
     inputs = next(iter(dataset.splits.values()))["inputs"]
     image = inputs.get("image") if isinstance(inputs, dict) else inputs
-    shape = None if image is None else tuple(image.shape[1:])
-    of_images = isinstance(inputs, dict) or not run.task.sizes  # sequences may be of any length
-    if of_images and shape != run.data.input_shape:
-        raise DataError(f"data {data!r}: inputs {shape}; allowed for this run: {run.data.input_shape}")
+    given = None if image is None else tuple(image.shape[1:])
+    if (run.task.sizes == {} and given != shape) or (
+        shape is not None and isinstance(inputs, dict) and given != shape
+    ):
+        raise DataError(f"data {data!r}: inputs {given}; allowed for this run: {shape}")
     return dataset
-
-
-def _load(run: Run, data: str, data_dir: str | os.PathLike[str] | None, task: Task | None) -> Dataset:
-    recipe = run.recipe
-    return load_data(
-        data,
-        data_dir,
-        image_shape=recipe.image_shape,
-        text=recipe.text,
-        pairs=recipe.pairs,
-        task=task,
-    )
 
 
 def split_of(dataset: Dataset, split: str) -> Table:
@@ -159,7 +147,7 @@ def split_of(dataset: Dataset, split: str) -> Table:
     if split not in dataset.splits:
         has = ", ".join(dataset.splits)
         raise DataError(f"data {dataset.name!r}: no {split} split; it has {has}")
-    return dict(dataset.splits[split])
+    return dataset.splits[split]
 
 
 def load_split(run: Run, split: str, data_dir: str | os.PathLike[str] | None) -> Table:

@@ -15,13 +15,17 @@ def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Run]:
     Raises ValueError that names what two of them would be called, or how many a plot can show.
     """
     if not 1 <= len(run_dirs) <= len(COLORS):
-        raise ValueError(f"{len(run_dirs)} runs, allowed: 1 to {len(COLORS)}, as many as the plot has colours")
+        raise ValueError(
+            f"{len(run_dirs)} runs, allowed: 1 to {len(COLORS)}, as many as the plot has colours"
+        )
     runs = [restore(run_dir) for run_dir in run_dirs]
     recipes = [run.recipe.name for run in runs]
     found = {}
     for run, recipe in zip(runs, recipes, strict=True):
         name = recipe if recipes.count(recipe) == 1 else run.folder.path.resolve().name
         if name in found:
-            raise ValueError(f"{run.folder.path}: another run is called {name!r} too; folders of one recipe need different names")
+            raise ValueError(
+                f"{run.folder.path}: another run is called {name!r} too; folders of one recipe need different names"
+            )
         found[name] = run
     return found

@@ -79,9 +79,15 @@ class Command:
             return "--kills, --epochs and --timeout, allowed: positive numbers"
         if not (0 <= self.two <= 1 and 0 <= self.aimed <= 1):
             return "--two and --aimed, allowed: 0 to 1"
-        if self.keep is not None and self.keep.exists() and (not self.keep.is_dir() or any(self.keep.iterdir())):
+        if (
+            self.keep is not None
+            and self.keep.exists()
+            and (not self.keep.is_dir() or any(self.keep.iterdir()))
+        ):
             return f"--keep {self.keep}: not an empty folder"
-        if self.document is not None and not (self.document.is_file() and _around(self.document.read_text("utf-8"))):
+        if self.document is not None and not (
+            self.document.is_file() and _around(self.document.read_text("utf-8"))
+        ):
             return f"--document {self.document}: no file with the lines {BEGIN} and {END}"
         return None
 
@@ -90,7 +96,9 @@ class Command:
 class Tally:
     """What happened.  kills: by what was killed.  lost: steps, at most.  waited: seconds of the slowest process that was left."""
 
-    kills: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(("one process", *VICTIMS), 0))
+    kills: dict[str, int] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(("one process", *VICTIMS), 0)
+    )
     in_saves: int = 0
     before_saves: int = 0
     starts: int = 0
@@ -139,9 +147,16 @@ class Failure(Exception):  # noqa: N818
 class Run:
     """A run folder, of one process or of two, whose processes are started again and again."""
 
-    def __init__(self, folder: pathlib.Path, processes: int, command: Command, timeout: float | None = None) -> None:
+    def __init__(
+        self, folder: pathlib.Path, processes: int, command: Command, timeout: float | None = None
+    ) -> None:
         """timeout: seconds that one process waits for the other; the command's unless given."""
-        self.folder, self.count, self.command, self.timeout = folder, processes, command, timeout or command.timeout
+        self.folder, self.count, self.command, self.timeout = (
+            folder,
+            processes,
+            command,
+            timeout or command.timeout,
+        )
         self.checkpoints = folder / "checkpoints"
         self.started: list[subprocess.Popen[bytes]] = []
         self._logs: list[pathlib.Path] = []
@@ -149,21 +164,46 @@ class Run:
 
     def start(self) -> None:
         """Starts all processes, whose output goes to files beside the folder."""
-        options = ["--epochs", f"{self.command.epochs:g}", "--eval-every", f"{1 / EVALUATIONS_PER_EPOCH:g}"]
-        program = [sys.executable, "-m", "train", "mlp-digits", "--model.sizes", "64", "16", "10", "--steps-per-dispatch", "3"]
+        options = [
+            "--epochs",
+            f"{self.command.epochs:g}",
+            "--eval-every",
+            f"{1 / EVALUATIONS_PER_EPOCH:g}",
+        ]
+        program = [
+            sys.executable,
+            "-m",
+            "train",
+            "mlp-digits",
+            "--model.sizes",
+            "64",
+            "16",
+            "10",
+            "--steps-per-dispatch",
+            "3",
+        ]
         program += [*options, "--out", str(self.folder)]
         if self.count > 1:
-            meeting = ["--coordinator", f"127.0.0.1:{_free_port()}", "--num-processes", f"{self.count}"]
+            meeting = [
+                "--coordinator",
+                f"127.0.0.1:{_free_port()}",
+                "--num-processes",
+                f"{self.count}",
+            ]
             program += [*meeting, "--timeout", f"{self.timeout:g}"]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         self._starts += 1
         self.started, self._logs = [], []
         for index in range(self.count):
-            log = self.folder.with_name(f"{self.folder.name}-start{self._starts}-process{index}.log")
+            log = self.folder.with_name(
+                f"{self.folder.name}-start{self._starts}-process{index}.log"
+            )
             extra = ["--process-id", f"{index}"] if self.count > 1 else []
             with log.open("wb") as file:
-                self.started.append(subprocess.Popen([*program, *extra], env=environment, stdout=file, stderr=file))
+                self.started.append(
+                    subprocess.Popen([*program, *extra], env=environment, stdout=file, stderr=file)
+                )
             self._logs.append(log)
 
     def running(self) -> bool:
@@ -177,7 +217,9 @@ class Run:
             try:
                 process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
-                raise Failure(f"process {process.args[-1]} did not end within {seconds:g} s") from None  # pyright: ignore
+                raise Failure(
+                    f"process {process.args[-1]} did not end within {seconds:g} s"  # pyright: ignore
+                ) from None
 
     def stop(self) -> None:
         """Ends whatever is left."""
@@ -204,7 +246,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """metrics.jsonl without its times."""
-        from train.run_folder import RunFolder
+        from train.engine.run_folder import RunFolder
 
         return [{**line, "seconds": 0} for line in RunFolder(self.folder).history()]
 
@@ -213,13 +255,19 @@ class Run:
         import jax
         import numpy as np
 
-        from train.checkpoint import Checkpoints
-        from train.run_folder import RunFolder, abstract_state
+        from train.engine.checkpoint import Checkpoints
+        from train.engine.run_folder import RunFolder, abstract_state
 
         abstract = abstract_state(RunFolder.open(self.folder).recipe())
         with Checkpoints(self.checkpoints, read_only=True) as checkpoints:
-            states = {step: jax.tree.leaves(checkpoints.load(abstract, step)) for step in checkpoints.steps()}
-        return {step: [(str(leaf.dtype), np.asarray(leaf).tobytes()) for leaf in leaves] for step, leaves in states.items()}
+            states = {
+                step: jax.tree.leaves(checkpoints.load(abstract, step))
+                for step in checkpoints.steps()
+            }
+        return {
+            step: [(str(leaf.dtype), np.asarray(leaf).tobytes()) for leaf in leaves]
+            for step, leaves in states.items()
+        }
 
 
 @dataclasses.dataclass
@@ -237,14 +285,18 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := command.problem():
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    from train.run_folder import hardware, today, versions, write_text
+    from train.engine.run_folder import hardware, today, versions, write_text
 
     folder = command.keep or pathlib.Path(tempfile.mkdtemp(prefix="purezoo-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     tally = soak(command, folder, lambda line: print(line, flush=True))
     minutes = (time.monotonic() - start) / 60
-    lines = ["| | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in tally.rows().items())]
+    lines = [
+        "| | |",
+        "| --- | ---: |",
+        *(f"| {name} | {value} |" for name, value in tally.rows().items()),
+    ]
     made = f"{hardware()}, {today()}, purezoo {versions()['purezoo']}"
     options = f"--kills {command.kills} --two {command.two:g} --epochs {command.epochs:g} --seed {command.seed}"
     lines += ["", f"`python -m evals.soak {options}`: {minutes:.0f} min on {made}."]
@@ -281,7 +333,9 @@ def soak(command: Command, folder: pathlib.Path, say: Callable[[str], None]) -> 
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
             run.stop()
-        say(f"{tally.killed} kills, {tally.in_saves} during saves; {tally.compared} complete runs compared")
+        say(
+            f"{tally.killed} kills, {tally.in_saves} during saves; {tally.compared} complete runs compared"
+        )
     return tally
 
 
@@ -314,13 +368,20 @@ def kill_until_complete(run: Run, expected: Whole, chance: random.Random, tally:
         victims = [run.started[index] for index in (VICTIMS[name] if run.count > 1 else (0,))]
         alive = [victim for victim in victims if victim.poll() is None]
         if any(process.poll() for process in run.started):
-            raise Failure("; ".join(f"process {index} failed: {run.said(index)[-500:]!r}" for index in range(run.count)))
+            raise Failure(
+                "; ".join(
+                    f"process {index} failed: {run.said(index)[-500:]!r}"
+                    for index in range(run.count)
+                )
+            )
         for victim in alive:
             victim.send_signal(signal.SIGKILL)
         for victim in alive:
             victim.wait()
         hit = any(victim.returncode == -signal.SIGKILL for victim in alive)
-        unfinished = {name for name, changed in run.unfinished().items() if before.get(name) != changed}
+        unfinished = {
+            name for name, changed in run.unfinished().items() if before.get(name) != changed
+        }
         if hit:
             tally.kills[name] += 1
             tally.in_saves += bool(unfinished)
@@ -339,7 +400,9 @@ def kill_until_complete(run: Run, expected: Whole, chance: random.Random, tally:
         lost = reached - max(newest, 0)
         tally.lost = max(tally.lost, lost)
         if lost > 2 * INTERVAL:
-            raise Failure(f"killed at step {reached}, and the newest finished checkpoint is that of step {newest}")
+            raise Failure(
+                f"killed at step {reached}, and the newest finished checkpoint is that of step {newest}"
+            )
     _check_complete(run)
     _compare(run, expected, tally)
 
@@ -372,7 +435,9 @@ def _await_survivors(run: Run, victims: list[subprocess.Popen[bytes]], tally: Ta
         tally.waited = max(tally.waited, time.monotonic() - start)
     for process in survivors:
         if process.returncode == 0 and not (run.folder / "summary.json").exists():
-            raise Failure("a process whose partner was killed ended with status 0, but the run is not complete")
+            raise Failure(
+                "a process whose partner was killed ended with status 0, but the run is not complete"
+            )
 
 
 def _check_start(run: Run, newest: int, tally: Tally) -> None:
@@ -382,9 +447,18 @@ def _check_start(run: Run, newest: int, tally: Tally) -> None:
         raise Failure(f"a checkpoint is damaged: {said[:500]!r}")
     resumed = re.search(r"resuming at step (\d+)", said)
     if resumed and int(resumed[1]) != newest:
-        raise Failure(f"resumed at step {resumed[1]} although the checkpoint of step {newest} was finished")
-    if not resumed and newest >= 0 and re.search(r"step \d+/\d+", said) and "the run is complete" not in said:
-        raise Failure(f"trained from the beginning although the checkpoint of step {newest} was finished")
+        raise Failure(
+            f"resumed at step {resumed[1]} although the checkpoint of step {newest} was finished"
+        )
+    if (
+        not resumed
+        and newest >= 0
+        and re.search(r"step \d+/\d+", said)
+        and "the run is complete" not in said
+    ):
+        raise Failure(
+            f"trained from the beginning although the checkpoint of step {newest} was finished"
+        )
     tally.resumed += resumed is not None
 
 
@@ -392,14 +466,16 @@ def _check_complete(run: Run) -> None:
     """Raises Failure unless every process ended with status 0 and the run is complete."""
     for index, process in enumerate(run.started):
         if process.returncode:
-            raise Failure(f"process {index} ended with status {process.returncode}: {run.said(index)[-500:]!r}")
+            raise Failure(
+                f"process {index} ended with status {process.returncode}: {run.said(index)[-500:]!r}"
+            )
     if not (run.folder / "summary.json").exists():
         raise Failure("not complete, although all processes ended with status 0")
 
 
 def _compare(run: Run, expected: Whole, tally: Tally) -> None:
     """Raises Failure where the run's checkpoints or metrics differ from the uninterrupted run's."""
-    from train.checkpoint import CheckpointError
+    from train.engine.checkpoint import CheckpointError
 
     try:
         states = run.states()
@@ -407,11 +483,17 @@ def _compare(run: Run, expected: Whole, tally: Tally) -> None:
         raise Failure(str(error)) from error
     tally.compared += 1
     if states.keys() != expected.states.keys():
-        raise Failure(f"checkpoints of steps {sorted(states)}, of the uninterrupted run {sorted(expected.states)}")
+        raise Failure(
+            f"checkpoints of steps {sorted(states)}, of the uninterrupted run {sorted(expected.states)}"
+        )
     for step, leaves in states.items():
-        different = sum(leaf != other for leaf, other in zip(leaves, expected.states[step], strict=True))
+        different = sum(
+            leaf != other for leaf, other in zip(leaves, expected.states[step], strict=True)
+        )
         if different:
-            raise Failure(f"step {step}: {different} of {len(leaves)} leaves differ from the uninterrupted run's")
+            raise Failure(
+                f"step {step}: {different} of {len(leaves)} leaves differ from the uninterrupted run's"
+            )
         tally.leaves += len(leaves)
     if run.history() != expected.history:
         raise Failure("metrics.jsonl differs from the uninterrupted run's")

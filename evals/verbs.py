@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from evals.run import Run
 
 RunDir = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-Files = Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE [FILE ...]")]
+Files = Annotated[
+    tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE [FILE ...]")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class Translate(Searching):
     """Translates sentences, or the lines of a file."""
 
     usage, does = '"..."', "translates"
-    sentences: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
+    sentences: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")
+    ] = ()
     """Sentences to translate."""
     file: pathlib.Path | None = None
     """Translate each line of this file, plain or gzipped; - is standard input."""
@@ -146,4 +150,6 @@ def require(run: "Run", verb: str, verbs: Mapping[str, Any]) -> None:
     from train.formats import DataError
 
     has = ", ".join(verbs) or "none"
-    raise DataError(f"{run.folder.path}: {verb} is not for a model of {run.task.name}; its verbs: {has}")
+    raise DataError(
+        f"{run.folder.path}: {verb} is not for a model of {run.task.name}; its verbs: {has}"
+    )

@@ -21,7 +21,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count=8"
     # The older emitters compile the small programs of tests in half the time.  Releases after 0.10 do not have them any more, and
     # XLA ends the process, without a Python error, at a flag that it does not know.
-    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10.")
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -35,10 +36,12 @@ from jaxtyping import install_import_hook
 with install_import_hook(["zoo"], "beartype.beartype"):
     import zoo  # noqa: F401
 
-from train.parallel import Parallel
+from train.engine.parallel import Parallel
 from train.programs import clean
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # of several workers' processes, only the one that starts them
+if (
+    "PYTEST_XDIST_WORKER" not in os.environ
+):  # of several workers' processes, only the one that starts them
     clean(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
 
 THOROUGH = bool(os.environ.get("PUREZOO_THOROUGH"))
@@ -54,7 +57,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def _one_device() -> Iterator[None]:
     """What is not about devices is trained on one unless it says otherwise: eight on two cores are slow."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo theirs
-        patch.setattr("train.trainer.Parallel", functools.partial(Parallel, devices=1))
+        patch.setattr("train.engine.trainer.Parallel", functools.partial(Parallel, devices=1))
         yield
 
 

@@ -17,10 +17,12 @@ from evals.aot.chips import CHIPS, Chip, all_reduce_seconds, scaling, step_secon
 from evals.aot.operations import Operation, Total, operations, total
 from evals.aot.program import compile_step, make, reduced, reductions, volumes, with_type
 from evals.hlo import Collective, collectives, sizes
-from train.optimizer import Optimizer
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe
 from train.recipes import RECIPES
 from zoo import captioner, convnet, mlp, rbm, rnn, rnnlm
+
+pytestmark = pytest.mark.slow
 
 HLO = """HloModule jit_steps, is_scheduled=true
 
@@ -126,9 +128,14 @@ def test_collectives_of_a_compiled_program():
         x = lax.fori_loop(0, 3, lambda _, x: jnp.sin(lax.psum(x, "data")), x)
         return lax.psum(x.astype(jnp.float16).sum(), "data")
 
-    function = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False))
+    function = jax.jit(
+        jax.shard_map(each, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False)
+    )
     found = collectives(function.lower(zeros(8, 5)).compile().as_text() or "")
-    assert [(each.kind, each.times, each.group) for each in found] == [("all-reduce", 3, 8), ("all-reduce", 1, 8)]
+    assert [(each.kind, each.times, each.group) for each in found] == [
+        ("all-reduce", 3, 8),
+        ("all-reduce", 1, 8),
+    ]
     assert found[0].sizes == {"f32": 20}
     assert found[0].source.endswith("psum")
 
@@ -138,7 +145,9 @@ def test_the_step_on_eight_devices_reduces_each_gradient_once(compute_dtype, dis
     recipe = with_type(dataclasses.replace(TINY, steps_per_dispatch=dispatch), compute_dtype)
     step = make(recipe, 16, jax.devices()[:8], "cpu")
     program = compile_step(step, "cpu")
-    assert step.params == 4 * sum(int(leaf.size) for leaf in jax.tree.leaves(mlp.init(recipe.model, jax.random.key(0))))
+    assert step.params == 4 * sum(
+        int(leaf.size) for leaf in jax.tree.leaves(mlp.init(recipe.model, jax.random.key(0)))
+    )
     assert reduced(program.collectives, step.params, step.metrics) == "float32, once"
     assert {each.group for each in program.collectives} == {8}
     assert any(each.times is None for each in program.collectives) == (dispatch > 1)
@@ -193,14 +202,20 @@ def test_a_dense_net_counts_as_by_hand():
     moved = 4 * (11 * 5 + 5 * 7 + 11 * 7 + 11 * 7 + 7 * 3 + 11 * 3)
     assert forward == Total(products, 11 * 7 + 11 * 3, moved)
     # The gradients of both kernels and of the hidden layer.
-    assert counted(jax.grad(loss), weights, zeros(11, 5)).products == products + 2 * 11 * (5 * 7 + 2 * 7 * 3)
+    assert counted(jax.grad(loss), weights, zeros(11, 5)).products == products + 2 * 11 * (
+        5 * 7 + 2 * 7 * 3
+    )
 
 
-@pytest.mark.parametrize(("stride", "pad", "spread"), [(1, (1, 1), 1), (2, (2, 1), 1), (1, (0, 0), 2), (3, (1, 0), 1)])
+@pytest.mark.parametrize(
+    ("stride", "pad", "spread"), [(1, (1, 1), 1), (2, (2, 1), 1), (1, (0, 0), 2), (3, (1, 0), 1)]
+)
 def test_convolutions_count_what_is_not_zero(stride, pad, spread):
     def conv(x, kernel):
         at = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (stride,) * 2, (pad,) * 2, (1, 1), (spread,) * 2, dimension_numbers=at)
+        return lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, (pad,) * 2, (1, 1), (spread,) * 2, dimension_numbers=at
+        )
 
     shapes = [(2, 9, 9, 3), (3, 3, 3, 5)]
     ones = [np.ones((9, 9)), np.ones((3, 3))]
@@ -212,11 +227,15 @@ def test_convolutions_count_what_is_not_zero(stride, pad, spread):
         return jax.grad(lambda x, kernel: conv(x, kernel).sum(), argnums=(0, 1))(x, kernel)
 
     # Each gradient pairs the same values and taps.
-    assert counted(gradient, *(zeros(*shape) for shape in shapes)).products == 3 * 2 * 2 * 3 * 5 * met
+    assert (
+        counted(gradient, *(zeros(*shape) for shape in shapes)).products == 3 * 2 * 2 * 3 * 5 * met
+    )
 
 
 def test_the_grouped_convolution_sees_its_group_only():
-    conv = functools.partial(lax.conv_general_dilated, window_strides=(1,), padding="VALID", feature_group_count=2)
+    conv = functools.partial(
+        lax.conv_general_dilated, window_strides=(1,), padding="VALID", feature_group_count=2
+    )
     assert counted(conv, zeros(3, 4, 10), zeros(6, 2, 3)).products == 2 * 3 * 6 * 8 * 3 * 2
 
 
@@ -237,17 +256,23 @@ def test_loops_count_as_often_as_they_run():
     assert counted(scanned, zeros(4, 6), zeros(6, 6)).products == 7 * one
     assert counted(nested, zeros(4, 6), zeros(6, 6)).products == 21 * one
     assert counted(data, zeros(4, 6), zeros(6, 6), zeros(dtype=jnp.int32)).products == one
-    assert counted(jax.vmap(nested, (0, None)), zeros(5, 4, 6), zeros(6, 6)).products == 5 * 21 * one
+    assert (
+        counted(jax.vmap(nested, (0, None)), zeros(5, 4, 6), zeros(6, 6)).products == 5 * 21 * one
+    )
 
 
 def test_the_branch_of_the_platform_counts_or_the_longest():
     def platforms(x):
-        return lax.platform_dependent(x, cpu=lambda x: jnp.sin(jnp.sin(x)), tpu=lambda x: x, default=jnp.cos)
+        return lax.platform_dependent(
+            x, cpu=lambda x: jnp.sin(jnp.sin(x)), tpu=lambda x: x, default=jnp.cos
+        )
 
     def choice(index, x):
         return lax.switch(index, [jnp.sin, lambda x: jnp.cos(jnp.sin(x)), lambda x: x], x)
 
-    assert [counted(platforms, zeros(9), platform=name).others for name in ("cpu", "tpu", "cuda")] == [18, 0, 9]
+    assert [
+        counted(platforms, zeros(9), platform=name).others for name in ("cpu", "tpu", "cuda")
+    ] == [18, 0, 9]
     assert counted(choice, zeros(dtype=jnp.int32), zeros(9)).others == 18
 
 
@@ -255,10 +280,15 @@ def test_pooling_and_looking_up():
     def pooled(x):
         return lax.reduce_window(x, -np.inf, lax.max, (2, 3), (2, 3), "VALID").sum()
 
-    found = {each.name: each for each in operations(jax.make_jaxpr(jax.grad(pooled))(zeros(4, 9)), "tpu")}
+    found = {
+        each.name: each for each in operations(jax.make_jaxpr(jax.grad(pooled))(zeros(4, 9)), "tpu")
+    }
     assert found["select_and_scatter_add"][1:4] == (0, 6 * 6, 4 * (6 + 36 + 36))
     assert counted(pooled, zeros(4, 9)) == Total(0, 36 + 6, 4 * (36 + 6))
-    assert counted(lambda x, rows: x[rows], zeros(1000, 3), zeros(5, dtype=jnp.int32)).bytes == 2 * 5 * 3 * 4 + 5 * 4
+    assert (
+        counted(lambda x, rows: x[rows], zeros(1000, 3), zeros(5, dtype=jnp.int32)).bytes
+        == 2 * 5 * 3 * 4 + 5 * 4
+    )
 
 
 def test_alexnet_has_its_published_number_of_operations():
@@ -270,7 +300,14 @@ def test_alexnet_has_its_published_number_of_operations():
 
 
 CHIP = Chip(
-    kind="", peak={"float32": 100.0, "bfloat16": 200.0}, memory=1, bandwidth=10, link=5, hop=0.5, ring=4, slices=((2,), (2, 4))
+    kind="",
+    peak={"float32": 100.0, "bfloat16": 200.0},
+    memory=1,
+    bandwidth=10,
+    link=5,
+    hop=0.5,
+    ring=4,
+    slices=((2,), (2, 4)),
 )
 
 
@@ -291,7 +328,9 @@ def test_an_all_reduce_sends_every_byte_twice_but_one_part():
     assert all_reduce_seconds(40, (1, 1), CHIP) == 0
     # Machines of two; then each chip sends its half over a slower network.
     machines = dataclasses.replace(CHIP, network=1.0)
-    assert all_reduce_seconds(40, (8,), machines) == pytest.approx(2 * (20 / 5 + 0.5) + 2 * (20 * 3 / 4 / 1 + 2 * 0.5))
+    assert all_reduce_seconds(40, (8,), machines) == pytest.approx(
+        2 * (20 / 5 + 0.5) + 2 * (20 * 3 / 4 / 1 + 2 * 0.5)
+    )
 
 
 def test_a_pod_reduces_at_its_published_bandwidth():
@@ -313,7 +352,9 @@ def test_efficiency_is_the_time_alone_over_the_time_together():
 
 def test_without_compiling_from_the_command_line(tmp_path, capsys):
     docs = tmp_path / "accelerators.md"
-    docs.write_text(f"before\n{BEGIN}\n| mlp-digits | 64 | float32 | old |\n| other | 1 | float32 | kept |\n{END}\nafter\n")
+    docs.write_text(
+        f"before\n{BEGIN}\n| mlp-digits | 64 | float32 | old |\n| other | 1 | float32 | kept |\n{END}\nafter\n"
+    )
     assert main(["mlp-digits", "--no-compile", "--docs", str(docs)]) == 0
     shown = capsys.readouterr().out
     (row,) = [line for line in shown.splitlines() if line.startswith("| mlp-digits")]
@@ -321,10 +362,34 @@ def test_without_compiling_from_the_command_line(tmp_path, capsys):
     weights = 64 * 512 + 512 * 512 + 512 * 10
     assert float(cells[6]) == pytest.approx(2 * 64 * (3 * weights - 64 * 512) / 1e12, rel=0.01)
     written = docs.read_text().splitlines()
-    assert written[:2] + written[4:] == ["before", BEGIN, row, "| other | 1 | float32 | kept |", END, "after"]
+    assert written[:2] + written[4:] == [
+        "before",
+        BEGIN,
+        row,
+        "| other | 1 | float32 | kept |",
+        END,
+        "after",
+    ]
     assert written[2].startswith("| recipe | batch a chip | type |")
-    assert main(["mlp-digits", "--no-compile", "--global-batch", "1024", "8192", "--compute-dtype", "bfloat16"]) == 0
-    rows = [line.split(" | ")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| mlp-digits")]
+    assert (
+        main(
+            [
+                "mlp-digits",
+                "--no-compile",
+                "--global-batch",
+                "1024",
+                "8192",
+                "--compute-dtype",
+                "bfloat16",
+            ]
+        )
+        == 0
+    )
+    rows = [
+        line.split(" | ")[1:3]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| mlp-digits")
+    ]
     assert rows == [["4", "bfloat16"], ["32", "bfloat16"]]
 
 
@@ -334,7 +399,10 @@ def test_rows_replace_those_of_the_same_name_only():
     document = merged(f"x{BEGIN}\n{END}y", header, [("a", "1", "f", "old"), ("a", "2", "f", "old")])
     assert document == f"x{BEGIN}\n{head}| a | 1 | f | old |\n| a | 2 | f | old |\n{END}y"
     document = merged(document, header, [("b", "1", "f", "new"), ("a", "1", "f", "new")])
-    assert document == f"x{BEGIN}\n{head}| a | 1 | f | new |\n| a | 2 | f | old |\n| b | 1 | f | new |\n{END}y"
+    assert (
+        document
+        == f"x{BEGIN}\n{head}| a | 1 | f | new |\n| a | 2 | f | old |\n| b | 1 | f | new |\n{END}y"
+    )
 
 
 def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path, monkeypatch):
@@ -343,7 +411,11 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path, monkeypatch):
         (["--topology", "v9:2x2"], "--topology v9:2x2, allowed: v4, v5e, v5p or v6e", 2),
         (["--per-chip", "0"], "--per-chip", 2),
         (["--length", "0"], "--length", 2),
-        (["--per-chip", "4", "--global-batch", "8"], "--per-chip, allowed without --global-batch", 2),
+        (
+            ["--per-chip", "4", "--global-batch", "8"],
+            "--per-chip, allowed without --global-batch",
+            2,
+        ),
         (["--platform", "cuda"], "--platform cuda needs --target FILE", 2),
         (["--target", "h100.txtpb"], "--target, allowed with --platform cuda only", 2),
         (["--docs", str(tmp_path / "absent.md")], "absent.md", 2),

@@ -10,7 +10,7 @@ import pytest
 import train
 from train.augment import Augment, _places, _resample
 from train.augment import deform as deform_now
-from train.step import init_state, make_evaluate, make_step
+from train.engine.step import init_state, make_evaluate, make_step
 from zoo import convnet, mlp
 
 deform = jax.jit(deform_now, static_argnums=0)
@@ -27,7 +27,11 @@ def test_flips_and_crops_move_whole_pixels_exactly():
     same = jnp.broadcast_to(IMAGES[0], IMAGES.shape)
     flipped = np.asarray(deform(Augment(flip_horizontal=True), same, KEYS))
     kinds = [
-        next(name for name, each in (("as it was", image), ("flipped", image[:, ::-1])) if np.allclose(out, each))
+        next(
+            name
+            for name, each in (("as it was", image), ("flipped", image[:, ::-1]))
+            if np.allclose(out, each)
+        )
         for out in flipped
     ]
     assert 16 < kinds.count("flipped") < 48
@@ -35,7 +39,9 @@ def test_flips_and_crops_move_whole_pixels_exactly():
     windows = {(i, j): padded[i : i + 9, j : j + 8] for i in range(3) for j in range(3)}
     found = set()
     for out in np.asarray(deform(Augment(crop=1), same, KEYS)):
-        (place,) = [place for place, window in windows.items() if np.allclose(out, window, atol=1e-6)]
+        (place,) = [
+            place for place, window in windows.items() if np.allclose(out, window, atol=1e-6)
+        ]
         found.add(place)
     assert len(found) == 9
 
@@ -64,7 +70,9 @@ def test_affine_maps_are_affine_and_within_their_ranges():
     angles = np.degrees(np.arctan2(down[:, 1], down[:, 0]))
     assert 25 < np.abs(angles).max() <= 30.01
     assert angles.min() < 0 < angles.max()
-    grown = np.asarray(jax.vmap(lambda key: _places(Augment(scale=0.2, shift=2), (9, 9), key))(KEYS))
+    grown = np.asarray(
+        jax.vmap(lambda key: _places(Augment(scale=0.2, shift=2), (9, 9), key))(KEYS)
+    )
     factors = (grown[:, 0, 8, 4] - grown[:, 0, 0, 4]) / 8
     assert np.exp(-0.2) - 1e-5 <= factors.min() < 0.9
     assert 1.1 < factors.max() <= np.exp(0.2) + 1e-5
@@ -73,7 +81,9 @@ def test_affine_maps_are_affine_and_within_their_ranges():
 
 def test_elastic_displacements_have_the_stated_size_and_are_smooth():
     keys = jax.random.split(jax.random.key(3), 2000)
-    places = np.asarray(jax.vmap(lambda key: _places(Augment(elastic=1.4, smoothness=3.0), (12, 10), key))(keys))
+    places = np.asarray(
+        jax.vmap(lambda key: _places(Augment(elastic=1.4, smoothness=3.0), (12, 10), key))(keys)
+    )
     displaced = places - np.stack(np.meshgrid(range(12), range(10), indexing="ij"))
     np.testing.assert_allclose(displaced.std(axis=0), 1.4, rtol=0.08)
     np.testing.assert_allclose(displaced.mean(axis=0), 0, atol=0.15)
@@ -88,15 +98,20 @@ def test_signals_move_along_time_only():
     moved = np.asarray(deform(Augment(crop=2), signals, KEYS))
     padded = np.pad(np.asarray(signals), ((0, 0), (2, 2), (0, 0)), mode="edge")
     starts = [
-        next(s for s in range(5) if np.allclose(out, pad[s : s + 11], atol=1e-6)) for out, pad in zip(moved, padded, strict=True)
+        next(s for s in range(5) if np.allclose(out, pad[s : s + 11], atol=1e-6))
+        for out, pad in zip(moved, padded, strict=True)
     ]
     assert set(starts) == set(range(5))
-    with pytest.raises(ValueError, match=r"augment: rotate=3, allowed for signals .*: scale, shift and crop"):
+    with pytest.raises(
+        ValueError, match=r"augment: rotate=3, allowed for signals .*: scale, shift and crop"
+    ):
         deform(Augment(rotate=3), signals, KEYS)
 
 
 def test_an_example_is_deformed_by_its_own_key_alone():
-    augment = Augment(rotate=20, scale=0.2, shear=10, shift=2, crop=1, elastic=1.0, flip_vertical=True)
+    augment = Augment(
+        rotate=20, scale=0.2, shear=10, shift=2, crop=1, elastic=1.0, flip_vertical=True
+    )
     together = deform(augment, IMAGES, KEYS)
     alone = deform(augment, IMAGES[5:6], KEYS[5:6])
     np.testing.assert_allclose(together[5:6], alone, rtol=1e-5, atol=1e-6)
@@ -114,7 +129,10 @@ def test_it_is_part_of_the_step_and_not_of_evaluation():
     losses = {}
     for augment in (Augment(), Augment(shift=2)):
         step = jax.jit(make_step(convnet, cfg, optimizer, augment))
-        losses[augment] = [float(step(state._replace(step=jnp.int32(number)), batch, key)[1]["loss"][0]) for number in range(2)]
+        losses[augment] = [
+            float(step(state._replace(step=jnp.int32(number)), batch, key)[1]["loss"][0])
+            for number in range(2)
+        ]
     assert losses[Augment()][0] == losses[Augment()][1]
     assert len({*losses[Augment()], *losses[Augment(shift=2)]}) == 3
     _, metrics = make_evaluate(convnet, cfg)(state.params, (), batch)
@@ -122,7 +140,13 @@ def test_it_is_part_of_the_step_and_not_of_evaluation():
 
 
 def test_bad_settings_are_refused_before_anything_is_run(tmp_path):
-    for field, value in [("rotate", -1), ("scale", 3), ("elastic", float("nan")), ("smoothness", 0.1), ("crop", -1)]:
+    for field, value in [
+        ("rotate", -1),
+        ("scale", 3),
+        ("elastic", float("nan")),
+        ("smoothness", 0.1),
+        ("crop", -1),
+    ]:
         with pytest.raises(ValueError, match=f"augment: {field}=.*allowed"):
             Augment(**{field: value})
     out = tmp_path / "run"

@@ -8,6 +8,8 @@ import pathlib
 import pickle
 import re
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +21,11 @@ import evals
 import train
 import train.formats
 from evals.tasks.captioning import Captioned, caption, captioned
-from train import captions
 from train.batches import Batches, fit_scaling
-from train.data import load_data
+from train.data import captions, load_data, parse, with_settings
+from train.engine.member import Member
+from train.engine.parallel import Layout, Parallel
 from train.formats import DataError, Mapped, map_images, read_image
-from train.member import Member
-from train.pairs import Pairs
-from train.parallel import Layout, Parallel
 from train.stream import Stream, make_batches
 from train.tasks import Captioning, to_dict
 from train.tokens import END
@@ -33,8 +33,8 @@ from zoo import captioner, convnet
 
 pytest.importorskip("grain")
 SHAPE = (6, 5, 3)
-WORDS = Pairs(tokens="words")
-SKIP = Pairs(tokens="words", max_length=12, on_bad="skip")
+WORDS: dict[str, Any] = {"tokens": "words"}
+SKIP: dict[str, Any] = {"tokens": "words", "max_length": 12, "on_bad": "skip"}
 SPLITS = [*["train"] * 20, *["restval"] * 4, *["val"] * 8, *["test"] * 6]
 COLORS = ("red", "green", "blue")
 
@@ -48,13 +48,19 @@ def _cache(tmp_path, monkeypatch):
 def said(number: int) -> list[str]:
     """Captions of an image, as people write."""
     color = COLORS[number % 3]
-    return [f"A {color} thing, number {number}.", f"It's  {color.upper()}!", f"The picture is {color}"][: 1 + number % 3]
+    return [
+        f"A {color} thing, number {number}.",
+        f"It's  {color.upper()}!",
+        f"The picture is {color}",
+    ][: 1 + number % 3]
 
 
 def draw(file: pathlib.Path, number: int) -> None:
     """An image of a colour, each of another size."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 60, (7 + number % 4, 6 + number % 5, 3), np.uint8)
+    pixels = np.random.default_rng(number).integers(
+        0, 60, (7 + number % 4, 6 + number % 5, 3), np.uint8
+    )
     pixels[..., number % 3] += 180
     Image.fromarray(pixels).save(file)
 
@@ -63,8 +69,12 @@ def karpathy(root: pathlib.Path, change=None) -> str:
     """Karpathy's JSON and its images; returns the data's name."""
     images = []
     for number, split in enumerate(SPLITS):
-        sentences = [{"raw": raw, "tokens": captions.plain(raw).split(), "sentid": 0} for raw in said(number)]
-        images.append({"filename": f"{number}.png", "imgid": number, "split": split, "sentences": sentences})
+        sentences = [
+            {"raw": raw, "tokens": captions.plain(raw).split(), "sentid": 0} for raw in said(number)
+        ]
+        images.append(
+            {"filename": f"{number}.png", "imgid": number, "split": split, "sentences": sentences}
+        )
         draw(root / "images" / f"{number}.png", number)
     content = {"images": images, "dataset": "tiny"}
     if change is not None:
@@ -84,7 +94,10 @@ def coco(root: pathlib.Path, change=None) -> str:
             annotations += [{"image_id": 100 + number, "caption": raw} for raw in said(number)]
             draw(root / f"{split}2014" / name, number)
             number += 1
-        content = {"images": images, "annotations": [{"id": 7 * n, **each} for n, each in enumerate(annotations)]}
+        content = {
+            "images": images,
+            "annotations": [{"id": 7 * n, **each} for n, each in enumerate(annotations)],
+        }
         if change is not None:
             change(content)
         (root / "annotations").mkdir(exist_ok=True)
@@ -92,11 +105,13 @@ def coco(root: pathlib.Path, change=None) -> str:
     return f"captions:{root}/annotations/captions_{{split}}2014.json"
 
 
-def load(name: str, how: Pairs = WORDS, shape: tuple[int, int, int] = SHAPE) -> train.Dataset:
-    return load_data(name, image_shape=shape, pairs=how)
+def load(
+    name: str, how: Mapping[str, Any] = WORDS, shape: tuple[int, int, int] = SHAPE
+) -> train.Dataset:
+    return load_data(name, image_shape=shape, **how)
 
 
-def in_memory(table: dict) -> dict:
+def in_memory(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "inputs": {**table["inputs"], "image": table["inputs"]["image"][:]}}
 
 
@@ -111,21 +126,27 @@ def equal(one, other) -> bool:
 def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path):
     dataset = load(karpathy(tmp_path))
     assert isinstance(dataset.task, Captioning)
-    assert dataset.task.max_length == WORDS.max_length
+    assert dataset.task.max_length == captions.Config().max_length
     tokenizer = dataset.task.target
     numbers = {"train": range(24), "validation": range(24, 32), "test": range(32, 38)}
     for split, members in numbers.items():
         expected = [
-            (number, captions.plain(text)) for number in members for text in said(number)[: 1 if split == "test" else None]
+            (number, captions.plain(text))
+            for number in members
+            for text in said(number)[: 1 if split == "test" else None]
         ]
         table = dataset.splits[split]
         image, target = table["inputs"]["image"], table["inputs"]["target"]
         assert isinstance(image, Mapped)
         assert (image.shape, image.dtype) == ((len(expected), *SHAPE), np.uint8)
-        assert dataset.sentences[split] == tuple(("", text) for _, text in expected)
+        assert dataset.splits[split].extras["sentences"] == tuple(
+            ("", text) for _, text in expected
+        )
         assert table["mask"].shape == table["targets"].shape == target.shape
         for row, (number, text) in enumerate(expected):
-            np.testing.assert_array_equal(image[row], read_image(tmp_path / "images" / f"{number}.png", SHAPE))
+            np.testing.assert_array_equal(
+                image[row], read_image(tmp_path / "images" / f"{number}.png", SHAPE)
+            )
             count = table["mask"][row].sum()
             assert table["targets"][row, :count].tolist() == [*tokenizer.encode(text), END]
             assert target[row, :count].tolist() == [END, *table["targets"][row, : count - 1]]
@@ -133,39 +154,69 @@ def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path
             if split == "train":
                 assert tokenizer.decode(table["targets"][row]) == text
         if split != "train":
-            references = [tuple(captions.plain(text) for text in said(number)) for number, _ in expected]
-            assert dataset.references[split] == tuple(references)
-    assert "train" not in dataset.references
+            references = [
+                tuple(captions.plain(text) for text in said(number)) for number, _ in expected
+            ]
+            assert dataset.splits[split].extras["references"] == tuple(references)
+    assert "references" not in dataset.splits["train"].extras
     assert "images: 24 train, 8 validation, 6 test; 48 captions in training" in dataset.notes
 
 
-def test_both_formats_are_the_same_data_and_half_of_validation_tests_where_nothing_else_does(tmp_path):
+def test_both_formats_are_the_same_data_and_half_of_validation_tests_where_nothing_else_does(
+    tmp_path,
+):
     one, other = load(karpathy(tmp_path / "karpathy")), load(coco(tmp_path / "coco"))
     assert equal(in_memory(one.splits["train"]), in_memory(other.splits["train"]))
     assert to_dict(one.task) == to_dict(other.task)
-    pixels = {split: {image.tobytes() for image in other.splits[split]["inputs"]["image"][:]} for split in other.splits}
+    pixels = {
+        split: {image.tobytes() for image in other.splits[split]["inputs"]["image"][:]}
+        for split in other.splits
+    }
     assert [len(pixels[split]) for split in ("train", "validation", "test")] == [24, 7, 7]
     assert not pixels["validation"] & pixels["test"]
-    held_out = {read_image(tmp_path / "karpathy" / "images" / f"{number}.png", SHAPE).tobytes() for number in range(24, 38)}
+    held_out = {
+        read_image(tmp_path / "karpathy" / "images" / f"{number}.png", SHAPE).tobytes()
+        for number in range(24, 38)
+    }
     assert pixels["validation"] | pixels["test"] == held_out
-    assert load(f"captions:{tmp_path}/coco/annotations/captions_{{split}}2014.json").fingerprint == other.fingerprint
+    assert (
+        load(f"captions:{tmp_path}/coco/annotations/captions_{{split}}2014.json").fingerprint
+        == other.fingerprint
+    )
 
 
 def test_splits_that_are_missing_are_made_of_whole_images(tmp_path):
     coco(tmp_path)
     alone = load(f"captions:{tmp_path}/annotations/captions_train2014.json")
-    counts = {split: len(np.unique(table["inputs"]["image"].index)) for split, table in alone.splits.items()}
+    counts = {
+        split: len(np.unique(table["inputs"]["image"].index))
+        for split, table in alone.splits.items()
+    }
     assert counts == {"train": 20, "validation": 2, "test": 2}
-    assert len(np.unique(np.concatenate([table["inputs"]["image"].index for table in alone.splits.values()]))) == 24
+    assert (
+        len(
+            np.unique(
+                np.concatenate([table["inputs"]["image"].index for table in alone.splits.values()])
+            )
+        )
+        == 24
+    )
 
     def without_validation(content):
         content["images"] = [each for each in content["images"] if each["split"] != "val"]
 
     made = load(karpathy(tmp_path / "karpathy", without_validation))
-    counts = {split: len(np.unique(table["inputs"]["image"].index)) for split, table in made.splits.items()}
+    counts = {
+        split: len(np.unique(table["inputs"]["image"].index))
+        for split, table in made.splits.items()
+    }
     assert counts == {"train": 22, "validation": 2, "test": 6}
     with pytest.raises(DataError, match="no image with a caption in train"):
-        load(karpathy(tmp_path / "none", lambda content: content.update(images=content["images"][-6:])))
+        load(
+            karpathy(
+                tmp_path / "none", lambda content: content.update(images=content["images"][-6:])
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,23 +235,31 @@ def test_captions_are_lower_case_without_punctuation(raw, text):
 
 def test_tokens_stand_as_they_are_and_raw_text_is_used_where_there_are_none(tmp_path):
     def change(content):
-        content["images"][32]["sentences"] = [{"raw": "Never READ.", "tokens": ["Mr.", "t-shirt"]}, {"raw": "Only raw!"}]
+        content["images"][32]["sentences"] = [
+            {"raw": "Never READ.", "tokens": ["Mr.", "t-shirt"]},
+            {"raw": "Only raw!"},
+        ]
 
     dataset = load(karpathy(tmp_path, change))
-    assert dataset.references["test"][0] == ("Mr. t-shirt", "only raw")
-    (tmp_path / "dataset.json.gz").write_bytes(gzip.compress((tmp_path / "dataset.json").read_bytes()))
+    assert dataset.splits["test"].extras["references"][0] == ("Mr. t-shirt", "only raw")
+    (tmp_path / "dataset.json.gz").write_bytes(
+        gzip.compress((tmp_path / "dataset.json").read_bytes())
+    )
     assert load(f"captions:{tmp_path / 'dataset.json.gz'}").fingerprint == dataset.fingerprint
 
 
 def test_subwords_are_those_of_the_training_captions(tmp_path):
-    dataset = load(karpathy(tmp_path), Pairs(tokens="subwords", subwords=40))
+    dataset = load(karpathy(tmp_path), {"subwords": 40})
     table = dataset.splits["train"]
     assert isinstance(dataset.task, Captioning)
     decoded = [dataset.task.target.decode(row) for row in table["targets"]]
-    assert decoded == [text for _, text in dataset.sentences["train"]]
+    assert decoded == [text for _, text in dataset.splits["train"].extras["sentences"]]
 
 
-@pytest.mark.parametrize("place", ["", "images", "val2014", "images/val2014", "../val2014", "../images/val2014", "../images"])
+@pytest.mark.parametrize(
+    "place",
+    ["", "images", "val2014", "images/val2014", "../val2014", "../images/val2014", "../images"],
+)
 def test_where_images_may_lie(tmp_path, place):
     root = tmp_path / "json"
 
@@ -249,7 +308,12 @@ def _karpathy_fault(field):
         ("long", "captions of more than max_length=12 tokens", r"2.png \(word word", 47),
         ("none", "images without a caption", "2.png", 45),
         ("no field", "images without a caption", "2.png", 45),
-        ("missing", "images that are in none of .*json, .*json/images, .*, .*/images", "gone.png", 45),
+        (
+            "missing",
+            "images that are in none of .*json, .*json/images, .*, .*/images",
+            "gone.png",
+            45,
+        ),
         ("twice", "images that are listed twice", "1.png", 45),
         ("imgid", "images whose imgid another one has", "2.png", 45),
         ("damaged", "images that cannot be read", ".*/images/2.png", 45),
@@ -261,8 +325,10 @@ def test_what_cannot_serve_is_named_or_left_out_and_counted(tmp_path, fault, wha
         file = tmp_path / "json" / "images" / "2.png"
         file.write_bytes(file.read_bytes()[:50])
     for _ in range(2):  # the second time images were decoded before
-        with pytest.raises(DataError, match=f"^data {name!r}: {what}: {named}.*; pairs.on_bad=skip leaves them out$"):
-            load(name, dataclasses.replace(SKIP, on_bad="error"))
+        with pytest.raises(
+            DataError, match=f"^data {name!r}: {what}: {named}.*; data.on_bad=skip leaves them out$"
+        ):
+            load(name, {**SKIP, "on_bad": "error"})
         left = load(name, SKIP)
         assert len(left.splits["train"]["targets"]) == rows
         (note,) = (note for note in left.notes if note.startswith("left out"))
@@ -273,13 +339,17 @@ def test_what_cannot_serve_is_named_or_left_out_and_counted(tmp_path, fault, wha
     ("change", "what", "named", "images"),
     [
         (
-            lambda content: content["annotations"].append({"id": 9999, "image_id": 5, "caption": "x"}),
+            lambda content: content["annotations"].append(
+                {"id": 9999, "image_id": 5, "caption": "x"}
+            ),
             "annotations of an image_id that no image has",
             r"annotation 9999 of captions_train2014.json \(image_id 5\)",
             24,
         ),
         (
-            lambda content: content["annotations"].append({"id": 0, "image_id": content["images"][0]["id"], "caption": "x"}),
+            lambda content: content["annotations"].append(
+                {"id": 0, "image_id": content["images"][0]["id"], "caption": "x"}
+            ),
             "annotations whose id another one has",
             "annotation 0 of captions_train2014.json",
             24,
@@ -311,24 +381,42 @@ def test_faults_of_annotations(tmp_path, change, what, named, images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("images"), r"dataset.json: expected Karpathy's \{.*\} or COCO's \{"),
+        (
+            lambda content: content.pop("images"),
+            r"dataset.json: expected Karpathy's \{.*\} or COCO's \{",
+        ),
         (lambda content: content.update(images=[]), "expected Karpathy's"),
-        (lambda content: content["images"][3].pop("filename"), r"images\[3\]: filename is 'None', expected text"),
+        (
+            lambda content: content["images"][3].pop("filename"),
+            r"images\[3\]: filename is 'None', expected text",
+        ),
         (
             lambda content: content["images"][3].update(split="held"),
             r"images\[3\]: split is 'held', expected train, .*val, dev, test, testing, restval",
         ),
-        (lambda content: content["images"][3].update(sentences={}), r"images\[3\]: sentences is '{}', expected a list"),
+        (
+            lambda content: content["images"][3].update(sentences={}),
+            r"images\[3\]: sentences is '{}', expected a list",
+        ),
         (
             lambda content: content["images"][3].update(sentences=["x"]),
             r"images\[3\]: sentences\[0\]: raw is 'None', expected text",
         ),
-        (lambda content: content["images"][3].update(sentences=[{"tokens": [1]}]), r"sentences\[0\]: tokens are '\[1\]'"),
-        (lambda content: content["images"][3].update(filename="../x.png"), r"file name '../x.png', expected one within a folder"),
+        (
+            lambda content: content["images"][3].update(sentences=[{"tokens": [1]}]),
+            r"sentences\[0\]: tokens are '\[1\]'",
+        ),
+        (
+            lambda content: content["images"][3].update(filename="../x.png"),
+            r"file name '../x.png', expected one within a folder",
+        ),
         (lambda content: content["images"][3].update(filename="a\0b"), "in none of"),
         (lambda content: content["images"][3].update(filename="\ud800"), "in none of"),
         (lambda content: content["images"].append(7), r"images\[38\]: filename is 'None'"),
-        (lambda content: content.update(annotations=[]), r"images\[0\]: id is 'None', expected a number or text"),
+        (
+            lambda content: content.update(annotations=[]),
+            r"images\[0\]: id is 'None', expected a number or text",
+        ),
     ],
 )
 def test_what_is_not_the_format_is_named(tmp_path, change, message):
@@ -339,7 +427,10 @@ def test_what_is_not_the_format_is_named(tmp_path, change, message):
 def test_faults_of_whole_files(tmp_path):
     name = karpathy(tmp_path)
     (tmp_path / "train.json").write_bytes((tmp_path / "dataset.json").read_bytes())
-    with pytest.raises(DataError, match=r"train.json has all splits, expected one file, and no \{split\} in its name"):
+    with pytest.raises(
+        DataError,
+        match=r"train.json has all splits, expected one file, and no \{split\} in its name",
+    ):
         load(f"captions:{tmp_path}/{{split}}.json")
     with pytest.raises(DataError, match=r"no file .*\{split\}.js with \{split\} replaced by train"):
         load(f"captions:{tmp_path}/{{split}}.js")
@@ -357,7 +448,8 @@ def test_faults_of_whole_files(tmp_path):
     for file in (tmp_path / "images").iterdir():
         file.unlink()
     with pytest.raises(
-        DataError, match=r"no image with a caption in train, validation, test; left out: 38 images that are in none of"
+        DataError,
+        match=r"no image with a caption in train, validation, test; left out: 38 images that are in none of",
     ):
         load(name, SKIP)
 
@@ -370,7 +462,11 @@ def opened(monkeypatch) -> list[str]:
     """Names of the images that are decoded from now on."""
     seen = []
     original = train.formats.read_image
-    monkeypatch.setattr(train.formats, "read_image", lambda file, shape: seen.append(file.name) or original(file, shape))
+    monkeypatch.setattr(
+        train.formats,
+        "read_image",
+        lambda file, shape: seen.append(file.name) or original(file, shape),
+    )
     return seen
 
 
@@ -383,7 +479,11 @@ def test_images_are_decoded_once_and_a_changed_one_makes_another_file(tmp_path, 
     first = load(name)
     assert sorted(opened) == sorted(f"{number}.png" for number in range(38))
     opened.clear()
-    assert load(name, Pairs(tokens="characters")).fingerprint != load(name).fingerprint == first.fingerprint
+    assert (
+        load(name, {"tokens": "characters"}).fingerprint
+        != load(name).fingerprint
+        == first.fingerprint
+    )
     assert not opened
     assert len(kept(tmp_path)) == 1
     draw(tmp_path / "images" / "3.png", 4)
@@ -409,7 +509,10 @@ def test_without_a_home_decoded_images_cannot_be_kept(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pooch, "os_cache", lambda project: pathlib.Path("~/.cache") / project)
-    with pytest.raises(DataError, match="images are decoded into a file: there is no home folder that can be written to"):
+    with pytest.raises(
+        DataError,
+        match="images are decoded into a file: there is no home folder that can be written to",
+    ):
         load(name)
     assert not (tmp_path / "~").exists()
 
@@ -442,10 +545,14 @@ def test_a_file_that_is_not_whole_is_never_used(tmp_path, opened, monkeypatch):
     assert load(name).fingerprint == first.fingerprint
     assert file.read_bytes() == whole
     file.unlink()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(DataError, match=f"{file}: cannot be written: No space left"):
         load(name)
-    assert [each.name for each in kept(tmp_path)] == ["left-by-a-killed-process.part"], "nothing is left of it"
+    assert [each.name for each in kept(tmp_path)] == ["left-by-a-killed-process.part"], (
+        "nothing is left of it"
+    )
 
 
 def test_an_array_on_disk_behaves_as_one_in_memory(tmp_path):
@@ -490,12 +597,17 @@ def test_batches_are_those_in_memory_bit_for_bit(tmp_path, devices, workers):
     table = load(karpathy(tmp_path)).joined("train", "validation")
     scaling = fit_scaling("unit", table["inputs"]["image"], (0.0, 255.0))
     how = {"seed": 3, "scaling": scaling, "layout": Layout(Parallel(devices=devices))}
-    whole, streamed = Batches(in_memory(table), 14, **how), Stream(table, 14, **how, workers=workers)
+    whole, streamed = (
+        Batches(in_memory(table), 14, **how),
+        Stream(table, 14, **how, workers=workers),
+    )
     made = make_batches(table, 14)
     assert isinstance(made, Stream)
     assert made.workers == 0
     assert type(make_batches(in_memory(table), 14)) is Batches
-    assert jax.eval_shape(streamed.load, streamed.example(14)) == jax.eval_shape(whole.load, whole.example(14))
+    assert jax.eval_shape(streamed.load, streamed.example(14)) == jax.eval_shape(
+        whole.load, whole.example(14)
+    )
     first, count = whole.steps_per_epoch + 2, 3
     for step in range(first):
         assert equal(whole.batch(step), streamed.batch(step))
@@ -517,13 +629,16 @@ STAGES = (convnet.Stage(features=4, kernel=(4,), stride=(4,), padding="valid"),)
 
 @pytest.fixture(scope="module", name="recipe")
 def _recipe(tmp_path_factory):
-    encoder = dataclasses.replace(captioner.PRESETS["digit_scenes"].encoder, shape=(8, 8, 3), stages=STAGES)
+    encoder = dataclasses.replace(
+        captioner.PRESETS["digit_scenes"].encoder, shape=(8, 8, 3), stages=STAGES
+    )
     return train.Recipe(
         name="tiny-captions",
         model=captioner.Config(encoder=encoder, vocabulary=2, features=8, units=12),
-        data=karpathy(tmp_path_factory.mktemp("captions")),
-        image_shape=(8, 8, 3),
-        pairs=WORDS,
+        data=with_settings(
+            parse(karpathy(tmp_path_factory.mktemp("captions"))),
+            {**WORDS, "image_shape": (8, 8, 3)},
+        ),
         optimizer=train.Optimizer(name="adam", learning_rate=0.02),
         batch_size=12,
         steps=16,
@@ -547,7 +662,9 @@ def test_a_run_is_stopped_resumed_and_evaluated(recipe, tmp_path, monkeypatch):
         assert not train.run(recipe, tmp_path / "run", quiet=True).complete
     resumed = train.run(recipe, tmp_path / "run", quiet=True)
     assert resumed.complete
-    for mine, theirs in zip(jax.tree.leaves(resumed.state.params), jax.tree.leaves(whole.state.params), strict=True):
+    for mine, theirs in zip(
+        jax.tree.leaves(resumed.state.params), jax.tree.leaves(whole.state.params), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
     evaluation = evals.evaluate(tmp_path / "run")
     measured, task = evaluation.measured, evaluation.run.task
@@ -561,9 +678,11 @@ def test_a_run_is_stopped_resumed_and_evaluated(recipe, tmp_path, monkeypatch):
     assert [each.text for each in streamed] == [each.text for each in in_memory_]
     shown = captioned(evaluation)
     assert shown is not None
-    assert evaluation.subject.dataset.sentences["test"][0][1] in shown
+    assert evaluation.subject.dataset.splits["test"].extras["sentences"][0][1] in shown
     coco(tmp_path / "coco")
-    other = evals.evaluate(tmp_path / "run", data=f"captions:{tmp_path}/coco/annotations/captions_val2014.json")
+    other = evals.evaluate(
+        tmp_path / "run", data=f"captions:{tmp_path}/coco/annotations/captions_val2014.json"
+    )
     assert isinstance(other.measured, Captioned)
     assert other.count == len(other.measured.captions) == 14, "a set without splits is not divided"
     assert to_dict(other.subject.dataset.task) == to_dict(task)
@@ -571,16 +690,30 @@ def test_a_run_is_stopped_resumed_and_evaluated(recipe, tmp_path, monkeypatch):
     assert other.file.name.startswith("eval-on-")
     with pytest.raises(DataError, match=r"inputs \(48, 48, 1\); allowed for this run: \(8, 8, 3\)"):
         evals.evaluate(tmp_path / "run", data="digit_scenes:20")
-    draw(pathlib.Path(recipe.data.partition(":")[2]).parent / "images" / "35.png", 3)
+    draw(pathlib.Path(recipe.data.path).parent / "images" / "35.png", 3)
     with pytest.raises(train.RunError, match="its content has changed"):
         evals.evaluate(tmp_path / "run")
 
 
-def test_images_of_another_shape_than_the_models_are_refused_before_they_are_decoded(recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"image_shape=\(28, 28, 3\), allowed for this zoo.captioner: \(8, 8, 3\)"):
-        train.run(dataclasses.replace(recipe, image_shape=(28, 28, 3)), tmp_path / "run", quiet=True)
-    with pytest.raises(ValueError, match=r"image_shape=\(28, 28, 1\), allowed for this zoo.captioner"):
-        train.fit(captioner, recipe.model, recipe.data)
-    with pytest.raises(ValueError, match="preprocess='zscore', allowed for streamed data: none, unit, imagenet"):
+def test_images_of_another_shape_than_the_models_are_refused_before_they_are_decoded(
+    recipe, tmp_path
+):
+    with pytest.raises(
+        ValueError, match=r"image_shape=\(28, 28, 3\), allowed for this zoo.captioner: \(8, 8, 3\)"
+    ):
+        train.run(
+            dataclasses.replace(
+                recipe, data=dataclasses.replace(recipe.data, image_shape=(28, 28, 3))
+            ),
+            tmp_path / "run",
+            quiet=True,
+        )
+    with pytest.raises(
+        ValueError, match=r"image_shape=\(28, 28, 1\), allowed for this zoo.captioner"
+    ):
+        train.fit(captioner, recipe.model, str(recipe.data))
+    with pytest.raises(
+        ValueError, match="preprocess='zscore', allowed for streamed data: none, unit, imagenet"
+    ):
         train.run(dataclasses.replace(recipe, preprocess="zscore"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "cache").exists()

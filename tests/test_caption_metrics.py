@@ -9,13 +9,20 @@ from evals.caption_metrics import cider_d, rouge_l
 EXAMPLES = [
     (
         "a man rides a wave on a surfboard",
-        ["a man riding a wave on top of a surfboard", "a surfer rides a large wave", "a man on a surfboard in the ocean"],
+        [
+            "a man riding a wave on top of a surfboard",
+            "a surfer rides a large wave",
+            "a man on a surfboard in the ocean",
+        ],
         2.389857004651462,
         0.7624999999999998,
     ),
     (
         "a dog",
-        ["a brown dog runs across the grass with a ball in its mouth", "a dog is playing in a field"],
+        [
+            "a brown dog runs across the grass with a ball in its mouth",
+            "a dog is playing in a field",
+        ],
         0.7242837027973864,
         0.40397350993377484,
     ),
@@ -31,14 +38,24 @@ EXAMPLES = [
         4.182658927079568,
         1.0,
     ),
-    ("a plate of food with meat and vegetables", ["a white plate topped with meat and vegetables"], 4.137874816131913, 0.75),
+    (
+        "a plate of food with meat and vegetables",
+        ["a white plate topped with meat and vegetables"],
+        4.137874816131913,
+        0.75,
+    ),
     (
         "the the the the the the",
         ["the cat is on the mat", "there is a cat on the mat"],
         0.1837220544927377,
         0.3333333333333333,
     ),
-    ("train", ["a train on the tracks", "train", "a long train is at the station"], 1.5596177217942484, 1.0),
+    (
+        "train",
+        ["a train on the tracks", "train", "a long train is at the station"],
+        1.5596177217942484,
+        1.0,
+    ),
     (
         "a man and a woman and a child and a dog",
         [
@@ -54,7 +71,11 @@ EXAMPLES = [
     ("completely unrelated words here", ["a bus is parked by the road", "a red bus"], 0.0, 0.0),
     (
         "a large clock tower in front of a building",
-        ["a building with a large clock tower in front of it", "a tall clock tower", "a clock on a tower"],
+        [
+            "a building with a large clock tower in front of it",
+            "a tall clock tower",
+            "a clock on a tower",
+        ],
         3.1366927581238366,
         0.7611408199643495,
     ),
@@ -82,17 +103,28 @@ def sentences(seed, count):
 
 
 def test_scores_are_those_of_coco():
-    np.testing.assert_allclose(cider_d(CANDIDATES, REFERENCES), [100 * each[2] for each in EXAMPLES], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(rouge_l(CANDIDATES, REFERENCES), [100 * each[3] for each in EXAMPLES], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        cider_d(CANDIDATES, REFERENCES), [100 * each[2] for each in EXAMPLES], rtol=0, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        rouge_l(CANDIDATES, REFERENCES), [100 * each[3] for each in EXAMPLES], rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_sentences_score_as_in_the_library(seed):
-    cider, rouge = (pytest.importorskip(f"pycocoevalcap.{name}.{name}") for name in ("cider", "rouge"))
+    cider, rouge = (
+        pytest.importorskip(f"pycocoevalcap.{name}.{name}") for name in ("cider", "rouge")
+    )
     candidates, references = sentences(seed, 100)
-    given = dict(enumerate(references)), {index: [candidate] for index, candidate in enumerate(candidates)}
+    given = (
+        dict(enumerate(references)),
+        {index: [candidate] for index, candidate in enumerate(candidates)},
+    )
     for found, theirs in ((cider_d, cider.Cider()), (rouge_l, rouge.Rouge())):
-        np.testing.assert_allclose(found(candidates, references), 100 * theirs.compute_score(*given)[1], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            found(candidates, references), 100 * theirs.compute_score(*given)[1], rtol=0, atol=1e-9
+        )
 
 
 def test_by_hand():
@@ -101,7 +133,9 @@ def test_by_hand():
     found = cider_d(["a b", "c a"], [["a b", "b"], ["a c"]])
     np.testing.assert_allclose(found, [1000 / 4 * (2 + np.exp(-1 / 72)) / 2, 1000 / 4], rtol=1e-14)
     # The common subsequence is a c: precision 2/3, recall 2/4.
-    np.testing.assert_allclose(rouge_l(["a b c"], [["a x c y"]]), 100 * 2.44 * (1 / 3) / (1 / 2 + 1.44 * 2 / 3), rtol=1e-14)
+    np.testing.assert_allclose(
+        rouge_l(["a b c"], [["a x c y"]]), 100 * 2.44 * (1 / 3) / (1 / 2 + 1.44 * 2 / 3), rtol=1e-14
+    )
     # The greatest precision and recall may be of different references.
     np.testing.assert_allclose(rouge_l(["a b"], [["a", "a b c d"]]), 100)
 
@@ -131,7 +165,9 @@ def test_the_order_of_references_and_of_examples_does_not_matter():
 
 def test_more_references_never_lower_rouge():
     candidates, references = sentences(5, 30)
-    assert (rouge_l(candidates, references) >= rouge_l(candidates, [own[:1] for own in references])).all()
+    assert (
+        rouge_l(candidates, references) >= rouge_l(candidates, [own[:1] for own in references])
+    ).all()
 
 
 def test_a_single_example_has_no_cider():

@@ -13,14 +13,15 @@ from PIL import Image
 
 import evals
 import evals.__main__
-import evals.report
+import evals.report.document
 import train
 from evals.base import Measured
 from evals.generation import Generated
 from evals.metrics import format_metric
 from evals.tasks import captioning as captions
+from train.data import scenes
+from train.dataset import Table
 from train.formats import DataError
-from train.pairs import Pairs
 from train.tasks import Captioning, Classification
 from train.tokens import END
 from zoo import captioner, convnet, hard_captioner
@@ -35,8 +36,9 @@ def _folder(tmp_path_factory):
     recipe = train.Recipe(
         name="tiny-captions",
         model=cfg,
-        data="digit_scenes:120",
-        pairs=Pairs(max_length=20),  # what a model that hardly learned writes does not end
+        data=scenes.Config(
+            count=120, max_length=20
+        ),  # what a model that hardly learned writes does not end
         optimizer=train.Optimizer(name="adam", learning_rate=0.02),
         batch_size=30,
         steps=40,
@@ -59,12 +61,14 @@ def test_images_are_scaled_and_the_vocabulary_is_that_of_the_captions(evaluation
     assert evaluation.run.recipe.model.vocabulary == len(task.target.vocabulary) > 10
     assert task.max_length == 20
     assert evaluation.run.data.input_shape == (48, 48, 1)
-    assert evaluation.metrics["validation loss nats"] < np.log(evaluation.run.recipe.model.vocabulary)
+    assert evaluation.metrics["validation loss nats"] < np.log(
+        evaluation.run.recipe.model.vocabulary
+    )
     assert {f"validation BLEU-{order}" for order in (1, 2, 3, 4)} < evaluation.metrics.keys()
 
 
 def test_exact_is_what_people_wrote(evaluation):
-    sentences = evaluation.subject.dataset.sentences["validation"]
+    sentences = evaluation.table.extras["sentences"]
     written = evaluation.measured.captions
     same = [found.text == target for found, (_, target) in zip(written, sentences, strict=True)]
     assert evaluation.metrics["validation exact %"] == pytest.approx(100 * np.mean(same))
@@ -74,11 +78,17 @@ def test_exact_is_what_people_wrote(evaluation):
 def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch, shift, hit):
     """A model that looks at the centre of each object when it says its article, and one that looks half an image away."""
     table = evaluation.table
+    boxes, words = (table.extras[name] for name in ("boxes", "words"))
     weights = np.zeros((*table["targets"].shape, 6, 6), np.float32)
-    for row, (boxes, words) in enumerate(zip(table["boxes"], table["words"], strict=True)):
-        for (top, left, bottom, right), word in zip(boxes, words, strict=True):
+    for row, scene in enumerate(zip(boxes, words, strict=True)):
+        for (top, left, bottom, right), word in zip(*scene, strict=True):
             if word >= 0:
-                weights[row, word - 1, ((top + bottom) // 2 + shift) % 48 // 8, ((left + right) // 2 + shift) % 48 // 8] = 1
+                weights[
+                    row,
+                    word - 1,
+                    ((top + bottom) // 2 + shift) % 48 // 8,
+                    ((left + right) // 2 + shift) % 48 // 8,
+                ] = 1
     position = iter(range(0, len(weights), captions.ROWS))
 
     def looked(run, images, before):
@@ -88,11 +98,11 @@ def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch
     monkeypatch.setattr(captions, "attention", looked)
     found = captions.pointing(evaluation.run, table, np.ones(len(weights), bool))
     assert found is not None
-    assert found.objects == (table["words"] >= 0).sum()
+    assert found.objects == (words >= 0).sum()
     assert found.hit == pytest.approx(hit, abs=8)
     assert found.noun < 30  # where it looks at nothing in particular, the first place is the one
-    area = (table["boxes"][..., 2] - table["boxes"][..., 0]) * (table["boxes"][..., 3] - table["boxes"][..., 1]) / 48**2
-    assert found.chance == pytest.approx(100 * area[table["words"] >= 0].mean(), rel=0.1)
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) / 48**2
+    assert found.chance == pytest.approx(100 * area[words >= 0].mean(), rel=0.1)
     assert captions.pointing(evaluation.run, table, np.zeros(len(weights), bool)) is None
 
 
@@ -105,22 +115,28 @@ def test_light_falls_where_the_weights_are():
 
 
 def test_the_report_shows_words_and_where_the_model_looked(evaluation):
-    assert captions.captioned in evals.report.sections_of(evaluation)
+    assert captions.captioned in evals.report.document.sections_of(evaluation)
     shown = captions.captioned(evaluation)
     assert shown is not None
-    assert evaluation.subject.dataset.sentences["validation"][0][1] in shown
+    assert evaluation.table.extras["sentences"][0][1] in shown
     assert shown.count("<img") > 6
     written = evaluation.measured.captions
     count = len(written)
     references = [["another", each.text] for each in written]
-    several = dataclasses.replace(evaluation, measured=dataclasses.replace(evaluation.measured, references=references))
-    assert f"{count:,} of {count:,} captions are what people wrote" in (captions.captioned(several) or "")
+    several = dataclasses.replace(
+        evaluation, measured=dataclasses.replace(evaluation.measured, references=references)
+    )
+    assert f"{count:,} of {count:,} captions are what people wrote" in (
+        captions.captioned(several) or ""
+    )
 
 
 def test_other_runs_have_no_such_section(evaluation):
     run = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
-    other = dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={}))
-    assert captions.captioned not in evals.report.sections_of(other)
+    other = dataclasses.replace(
+        evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={})
+    )
+    assert captions.captioned not in evals.report.document.sections_of(other)
 
 
 def test_the_command_captions_files(folder, tmp_path, capsys):
@@ -136,7 +152,9 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     Image.fromarray(np.full((30, 40), 255 - 90, np.uint8)).save(negative)
     assert evals.__main__.main(["caption", str(folder), negative, negative, "--invert"]) == 0
     assert capsys.readouterr().out.splitlines()[0].split("  ")[1] == lines[0].split("  ")[1]
-    assert re.findall('base64,[^"]*', (folder / "captions.html").read_text()) == re.findall('base64,[^"]*', page)
+    assert re.findall('base64,[^"]*', (folder / "captions.html").read_text()) == re.findall(
+        'base64,[^"]*', page
+    )
     assert evals.__main__.main(["predict", str(folder), negative]) == 1
     assert "predict is not for a model of captioning; its verbs: caption" in capsys.readouterr().err
     (folder / "captions.html").unlink()
@@ -149,13 +167,17 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     assert captured.err.startswith(f"error: {none}: ")
     assert captured.out.startswith(f"{files[1]}  {lines[1].split('  ')[1]}\n")
     assert evals.__main__.main(["translate", str(folder), "a"]) == 1
-    assert "translate is not for a model of captioning; its verbs: caption" in capsys.readouterr().err
+    assert (
+        "translate is not for a model of captioning; its verbs: caption" in capsys.readouterr().err
+    )
 
 
 def test_captions_of_all_lengths_are_looked_at_through_one_program(evaluation, monkeypatch):
     run, images = evaluation.run, evaluation.table["inputs"]["image"]
     looked, original = [], captions.attention
-    monkeypatch.setattr(captions, "attention", lambda *given: looked.append(original(*given)) or looked[-1])
+    monkeypatch.setattr(
+        captions, "attention", lambda *given: looked.append(original(*given)) or looked[-1]
+    )
     whole, image = evaluation.measured.captions[0], images[0]
     written = [whole._replace(tokens=whole.tokens[:length]) for length in (1, 2, 5)]
     programs, trace = [], cast(Any, captions._trace)
@@ -172,7 +194,9 @@ def test_captions_of_all_lengths_are_looked_at_through_one_program(evaluation, m
 
 def test_a_caption_may_be_as_long_as_in_training_and_end(evaluation, monkeypatch):
     lengths, original = [], captions.search
-    monkeypatch.setattr(captions, "search", lambda *given: lengths.append(given[4]) or original(*given))
+    monkeypatch.setattr(
+        captions, "search", lambda *given: lengths.append(given[4]) or original(*given)
+    )
     captions.caption(evaluation.run, evaluation.table["inputs"]["image"][:1])
     assert lengths == [20 + 1]
 
@@ -184,7 +208,9 @@ def test_scores_say_what_they_are_out_of():
 
 def test_what_does_not_caption_says_so(evaluation):
     other = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
-    with pytest.raises(DataError, match=f"{other.folder.path}: caption is not for a model of classification"):
+    with pytest.raises(
+        DataError, match=f"{other.folder.path}: caption is not for a model of classification"
+    ):
         captions.caption(other, evaluation.table["inputs"]["image"][:1])
     with pytest.raises(ValueError, match="beam=0"):
         captions.caption(evaluation.run, evaluation.table["inputs"]["image"][:1], beam=0)
@@ -219,7 +245,9 @@ def test_saliency_is_the_gradient_of_what_is_said(evaluation):
     """A model that reads one pixel, and only for its second token."""
 
     def apply(cfg, params, inputs):
-        seen = jnp.zeros((len(inputs["image"]), 2, 3)).at[:, 1, 2].set(inputs["image"][:, 10, 33, 0])
+        seen = (
+            jnp.zeros((len(inputs["image"]), 2, 3)).at[:, 1, 2].set(inputs["image"][:, 10, 33, 0])
+        )
         return jnp.where(jnp.isfinite(inputs["target"][:, :, None]), seen, 0)
 
     module: Any = types.ModuleType("reads_a_pixel")
@@ -238,7 +266,9 @@ def test_without_attention_saliency_points(evaluation):
     cfg = dataclasses.replace(run.recipe.model, attention="none", coverage=0.0)
     params = captioner.init(cfg, jax.random.key(0))
     found = captions.pointing(
-        run._replace(recipe=dataclasses.replace(run.recipe, model=cfg), params=params), table, np.arange(60) < 60
+        run._replace(recipe=dataclasses.replace(run.recipe, model=cfg), params=params),
+        table,
+        np.arange(60) < 60,
     )
     assert found is not None
     assert np.isnan(found.noun)
@@ -250,8 +280,14 @@ def test_objects_are_those_whose_names_are_said():
     targets = np.array([[1, 2, 4, 1, 2, 0], [1, 3, 4, 1, 2, 0]])
     phrases = np.array([[[0, 2], [3, 5], [0, 0]]] * 2)
     written = [np.array([1, 2, 4, 1, 3]), np.array([1, 2, 4, 1, 3])]
-    assert captions.named_objects({"targets": targets, "phrases": phrases}, written) == 3 / 4
+    assert (
+        captions.named_objects(Table({"targets": targets}, extras={"phrases": phrases}), written)
+        == 3 / 4
+    )
     # "a one of two", 1 2 5 3, which is another kind, names no "a one".
     targets[1], phrases[1] = [1, 2, 5, 3, 0, 0], [[0, 4], [0, 0], [0, 0]]
     written = [np.array([1, 2, 5, 3, 4, 1, 2]), np.array([1, 2, 5, 3])]
-    assert captions.named_objects({"targets": targets, "phrases": phrases}, written) == 2 / 3
+    assert (
+        captions.named_objects(Table({"targets": targets}, extras={"phrases": phrases}), written)
+        == 2 / 3
+    )

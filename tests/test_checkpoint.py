@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 import train
-from train.checkpoint import CheckpointError, Checkpoints, MisfitError, checksum
+from train.engine.checkpoint import CheckpointError, Checkpoints, MisfitError, checksum
 from zoo import mlp
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STATE = {
-    "params": {"kernel": jnp.arange(600, dtype=jnp.float32).reshape(20, 30), "half": jnp.ones(7, jnp.bfloat16)},
+    "params": {
+        "kernel": jnp.arange(600, dtype=jnp.float32).reshape(20, 30),
+        "half": jnp.ones(7, jnp.bfloat16),
+    },
     "step": jnp.int32(3),
     "flags": jnp.array([True, False]),
     "empty": (),
@@ -43,7 +46,10 @@ def _restore(folder, abstract=None, **options) -> tuple[Any, list[str]]:
 
 def _payload(folder: pathlib.Path) -> list[pathlib.Path]:
     """Files with array data, the largest first."""
-    return sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: -file.stat().st_size)
+    return sorted(
+        (file for file in folder.rglob("*") if file.is_file()),
+        key=lambda file: -file.stat().st_size,
+    )
 
 
 def test_round_trip_keeps_bits_types_and_structure(tmp_path):
@@ -80,7 +86,10 @@ def test_multiples_are_kept_beside_the_best_and_the_latest(tmp_path, keep_every,
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == kept
         for step in kept:
-            assert int(checkpoints.load({"step": jax.ShapeDtypeStruct((), jnp.int32)}, step)["step"]) == step
+            assert (
+                int(checkpoints.load({"step": jax.ShapeDtypeStruct((), jnp.int32)}, step)["step"])
+                == step
+            )
 
 
 def test_what_was_kept_stays_when_the_run_goes_on(tmp_path):
@@ -97,11 +106,23 @@ def test_what_was_kept_stays_when_the_run_goes_on(tmp_path):
 @pytest.mark.parametrize("keep_every", [2, 1.6])
 def test_a_run_keeps_some_of_its_evaluations_checkpoints(tmp_path, keep_every):
     rng = np.random.default_rng(0)
-    data: dict[str, Any] = {"inputs": rng.normal(size=(9, 2)).astype(np.float32), "targets": rng.integers(0, 2, 9)}
-    settings: dict[str, Any] = {"batch_size": 3, "epochs": 8, "eval_every": 1, "keep_every": keep_every}
-    result = train.fit(mlp, mlp.Config(sizes=(2, 2)), data, validation=data, out=tmp_path, **settings)
+    data: dict[str, Any] = {
+        "inputs": rng.normal(size=(9, 2)).astype(np.float32),
+        "targets": rng.integers(0, 2, 9),
+    }
+    settings: dict[str, Any] = {
+        "batch_size": 3,
+        "epochs": 8,
+        "eval_every": 1,
+        "keep_every": keep_every,
+    }
+    result = train.fit(
+        mlp, mlp.Config(sizes=(2, 2)), data, validation=data, out=tmp_path, **settings
+    )
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps() == sorted({6, 12, 18, 21, 24, int(result.state.control.best_step)})
+        assert checkpoints.steps() == sorted(
+            {6, 12, 18, 21, 24, int(result.state.control.best_step)}
+        )
 
 
 def test_no_checkpoint_yet(tmp_path):
@@ -149,14 +170,20 @@ def test_metadata_without_checksums_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"step": jax.ShapeDtypeStruct((), jnp.float32)}, "step: holds int32.*expects float32"),
-        ({"flags": jax.ShapeDtypeStruct((3,), bool)}, r"flags: holds bool\[2\], the run expects bool\[3\]"),
+        (
+            {"flags": jax.ShapeDtypeStruct((3,), bool)},
+            r"flags: holds bool\[2\], the run expects bool\[3\]",
+        ),
         ({"more": jax.ShapeDtypeStruct((), jnp.int32)}, "more: holds nothing"),
     ],
 )
 def test_another_type_shape_or_leaf_is_an_error_not_a_cast(tmp_path, change, message):
     _save(tmp_path, 1, 2)
     said = []
-    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(MisfitError, match=rf"/2: {message}"):
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(MisfitError, match=rf"/2: {message}"),
+    ):
         checkpoints.restore({**_abstract(), **change}, say=said.append)
     assert not said  # it is not damaged, and no other one would fit
 
@@ -164,9 +191,12 @@ def test_another_type_shape_or_leaf_is_an_error_not_a_cast(tmp_path, change, mes
 @pytest.mark.parametrize("best", [True, False])
 def test_another_format_is_an_error_not_damage(tmp_path, monkeypatch, best):
     _save(tmp_path, 1, 2)
-    monkeypatch.setattr("train.checkpoint.FORMAT", 3)
+    monkeypatch.setattr("train.engine.checkpoint.FORMAT", 4)
     said = []
-    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(MisfitError, match="format 2, this version reads 3"):
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(MisfitError, match="format 3, this version reads 4"),
+    ):
         checkpoints.restore(_abstract(), best=best, say=said.append)
     assert not said
 
@@ -189,7 +219,9 @@ def test_a_failed_save_names_the_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint32", "bool", "int16"])
 def test_every_single_bit_counts_in_the_checksum(dtype):
     rng = np.random.default_rng(0)
-    raw = rng.integers(0, 2 if dtype == "bool" else 256, 5 * jnp.dtype(dtype).itemsize).astype(np.uint8)
+    raw = rng.integers(0, 2 if dtype == "bool" else 256, 5 * jnp.dtype(dtype).itemsize).astype(
+        np.uint8
+    )
 
     def total(raw):
         return int(checksum(jnp.asarray(raw.view(jnp.dtype(dtype)))))
@@ -209,13 +241,17 @@ def test_swapped_and_zeroed_blocks_change_the_checksum():
     assert checksum(leaf) != checksum(leaf[::-1])
     assert checksum(leaf) != checksum(jnp.roll(leaf, 8))
     assert checksum(leaf) != checksum(leaf.at[16:24].set(0))
-    assert checksum(jnp.zeros(64)) == checksum(jnp.zeros(32)) == 0  # lengths are compared by their shapes
+    assert (
+        checksum(jnp.zeros(64)) == checksum(jnp.zeros(32)) == 0
+    )  # lengths are compared by their shapes
 
 
 def test_the_checksum_does_not_depend_on_the_sharding():
     leaf = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    sharded = jax.device_put(
+        leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    )
     assert int(jax.jit(checksum)(sharded)) == int(checksum(leaf))
 
 

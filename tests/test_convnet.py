@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import convnet, layers
+from zoo import convnet
 from zoo.convnet import PRESETS, Config, Stage
+from zoo.parts import layers
 
 KEY = jax.random.key(0)
 
@@ -37,18 +38,26 @@ def test_toolbox_network_equals_the_matlab_code():
         kernel, bias = (np.asarray(params[f"conv_{index}"][name]) for name in ("kernel", "bias"))
         matlab = np.asarray(layers.flip(jnp.asarray(kernel)))
         maps = [
-            _sigmoid(sum(_convn_valid(each, matlab[:, :, i, j]) for i, each in enumerate(maps)) + bias[j])
+            _sigmoid(
+                sum(_convn_valid(each, matlab[:, :, i, j]) for i, each in enumerate(maps)) + bias[j]
+            )
             for j in range(len(bias))
         ]
         maps = [each.reshape(len(each) // 2, 2, -1, 2).mean((1, 3)) for each in maps]
     features = np.stack(maps, axis=-1).reshape(-1)
-    expected = _sigmoid(features @ np.asarray(params["dense_0"]["kernel"]) + np.asarray(params["dense_0"]["bias"]))
+    expected = _sigmoid(
+        features @ np.asarray(params["dense_0"]["kernel"]) + np.asarray(params["dense_0"]["bias"])
+    )
     _, seen = jax.jit(convnet.trace)(cfg, params, jnp.asarray(image)[None, :, :, None])
     np.testing.assert_allclose(seen["outputs"][0], expected, rtol=1e-10)
     np.testing.assert_allclose(seen["pool_1"][0], np.stack(maps, axis=-1), rtol=1e-10)
 
     target = np.eye(10)[3]
-    batch = {"inputs": jnp.asarray(image)[None, :, :, None], "targets": jnp.array([3]), "mask": jnp.ones(1, bool)}
+    batch = {
+        "inputs": jnp.asarray(image)[None, :, :, None],
+        "targets": jnp.array([3]),
+        "mask": jnp.ones(1, bool),
+    }
     total, _ = jax.jit(convnet.loss)(cfg, params, batch)
     np.testing.assert_allclose(total, 0.5 * np.sum((expected - target) ** 2), rtol=1e-10)
 
@@ -83,30 +92,48 @@ def test_trace_shows_every_map(preset):
     seen = {}
 
     def trace():  # its shapes; a result that is handed on would have its names sorted
-        logits, maps = convnet.trace(cfg, convnet.init(cfg, KEY), convnet.example_batch(cfg, KEY, 2)["inputs"])
+        logits, maps = convnet.trace(
+            cfg, convnet.init(cfg, KEY), convnet.example_batch(cfg, KEY, 2)["inputs"]
+        )
         seen.update({name: leaf.shape for name, leaf in maps.items()})
         return logits
 
     assert jax.eval_shape(trace).shape == (2, cfg.classes)
     names = [
-        name for index, stage in enumerate(cfg.stages) for name in (f"conv_{index}", *([f"pool_{index}"] if stage.pool else []))
+        name
+        for index, stage in enumerate(cfg.stages)
+        for name in (f"conv_{index}", *([f"pool_{index}"] if stage.pool else []))
     ]
-    assert list(seen) == [*names, *(f"hidden_{index}" for index in range(len(cfg.dense))), "logits", "outputs"]
+    assert list(seen) == [
+        *names,
+        *(f"hidden_{index}" for index in range(len(cfg.dense))),
+        "logits",
+        "outputs",
+    ]
     for index, (stage, space) in enumerate(zip(cfg.stages, cfg.spaces(), strict=True)):
-        assert seen[f"pool_{index}" if stage.pool else f"conv_{index}"] == (2, *space, stage.features)
+        assert seen[f"pool_{index}" if stage.pool else f"conv_{index}"] == (
+            2,
+            *space,
+            stage.features,
+        )
 
 
 def test_pooling_over_everything_forgets_where_it_was():
     """With circular shifts of inputs whose border is empty, a network of convolutions and a global maximum says the same."""
     cfg = Config(
-        shape=(12, 12, 1), stages=(Stage(features=4, kernel=(3,)), Stage(features=5, kernel=(3,))), global_pool="max", classes=3
+        shape=(12, 12, 1),
+        stages=(Stage(features=4, kernel=(3,)), Stage(features=5, kernel=(3,))),
+        global_pool="max",
+        classes=3,
     )
     params = convnet.init(cfg, KEY)
     image = jnp.zeros((1, 12, 12, 1)).at[:, 4:7, 4:7].set(jax.random.normal(KEY, (1, 3, 3, 1)))
     apply = jax.jit(convnet.apply)
     expected = apply(cfg, params, image)
     for shift in ((1, 0), (0, -1), (1, 1)):
-        np.testing.assert_allclose(apply(cfg, params, jnp.roll(image, shift, (1, 2))), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            apply(cfg, params, jnp.roll(image, shift, (1, 2))), expected, rtol=1e-5, atol=1e-6
+        )
     flat = dataclasses.replace(cfg, global_pool=None)
     params = convnet.init(flat, KEY)
     moved = [apply(flat, params, jnp.roll(image, shift, 1)) for shift in (0, 1)]
@@ -132,12 +159,22 @@ def test_bad_configurations_say_what_is_allowed():
     ]:
         stage = object.__new__(Stage)
         for other in dataclasses.fields(Stage):
-            object.__setattr__(stage, other.name, value if other.name == field else getattr(good.stages[0], other.name))
+            object.__setattr__(
+                stage,
+                other.name,
+                value if other.name == field else getattr(good.stages[0], other.name),
+            )
         with pytest.raises(ValueError, match=rf"zoo\.convnet\.Stage: {field}=.*allowed: .*{said}"):
             stage.__post_init__()
-    with pytest.raises(ValueError, match=r"kernel=\(3, 3, 3\), allowed: one number, or one for each of the 2 spatial axes"):
+    with pytest.raises(
+        ValueError,
+        match=r"kernel=\(3, 3, 3\), allowed: one number, or one for each of the 2 spatial axes",
+    ):
         dataclasses.replace(good, stages=(Stage(features=2, kernel=(3, 3, 3)),))
-    with pytest.raises(ValueError, match=r"shape=\(4, 4, 1\), allowed: sizes that stages 0 to 1 do not shrink below 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"shape=\(4, 4, 1\), allowed: sizes that stages 0 to 1 do not shrink below 1",
+    ):
         dataclasses.replace(good, shape=(4, 4, 1))
     with pytest.raises(ValueError, match="stages"):
         dataclasses.replace(good, stages=())

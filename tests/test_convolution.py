@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 from jax import lax
 
-from zoo import convolution, layers
-from zoo.convolution import FORMULATIONS, PASSES, choose, convolve, costs, formulate, geometry, padding
-from zoo.pooling import pool
+from zoo.parts import layers
+from zoo.parts.convolution import (
+    FORMULATIONS,
+    PASSES,
+    choose,
+    convolve,
+    costs,
+    definition,
+    fast,
+    formulate,
+    geometry,
+    padding,
+)
+from zoo.parts.pooling import pool
 
 KEY = jax.random.key(0)
 
@@ -31,13 +42,21 @@ def _reverse(a):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("space", "window"), [((7,), (3,)), ((6, 5), (3, 2)), ((4, 4, 3), (2, 3, 2)), ((6, 6), (3, 3))])
+@pytest.mark.parametrize(
+    ("space", "window"), [((7,), (3,)), ((6, 5), (3, 2)), ((4, 4, 3), (2, 3, 2)), ((6, 6), (3, 3))]
+)
 def test_convolution_and_its_gradients_equal_matlab(space, window):
     """cnnff.m and cnnbp.m: z_j = sum_i convn(x_i, k_ij, 'valid'); dE/dx_i = sum_j convn(d_j, reversed k_ij, 'full'), and
     dE/dk_ij = convn(reversed x_i, d_j, 'valid'), reversed as the kernel is (the review slides' EQ1 and EQ2)."""
     rng = np.random.default_rng(0)
     x, matlab_kernel = rng.normal(size=(2, *space, 2)), rng.normal(size=(*window, 2, 3))
-    z = [[sum(_convn(x[n, ..., i], matlab_kernel[..., i, j], "valid") for i in range(2)) for j in range(3)] for n in range(2)]
+    z = [
+        [
+            sum(_convn(x[n, ..., i], matlab_kernel[..., i, j], "valid") for i in range(2))
+            for j in range(3)
+        ]
+        for n in range(2)
+    ]
     kernel = layers.flip(jnp.asarray(matlab_kernel))
     result, backward = jax.vjp(jax.jit(convolve), jnp.asarray(x), kernel)
     np.testing.assert_allclose(result, np.moveaxis(np.array(z), 1, -1), rtol=1e-12, atol=1e-12)
@@ -45,7 +64,9 @@ def test_convolution_and_its_gradients_equal_matlab(space, window):
     error = rng.normal(size=result.shape)
     dx, dk = backward(jnp.asarray(error))
     for n, i in np.ndindex(2, 2):
-        expected = sum(_convn(error[n, ..., j], _reverse(matlab_kernel[..., i, j]), "full") for j in range(3))
+        expected = sum(
+            _convn(error[n, ..., j], _reverse(matlab_kernel[..., i, j]), "full") for j in range(3)
+        )
         np.testing.assert_allclose(dx[n, ..., i], expected, rtol=1e-12, atol=1e-12)
     for i, j in np.ndindex(2, 3):
         expected = sum(_convn(_reverse(x[n, ..., i]), error[n, ..., j], "valid") for n in range(2))
@@ -70,7 +91,9 @@ def _arrays(inputs, kernel, strides, kind):
     keys = jax.random.split(KEY, 3)
     x, k = jax.random.normal(keys[0], inputs), jax.random.normal(keys[1], kernel)
     pads = padding(kind, inputs[1:-1], kernel[:-2], strides)
-    error = jax.random.normal(keys[2], (inputs[0], *geometry(inputs, kernel, strides, pads).outputs, kernel[-1]))
+    error = jax.random.normal(
+        keys[2], (inputs[0], *geometry(inputs, kernel, strides, pads).outputs, kernel[-1])
+    )
     return x, k, error, pads
 
 
@@ -79,26 +102,36 @@ def _arrays(inputs, kernel, strides, kind):
 def test_every_formulation_equals_the_plain_one(inputs, kernel, strides, kind):
     x, k, error, pads = _arrays(inputs, kernel, strides, kind)
     allowed = costs(geometry(inputs, kernel, strides, pads), "forward").keys()
-    assert ("winograd" in allowed) == (set(kernel[:-2]) == {3} and set(strides) == {1} and len(strides) < 3)
+    assert ("winograd" in allowed) == (
+        set(kernel[:-2]) == {3} and set(strides) == {1} and len(strides) < 3
+    )
 
     @jax.jit
     def run(x, k, error):
         arguments = {which: (x, k) if which == "forward" else (x, k, error) for which in PASSES}
         return {
-            (which, formulation): formulate(which, formulation, *arguments[which], strides=strides, pads=pads)
+            (which, formulation): formulate(
+                which, formulation, *arguments[which], strides=strides, pads=pads
+            )
             for which, formulation in itertools.product(PASSES, allowed)
         }
 
     results = run(x, k, error)
     for (which, formulation), actual in results.items():
-        np.testing.assert_allclose(actual, results[which, "plain"], rtol=1e-10, atol=1e-10, err_msg=f"{which}, {formulation}")
+        np.testing.assert_allclose(
+            actual,
+            results[which, "plain"],
+            rtol=1e-10,
+            atol=1e-10,
+            err_msg=f"{which}, {formulation}",
+        )
 
 
 @pytest.mark.parametrize("forced", FORMULATIONS)
 def test_gradients_are_those_of_plain_convolution_in_float32(forced, monkeypatch):
     inputs, kernel, strides, kind = GEOMETRIES[3]
     x, k, error, pads = _arrays(inputs, kernel, strides, kind)
-    monkeypatch.setattr(convolution, "choose", lambda shape, which: forced)
+    monkeypatch.setattr(fast, "choose", lambda shape, which: forced)
 
     def plain(x, k):
         return formulate("forward", "plain", x, k, strides=strides, pads=pads)
@@ -110,7 +143,9 @@ def test_gradients_are_those_of_plain_convolution_in_float32(forced, monkeypatch
 
         return jax.jit(run)(x, k, error)
 
-    for ours, theirs in zip(all_passes(lambda x, k: convolve(x, k, strides, pads)), all_passes(plain), strict=True):
+    for ours, theirs in zip(
+        all_passes(lambda x, k: convolve(x, k, strides, pads)), all_passes(plain), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
@@ -123,13 +158,19 @@ def test_each_formulation_is_chosen_where_it_is_meant_for():
     }
     assert shapes.keys() == set(FORMULATIONS)
     for formulation, (inputs, kernel, strides) in shapes.items():
-        shape = geometry(inputs, kernel, strides, padding("same", inputs[1:-1], kernel[:-2], strides))
+        shape = geometry(
+            inputs, kernel, strides, padding("same", inputs[1:-1], kernel[:-2], strides)
+        )
         assert formulation in {choose(shape, which) for which in PASSES}
 
 
 def _operations(function, platform, *arguments):
     text = jax.export.export(jax.jit(function), platforms=(platform,))(*arguments).mlir_module()
-    return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general"), text.count("stablehlo.select_and_scatter")
+    return (
+        text.count("stablehlo.convolution"),
+        text.count("stablehlo.dot_general"),
+        text.count("stablehlo.select_and_scatter"),
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -140,11 +181,17 @@ def test_accelerators_run_their_own_convolution_and_pooling(platform):
         return pool(convolve(x, k), "max", (2, 2)).sum()
 
     def theirs(x, k):
-        y = lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = lax.conv_general_dilated(
+            x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").sum()
 
     gradients = [jax.grad(function, (0, 1)) for function in (ours, theirs)]
-    assert _operations(gradients[0], platform, x, k) == _operations(gradients[1], platform, x, k) == (3, 0, 1)
+    assert (
+        _operations(gradients[0], platform, x, k)
+        == _operations(gradients[1], platform, x, k)
+        == (3, 0, 1)
+    )
     convolutions, products, scatters = _operations(gradients[0], "cpu", x, k)
     assert convolutions == scatters == 0
     assert products == 3 * 16  # minimal filtering: 4 x 4 products for each of the three passes
@@ -176,14 +223,21 @@ def test_derivatives_of_gradients_and_batches_of_kernels():
     np.testing.assert_allclose(product(ours), product(plain), rtol=1e-9, atol=1e-9)
     many = jnp.stack([k, 2 * k, jnp.sin(k)])
     together = jax.jit(jax.vmap(jax.grad(energy(ours))))(many)
-    np.testing.assert_allclose(together, jnp.stack([jax.grad(energy(plain))(each) for each in many]), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        together, jnp.stack([jax.grad(energy(plain))(each) for each in many]), rtol=1e-9, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((2, 3), (1, 2)), ((3, 2), (3, 2))])
+@pytest.mark.parametrize(
+    ("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((2, 3), (1, 2)), ((3, 2), (3, 2))]
+)
 def test_pooling_equals_a_loop_and_ties_go_to_the_first(window, strides):
     # Few different values, so that windows hold equal maxima.
     x = np.random.default_rng(0).integers(0, 3, (2, 7, 8, 3)).astype(np.float32)
-    rows, columns = ((size - taps) // stride + 1 for size, taps, stride in zip((7, 8), window, strides, strict=True))
+    rows, columns = (
+        (size - taps) // stride + 1
+        for size, taps, stride in zip((7, 8), window, strides, strict=True)
+    )
     highest, mean = np.empty((2, rows, columns, 3)), np.empty((2, rows, columns, 3))
     error = np.random.default_rng(1).normal(size=highest.shape)
     gradient = np.zeros(x.shape)
@@ -206,3 +260,15 @@ def test_what_does_not_fit_is_named():
         convolve(jnp.ones((2, 2, 5, 3)), jnp.ones((3, 3, 3, 2)))
     with pytest.raises(ValueError, match=r"inputs: shape \(2, 2, 5, 3\), expected"):
         pool(jnp.ones((2, 2, 5, 3)), "max", (3, 3))
+
+
+def test_the_fast_form_equals_the_definition(x64):
+    x, kernel = (
+        jax.random.normal(jax.random.key(0), (2, 7, 6, 3)),
+        jax.random.normal(jax.random.key(1), (3, 2, 3, 4)),
+    )
+    for strides, pads in ((None, None), ((2, 1), ((1, 0), (0, 2)))):
+        expected = definition.convolve(x, kernel, strides, pads)
+        np.testing.assert_allclose(
+            convolve(x, kernel, strides, pads), expected, rtol=1e-10, atol=1e-12
+        )

@@ -18,9 +18,9 @@ import pytest
 
 import train
 from tests.conftest import THOROUGH
-from train.checkpoint import CheckpointError, Checkpoints, checksums
-from train.parallel import Layout, Parallel
-from train.run_folder import RunError, RunFolder
+from train.engine.checkpoint import CheckpointError, Checkpoints, checksums
+from train.engine.parallel import Layout, Parallel
+from train.engine.run_folder import RunError, RunFolder
 from zoo import mlp
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
@@ -40,8 +40,15 @@ def _data(seed: int) -> dict[str, Any]:
 
 
 def _fit(out: pathlib.Path) -> train.Result:
-    settings: dict[str, Any] = {"batch_size": 16, "steps": 12, "eval_every": 2, "steps_per_dispatch": 4}
-    return train.fit(mlp, CFG, _data(0), validation=_data(1), out=out, parallel=Parallel(devices=1), **settings)
+    settings: dict[str, Any] = {
+        "batch_size": 16,
+        "steps": 12,
+        "eval_every": 2,
+        "steps_per_dispatch": 4,
+    }
+    return train.fit(
+        mlp, CFG, _data(0), validation=_data(1), out=out, parallel=Parallel(devices=1), **settings
+    )
 
 
 def _bits(tree: Any) -> list[bytes]:
@@ -117,8 +124,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_or_harmless(whole, run, p
         state, step = restored
         assert _bits(state) == bits[step], what
         assert len(said) == (step == earlier), what
-        assert all(line.startswith(f"damaged checkpoint passed over: {folder}: ") and "\n" not in line for line in said), said
-        spread = _layout(chance.choice((4, 8))).put_state(state, 16)
+        assert all(
+            line.startswith(f"damaged checkpoint passed over: {folder}: ") and "\n" not in line
+            for line in said
+        ), said
+        spread = _layout(chance.choice((4, 8))).place_state(state, 16)
         np.testing.assert_array_equal(checksums(spread), sums[step], what)
         found[step] += 1
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,7 +149,10 @@ def test_a_flipped_bit_of_the_metadata_never_makes_another_checkpoint_the_best(w
         file.write_bytes(data)
         said: list[str] = []
         store.restore(abstract, best=True, say=said.append)
-        assert f"damaged checkpoint passed over: {file.parent}: checksum differs in the metadata" in said
+        assert (
+            f"damaged checkpoint passed over: {file.parent}: checksum differs in the metadata"
+            in said
+        )
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json", "metrics.jsonl"])
@@ -157,7 +170,9 @@ def test_a_damaged_small_file_is_one_error_or_harmless(whole, run, name):
             if name == "metrics.jsonl":
                 kept = folder.truncate_history(12)
                 assert folder.history() == kept, what
-                assert len(kept) == len(lines) or len([line for line in kept if json.dumps(line) in lines]) < len(lines), what
+                assert len(kept) == len(lines) or len(
+                    [line for line in kept if json.dumps(line) in lines]
+                ) < len(lines), what
             elif name == "data.json":
                 assert folder.data() == intact.data(), what
             else:
@@ -207,14 +222,19 @@ def disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no small disk can be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(params=["disk", "limit"])
-def full(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> tuple[pathlib.Path, Callable[[], Any], str]:
+def full(
+    request: pytest.FixtureRequest, tmp_path: pathlib.Path
+) -> tuple[pathlib.Path, Callable[[], Any], str]:
     """A folder, what makes writing there fail, and the reason that the system gives."""
     if request.param == "limit":
         return tmp_path, _limited, "File too large"
@@ -259,7 +279,9 @@ def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
             store.save({"step": jnp.int32(step)}, step, best_step=1)
     shutil.rmtree(tmp_path / "1")
     said: list[str] = []
-    restored = store.restore(jax.eval_shape(lambda: {"step": jnp.int32(0)}), best=True, say=said.append)
+    restored = store.restore(
+        jax.eval_shape(lambda: {"step": jnp.int32(0)}), best=True, say=said.append
+    )
     assert restored is not None
     assert restored[1] == 2
     assert "the best checkpoint, of step 1, is not there" in said[0]
@@ -268,14 +290,19 @@ def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
 def test_a_run_may_go_on_without_the_checkpoints_that_could_not_be_written(full):
     folder, obstacle, reason = full
     failures: list[str] = []
-    with Checkpoints(folder / "checkpoints", on_failure=lambda failure: failures.append(str(failure))) as store:
+    with Checkpoints(
+        folder / "checkpoints", on_failure=lambda failure: failures.append(str(failure))
+    ) as store:
         _save_and_wait(store, 1)
         with obstacle():
             for step in (2, 3):
                 _save(store, step)
             store.wait()
         _save(store, 4)
-    assert [f"saving step {step} failed: {reason}" in line for step, line in zip((2, 3), failures, strict=True)] == [True] * 2
+    assert [
+        f"saving step {step} failed: {reason}" in line
+        for step, line in zip((2, 3), failures, strict=True)
+    ] == [True] * 2
     assert Checkpoints(store.folder, read_only=True).steps() == [1, 4]
 
 

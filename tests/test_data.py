@@ -18,16 +18,21 @@ import requests
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import train.data
 from train.assets import make_digits
 from train.batches import Batches
-from train.data import DataError, load_data
+from train.data import DataError, digits, load_data
+from train.data import mnist as mnist_module
 from train.dataset import Dataset, stratified_split
 from train.formats import read_npz
 from train.places import cache
 from train.programs import keep_programs
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +55,21 @@ def no_home_old(project):
     return pathlib.Path("~/.cache") / project
 
 
-@pytest.mark.parametrize("os_cache", [no_home_new, no_home_old, lambda project: pathlib.Path("/proc/cache") / project])
-def test_without_a_home_nothing_is_cached_and_downloads_say_where_they_may_go(os_cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "os_cache", [no_home_new, no_home_old, lambda project: pathlib.Path("/proc/cache") / project]
+)
+def test_without_a_home_nothing_is_cached_and_downloads_say_where_they_may_go(
+    os_cache, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pooch, "os_cache", os_cache)
     if os_cache not in (no_home_new, no_home_old):  # a folder that not even root may write
         monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith("/proc"))
     assert cache("mnist") is None
-    with pytest.raises(DataError, match="there is no home folder that can be written to; XDG_CACHE_HOME may name another folder"):
+    with pytest.raises(
+        DataError,
+        match="there is no home folder that can be written to; XDG_CACHE_HOME may name another folder",
+    ):
         load_data("mnist")
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", None)
@@ -71,17 +83,26 @@ def test_without_a_home_nothing_is_cached_and_downloads_say_where_they_may_go(os
 
 def rows(table) -> list[bytes]:
     """Every example as bytes, input and target."""
-    return [x.tobytes() + y.tobytes() for x, y in zip(table["inputs"], table["targets"], strict=True)]
+    return [
+        x.tobytes() + y.tobytes() for x, y in zip(table["inputs"], table["targets"], strict=True)
+    ]
 
 
 def same(a: Dataset, b: Dataset) -> bool:
-    return a.fingerprint == b.fingerprint and a.task.labels == b.task.labels and a.input_range == b.input_range
+    return (
+        a.fingerprint == b.fingerprint
+        and a.task.labels == b.task.labels
+        and a.input_range == b.input_range
+    )
 
 
 # ---------------------------------------------------------------- splits
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(100, (80, 10, 10)), (1797, (1397, 100, 300)), (11, (9, 1, 1)), (10, (10,))])
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(100, (80, 10, 10)), (1797, (1397, 100, 300)), (11, (9, 1, 1)), (10, (10,))],
+)
 def test_a_split_is_disjoint_complete_and_fixed(count, sizes):
     targets = np.random.default_rng(0).integers(0, 7, count)
     parts = stratified_split(targets, sizes)
@@ -113,20 +134,29 @@ def test_digits_are_those_of_scikit_learn():
     images, targets = load_digits(return_X_y=True)
     dataset = load_data("digits")
     table = dataset.joined("train", "validation", "test")
-    ours = sorted(zip(table["inputs"].reshape(-1, 64).tolist(), table["targets"].tolist(), strict=True))
+    ours = sorted(
+        zip(table["inputs"].reshape(-1, 64).tolist(), table["targets"].tolist(), strict=True)
+    )
     assert ours == sorted(zip(images.astype(int).tolist(), targets.tolist(), strict=True))
     assert (dataset.task.labels, dataset.input_range) == (tuple("0123456789"), (0.0, 16.0))
 
 
 def test_the_splits_of_digits_are_the_documented_ones():
-    found = re.search(r"embedded: ([\d,]+) train, (\d+) validation, (\d+) test, stratified", train.data.__doc__ or "")
+    found = re.search(
+        r"([\d,]+) train, (\d+) validate and (\d+) test, stratified", digits.__doc__ or ""
+    )
     assert found
     images, targets = load_digits(return_X_y=True)
-    for (split, table), size in zip(load_data("digits").splits.items(), found.groups(), strict=True):
+    for (split, table), size in zip(
+        load_data("digits").splits.items(), found.groups(), strict=True
+    ):
         count = int(size.replace(",", ""))
         assert (table["inputs"].shape, table["inputs"].dtype) == ((count, 8, 8, 1), np.uint8), split
         assert (table["targets"].shape, table["targets"].dtype) == ((count,), np.int32), split
-        assert np.abs(np.bincount(table["targets"]) - np.bincount(targets) * count / len(images)).max() <= 1.5, "stratified"
+        assert (
+            np.abs(np.bincount(table["targets"]) - np.bincount(targets) * count / len(images)).max()
+            <= 1.5
+        ), "stratified"
 
 
 def test_the_embedded_digits_are_what_their_script_writes(tmp_path, monkeypatch):
@@ -145,12 +175,15 @@ def test_the_embedded_digits_are_what_their_script_writes(tmp_path, monkeypatch)
 @pytest.fixture
 def small(monkeypatch) -> None:
     """MNIST's shape of set with fewer examples."""
-    monkeypatch.setattr(train.data, "_IDX_SIZES", {"train": 12, "test": 4})
-    monkeypatch.setattr(train.data, "_IDX_VALIDATION", 3)
+    monkeypatch.setattr(mnist_module, "_SIZES", {"train": 12, "test": 4})
+    monkeypatch.setattr(mnist_module, "_VALIDATION", 3)
 
 
 def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def small_set(seed: int = 0) -> dict[str, bytes]:
@@ -175,7 +208,8 @@ MNIST = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
 
 
 @pytest.mark.skipif(
-    not (MNIST / "mnist").is_dir(), reason="needs MNIST's four files in $ZOO_DATA_DIR/mnist; ZOO_DATA_DIR is not set, or has none"
+    not (MNIST / "mnist").is_dir(),
+    reason="needs MNIST's four files in $ZOO_DATA_DIR/mnist; ZOO_DATA_DIR is not set, or has none",
 )
 def test_mnist_has_its_sizes_and_the_last_5000_validate(monkeypatch):
     monkeypatch.setenv("ZOO_DATA_DIR", str(MNIST))
@@ -187,9 +221,22 @@ def test_mnist_has_its_sizes_and_the_last_5000_validate(monkeypatch):
     labels = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes())[8:]
     assert list(labels[-5_000:]) == dataset.splits["validation"]["targets"].tolist()
     assert list(labels[:-5_000]) == dataset.splits["train"]["targets"].tolist()
-    assert np.bincount(dataset.splits["test"]["targets"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(dataset.splits["test"]["targets"]).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert list(labels[:8]) == [5, 0, 4, 1, 9, 2, 1, 3], "the well-known first digits"
-    assert abs(dataset.joined("train", "validation")["inputs"].mean() / 255 - 0.1307) < 1e-4, "the well-known mean"
+    assert abs(dataset.joined("train", "validation")["inputs"].mean() / 255 - 0.1307) < 1e-4, (
+        "the well-known mean"
+    )
     assert (dataset.task.labels, dataset.input_range) == (tuple("0123456789"), (0.0, 255.0))
 
 
@@ -209,7 +256,9 @@ def test_idx_files_plain_or_gzipped_from_either_directory(small, tmp_path, monke
     assert plain.splits["test"]["targets"].tolist() == list(files[FILES[3]][8:])
 
 
-def test_the_given_directory_comes_before_the_variable_and_may_have_nothing(small, tmp_path, monkeypatch):
+def test_the_given_directory_comes_before_the_variable_and_may_have_nothing(
+    small, tmp_path, monkeypatch
+):
     first, second = put(tmp_path / "1", small_set(1)), put(tmp_path / "2", small_set(2))
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("ZOO_DATA_DIR", str(second))
@@ -220,8 +269,12 @@ def test_the_given_directory_comes_before_the_variable_and_may_have_nothing(smal
 
 def test_a_set_is_never_put_together_from_two_directories(small, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_DATA_DIR", str(put(tmp_path / "whole", small_set(1))))
-    part = put(tmp_path / "part", {file: data for file, data in small_set(2).items() if file != FILES[3]})
-    with pytest.raises(DataError, match=f"{part}/mnist: the set is not complete, missing: {FILES[3]}.gz$"):
+    part = put(
+        tmp_path / "part", {file: data for file, data in small_set(2).items() if file != FILES[3]}
+    )
+    with pytest.raises(
+        DataError, match=f"{part}/mnist: the set is not complete, missing: {FILES[3]}.gz$"
+    ):
         load_data("mnist", part)
 
 
@@ -243,7 +296,11 @@ FAULTS = {
 @pytest.mark.parametrize(("changes", "file", "fault"), FAULTS.values(), ids=FAULTS)
 def test_faults_of_idx_sets_are_named(small, tmp_path, changes, file, fault):
     files = small_set()
-    root = put(tmp_path, files | {name: files[data] if isinstance(data, str) else data for name, data in changes.items()})
+    root = put(
+        tmp_path,
+        files
+        | {name: files[data] if isinstance(data, str) else data for name, data in changes.items()},
+    )
     with pytest.raises(DataError, match=f"^{root}/mnist/{file}: .*{fault}"):
         load_data("mnist", root)
 
@@ -282,10 +339,21 @@ def test_without_network_one_is_told_which_files_to_put_where(name, monkeypatch)
         load_data(name)
     message = str(caught.value)
     assert all(f"{file}.gz" in message for file in FILES)
-    assert all(part in message for part in (repr(name), f"DIR/{name}/", "--data-dir DIR", "ZOO_DATA_DIR=DIR", "ConnectionError"))
-    mirrors = train.data._IDX_SETS[name]["mirrors"]
+    assert all(
+        part in message
+        for part in (
+            repr(name),
+            f"DIR/{name}/",
+            "--data-dir DIR",
+            "ZOO_DATA_DIR=DIR",
+            "ConnectionError",
+        )
+    )
+    mirrors = mnist_module._SETS[name]["mirrors"]
     assert len(mirrors) > 1
-    assert tried == [f"{mirror}{FILES[0]}.gz" for mirror in mirrors], "every mirror once and in order; then it is given up"
+    assert tried == [f"{mirror}{FILES[0]}.gz" for mirror in mirrors], (
+        "every mirror once and in order; then it is given up"
+    )
     assert all(mirror in message for mirror in mirrors)
 
 
@@ -300,7 +368,9 @@ def server(monkeypatch, tmp_path) -> Iterator[tuple[str, dict[str, bytes], list[
             asked.append(self.path)
             data = served.get(self.path)
             self.send_response(404 if data is None else 200)
-            self.send_header("Content-Length", str(len(data or b"") + 100 * self.path.startswith("/broken/")))
+            self.send_header(
+                "Content-Length", str(len(data or b"") + 100 * self.path.startswith("/broken/"))
+            )
             self.end_headers()
             self.wfile.write(data or b"")
 
@@ -311,8 +381,8 @@ def server(monkeypatch, tmp_path) -> Iterator[tuple[str, dict[str, bytes], list[
     monkeypatch.delenv("ZOO_DATA_DIR", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    monkeypatch.setattr(train.data, "_IDX_SIZES", {"train": 12, "test": 4})
-    monkeypatch.setattr(train.data, "_IDX_VALIDATION", 3)
+    monkeypatch.setattr(mnist_module, "_SIZES", {"train": 12, "test": 4})
+    monkeypatch.setattr(mnist_module, "_VALIDATION", 3)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -323,8 +393,8 @@ def server(monkeypatch, tmp_path) -> Iterator[tuple[str, dict[str, bytes], list[
 
 def mirrored(monkeypatch, files: dict[str, bytes], *mirrors: str) -> None:
     md5 = tuple(hashlib.md5(data).hexdigest() for data in files.values())
-    spec = {**train.data._IDX_SETS["mnist"], "mirrors": mirrors, "md5": md5}
-    monkeypatch.setattr(train.data, "_IDX_SETS", {"mnist": spec})
+    spec = {**mnist_module._SETS["mnist"], "mirrors": mirrors, "md5": md5}
+    monkeypatch.setattr(mnist_module, "_SETS", {"mnist": spec})
 
 
 def test_what_is_downloaded_is_verified_kept_and_read(server, monkeypatch, tmp_path, capfd):
@@ -358,10 +428,22 @@ def test_mirrors_that_are_gone_wrong_or_break_off_are_passed_by(server, monkeypa
     address, served, asked = server
     files = zipped(small_set())
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
-        nobody = f"http://127.0.0.1:{other.server_port}/"  # closed again, so that nobody listens there
-    mirrored(monkeypatch, files, nobody, address + "gone/", address + "wrong/", address + "broken/", address + "good/")
+        nobody = (
+            f"http://127.0.0.1:{other.server_port}/"  # closed again, so that nobody listens there
+        )
+    mirrored(
+        monkeypatch,
+        files,
+        nobody,
+        address + "gone/",
+        address + "wrong/",
+        address + "broken/",
+        address + "good/",
+    )
     for file, data in files.items():
-        served.update({f"/wrong/{file}": data[:-1] + b"?", f"/broken/{file}": data, f"/good/{file}": data})
+        served.update(
+            {f"/wrong/{file}": data[:-1] + b"?", f"/broken/{file}": data, f"/good/{file}": data}
+        )
     dataset = load_data("mnist")
     assert [path.split("/")[1] for path in asked] == ["gone", "wrong", "broken", "good"] * 4
     assert dataset.splits["test"]["targets"].tolist() == list(small_set()[FILES[3]][8:])
@@ -389,10 +471,14 @@ def test_on_a_terminal_a_bar_shows_each_download_and_goes_away(server, monkeypat
     load_data("mnist")
     out, err = capsys.readouterr()
     assert not out
-    assert all(err.count(f"{file}.gz") >= 2 for file in FILES), "one bar at the broken mirror, one at the good one"
+    assert all(err.count(f"{file}.gz") >= 2 for file in FILES), (
+        "one bar at the broken mirror, one at the good one"
+    )
     assert "100%" not in err
     assert "bytes" in err
-    assert err.count("\x1b[?25l") == err.count("\x1b[?25h") > 0, "the cursor is shown again as often as it is hidden"
+    assert err.count("\x1b[?25l") == err.count("\x1b[?25h") > 0, (
+        "the cursor is shown again as often as it is hidden"
+    )
     assert threading.active_count() <= threads + 1
     load_data("mnist")
     assert not capsys.readouterr().err, "nothing to download, nothing to show"
@@ -414,14 +500,23 @@ def test_arrays_without_splits_are_split_80_10_10_by_a_fixed_seed(tmp_path):
     name = npz(tmp_path / "a.npz", inputs=X, targets=Y)
     dataset = load_data(name)
     assert dataset.name == name
-    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {"train": 24, "validation": 3, "test": 3}
-    assert all(np.ptp(np.bincount(table["targets"])) == 0 for table in dataset.splits.values()), "stratified"
+    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {
+        "train": 24,
+        "validation": 3,
+        "test": 3,
+    }
+    assert all(np.ptp(np.bincount(table["targets"])) == 0 for table in dataset.splits.values()), (
+        "stratified"
+    )
     assert sorted(rows(dataset.joined("train", "validation", "test"))) == sorted(
         rows({"inputs": X.astype(np.float32), "targets": Y.astype(np.int32)})
     )
     assert same(load_data(name), dataset)
     assert dataset.task.labels == ("0", "1", "2")
-    assert dataset.input_range == (dataset.splits["train"]["inputs"].min(), dataset.splits["train"]["inputs"].max())
+    assert dataset.input_range == (
+        dataset.splits["train"]["inputs"].min(),
+        dataset.splits["train"]["inputs"].max(),
+    )
 
 
 @pytest.mark.parametrize("words", [("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_inputs", "{}_targets")])
@@ -430,7 +525,10 @@ def test_arrays_with_splits_keep_them(tmp_path, words, validation):
     sizes = {"train": 15, validation: 5, "test": 10}
     arrays, start = {}, 0
     for split, size in sizes.items():
-        arrays |= {words[0].format(split): X[start : start + size], words[1].format(split): Y[start : start + size]}
+        arrays |= {
+            words[0].format(split): X[start : start + size],
+            words[1].format(split): Y[start : start + size],
+        }
         start += size
     dataset = load_data(npz(tmp_path / "a.npz", **arrays))
     np.testing.assert_array_equal(dataset.splits["train"]["inputs"], X[:15])
@@ -439,11 +537,19 @@ def test_arrays_with_splits_keep_them(tmp_path, words, validation):
 
 
 def test_a_tenth_of_the_training_examples_validates_where_nothing_else_does(tmp_path):
-    dataset = load_data(npz(tmp_path / "a.npz", x_train=X[:20], y_train=Y[:20], x_test=X[20:], y_test=Y[20:]))
-    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 10}
+    dataset = load_data(
+        npz(tmp_path / "a.npz", x_train=X[:20], y_train=Y[:20], x_test=X[20:], y_test=Y[20:])
+    )
+    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {
+        "train": 18,
+        "validation": 2,
+        "test": 10,
+    }
     np.testing.assert_array_equal(dataset.splits["test"]["inputs"], X[20:])
     joined = dataset.joined("train", "validation")
-    assert sorted(rows(joined)) == sorted(rows({"inputs": X[:20].astype(np.float32), "targets": Y[:20].astype(np.int32)}))
+    assert sorted(rows(joined)) == sorted(
+        rows({"inputs": X[:20].astype(np.float32), "targets": Y[:20].astype(np.int32)})
+    )
 
 
 def test_images_keep_their_bytes_and_their_range(tmp_path):
@@ -520,11 +626,15 @@ DTYPES = (
 def random_array(rng: np.random.Generator, count: int, rank: int) -> np.ndarray:
     """Of any type, order and values, and mostly, but not always, of the right length and rank."""
     shape = tuple(rng.integers(1, 4, rank - 1))
-    shape = (count, *shape) if rng.random() < 0.9 else tuple(rng.integers(0, 13, rng.integers(0, 4)))
+    shape = (
+        (count, *shape) if rng.random() < 0.9 else tuple(rng.integers(0, 13, rng.integers(0, 4)))
+    )
     dtype = np.dtype(DTYPES[rng.integers(12 if rng.random() < 0.9 else len(DTYPES))])
     values = rng.integers(0, 3, shape)
     if rng.random() < 0.1 and values.size:
-        values.flat[rng.integers(values.size)] = rng.choice([-1, 127, 255, 2**31 - 1, 2**31, 2**53, 2**62])
+        values.flat[rng.integers(values.size)] = rng.choice(
+            [-1, 127, 255, 2**31 - 1, 2**31, 2**53, 2**62]
+        )
     with np.errstate(all="ignore"):
         array = np.asarray(values.astype(dtype, order="F" if rng.random() < 0.5 else "C"))
     if dtype.kind == "f" and rng.random() < 0.1 and array.size:
@@ -534,12 +644,19 @@ def random_array(rng: np.random.Generator, count: int, rank: int) -> np.ndarray:
 
 def test_any_arrays_make_a_data_set_that_a_device_takes_or_are_refused_by_name(tmp_path):
     rng = np.random.default_rng(0)
-    layouts = (("inputs", "targets"), ("x_train", "y_train"), ("x_train", "y_train", "x_test", "y_test"))
+    layouts = (
+        ("inputs", "targets"),
+        ("x_train", "y_train"),
+        ("x_train", "y_train", "x_test", "y_test"),
+    )
     outcomes = []
     for _ in range(600):
         counts = rng.integers(8, 13, 2)
         names = layouts[rng.integers(len(layouts))]
-        arrays = {name: random_array(rng, counts[index // 2], 1 + (index + 1) % 2) for index, name in enumerate(names)}
+        arrays = {
+            name: random_array(rng, counts[index // 2], 1 + (index + 1) % 2)
+            for index, name in enumerate(names)
+        }
         try:
             dataset = load_data(npz(tmp_path / "a.npz", **arrays))
         except DataError as error:
@@ -553,7 +670,13 @@ def test_any_arrays_make_a_data_set_that_a_device_takes_or_are_refused_by_name(t
             assert len(table["targets"]) == len(table["inputs"]) > 0
             assert table["targets"].dtype == (np.int32 if dataset.task.labels else np.float32)
             if dataset.task.labels:
-                assert 0 <= table["targets"].min() <= table["targets"].max() < len(dataset.task.labels) <= 2**20
+                assert (
+                    0
+                    <= table["targets"].min()
+                    <= table["targets"].max()
+                    < len(dataset.task.labels)
+                    <= 2**20
+                )
     assert all(outcomes)
     assert 100 < len(outcomes) < 500, "both happen often"
 
@@ -565,7 +688,9 @@ def picture(value: int, mode: str = "L") -> Image.Image:
     return Image.new("L", (6, 6), value).convert(mode)
 
 
-def folder(root: pathlib.Path, labels=("cat", "dog"), count: int = 10, start: int = 0) -> pathlib.Path:
+def folder(
+    root: pathlib.Path, labels=("cat", "dog"), count: int = 10, start: int = 0
+) -> pathlib.Path:
     """One sub-folder a class; the pictures' grey tells their class and number."""
     for label, name in enumerate(labels):
         (root / name).mkdir(parents=True)
@@ -577,7 +702,11 @@ def folder(root: pathlib.Path, labels=("cat", "dog"), count: int = 10, start: in
 def test_a_folder_of_folders_is_split_80_10_10_with_its_labels(tmp_path):
     name = f"folder:{folder(tmp_path / 'pets')}"
     dataset = load_data(name, image_shape=(4, 5, 1))
-    assert (dataset.name, dataset.task.labels, dataset.input_range) == (name, ("cat", "dog"), (0.0, 255.0))
+    assert (dataset.name, dataset.task.labels, dataset.input_range) == (
+        name,
+        ("cat", "dog"),
+        (0.0, 255.0),
+    )
     assert {split: table["inputs"].shape for split, table in dataset.splits.items()} == {
         "train": (16, 4, 5, 1), "validation": (2, 4, 5, 1), "test": (2, 4, 5, 1),
     }  # fmt: skip
@@ -586,18 +715,25 @@ def test_a_folder_of_folders_is_split_80_10_10_with_its_labels(tmp_path):
     values = everything["inputs"][:, 0, 0, 0]
     assert sorted(values) == [*range(10), *range(100, 110)]
     np.testing.assert_array_equal(everything["targets"], values >= 100)
-    assert all(table["targets"].tolist().count(0) == len(table["targets"]) / 2 for table in dataset.splits.values())
+    assert all(
+        table["targets"].tolist().count(0) == len(table["targets"]) / 2
+        for table in dataset.splits.values()
+    )
     assert same(load_data(name, image_shape=(4, 5, 1)), dataset)
 
 
 @pytest.mark.parametrize("validation", ["val", "validation", "valid", "dev", "VAL"])
 def test_folders_of_splits_keep_them(tmp_path, validation):
-    for number, split in enumerate(("Train" if validation == "VAL" else "train", validation, "test")):
+    for number, split in enumerate(
+        ("Train" if validation == "VAL" else "train", validation, "test")
+    ):
         folder(tmp_path / split, count=3, start=10 * number)
     dataset = load_data(f"folder:{tmp_path}", image_shape=(2, 2, 1))
     for number, split in enumerate(("train", "validation", "test")):
         table = dataset.splits[split]
-        assert table["inputs"][:, 0, 0, 0].tolist() == [label + 10 * number + i for label in (0, 100) for i in range(3)]
+        assert table["inputs"][:, 0, 0, 0].tolist() == [
+            label + 10 * number + i for label in (0, 100) for i in range(3)
+        ]
         assert table["targets"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -605,7 +741,11 @@ def test_folders_of_training_and_test_make_their_own_validation_split(tmp_path):
     folder(tmp_path / "train")
     folder(tmp_path / "test", count=1, start=50)
     dataset = load_data(f"folder:{tmp_path}", image_shape=(2, 2, 1))
-    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 2}
+    assert {split: len(table["inputs"]) for split, table in dataset.splits.items()} == {
+        "train": 18,
+        "validation": 2,
+        "test": 2,
+    }
     assert dataset.splits["test"]["inputs"][:, 0, 0, 0].tolist() == [50, 150]
 
 
@@ -619,8 +759,17 @@ def test_every_kind_of_image_and_no_hidden_file(tmp_path):
     for mode in ("1", "P", "RGB", "RGBA", "LA"):
         picture(255, mode).save(root / "cat" / f"{mode}.png")
     picture(255, "CMYK").save(root / "cat" / "CMYK.jpg")
-    picture(255).save(root / "cat" / "animated.gif", save_all=True, append_images=[picture(0), picture(9)])
-    for hidden in (".DS_Store", "cat/.hidden", ".git/x", "cat/Thumbs.db", "dog/desktop.ini", "__MACOSX/x"):
+    picture(255).save(
+        root / "cat" / "animated.gif", save_all=True, append_images=[picture(0), picture(9)]
+    )
+    for hidden in (
+        ".DS_Store",
+        "cat/.hidden",
+        ".git/x",
+        "cat/Thumbs.db",
+        "dog/desktop.ini",
+        "__MACOSX/x",
+    ):
         (root / hidden).parent.mkdir(exist_ok=True)
         (root / hidden).write_bytes(b"not an image")
     (root / "README.txt").write_text("a file beside the classes")
@@ -630,7 +779,9 @@ def test_every_kind_of_image_and_no_hidden_file(tmp_path):
         assert dataset.notes == (f"not read: {root / 'README.txt'}",)
         everything = dataset.joined("train", "validation", "test")
         assert everything["inputs"].shape == (12, 3, 3, channels)
-        assert (everything["inputs"][:, 0, 0, 0] > 250).sum() == 7, "each of the white ones is white"
+        assert (everything["inputs"][:, 0, 0, 0] > 250).sum() == 7, (
+            "each of the white ones is white"
+        )
 
 
 def test_a_broken_image_is_named(tmp_path):
@@ -644,7 +795,10 @@ def test_a_broken_image_is_named(tmp_path):
 
 def test_faults_of_folders_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=f"{tmp_path}/empty: 0 sub-folders, expected one for each of two or more classes"):
+    with pytest.raises(
+        DataError,
+        match=f"{tmp_path}/empty: 0 sub-folders, expected one for each of two or more classes",
+    ):
         load_data(f"folder:{tmp_path}/empty")
     with pytest.raises(DataError, match="one: 1 sub-folders"):
         load_data(f"folder:{folder(tmp_path / 'one', ('cat',))}")
@@ -659,11 +813,16 @@ def test_faults_of_folders_are_named(tmp_path):
         load_data(f"folder:{tmp_path}/unlike")
     folder(tmp_path / "words" / "train")
     folder(tmp_path / "words" / "held-out", count=1)
-    with pytest.raises(DataError, match=r"words/held-out/cat: a folder among the images.*train, .*val, dev, test"):
+    with pytest.raises(
+        DataError, match=r"words/held-out/cat: a folder among the images.*train, .*val, dev, test"
+    ):
         load_data(f"folder:{tmp_path}/words")
     for split in ("train", "val", "validation"):
         folder(tmp_path / "twice" / split)
-    with pytest.raises(DataError, match=r"twice: val and validation are both the validation split, expected one of them"):
+    with pytest.raises(
+        DataError,
+        match=r"twice: val and validation are both the validation split, expected one of them",
+    ):
         load_data(f"folder:{tmp_path}/twice")
     with pytest.raises(DataError, match=r"README: unreadable: .*Not a directory"):
         load_data(f"folder:{write(tmp_path / 'README')}")
@@ -692,7 +851,10 @@ def test_relative_paths_are_looked_up_here_then_in_the_data_directories(tmp_path
         (tmp_path / place / "sub" / "a.npz").unlink()
     with pytest.raises(DataError) as caught:
         load_data("npz:sub/a.npz", tmp_path / "there")
-    assert all(f"{tmp_path}/{place}/sub/a.npz" in str(caught.value) for place in ("here", "there", "everywhere"))
+    assert all(
+        f"{tmp_path}/{place}/sub/a.npz" in str(caught.value)
+        for place in ("here", "there", "everywhere")
+    )
 
 
 def test_an_absolute_path_does_not_depend_on_the_directories(tmp_path, monkeypatch):
@@ -714,7 +876,7 @@ def test_home_is_expanded_and_the_name_kept(tmp_path, monkeypatch):
         ("mnits", "did you mean 'mnist'"),
         ("Digits", "did you mean 'digits'"),
         ("fashion-mnist", "did you mean 'fashion_mnist'"),
-        ("npz", "did you mean 'npz:PATH'"),
+        ("npz", "expected npz:PATH$"),
         ("", "known: digits, mnist, fashion_mnist, npz:PATH, folder:PATH"),
         ("csv:data.csv", "no such set"),
         ("npz:", "a path must follow the colon"),
@@ -736,7 +898,10 @@ def test_faults_of_names_are_explained(name, fault):
 
 def test_a_fingerprint_changes_with_anything_in_the_content():
     def dataset(change=None, name="arrays"):
-        splits = {"train": {"inputs": X.copy(), "targets": Y.copy()}, "test": {"inputs": X[:5].copy(), "targets": Y[:5].copy()}}
+        splits = {
+            "train": {"inputs": X.copy(), "targets": Y.copy()},
+            "test": {"inputs": X[:5].copy(), "targets": Y[:5].copy()},
+        }
         if change:
             change(splits)
         return Dataset(name, splits)
@@ -759,13 +924,22 @@ def test_a_fingerprint_changes_with_anything_in_the_content():
     prints = [dataset().fingerprint, *(dataset(change).fingerprint for change in changes)]
     assert len(set(prints)) == len(prints)
     assert dataset(name="another").fingerprint == dataset().fingerprint
-    assert dataset(lambda splits: splits["train"].update(inputs=np.asfortranarray(X))).fingerprint == dataset().fingerprint
+    assert (
+        dataset(lambda splits: splits["train"].update(inputs=np.asfortranarray(X))).fingerprint
+        == dataset().fingerprint
+    )
 
 
 def test_inputs_of_several_arrays_are_joined_and_told_apart():
     def dataset(last=1):
         sizes = {"train": 3, "test": 2}
-        return Dataset("arrays", {s: {"inputs": {"a": np.full((n, 2), n), "b": np.arange(n) * last}} for s, n in sizes.items()})
+        return Dataset(
+            "arrays",
+            {
+                s: {"inputs": {"a": np.full((n, 2), n), "b": np.arange(n) * last}}
+                for s, n in sizes.items()
+            },
+        )
 
     joined = dataset().joined("train", "test")
     assert joined["inputs"]["b"].tolist() == [0, 1, 2, 0, 1]

@@ -10,7 +10,7 @@ import pytest
 import train
 from tests.test_rbm import assert_trees, batch_of, fold, row_keys, sigmoid
 from zoo import dbn, mlp, rbm
-from zoo.base import unfold
+from zoo.parts.parameters import restore_matching
 
 KEY = jax.random.key(0)
 CFG = dbn.Config(sizes=(6, 5, 4), initializer_deviation=0.8)
@@ -22,8 +22,14 @@ def _setup(cfg, rows=7):
     """Parameters whose biases are not zero, and inputs."""
     drawn = dbn.init(cfg, KEY)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), drawn)
-    inputs = rng.normal(size=(rows, cfg.sizes[0])) if cfg.visible_units == "gaussian" else rng.random((rows, cfg.sizes[0]))
+    params = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), drawn
+    )
+    inputs = (
+        rng.normal(size=(rows, cfg.sizes[0]))
+        if cfg.visible_units == "gaussian"
+        else rng.random((rows, cfg.sizes[0]))
+    )
     return params, inputs.astype(np.float32)
 
 
@@ -32,13 +38,19 @@ def _means(params, inputs, layers):
     seen = [np.asarray(inputs, float)]
     for index in range(layers):
         layer = params[f"layer_{index}"]
-        seen.append(sigmoid(seen[-1] @ np.asarray(layer["kernel"], float) + np.asarray(layer["bias"])))
+        seen.append(
+            sigmoid(seen[-1] @ np.asarray(layer["kernel"], float) + np.asarray(layer["bias"]))
+        )
     return seen
 
 
 def _part(cfg, index, params, seen, keys, carry=()):
     return MACHINE_GRADIENT(
-        cfg.machines[index], params[f"layer_{index}"], batch_of(np.float32(seen)), key=fold(keys, index), carry=carry
+        cfg.machines[index],
+        params[f"layer_{index}"],
+        batch_of(np.float32(seen)),
+        key=fold(keys, index),
+        carry=carry,
     )
 
 
@@ -65,7 +77,9 @@ def test_machines_that_learn_together_each_have_a_loss_of_their_own():
     parts = [_part(cfg, index, params, seen[index], keys) for index in range(2)]
     np.testing.assert_allclose(total, sum(float(value) for (value, _), _ in parts), rtol=1e-5)
     assert_trees(aux.metrics, parts[-1][0][1].metrics, rtol=1e-5)
-    for index, (_, gradient) in enumerate(parts):  # contrastive divergence of a machine says nothing to the one below
+    for index, (_, gradient) in enumerate(
+        parts
+    ):  # contrastive divergence of a machine says nothing to the one below
         assert_trees(gradients[f"layer_{index}"], gradient, rtol=1e-4, atol=1e-5)
 
 
@@ -74,14 +88,18 @@ def test_the_trainer_leaves_what_is_below_as_it_is():
     cfg = CFG
     params, inputs = _setup(cfg, 40)
     optimizer = train.Optimizer(learning_rate=0.1, l2=0.01, only=("layer_1.*",))
-    result = train.fit(dbn, cfg, {"inputs": inputs}, params=params, optimizer=optimizer, batch_size=10, steps=8)
+    result = train.fit(
+        dbn, cfg, {"inputs": inputs}, params=params, optimizer=optimizer, batch_size=10, steps=8
+    )
     for name, leaf in params["layer_0"].items():
         np.testing.assert_array_equal(result.params["layer_0"][name], leaf)
     for name, leaf in params["layer_1"].items():
         assert not np.array_equal(result.params["layer_1"][name], leaf)
     # Without it they would not stay.
     penalty = train.Optimizer(learning_rate=0.1, l2=0.01).build(8, 4)
-    updates: Any = penalty.update(jax.tree.map(jnp.zeros_like, params), penalty.init(params), params, factor=1.0)[0]
+    updates: Any = penalty.update(
+        jax.tree.map(jnp.zeros_like, params), penalty.init(params), params, factor=1.0
+    )[0]
     assert np.all(updates["layer_0"]["kernel"])
 
 
@@ -113,9 +131,11 @@ def test_the_up_pass_is_a_multilayer_perceptron_that_starts_from_it():
     params, inputs = _setup(CFG)
     perceptron = mlp.Config(sizes=(*CFG.sizes, 10), activation="logistic")
     fresh = mlp.init(perceptron, jax.random.key(5))
-    started = unfold(params, fresh)
+    started = restore_matching(params, fresh)
     assert set(started) == {"layer_0", "layer_1", "layer_2"}
-    assert all(set(layer) == {"kernel", "bias"} for layer in started.values()), "visible biases are of no use to it"
+    assert all(set(layer) == {"kernel", "bias"} for layer in started.values()), (
+        "visible biases are of no use to it"
+    )
     top, hidden = dbn.trace(CFG, params, jnp.asarray(inputs))
     _, units = mlp.trace(perceptron, started, jnp.asarray(inputs))
     expected = _means(params, inputs, 2)
@@ -130,8 +150,10 @@ def test_the_up_pass_is_a_multilayer_perceptron_that_starts_from_it():
 
 def test_nothing_that_fits_is_an_error_that_says_what_there_is():
     fresh = mlp.init(mlp.Config(sizes=(7, 2, 10)), KEY)
-    with pytest.raises(ValueError, match=r"no earlier parameter has the path and shape.*layer_0.kernel \[6, 5\]"):
-        unfold(dbn.init(CFG, KEY), fresh)
+    with pytest.raises(
+        ValueError, match=r"no earlier parameter has the path and shape.*layer_0.kernel \[6, 5\]"
+    ):
+        restore_matching(dbn.init(CFG, KEY), fresh)
 
 
 # ---------------------------------------------------------------- downwards
@@ -147,7 +169,10 @@ def test_dreams_are_a_chain_of_the_top_machine_and_means_downwards(binarize):
     chain = jax.jit(rbm.sample)(cfg.machines[1], params["layer_1"], jnp.asarray(below), keys, 3)
     assert set(np.unique(chain)) <= {0, 1}
     layer = params["layer_0"]
-    down = sigmoid(np.asarray(chain, float) @ np.asarray(layer["kernel"], float).T + np.asarray(layer["visible_bias"]))
+    down = sigmoid(
+        np.asarray(chain, float) @ np.asarray(layer["kernel"], float).T
+        + np.asarray(layer["visible_bias"])
+    )
     dream = jax.jit(dbn.fantasies)(cfg, params, jnp.asarray(inputs), keys, 3)
     np.testing.assert_allclose(dream, down, rtol=1e-5)
     np.testing.assert_allclose(dbn.down(cfg, params, chain, 1), down, rtol=1e-5)
@@ -179,16 +204,31 @@ def test_gaussian_inputs_or_a_gaussian_top(gaussian):
     ]
     assert cfg.input_range == (None if visible else (0.0, 1.0))
     params, inputs = _setup(cfg)
-    below, above = (jax.tree.map(lambda leaf: np.asarray(leaf, float), params[name]) for name in ("layer_0", "layer_1"))
+    below, above = (
+        jax.tree.map(lambda leaf: np.asarray(leaf, float), params[name])
+        for name in ("layer_0", "layer_1")
+    )
     hidden = sigmoid(inputs @ below["kernel"] + below["bias"])
     codes = hidden @ above["kernel"] + above["bias"]
     codes = codes if top else sigmoid(codes)
-    down = sigmoid(codes @ above["kernel"].T + above["visible_bias"]) @ below["kernel"].T + below["visible_bias"]
+    down = (
+        sigmoid(codes @ above["kernel"].T + above["visible_bias"]) @ below["kernel"].T
+        + below["visible_bias"]
+    )
     found, seen = dbn.trace(cfg, params, jnp.asarray(inputs))
     np.testing.assert_allclose(found, codes, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(seen["reconstruction"], down if visible else sigmoid(down), rtol=1e-4, atol=1e-5)
-    if top:  # how losses add up does not depend on the units, and all of this has to be compiled
-        return
+    np.testing.assert_allclose(
+        seen["reconstruction"], down if visible else sigmoid(down), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_losses_of_all_machines_add_up_with_gaussian_inputs():
+    cfg = dbn.Config(
+        sizes=CFG.sizes, trains="all", initializer_deviation=0.3, visible_units="gaussian"
+    )
+    params, inputs = _setup(cfg)
+    below = jax.tree.map(lambda leaf: np.asarray(leaf, float), params["layer_0"])
+    hidden = sigmoid(inputs @ below["kernel"] + below["bias"])
     keys = row_keys(7)
     (total, _), gradients = GRADIENT(cfg, params, batch_of(inputs), key=keys, carry=())
     parts = [_part(cfg, index, params, seen, keys) for index, seen in enumerate((inputs, hidden))]

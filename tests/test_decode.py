@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import decode
+from zoo.parts import decode
 
 VOCABULARY, LENGTH, END = 4, 4, 1
 EXAMPLES, STATES = 48, 97
@@ -20,8 +20,13 @@ FIRST = ROWS % VOCABULARY
 
 def _tables():
     rng = np.random.default_rng(0)
-    tables = {"logits": rng.normal(0, 1.5, (EXAMPLES, STATES, VOCABULARY)), "mix": rng.normal(0, 1, (2, VOCABULARY))}
-    return tables | {"ends": np.where(ROWS == NEVER, 99, np.where(ROWS == LATE, LENGTH - 1, 0)).astype(np.int32)}
+    tables = {
+        "logits": rng.normal(0, 1.5, (EXAMPLES, STATES, VOCABULARY)),
+        "mix": rng.normal(0, 1, (2, VOCABULARY)),
+    }
+    return tables | {
+        "ends": np.where(ROWS == NEVER, 99, np.where(ROWS == LATE, LENGTH - 1, 0)).astype(np.int32)
+    }
 
 
 TABLES = _tables()
@@ -40,15 +45,24 @@ def _step(carry, tokens, ends_at=99):
     state = (state * 31 + tokens.astype(jnp.int32) + 1) % STATES
     trail = trail / 2 + jnp.stack([tokens, tokens**2], axis=1).astype(trail.dtype)
     example, time = carry["example"], carry["time"]
-    logits = jnp.asarray(TABLES["logits"], trail.dtype)[example, state] + jnp.sin(trail) @ jnp.asarray(TABLES["mix"], trail.dtype)
-    logits = logits.at[:, END].add(jnp.where(time < jnp.asarray(TABLES["ends"])[example], -jnp.inf, 0))
+    logits = jnp.asarray(TABLES["logits"], trail.dtype)[example, state] + jnp.sin(
+        trail
+    ) @ jnp.asarray(TABLES["mix"], trail.dtype)
+    logits = logits.at[:, END].add(
+        jnp.where(time < jnp.asarray(TABLES["ends"])[example], -jnp.inf, 0)
+    )
     logits = logits.at[:, END].add(jnp.where(time >= ends_at, 100, 0))
     return carry | {"history": (state, trail), "time": time + 1}, logits
 
 
 def _log_p(rows, tokens):
     """The same in numpy, of each token given the ones before: log p [rows, length, vocabulary] for tokens [rows, length]."""
-    state, trail, token, results = np.zeros(len(rows), int), np.zeros((len(rows), 2)), FIRST[rows], []
+    state, trail, token, results = (
+        np.zeros(len(rows), int),
+        np.zeros((len(rows), 2)),
+        FIRST[rows],
+        [],
+    )
     for time in range(tokens.shape[1]):
         state = (state * 31 + token + 1) % STATES
         trail = trail / 2 + np.stack([token, token**2], axis=1)
@@ -68,47 +82,68 @@ def _scores(rows, tokens):
 
 
 @functools.cache
-def _searcher(width, length_penalty, length, banned, ends_at):
+def _searcher(width, length_penalty, length, suppressed, ends_at):
     @jax.jit
     def run(carry, first):
         step = functools.partial(_step, ends_at=ends_at)
-        penalty, options = length_penalty, {"end": END, "banned": banned}
-        return decode.beam_search(step, carry, first, length, width=width, length_penalty=penalty, **options)
+        penalty, options = length_penalty, {"end": END, "suppressed": suppressed}
+        return decode.beam_search(
+            step, carry, first, length, width=width, length_penalty=penalty, **options
+        )
 
     return run
 
 
 @functools.cache
-def _beam(width, length_penalty, rows=tuple(ROWS), length=LENGTH, banned=(), ends_at=99, double=True):
+def _beam(
+    width, length_penalty, rows=tuple(ROWS), length=LENGTH, suppressed=(), ends_at=99, double=True
+):
     """Results as numpy; double: in double precision."""
     with jax.enable_x64(double):
-        run, first = _searcher(width, length_penalty, length, banned, ends_at), jnp.asarray(FIRST[list(rows)], jnp.int32)
+        run, first = (
+            _searcher(width, length_penalty, length, suppressed, ends_at),
+            jnp.asarray(FIRST[list(rows)], jnp.int32),
+        )
         return jax.tree.map(np.asarray, run(_begin(rows), first))
 
 
 @functools.cache
-def _greedy(banned=(), end: int | None = END, double=False):
-    run = jax.jit(functools.partial(decode.greedy, _step, length=LENGTH, end=end, banned=banned))
+def _greedy(suppressed=(), end: int | None = END, double=False):
+    run = jax.jit(
+        functools.partial(decode.greedy, _step, length=LENGTH, end=end, suppressed=suppressed)
+    )
     with jax.enable_x64(double):
         return jax.tree.map(np.asarray, run(_begin(ROWS), jnp.asarray(FIRST, int)))
 
 
 @functools.cache
-def _sampler(top_k=None, banned=(), length=LENGTH):
-    return jax.jit(functools.partial(decode.sample, _step, length=length, top_k=top_k, end=END, banned=banned))
+def _sampler(top_k=None, suppressed=(), length=LENGTH):
+    return jax.jit(
+        functools.partial(
+            decode.sample, _step, length=length, top_k=top_k, end=END, suppressed=suppressed
+        )
+    )
 
 
 def _sample(keys, rows=ROWS, temperature=1.0, **options):
-    return _sampler(**options)(_begin(rows), jnp.asarray(FIRST[rows], int), key=keys, temperature=temperature)
+    return _sampler(**options)(
+        _begin(rows), jnp.asarray(FIRST[rows], int), key=keys, temperature=temperature
+    )
 
 
 @functools.cache
 def _everything(row):
     """Lengths, scores and tokens of all sequences that end within LENGTH, and of all beginnings without an end by length."""
     others = [token for token in range(VOCABULARY) if token != END]
-    beginnings = [np.array(list(itertools.product(others, repeat=length)), int) for length in range(1, LENGTH + 1)]
+    beginnings = [
+        np.array(list(itertools.product(others, repeat=length)), int)
+        for length in range(1, LENGTH + 1)
+    ]
     ending = [np.full((1, LENGTH), END)]
-    ending += [np.pad(each, ((0, 0), (0, LENGTH - each.shape[1])), constant_values=END) for each in beginnings[:-1]]
+    ending += [
+        np.pad(each, ((0, 0), (0, LENGTH - each.shape[1])), constant_values=END)
+        for each in beginnings[:-1]
+    ]
     tokens = np.concatenate(ending)
     living = [_scores(np.full(len(each), row), each)[1] for each in beginnings]
     lengths, scores = _scores(np.full(len(tokens), row), tokens)
@@ -128,15 +163,23 @@ def test_a_beam_of_everything_is_exhaustive_search(length_penalty):
         lengths, scores, tokens, living, _ = _everything(row)
         normalised = _norm(scores, lengths, length_penalty)
         looked = 1
-        while looked < LENGTH and normalised[lengths <= looked].max() < _norm(living[looked - 1].max(), LENGTH, length_penalty):
+        while looked < LENGTH and normalised[lengths <= looked].max() < _norm(
+            living[looked - 1].max(), LENGTH, length_penalty
+        ):
             looked += 1
         assert normalised[lengths <= looked].max() == normalised.max()
-        order = [index for index in np.argsort(-normalised) if lengths[index] <= looked and np.isfinite(scores[index])]
+        order = [
+            index
+            for index in np.argsort(-normalised)
+            if lengths[index] <= looked and np.isfinite(scores[index])
+        ]
         np.testing.assert_array_equal(found.tokens[row, : len(order)], tokens[order])
         np.testing.assert_array_equal(found.lengths[row, : len(order)], lengths[order])
         np.testing.assert_allclose(found.scores[row, : len(order)], scores[order], rtol=1e-9)
         assert (found.scores[row, len(order) :] == -np.inf).all()
-    assert len({len(each[np.isfinite(each)]) for each in found.scores}) > 2, "all stop alike: nothing is shown"
+    assert len({len(each[np.isfinite(each)]) for each in found.scores}) > 2, (
+        "all stop alike: nothing is shown"
+    )
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -153,16 +196,21 @@ def test_a_wider_beam_is_never_worse(length_penalty):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_a_beam_of_one_ends_the_greedy_beginning_without_end_where_it_is_best(length_penalty):
-    beginning, greedy, found = _greedy(banned=(END,)), _greedy(), _beam(1, length_penalty)
+    beginning, greedy, found = _greedy(suppressed=(END,)), _greedy(), _beam(1, length_penalty)
     log_p = _log_p(ROWS, beginning.tokens)
-    before = np.cumsum(np.take_along_axis(log_p, beginning.tokens[:, :, None], axis=2)[:, :, 0], axis=1)
+    before = np.cumsum(
+        np.take_along_axis(log_p, beginning.tokens[:, :, None], axis=2)[:, :, 0], axis=1
+    )
     sums = np.pad(before[:, :-1], ((0, 0), (1, 0))) + log_p[:, :, END]
     ends = np.argmax(_norm(sums, 1 + np.arange(LENGTH)[None], length_penalty), axis=1)
     expected = np.where(np.arange(LENGTH)[None] < ends[:, None], beginning.tokens, END)[1:]
     np.testing.assert_array_equal(found.tokens[1:, 0], expected)
     ended = (greedy.tokens == END).any(axis=1)
     assert 0 < ended.sum() < EXAMPLES
-    pairs = [_norm(each.scores.reshape(EXAMPLES), each.lengths.reshape(EXAMPLES), length_penalty) for each in (found, greedy)]
+    pairs = [
+        _norm(each.scores.reshape(EXAMPLES), each.lengths.reshape(EXAMPLES), length_penalty)
+        for each in (found, greedy)
+    ]
     assert (pairs[0] >= pairs[1] - 1e-5)[ended].all()
     np.testing.assert_allclose(found.scores[NEVER, 0], greedy.scores[NEVER], rtol=1e-5)
     np.testing.assert_array_equal(found.tokens[NEVER, 0], greedy.tokens[NEVER])
@@ -177,8 +225,15 @@ def _written(name):
         found, rows = _greedy(), ROWS
     else:
         rows = np.tile(ROWS, 8)
-        found = jax.tree.map(np.asarray, _sample(jax.random.split(jax.random.key(1), rows.size), rows, 0.7))
-    return rows, found.tokens.reshape(-1, LENGTH), found.lengths.reshape(-1), found.scores.reshape(-1)
+        found = jax.tree.map(
+            np.asarray, _sample(jax.random.split(jax.random.key(1), rows.size), rows, 0.7)
+        )
+    return (
+        rows,
+        found.tokens.reshape(-1, LENGTH),
+        found.lengths.reshape(-1),
+        found.scores.reshape(-1),
+    )
 
 
 @pytest.mark.parametrize("name", ["greedy", "sample", "beam"])
@@ -226,16 +281,23 @@ def test_an_example_is_searched_alike_alone():
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_room_that_is_not_needed_changes_nothing(length_penalty):
     """With a penalty a longer one could still win, so that more is looked at behind the best."""
-    short, long = (_beam(3, length_penalty, tuple(ROWS[2:]), length, ends_at=4, double=False) for length in (6, 12))
+    short, long = (
+        _beam(3, length_penalty, tuple(ROWS[2:]), length, ends_at=4, double=False)
+        for length in (6, 12)
+    )
     what = slice(0, 3 if length_penalty == 0 else 1)
     assert (long.tokens[:, what, 5:] == END).all()
     np.testing.assert_array_equal(short.tokens[:, what], long.tokens[:, what, :6])
     np.testing.assert_allclose(short.scores[:, what], long.scores[:, what], rtol=1e-6)
 
 
-def test_banned_tokens_are_never_written_and_the_rest_is_as_probable_as_before():
+def test_suppressed_tokens_are_never_written_and_the_rest_is_as_probable_as_before():
     keys = jax.random.split(jax.random.key(1), EXAMPLES)
-    for found in (_greedy(banned=(0, 3)), _sample(keys, banned=(0, 3)), _beam(3, 1.0, banned=(0, 3), double=False)):
+    for found in (
+        _greedy(suppressed=(0, 3)),
+        _sample(keys, suppressed=(0, 3)),
+        _beam(3, 1.0, suppressed=(0, 3), double=False),
+    ):
         tokens, scores = np.asarray(found.tokens), np.asarray(found.scores).reshape(-1)
         there = np.isfinite(scores)
         flat = tokens.reshape(-1, LENGTH)[there]
@@ -258,7 +320,9 @@ def test_samples_are_as_frequent_as_probable(temperature, top_k):
     chance = gains[:, 0] * np.where(sequences[:, 0] == END, 1, gains[:, 1])
     assert np.isclose(chance.sum(), 1)
     keys = jax.random.split(jax.random.key(2), draws)
-    tokens = np.asarray(_sample(keys, np.full(draws, row), temperature, top_k=top_k, length=length).tokens)
+    tokens = np.asarray(
+        _sample(keys, np.full(draws, row), temperature, top_k=top_k, length=length).tokens
+    )
     counts = (tokens[:, None] == sequences[None]).all(axis=2).sum(axis=0)
     assert counts.sum() == draws
     assert (counts[chance == 0] == 0).all()
@@ -276,7 +340,10 @@ def test_no_temperature_or_one_candidate_is_greedy():
 
 
 def test_a_row_depends_on_its_own_key_alone():
-    keys, others = jax.random.split(jax.random.key(1), EXAMPLES), jax.random.split(jax.random.key(2), EXAMPLES)
+    keys, others = (
+        jax.random.split(jax.random.key(1), EXAMPLES),
+        jax.random.split(jax.random.key(2), EXAMPLES),
+    )
     tokens, again = _sample(keys).tokens, _sample(keys).tokens
     np.testing.assert_array_equal(tokens, again)
     assert (_sample(others).tokens != tokens).any()
@@ -292,18 +359,24 @@ def test_double_precision_is_kept(x64):
     for found in (greedy, sampled):
         assert found.scores.dtype == np.float64
         np.testing.assert_array_equal(found.tokens, _greedy().tokens)
-        np.testing.assert_allclose(found.scores, _scores(ROWS, np.asarray(found.tokens))[1], rtol=1e-9)
+        np.testing.assert_allclose(
+            found.scores, _scores(ROWS, np.asarray(found.tokens))[1], rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("write", [decode.greedy, functools.partial(decode.beam_search, width=1)])
 def test_long_sequences_of_a_model_in_half_precision_are_counted_exactly(write):
     """301 and its score are no numbers of bfloat16; log p of its tokens is that of bfloat16 logits, here log 1/2."""
-    ends, goes_on = (jnp.array(logits, jnp.bfloat16) for logits in ([-jnp.inf, 0, -jnp.inf], [0, -jnp.inf, 0]))
+    ends, goes_on = (
+        jnp.array(logits, jnp.bfloat16) for logits in ([-jnp.inf, 0, -jnp.inf], [0, -jnp.inf, 0])
+    )
 
     def step(time, tokens):
         return time + 1, jnp.where(time[:, None] == 300, ends, goes_on)
 
-    found = jax.jit(functools.partial(write, step, length=400, end=END))(jnp.zeros(1, int), jnp.zeros(1, int))
+    found = jax.jit(functools.partial(write, step, length=400, end=END))(
+        jnp.zeros(1, int), jnp.zeros(1, int)
+    )
     assert found.lengths.ravel()[0] == 301
     assert found.scores.dtype == np.float32
     np.testing.assert_allclose(found.scores.ravel()[0], 300 * np.log(0.5), rtol=1e-5)

@@ -17,14 +17,18 @@ import pytest
 from tests.conftest import THOROUGH
 from tests.test_trainer import trainer_state
 from train.__main__ import main
-from train.cluster import Cluster
-from train.run_folder import RunFolder
+from train.engine.cluster import Cluster
+from train.engine.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUN = ("mlp-digits", "--steps", "30", "--eval-every", "0.2", "--steps-per-dispatch", "2")
 LONG = ("mlp-digits", "--epochs", "400", "--eval-every", "0.5", "--steps-per-dispatch", "4")
 
-thorough = pytest.mark.skipif(not THOROUGH, reason="processes take long to start: with PUREZOO_THOROUGH=1")
+thorough = pytest.mark.skipif(
+    not THOROUGH, reason="processes take long to start: with PUREZOO_THOROUGH=1"
+)
 
 
 def _environment(devices=1):
@@ -42,14 +46,36 @@ class Processes:
     """``count`` processes of one training, whose outputs go to files; all are gone when the block ends."""
 
     def __init__(self, folder, count, *options, port=None, timeout=60, of=None, each=(), devices=1):
-        self.logs = [folder / f"process-{index}-{time.monotonic_ns()}.log" for index in range(count)]
+        self.logs = [
+            folder / f"process-{index}-{time.monotonic_ns()}.log" for index in range(count)
+        ]
         port = port or _free_port()
         self.all = []
         for index, log in enumerate(self.logs):
-            where = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", str(of or count), "--process-id", str(index))
-            command = [sys.executable, "-m", "train", *options, *where, "--timeout", str(timeout), *(each[index] if each else ())]
+            where = (
+                "--coordinator",
+                f"127.0.0.1:{port}",
+                "--num-processes",
+                str(of or count),
+                "--process-id",
+                str(index),
+            )
+            command = [
+                sys.executable,
+                "-m",
+                "train",
+                *options,
+                *where,
+                "--timeout",
+                str(timeout),
+                *(each[index] if each else ()),
+            ]
             with log.open("w") as file:
-                self.all.append(subprocess.Popen(command, stdout=file, stderr=file, env=_environment(devices), cwd=folder))
+                self.all.append(
+                    subprocess.Popen(
+                        command, stdout=file, stderr=file, env=_environment(devices), cwd=folder
+                    )
+                )
 
     def __enter__(self):
         return self
@@ -118,9 +144,24 @@ def test_two_processes_of_two_devices_equal_one(tmp_path, alone):
 @thorough
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
 def test_four_processes_under_mpirun_equal_one(tmp_path, alone):
-    mpirun = ["mpirun", "--oversubscribe", "-n", "4"] + ["--allow-run-as-root"] * (os.geteuid() == 0)
-    command = [*mpirun, sys.executable, "-m", "train", *RUN, "--out", "run", "--distributed", "--parallel", "shard_map"]
-    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    mpirun = ["mpirun", "--oversubscribe", "-n", "4"] + ["--allow-run-as-root"] * (
+        os.geteuid() == 0
+    )
+    command = [
+        *mpirun,
+        sys.executable,
+        "-m",
+        "train",
+        *RUN,
+        "--out",
+        "run",
+        "--distributed",
+        "--parallel",
+        "shard_map",
+    ]
+    done = subprocess.run(
+        command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "training on 4 devices of 4 processes (shard_map)" in done.stdout
     _assert_same(tmp_path / "run", alone)
@@ -174,7 +215,9 @@ def test_a_port_in_use_is_an_error(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with Processes(tmp_path, 1, *RUN, port=taken.getsockname()[1], of=2, timeout=30) as processes:
+        with Processes(
+            tmp_path, 1, *RUN, port=taken.getsockname()[1], of=2, timeout=30
+        ) as processes:
             assert processes.wait(60) == [1]
     assert "cannot listen on port" in processes.outputs()[0]
     assert "Traceback" not in processes.outputs()[0]
@@ -185,7 +228,10 @@ def test_processes_that_want_different_runs_all_say_so(tmp_path):
     with Processes(tmp_path, 2, *options, each=((), ("--batch-size", "32"))) as processes:
         assert processes.wait() == [1, 1]
     for output in processes.outputs():
-        assert "the processes want different runs: batch_size is 64 in process 0 and 32 in process 1" in output
+        assert (
+            "the processes want different runs: batch_size is 64 in process 0 and 32 in process 1"
+            in output
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -194,14 +240,22 @@ def test_data_that_one_process_does_not_have_or_that_differ_stop_all(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        np.savez(tmp_path / folder / "set.npz", inputs=rng.normal(size=(40, 64)), targets=rng.integers(0, 10, 40))
+        np.savez(
+            tmp_path / folder / "set.npz",
+            inputs=rng.normal(size=(40, 64)),
+            targets=rng.integers(0, 10, 40),
+        )
     (tmp_path / "empty").mkdir()
     options = ("mlp-digits", "--steps", "4", "--data", "npz:set.npz", "--out", "run", "--data-dir")
-    with Processes(tmp_path, 2, *options[:-1], each=(("--data-dir", "a"), ("--data-dir", "empty"))) as processes:
+    with Processes(
+        tmp_path, 2, *options[:-1], each=(("--data-dir", "a"), ("--data-dir", "empty"))
+    ) as processes:
         assert processes.wait() == [1, 1]
     assert "error: process 0: process 1: no such file" in processes.outputs()[0]
     assert "error: process 1: no such file" in processes.outputs()[1]
-    with Processes(tmp_path, 2, *options[:-1], each=(("--data-dir", "a"), ("--data-dir", "b"))) as processes:
+    with Processes(
+        tmp_path, 2, *options[:-1], each=(("--data-dir", "a"), ("--data-dir", "b"))
+    ) as processes:
         assert processes.wait() == [1, 1]
     assert all("data_fingerprint" in output for output in processes.outputs())
 
@@ -210,8 +264,14 @@ def test_data_that_one_process_does_not_have_or_that_differ_stop_all(tmp_path):
     ("settings", "message"),
     [
         ({"coordinator": "localhost:80"}, "give all three"),
-        ({"coordinator": "localhost", "processes": 2, "process": 0}, "coordinator='localhost', allowed: HOST:PORT"),
-        ({"coordinator": "localhost:80", "processes": 2, "process": 2}, "process-id=2, allowed: 0 to 1"),
+        (
+            {"coordinator": "localhost", "processes": 2, "process": 0},
+            "coordinator='localhost', allowed: HOST:PORT",
+        ),
+        (
+            {"coordinator": "localhost:80", "processes": 2, "process": 2},
+            "process-id=2, allowed: 0 to 1",
+        ),
         ({"timeout": 0.0}, "timeout=0.0, allowed: at least 1 second"),
     ],
 )
@@ -221,5 +281,8 @@ def test_wrong_settings_name_the_option(settings, message):
 
 
 def test_history_is_written_once(alone):
-    steps = [(line["step"], line["split"]) for line in map(json.loads, (alone / "metrics.jsonl").read_text().splitlines())]
+    steps = [
+        (line["step"], line["split"])
+        for line in map(json.loads, (alone / "metrics.jsonl").read_text().splitlines())
+    ]
     assert len(steps) == len(set(steps))

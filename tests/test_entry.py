@@ -19,7 +19,9 @@ FOREIGN = 'open("was-run", "w").close()\n'
 
 def python(*arguments, cwd, environment=None, before=(), **how: Any):
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
+    environment = (
+        inherited | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
+    )
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     command = [*before, sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, text=True, encoding="utf-8", **how)
@@ -35,9 +37,16 @@ def _interruptible():
 
 def script(folder, name):
     """The console script, as an installer writes it from pyproject.toml."""
-    module, function = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"][name].split(":")
+    module, function = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "scripts"
+    ][name].split(":")
     folder.mkdir(exist_ok=True)
-    lines = ("import sys", f"from {module} import {function}", "if __name__ == '__main__':", f"    sys.exit({function}())")
+    lines = (
+        "import sys",
+        f"from {module} import {function}",
+        "if __name__ == '__main__':",
+        f"    sys.exit({function}())",
+    )
     (folder / name).write_text("\n".join(lines), "utf-8")
     return folder / name
 
@@ -48,7 +57,11 @@ def hide(tmp_path):
 
     def make(name, kind):
         folder = tmp_path / f"{name}-{kind}"
-        place = folder / f"{name}.py" if kind == "module" else folder / name / ("__init__.py" if kind == "package" else "a.py")
+        place = (
+            folder / f"{name}.py"
+            if kind == "module"
+            else folder / name / ("__init__.py" if kind == "package" else "a.py")
+        )
         place.parent.mkdir(parents=True)
         place.write_text(FOREIGN, "utf-8")
         return folder, place
@@ -57,22 +70,34 @@ def hide(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["module", "package"])
-@pytest.mark.parametrize(("ours", "hidden"), [("train", "zoo"), ("evals", "zoo"), ("evals", "train")])
+@pytest.mark.parametrize(
+    ("ours", "hidden"), [("train", "zoo"), ("evals", "zoo"), ("evals", "train")]
+)
 def test_what_hides_a_package_of_ours_is_named_in_one_line_and_not_run(hide, ours, hidden, kind):
     folder, place = hide(hidden, kind)
     done = python("-m", ours, cwd=folder)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {hidden} is {place}, not purezoo's package of that name: rename it, or run zoo-train")
+    assert done.stderr.startswith(
+        f"error: {hidden} is {place}, not purezoo's package of that name: rename it, or run zoo-train"
+    )
     assert len(done.stderr.splitlines()) == 1
     imported = python("-c", f"import {ours}", cwd=folder)
-    assert imported.stderr.splitlines()[-1] == f"ImportError: {done.stderr.strip().removeprefix('error: ')}"
+    assert (
+        imported.stderr.splitlines()[-1]
+        == f"ImportError: {done.stderr.strip().removeprefix('error: ')}"
+    )
     assert not (folder / "was-run").exists()
 
 
 def test_a_folder_without_init_hides_nothing(hide):
     for name in ("zoo", "train", "evals"):
         folder, _ = hide(name, "folder")
-        shown = python("-c", "import train, evals; print(train.__file__, evals.__file__)", cwd=folder, check=True).stdout
+        shown = python(
+            "-c",
+            "import train, evals; print(train.__file__, evals.__file__)",
+            cwd=folder,
+            check=True,
+        ).stdout
         assert shown.split() == [str(ROOT / "train/__init__.py"), str(ROOT / "evals/__init__.py")]
 
 
@@ -81,8 +106,15 @@ def test_console_scripts_do_not_look_into_the_users_folder(hide, tmp_path, progr
     for name in ("zoo", "train", "evals"):
         hide(name, "module")[1].rename(tmp_path / f"{name}.py")
     file = script(tmp_path / "bin", program)
-    done = python(file, *(["mlp-digts"] if program == "zoo-train" else ["no-run", "--no-report"]), cwd=tmp_path)
-    said = {"zoo-train": (2, "no recipe 'mlp-digts'; did you mean mlp-digits"), "zoo-evals": (1, "error: no-run: no run here")}
+    done = python(
+        file,
+        *(["mlp-digts"] if program == "zoo-train" else ["no-run", "--no-report"]),
+        cwd=tmp_path,
+    )
+    said = {
+        "zoo-train": (2, "no recipe 'mlp-digts'; did you mean mlp-digits"),
+        "zoo-evals": (1, "error: no-run: no run here"),
+    }
     assert (done.returncode, done.stdout) == (said[program][0], "")
     assert done.stderr.startswith(said[program][1])
     assert not (tmp_path / "was-run").exists()
@@ -138,7 +170,9 @@ ENDINGS = {
 
 def program(folder, body, number="SIGINT", **how):
     (folder / "prog.py").write_text(PROGRAM.format(body=body, signal=number), "utf-8")
-    return python("-c", "import sys; from train.entry import run; sys.exit(run('prog'))", cwd=folder, **how)
+    return python(
+        "-c", "import sys; from train.entry import run; sys.exit(run('prog'))", cwd=folder, **how
+    )
 
 
 @pytest.mark.parametrize("moment", ENDINGS)
@@ -172,11 +206,18 @@ def main():
     receive()
 """
     done = program(tmp_path, body)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "left in order\n", "stopped by SIGINT\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        3,
+        "left in order\n",
+        "stopped by SIGINT\n",
+    )
 
 
 def test_a_signal_that_comes_late_changes_nothing(tmp_path):
-    done = program(tmp_path, "import atexit\natexit.register(receive)\ndef main():\n  print('all of it')\n  return 0")
+    done = program(
+        tmp_path,
+        "import atexit\natexit.register(receive)\ndef main():\n  print('all of it')\n  return 0",
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "all of it\n", "")
 
 
@@ -197,9 +238,16 @@ STREAMS = "def main():\n  print('line one \\u2212 \\udcff')\n  print('line two')
 
 
 def test_output_that_cannot_be_encoded_is_escaped(tmp_path):
-    for environment in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+    for environment in (
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ):
         done = program(tmp_path, STREAMS, environment=environment)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "line one \\u2212 \\udcff\nline two\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (
+            0,
+            "line one \\u2212 \\udcff\nline two\n",
+            "",
+        )
 
 
 def test_output_that_nobody_reads_ends_the_program_quietly(tmp_path):
@@ -224,7 +272,16 @@ def main():
     print("out"), print("err", file=sys.stderr)
     return 4 if sys.stdin.read() or sys.stdout.isatty() else 0
 """
-    assert program(tmp_path, body, before=("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'), stdout=None, stderr=None).returncode == 0
+    assert (
+        program(
+            tmp_path,
+            body,
+            before=("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'),
+            stdout=None,
+            stderr=None,
+        ).returncode
+        == 0
+    )
 
 
 WATCH = """
@@ -242,10 +299,13 @@ sys.meta_path.insert(0, Watch())
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("zoo", ("-m", "train", "mlp-digits", "--out", "run")),  # looked for in the first line of ours
+        (
+            "zoo",
+            ("-m", "train", "mlp-digits", "--out", "run"),
+        ),  # looked for in the first line of ours
         ("tyro", ("-m", "train", "mlp-digits", "--out", "run")),
         ("jax._src.core", ("-m", "train", "mlp-digits", "--out", "run")),
-        ("train.trainer", ("-m", "train", "mlp-digits", "--out", "run")),
+        ("train.engine.trainer", ("-m", "train", "mlp-digits", "--out", "run")),
         ("zoo", ("zoo-train", "mlp-digits", "--out", "run")),
         ("train", ("-m", "evals", "run")),
         ("tyro", ("-m", "evals", "run")),
@@ -269,15 +329,25 @@ def test_ctrl_c_while_a_program_starts(tmp_path, module, command):
     [
         (["python", "-X", "dev", "-m", "train", "a"], ["-m", "a"], True),
         (["python", "-mevals.speed"], ["-m"], True),
-        (["python", "-m", "other", "train"], ["-m", "train"], False),  # a program of the user's, which imports train
+        (
+            ["python", "-m", "other", "train"],
+            ["-m", "train"],
+            False,
+        ),  # a program of the user's, which imports train
         (["python", "/bin/zoo-train", "-m"], ["/bin/zoo-train", "-m"], True),
         (["python", "mine.py", "zoo-train"], ["mine.py", "zoo-train"], False),
-        (["python", "-c", "from multiprocessing..."], ["/bin/zoo-train"], False),  # a worker, which is told its parent's name
+        (
+            ["python", "-c", "from multiprocessing..."],
+            ["/bin/zoo-train"],
+            False,
+        ),  # a worker, which is told its parent's name
         (["python"], [""], False),
         (["program"], [], False),
     ],
 )
-def test_only_a_program_of_ours_takes_signals_when_it_is_imported(monkeypatch, told, arguments, expected):
+def test_only_a_program_of_ours_takes_signals_when_it_is_imported(
+    monkeypatch, told, arguments, expected
+):
     monkeypatch.setattr(sys, "orig_argv", told)
     monkeypatch.setattr(sys, "argv", arguments)
     assert ours.is_program() == expected

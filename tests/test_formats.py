@@ -73,10 +73,14 @@ def by_hand(
     """A PNG of these rows, each after its filter's byte, of types that Pillow does not write.  after: EXIF after the pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
 
     packer = zlib.compressobj(1)
-    packed = b"".join([*map(packer.compress, [rows] if isinstance(rows, bytes) else rows), packer.flush()])
+    packed = b"".join(
+        [*map(packer.compress, [rows] if isinstance(rows, bytes) else rows), packer.flush()]
+    )
     header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
     return b"".join((
         b"\x89PNG\r\n\x1a\n",
@@ -141,7 +145,9 @@ def bounded() -> Iterator[None]:
     assert grown < 2**30 / (1 if sys.platform == "darwin" else 1024)
 
 
-def fuzz(file: pathlib.Path, valid: list[bytes], count: int, seed: int, read: Callable, check: Callable) -> None:
+def fuzz(
+    file: pathlib.Path, valid: list[bytes], count: int, seed: int, read: Callable, check: Callable
+) -> None:
     """Reads ``count`` damaged files: each is refused by a DataError that starts with its name, or passes ``check``, and soon."""
     rng = np.random.default_rng(seed)
     said = []
@@ -157,18 +163,27 @@ def fuzz(file: pathlib.Path, valid: list[bytes], count: int, seed: int, read: Ca
             check(found, data)
         assert time.process_time() - start < 5
     assert len(said) > count / 2
-    assert all(message.startswith(str(file)) and len(message) > len(str(file)) + 5 for message in said)
+    assert all(
+        message.startswith(str(file)) and len(message) > len(str(file)) + 5 for message in said
+    )
 
 
 def same_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and a[name].tobytes() == b[name].tobytes() for name in a
+        a[name].dtype == b[name].dtype
+        and a[name].shape == b[name].shape
+        and a[name].tobytes() == b[name].tobytes()
+        for name in a
     )
 
 
 def idx_examples() -> list[bytes]:
     shapes = ((5,), (2, 3), (3, 4, 4))
-    return [idx_bytes(code, shape, [(7 * i + code) % 100 for i in range(np.prod(shape))]) for code in CODES for shape in shapes]
+    return [
+        idx_bytes(code, shape, [(7 * i + code) % 100 for i in range(np.prod(shape))])
+        for code in CODES
+        for shape in shapes
+    ]
 
 
 def test_damaged_idx_files_are_refused_or_hold_what_their_bytes_say(tmp_path, bounded):
@@ -197,7 +212,9 @@ def test_damaged_npz_files_are_refused_or_read_right(tmp_path, bounded):
     valid = [
         npz_bytes(np.savez, inputs=inputs, targets=targets),
         npz_bytes(np.savez_compressed, inputs=inputs, targets=targets),
-        npz_bytes(np.savez, x=np.asfortranarray(np.ones((3, 5))), y=np.array(["a"]), z=np.zeros(2, ">i4")),
+        npz_bytes(
+            np.savez, x=np.asfortranarray(np.ones((3, 5))), y=np.array(["a"]), z=np.zeros(2, ">i4")
+        ),
         npz_bytes(np.savez_compressed, zeros=np.zeros((300, 300), np.uint8)),
     ]
     rights = [read_npz(write(tmp_path / "right", data)) for data in valid]
@@ -212,14 +229,24 @@ def image_examples() -> list[bytes]:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     kinds = "PNG:L PNG:RGBA PNG:P PNG:1 JPEG:L JPEG:RGB JPEG:CMYK GIF:P BMP:L BMP:RGB PPM:L PPM:RGB TIFF:L TIFF:RGBA TIFF:CMYK"
     kinds += " TGA:RGB ICO:RGBA PCX:P SGI:RGB DDS:RGBA"
-    return [image_bytes(image.convert(mode), kind) for kind, mode in (word.split(":") for word in kinds.split())]
+    return [
+        image_bytes(image.convert(mode), kind)
+        for kind, mode in (word.split(":") for word in kinds.split())
+    ]
 
 
 def test_damaged_images_are_refused_or_become_images_of_that_shape(tmp_path, bounded, capfd):
     def check(image, _):
         assert (image.shape, image.dtype) == ((8, 6, 3), np.uint8)
 
-    fuzz(tmp_path / "damaged.png", image_examples(), 2_000, 4, lambda file: read_image(file, (8, 6, 3)), check)
+    fuzz(
+        tmp_path / "damaged.png",
+        image_examples(),
+        2_000,
+        4,
+        lambda file: read_image(file, (8, 6, 3)),
+        check,
+    )
 
 
 def test_a_damaged_image_in_a_folder_is_refused_by_its_name_or_becomes_an_example(tmp_path):
@@ -267,7 +294,13 @@ def test_idx_files_of_every_type(tmp_path, pack, code, values, dtype):
 
 
 def test_idx_bytes_written_out_by_hand(tmp_path):
-    data = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x01" + b"\x00\x00\x00\x03" + b"\x01\x02\x03\xfd\xfe\xff"
+    data = (
+        b"\x00\x00\x08\x03"
+        + b"\x00\x00\x00\x02"
+        + b"\x00\x00\x00\x01"
+        + b"\x00\x00\x00\x03"
+        + b"\x01\x02\x03\xfd\xfe\xff"
+    )
     assert read_idx(write(tmp_path / "file", data)).tolist() == [[[1, 2, 3]], [[253, 254, 255]]]
 
 
@@ -285,8 +318,14 @@ FAULTS = {
     "cut in the data": (IDX[:-1], "truncated: 5 of 6 bytes"),
     "longer": (IDX + b"\0", "more than the 6 bytes"),
     "no examples": (idx_bytes(0x08, (0, 3), []), "announces 0 bytes"),
-    "enormous": (struct.pack(">BBBBIII", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "announces .* allowed: 1 to"),
-    "more axes than numpy has": (struct.pack(">BBBB100I", 0, 0, 8, 100, *[1] * 100) + b"\0", "unreadable"),
+    "enormous": (
+        struct.pack(">BBBBIII", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1),
+        "announces .* allowed: 1 to",
+    ),
+    "more axes than numpy has": (
+        struct.pack(">BBBB100I", 0, 0, 8, 100, *[1] * 100) + b"\0",
+        "unreadable",
+    ),
     "gzip cut": (ZIPPED[:-9], "unreadable: Compressed file ended"),
     "gzip checksum": (ZIPPED[:-5] + b"\0" + ZIPPED[-4:], "unreadable: CRC check failed"),
     "gzip and garbage": (ZIPPED + b"garbage", "unreadable: Not a gzipped file"),
@@ -317,13 +356,22 @@ def peak(read: Callable) -> int:
 def test_small_files_that_would_unfold_to_much_are_refused_before_they_do(tmp_path, monkeypatch):
     monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**20)
     zeros = bytes(2**26)
-    idx = write(tmp_path / "bomb.gz", gzipped(struct.pack(">BBBBI", 0, 0, 8, 1, len(zeros)) + zeros))
-    npz = write(tmp_path / "bomb.npz", npz_bytes(np.savez_compressed, inputs=np.frombuffer(zeros, np.uint8)))
+    idx = write(
+        tmp_path / "bomb.gz", gzipped(struct.pack(">BBBBI", 0, 0, 8, 1, len(zeros)) + zeros)
+    )
+    npz = write(
+        tmp_path / "bomb.npz", npz_bytes(np.savez_compressed, inputs=np.frombuffer(zeros, np.uint8))
+    )
     many = {f"x{number}": np.zeros(2**19, np.uint8) for number in range(64)}
     parts = write(tmp_path / "parts.npz", npz_bytes(np.savez_compressed, **many))
     image = write(tmp_path / "bomb.png", by_hand(bytes(100), bits=1, width=30_000, height=30_000))
     assert max(file.stat().st_size for file in (idx, npz, parts, image)) < 100_000
-    for read in (lambda: read_idx(idx), lambda: read_npz(npz), lambda: read_npz(parts), lambda: read_image(image, (8, 8, 1))):
+    for read in (
+        lambda: read_idx(idx),
+        lambda: read_npz(npz),
+        lambda: read_npz(parts),
+        lambda: read_image(image, (8, 8, 1)),
+    ):
         assert peak(read) < 2**22
 
 
@@ -331,13 +379,19 @@ def test_what_compresses_as_real_data_may_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**10)
     images = np.zeros((2_000, 28, 28), np.uint8)
     images[:, 10:18, 13:15] = np.random.default_rng(0).integers(0, 256, (2_000, 8, 2))
-    assert same_arrays(read_npz(write(tmp_path / "x.npz", npz_bytes(np.savez_compressed, x=images))), {"x": images})
+    assert same_arrays(
+        read_npz(write(tmp_path / "x.npz", npz_bytes(np.savez_compressed, x=images))), {"x": images}
+    )
 
 
 # ---------------------------------------------------------------- what is not a file
 
 
-@pytest.mark.parametrize("read", [read_idx, read_npz, lambda file: read_image(file, (8, 8, 1))], ids=["idx", "npz", "image"])
+@pytest.mark.parametrize(
+    "read",
+    [read_idx, read_npz, lambda file: read_image(file, (8, 8, 1))],
+    ids=["idx", "npz", "image"],
+)
 class TestNotAFile:
     def test_missing(self, tmp_path, read):
         with pytest.raises(DataError, match=f"{tmp_path}/x: no such file"):
@@ -368,7 +422,9 @@ class TestNotAFile:
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(train.formats, "open", refuse, raising=False)  # the superuser may read everything
+        monkeypatch.setattr(
+            train.formats, "open", refuse, raising=False
+        )  # the superuser may read everything
         with pytest.raises(DataError, match=r"secret: unreadable: .*Permission denied"):
             read(write(tmp_path / "secret", b"x"))
 
@@ -429,8 +485,14 @@ NPZ_FAULTS = {
     "a member longer": (zipped(x=NPY + b"\0"), "x.npy: more than its shape"),
     "a deep header": (zipped(x=DEEP), "x.npy: unreadable"),
     "a negative length": (zipped(x=NPY.replace(b"(9,)", b"(-9,)")), "x.npy: unreadable"),
-    "enormous": (zipped(x=NPY.replace(b"(9,), }          ", b"(9999999999999,)}")), "x.npy: unreadable"),
-    "pickled objects": (npz_bytes(np.savez, x=np.array([{}, None], object)), "x.npy: unreadable: Object arrays cannot be loaded"),
+    "enormous": (
+        zipped(x=NPY.replace(b"(9,), }          ", b"(9999999999999,)}")),
+        "x.npy: unreadable",
+    ),
+    "pickled objects": (
+        npz_bytes(np.savez, x=np.array([{}, None], object)),
+        "x.npy: unreadable: Object arrays cannot be loaded",
+    ),
 }
 
 
@@ -456,7 +518,9 @@ def test_an_encrypted_member_is_named(tmp_path):
 def test_a_header_that_announces_less_than_there_is_does_not_hide_the_checksum(tmp_path):
     data = zipped(x=npy_bytes(np.zeros(90_000, np.uint8))).replace(b"(90000,)", b"(10000,)")
     with np.load(io.BytesIO(data)) as arrays:
-        assert arrays["x"].shape == (10_000,), "numpy does not notice; if it did, the reader could be simpler"
+        assert arrays["x"].shape == (10_000,), (
+            "numpy does not notice; if it did, the reader could be simpler"
+        )
     with pytest.raises(DataError, match=r"x.npy: more than its shape \(10000,\) needs"):
         read_npz(write(tmp_path / "x.npz", data))
 
@@ -466,7 +530,9 @@ def test_a_wrong_bit_does_not_hide_later_members(tmp_path):
     comment_length = data.index(b"PK\x01\x02") + 33
     data = flipped(data, comment_length, 0x80)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.namelist() == ["x.npy"], "zipfile does not notice; if it did, the reader could be simpler"
+        assert archive.namelist() == ["x.npy"], (
+            "zipfile does not notice; if it did, the reader could be simpler"
+        )
     with pytest.raises(DataError, match="1 arrays where 2 are announced"):
         read_npz(write(tmp_path / "x.npz", data))
 
@@ -491,7 +557,9 @@ def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path):
 def test_an_image_is_resized_with_height_first(tmp_path):
     image = np.zeros((8, 4), np.uint8)
     image[4:] = 200
-    found = read_image(write(tmp_path / "image", image_bytes(Image.fromarray(image), "PNG")), (2, 6, 1))
+    found = read_image(
+        write(tmp_path / "image", image_bytes(Image.fromarray(image), "PNG")), (2, 6, 1)
+    )
     assert found.shape == (2, 6, 1)
     assert (found[0] < found[1]).all()
 
@@ -500,10 +568,14 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA", "WEBP", "GIF", "JPEG"])
-@pytest.mark.parametrize(("channels", "expected"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])]
+)
 def test_red_is_red_in_any_format(tmp_path, kind, channels, expected):
     options = {"lossless": True} if kind == "WEBP" else {}
-    found = read_image(write(tmp_path / "image", image_bytes(RED, kind, **options)), (4, 4, channels))
+    found = read_image(
+        write(tmp_path / "image", image_bytes(RED, kind, **options)), (4, 4, channels)
+    )
     assert np.abs(found.astype(int) - expected).max() <= (2 if kind == "JPEG" else 0)
 
 
@@ -511,7 +583,10 @@ def test_of_an_animation_the_first_frame(tmp_path):
     blue = Image.new("RGB", (4, 4), (0, 0, 255))
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
-        file = write(tmp_path / "image", image_bytes(RED, kind, save_all=True, append_images=[blue], **options))
+        file = write(
+            tmp_path / "image",
+            image_bytes(RED, kind, save_all=True, append_images=[blue], **options),
+        )
         assert (read_image(file, (4, 4, 3)) == [255, 0, 0]).all()
 
 
@@ -557,14 +632,28 @@ def test_transparency_of_16_bits(tmp_path):
     for channels in (1, 3):
         assert read_image(file, (1, 4, channels))[0, :, 0].tolist() == [255, 0x12, 0x13, 255]
     assert read_image(file, (1, 4, 4))[0, :, 3].tolist() == [0, 255, 255, 255]
-    assert read_image(write(tmp_path / "opaque.png", png_16(grey)), (1, 4, 1)).ravel().tolist() == [0x12, 0x12, 0x13, 255]
+    assert read_image(write(tmp_path / "opaque.png", png_16(grey)), (1, 4, 1)).ravel().tolist() == [
+        0x12,
+        0x12,
+        0x13,
+        255,
+    ]
 
-    colours = np.array([[[0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABD], [0x34, 0x78, 0xBC], [0, 0, 0]]])
+    colours = np.array(
+        [[[0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABD], [0x34, 0x78, 0xBC], [0, 0, 0]]]
+    )
     file = write(tmp_path / "colours.png", png_16(colours, [0x1234, 0x5678, 0x9ABC]))
-    assert read_image(file, (1, 4, 3)).tolist() == [[[255] * 3, [0x12, 0x56, 0x9A], [0] * 3, [0] * 3]]
+    assert read_image(file, (1, 4, 3)).tolist() == [
+        [[255] * 3, [0x12, 0x56, 0x9A], [0] * 3, [0] * 3]
+    ]
     assert read_image(file, (1, 4, 4))[0, :, 3].tolist() == [0, 255, 255, 255]
     file = write(tmp_path / "black.png", png_16(colours, [0, 0, 0]))
-    assert read_image(file, (1, 4, 3))[0].tolist() == [[0x12, 0x56, 0x9A], [0x12, 0x56, 0x9A], [0] * 3, [255] * 3]
+    assert read_image(file, (1, 4, 3))[0].tolist() == [
+        [0x12, 0x56, 0x9A],
+        [0x12, 0x56, 0x9A],
+        [0] * 3,
+        [255] * 3,
+    ]
 
     for name, values in {
         "la.png": [[0x4000, 0xFFFF], [0x4000, 0]],
@@ -580,7 +669,10 @@ def test_transparency_of_16_bits(tmp_path):
 def test_the_transparent_grey_of_few_bits(tmp_path, bits):
     values = np.arange(8).reshape(1, 8) % 2**bits
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1]) & 1).tobytes()
-    file = write(tmp_path / "x.png", by_hand(b"\0" + packed, bits=bits, width=8, height=1, transparent=b"\0\1"))
+    file = write(
+        tmp_path / "x.png",
+        by_hand(b"\0" + packed, bits=bits, width=8, height=1, transparent=b"\0\1"),
+    )
     expected = np.where(values == 1, 255, values * (255 // (2**bits - 1)))
     np.testing.assert_array_equal(read_image(file, (1, 8, 1))[..., 0], expected)
 
@@ -588,7 +680,9 @@ def test_the_transparent_grey_of_few_bits(tmp_path, bits):
 # ---------------------------------------------------------------- images that are turned
 
 
-CORNERS = np.kron(np.array([[10, 90], [170, 250], [50, 130]], np.uint8), np.ones((16, 16), np.uint8))
+CORNERS = np.kron(
+    np.array([[10, 90], [170, 250], [50, 130]], np.uint8), np.ones((16, 16), np.uint8)
+)
 """Upright, 48 high and 32 wide; no two turns or reflections of it are the same."""
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda upright: upright,
@@ -606,7 +700,9 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def turned(kind: str, orientation: int, mode: str = "L") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options: dict = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    options: dict = (
+        {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    )
     stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation](CORNERS)))
     return image_bytes(stored.convert(mode), kind, exif=exif, **options)
 
@@ -618,7 +714,9 @@ def test_images_are_turned_upright_as_their_exif_says(tmp_path, kind, orientatio
     assert image_size(file) == (48, 32)
     assert np.abs(read_image(file, (48, 32, 1))[..., 0].astype(int) - CORNERS).max() <= 2
     upright = write(tmp_path / "upright", turned(kind, 1))
-    assert np.abs(read_image(file, (9, 7, 3)).astype(int) - read_image(upright, (9, 7, 3))).max() <= 2
+    assert (
+        np.abs(read_image(file, (9, 7, 3)).astype(int) - read_image(upright, (9, 7, 3))).max() <= 2
+    )
 
 
 def test_turned_pngs_have_the_very_pixels_of_upright_ones(tmp_path):
@@ -633,7 +731,9 @@ def test_orientation_after_the_pixels_and_damaged_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = np.pad(np.rot90(CORNERS), ((0, 0), (1, 0))).tobytes()
-    file = write(tmp_path / "x.png", by_hand(data, bits=8, width=48, height=32, after=exif.tobytes()[6:]))
+    file = write(
+        tmp_path / "x.png", by_hand(data, bits=8, width=48, height=32, after=exif.tobytes()[6:])
+    )
     np.testing.assert_array_equal(read_image(file, (48, 32, 1))[..., 0], CORNERS)
     for damaged in (b"no", b"MM\0\x2a\xff\xff\xff\xff", b"II\x2a\0\x08\0\0\0\xff\xff\x12\1"):
         write(file, by_hand(data, bits=8, width=48, height=32, after=damaged))
@@ -644,7 +744,9 @@ def test_masks_are_turned_like_their_images(tmp_path):
     for mode in ("L", "P"):
         for orientation in AS_STORED:
             file = write(tmp_path / "mask", turned("PNG", orientation, mode))
-            np.testing.assert_array_equal(read_mask(file), np.array(Image.fromarray(CORNERS).convert(mode)))
+            np.testing.assert_array_equal(
+                read_mask(file), np.array(Image.fromarray(CORNERS).convert(mode))
+            )
 
 
 # ---------------------------------------------------------------- large images
@@ -652,7 +754,12 @@ def test_masks_are_turned_like_their_images(tmp_path):
 
 def gradient(mode: str, height: int, width: int) -> Image.Image:
     rows, columns = np.mgrid[:height, :width]
-    planes = [rows * 255 / height, columns * 255 / width, (rows + columns) % 64, np.where(rows < height // 3, 255, 0)]
+    planes = [
+        rows * 255 / height,
+        columns * 255 / width,
+        (rows + columns) % 64,
+        np.where(rows < height // 3, 255, 0),
+    ]
     return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8)).convert(mode)
 
 
@@ -686,7 +793,9 @@ def test_a_large_jpeg_is_decoded_at_part_of_its_size_and_turned(tmp_path, monkey
     monkeypatch.setattr(train.formats, "LARGE", 5_000)
     original = train.formats._converted
     monkeypatch.setattr(
-        train.formats, "_converted", lambda file, image, *how: decoded.append(image.size) or original(file, image, *how)
+        train.formats,
+        "_converted",
+        lambda file, image, *how: decoded.append(image.size) or original(file, image, *how),
     )
     assert np.abs(read_image(file, (40, 20, 3)) - whole).mean() < 2
     assert decoded == [(200, 100)]
@@ -720,13 +829,24 @@ def test_a_hundred_megapixels_take_less_than_a_gigabyte_without_a_word(tmp_path)
 
 def test_more_pixels_than_allowed_are_refused_with_their_number(tmp_path):
     file = write(tmp_path / "x.png", by_hand(bytes(100), bits=1, width=2**14, height=2**13 + 1))
-    for read in (lambda: read_image(file, (8, 8, 1)), lambda: image_size(file), lambda: read_mask(file)):
-        with pytest.raises(DataError, match=rf"^{file}: 16384 x 8193 pixels, allowed: 134,217,728 in all$"):
+    for read in (
+        lambda: read_image(file, (8, 8, 1)),
+        lambda: image_size(file),
+        lambda: read_mask(file),
+    ):
+        with pytest.raises(
+            DataError, match=rf"^{file}: 16384 x 8193 pixels, allowed: 134,217,728 in all$"
+        ):
             read()
     before = Image.MAX_IMAGE_PIXELS
     assert before is not None
-    with pytest.raises(DataError, match="unreadable"):  # as many as allowed: the file is asked for them
-        read_image(write(tmp_path / "cut.png", by_hand(bytes(100), bits=1, width=2**14, height=2**13)), (8, 8, 1))
+    with pytest.raises(
+        DataError, match="unreadable"
+    ):  # as many as allowed: the file is asked for them
+        read_image(
+            write(tmp_path / "cut.png", by_hand(bytes(100), bits=1, width=2**14, height=2**13)),
+            (8, 8, 1),
+        )
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -737,7 +857,9 @@ def test_threads_that_read_leave_the_warnings_of_the_process_alone(tmp_path):
     rng = np.random.default_rng(0)
     files = [tmp_path / f"{number}.png" for number in range(400)]
     for file in files:
-        write(file, image_bytes(Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)), "PNG"))
+        write(
+            file, image_bytes(Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)), "PNG")
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = list(warnings.filters)
@@ -852,7 +974,10 @@ def test_real_targets_become_float32(dtype):
         (np.array([0, -1, 2]), "class -1, allowed: 0 to 9"),
         (np.array([0, 10, 2], np.uint8), "class 10, allowed: 0 to 9"),
         (np.array([0, 2**63, 2], np.uint64), "class 9223372036854775808"),
-        (np.array([1.0, 2.0, 1.0]), "expected classes .integers. .n. or numbers .floats. .n, outputs."),
+        (
+            np.array([1.0, 2.0, 1.0]),
+            "expected classes .integers. .n. or numbers .floats. .n, outputs.",
+        ),
         (np.array([[0, 1], [1, 0], [0, 1]]), "expected classes"),
         (np.zeros((3, 2, 2)), "expected classes"),
         (np.zeros((3, 0)), "expected classes"),

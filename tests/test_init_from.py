@@ -12,11 +12,12 @@ import pytest
 
 import train
 from train.__main__ import main
-from train.member import Member
-from train.run_folder import RunError, read_json, write_json
+from train.engine.member import Member
+from train.engine.run_folder import RunError, read_json, write_json
 from train.transfer import matching
-from zoo import captioner, convnet, interop, mlp, torchvision
-from zoo.base import shared
+from zoo import captioner, convnet, interop, mlp
+from zoo.interop import torchvision
+from zoo.parts.parameters import shared
 
 CFG = mlp.Config(sizes=(6, 8, 5, 3), dropout=0.2)
 WIDER = mlp.Config(sizes=(6, 8, 5, 4))
@@ -29,7 +30,10 @@ TINY = train.Optimizer(learning_rate=1e-30)
 
 def _data(count=40, seed=0):
     rng = np.random.default_rng(seed)
-    return {"inputs": rng.normal(size=(count, 6)).astype(np.float32), "targets": rng.integers(0, 3, count)}
+    return {
+        "inputs": rng.normal(size=(count, 6)).astype(np.float32),
+        "targets": rng.integers(0, 3, count),
+    }
 
 
 def _fit(out=None, cfg=CFG, **settings):
@@ -44,7 +48,11 @@ def _start(cfg=CFG, **settings):
 
 def _assert_equal(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=0, atol=1e-25), actual, expected)
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(left, right, rtol=0, atol=1e-25),
+        actual,
+        expected,
+    )
 
 
 def _bits(state):
@@ -60,8 +68,12 @@ def file(tmp_path):
 
 
 def test_from_a_run_folder_its_best_checkpoint(tmp_path):
-    first = _fit(tmp_path / "first", optimizer=train.Optimizer(learning_rate=0.5), steps=30, eval_every=1)
-    assert int(first.state.control.best_step) < 30, "the last checkpoint is the best one: nothing is tested"
+    first = _fit(
+        tmp_path / "first", optimizer=train.Optimizer(learning_rate=0.5), steps=30, eval_every=1
+    )
+    assert int(first.state.control.best_step) < 30, (
+        "the last checkpoint is the best one: nothing is tested"
+    )
     _assert_equal(_start(init_from=tmp_path / "first"), first.params)
 
 
@@ -73,7 +85,10 @@ def test_leaves_that_do_not_fit_stay_fresh_and_are_named(file, capsys):
     started, fresh = _start(WIDER, init_from=file, quiet=False), _start(WIDER)
     assert f"starting from {file}: 4 of 6 parameters; fresh: {LAST}\n" in capsys.readouterr().out
     known = interop.load_safetensors(file)
-    _assert_equal(started, {"layer_0": known["layer_0"], "layer_1": known["layer_1"], "layer_2": fresh["layer_2"]})
+    _assert_equal(
+        started,
+        {"layer_0": known["layer_0"], "layer_1": known["layer_1"], "layer_2": fresh["layer_2"]},
+    )
 
 
 def test_shared_says_what_matching_takes():
@@ -83,7 +98,10 @@ def test_shared_says_what_matching_takes():
     params = matching(None, earlier, None, fresh)
     assert params["a"]["x"].dtype == np.float32
     assert jax.tree.map(np.sum, params) == {"a": {"x": 6, "y": 0}, "b": 0}
-    with pytest.raises(ValueError, match=r"transfer: no earlier parameter has .* of the model's; there are z \[1\]$"):
+    with pytest.raises(
+        ValueError,
+        match=r"transfer: no earlier parameter has .* of the model's; there are z \[1\]$",
+    ):
         matching(None, {"z": np.ones(1)}, None, {"z": np.ones(2)})
 
 
@@ -102,42 +120,75 @@ def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_pat
         torchvision.save_torchvision(path, params, cfg)
     else:
         torch = pytest.importorskip("torch")
-        torch.save({name: torch.tensor(array) for name, array in torchvision.to_torchvision(cfg, params).items()}, path)
+        torch.save(
+            {
+                name: torch.tensor(array)
+                for name, array in torchvision.to_torchvision(cfg, params).items()
+            },
+            path,
+        )
     few = dataclasses.replace(cfg, classes=10)
     rng = np.random.default_rng(0)
-    data = {"inputs": rng.normal(size=(16, 8, 8, 1)).astype(np.float32), "targets": rng.integers(0, 10, 16)}
+    data = {
+        "inputs": rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
+        "targets": rng.integers(0, 10, 16),
+    }
     settings: dict[str, Any] = {"steps": 1, "batch_size": 16, "optimizer": TINY}
     started = train.fit(convnet, few, data, init_from=path, quiet=False, **settings).state.params
-    assert f"starting from {path}: 8 of 10 parameters; fresh: dense_2.bias, dense_2.kernel\n" in capsys.readouterr().out
-    fresh = jax.jit(lambda key: train.init_state(convnet, few, TINY.build(1, 1), key, 16).params)(jax.random.key(0))
+    assert (
+        f"starting from {path}: 8 of 10 parameters; fresh: dense_2.bias, dense_2.kernel\n"
+        in capsys.readouterr().out
+    )
+    fresh = jax.jit(lambda key: train.init_state(convnet, few, TINY.build(1, 1), key, 16).params)(
+        jax.random.key(0)
+    )
     _assert_equal(started, {**params, "dense_2": fresh["dense_2"]})
 
 
 def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys):
     """The decoder learns, the encoder is frozen."""
     classifier = convnet.Config(shape=(8, 8, 1), stages=STAGES, dense=(7,), classes=12)
-    params = jax.tree.map(lambda leaf: leaf + 0.5, jax.jit(convnet.init)(classifier, jax.random.key(9)))
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.5, jax.jit(convnet.init)(classifier, jax.random.key(9))
+    )
     torchvision.save_torchvision(tmp_path / "vgg.safetensors", params, classifier)
-    cfg = captioner.Config(encoder=classifier, vocabulary=5, features=3, units=4, attention="none", places=False)
-    data = jax.tree.map(np.asarray, jax.jit(captioner.example_batch, static_argnums=2)(cfg, jax.random.key(1), 12))
+    cfg = captioner.Config(
+        encoder=classifier, vocabulary=5, features=3, units=4, attention="none", places=False
+    )
+    data = jax.tree.map(
+        np.asarray, jax.jit(captioner.example_batch, static_argnums=2)(cfg, jax.random.key(1), 12)
+    )
     optimizer = train.Optimizer(learning_rate=0.5, only=("!conv_*",))
     settings: dict[str, Any] = {"steps": 2, "batch_size": 6, "optimizer": optimizer}
     train.fit(captioner, cfg, data, quiet=False, **settings)
-    assert "not trained, and as they are drawn: conv_0, conv_1; --init-from" in capsys.readouterr().out
-    result = train.fit(captioner, cfg, data, init_from=tmp_path / "vgg.safetensors", quiet=False, **settings)
+    assert (
+        "not trained, and as they are drawn: conv_0, conv_1; --init-from" in capsys.readouterr().out
+    )
+    result = train.fit(
+        captioner, cfg, data, init_from=tmp_path / "vgg.safetensors", quiet=False, **settings
+    )
     assert "starting from" in (said := capsys.readouterr().out)
     assert "4 of 14 parameters; fresh: bridge." in said
     for name in ("conv_0", "conv_1"):
         jax.tree.map(np.testing.assert_array_equal, result.params[name], params[name])
-    fresh = jax.jit(lambda key: train.init_state(captioner, cfg, TINY.build(1, 1), key, 6).params)(jax.random.key(0))
+    fresh = jax.jit(lambda key: train.init_state(captioner, cfg, TINY.build(1, 1), key, 6).params)(
+        jax.random.key(0)
+    )
     assert np.abs(result.params["output"]["kernel"] - fresh["output"]["kernel"]).max() > 1e-3
 
 
 def test_the_first_stage_of_several_starts_there(tmp_path):
-    base = dataclasses.replace(train.RECIPES["mlp-digits"], model=mlp.Config(sizes=(64, 6, 10)), optimizer=TINY, steps=1)
+    base = dataclasses.replace(
+        train.RECIPES["mlp-digits"], model=mlp.Config(sizes=(64, 6, 10)), optimizer=TINY, steps=1
+    )
     params = jax.tree.map(lambda leaf: leaf + 0.5, mlp.init(base.model, jax.random.key(9)))
     interop.save_safetensors(tmp_path / "file", params)
-    recipe = dataclasses.replace(base, name="fine", after=dataclasses.replace(base, name="pre"), init_from=str(tmp_path / "file"))
+    recipe = dataclasses.replace(
+        base,
+        name="fine",
+        after=dataclasses.replace(base, name="pre"),
+        init_from=str(tmp_path / "file"),
+    )
     result = train.run(recipe, tmp_path / "run", quiet=True)
     _assert_equal(train.load(tmp_path / "run" / "stage-1")[2], params)
     _assert_equal(result.params, params)
@@ -188,7 +239,9 @@ def test_run_folders_from_before_the_option_resume(tmp_path):
 
 def test_parameters_given_twice_are_refused_and_given_once_stay_the_callers(file):
     params = mlp.init(CFG, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"init_from='.*mlp\.safetensors', allowed with params: None"):
+    with pytest.raises(
+        ValueError, match=r"init_from='.*mlp\.safetensors', allowed with params: None"
+    ):
         _fit(params=params, init_from=file)
     before = _bits(params)
     _fit(params=params)
@@ -199,9 +252,19 @@ def _faults(tmp_path):
     """Sources that cannot be used: {what the error says: source}."""
     (tmp_path / "text.safetensors").write_text("no tensors")
     (tmp_path / "empty").mkdir()
-    interop.save_safetensors(tmp_path / "foreign.safetensors", {"conv_0": {"bias": np.ones(2, np.float32)}})
-    vgg = dataclasses.replace(convnet.PRESETS["vgg16"], shape=(2, 2, 1), stages=(convnet.Stage(features=2),), dense=(), classes=3)
-    torchvision.save_torchvision(tmp_path / "vgg.safetensors", convnet.init(vgg, jax.random.key(0)), vgg)
+    interop.save_safetensors(
+        tmp_path / "foreign.safetensors", {"conv_0": {"bias": np.ones(2, np.float32)}}
+    )
+    vgg = dataclasses.replace(
+        convnet.PRESETS["vgg16"],
+        shape=(2, 2, 1),
+        stages=(convnet.Stage(features=2),),
+        dense=(),
+        classes=3,
+    )
+    torchvision.save_torchvision(
+        tmp_path / "vgg.safetensors", convnet.init(vgg, jax.random.key(0)), vgg
+    )
     return {
         "absent.safetensors: no such run folder or file": "absent.safetensors",
         "text.safetensors: not a safetensors file": "text.safetensors",
@@ -213,7 +276,20 @@ def _faults(tmp_path):
 
 def test_sources_that_cannot_be_used_are_one_line_and_no_folder_is_made(tmp_path, capsys):
     for message, source in _faults(tmp_path).items():
-        assert main(["mlp-digits", "--steps", "1", "--out", str(tmp_path / "run"), "--init-from", str(tmp_path / source)]) == 1
+        assert (
+            main(
+                [
+                    "mlp-digits",
+                    "--steps",
+                    "1",
+                    "--out",
+                    str(tmp_path / "run"),
+                    "--init-from",
+                    str(tmp_path / source),
+                ]
+            )
+            == 1
+        )
         said = capsys.readouterr().err
         assert message in said
         assert source in said
@@ -227,6 +303,9 @@ def test_the_command_line_takes_a_source_and_says_what_it_took(tmp_path, capsys)
     assert main([*options, "--quiet", "--out", str(tmp_path / "first")]) == 0
     again = [*options, "--model.sizes", "64", "512", "512", "11", "--out", str(tmp_path / "second")]
     assert main([*again, "--init-from", str(tmp_path / "first")]) == 0
-    assert f"starting from {tmp_path / 'first'}: 4 of 6 parameters; fresh: {LAST}" in capsys.readouterr().out
+    assert (
+        f"starting from {tmp_path / 'first'}: 4 of 6 parameters; fresh: {LAST}"
+        in capsys.readouterr().out
+    )
     assert main(again) == 1
     assert "init_from is" in capsys.readouterr().err

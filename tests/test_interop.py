@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import KINDS, THOROUGH
 from zoo import MODELS, interop
-from zoo.layers import dense
+from zoo.parts.layers import dense
 
 MEMBERS = dict(MODELS)
 if not THOROUGH:  # nothing here depends on the model but for its kinds: these are one of each
@@ -77,7 +77,10 @@ class Keys(linen.Module):
 
 
 def flat_init(cfg, key):
-    return {"scale": jax.random.normal(key, (4,)), "out": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+    return {
+        "scale": jax.random.normal(key, (4,)),
+        "out": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)},
+    }
 
 
 def flat_apply(cfg, params, inputs, *, key=None):
@@ -85,7 +88,12 @@ def flat_apply(cfg, params, inputs, *, key=None):
 
 
 def flat_batch(cfg, key, batch_size):
-    return {"inputs": {"x": jax.random.normal(key, (batch_size, 3)), "index": jnp.arange(batch_size) % 4}}
+    return {
+        "inputs": {
+            "x": jax.random.normal(key, (batch_size, 3)),
+            "index": jnp.arange(batch_size) % 4,
+        }
+    }
 
 
 def assert_equal(actual, expected):
@@ -98,7 +106,9 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert left.dtype == right.dtype
-        np.testing.assert_allclose(np.asarray(left), np.asarray(right), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            np.asarray(left), np.asarray(right), rtol=tolerance, atol=tolerance
+        )
 
 
 def sum_of_squares(outputs):
@@ -140,7 +150,12 @@ def test_linen_init_draws_by_the_models_init(case):
 
 def test_linen_training_gives_every_example_a_key_of_its_own(case):
     net = interop.to_linen(case.module, case.cfg)
-    actual = net.apply({"params": case.params}, case.inputs, deterministic=False, rngs={"dropout": jax.random.key(5)})
+    actual = net.apply(
+        {"params": case.params},
+        case.inputs,
+        deterministic=False,
+        rngs={"dropout": jax.random.key(5)},
+    )
     key = Keys().apply({}, "dropout", rngs={"dropout": jax.random.key(5)})
     assert_close(actual, case.apply(key=row_keys(key)))
 
@@ -151,7 +166,9 @@ def test_linen_takes_raw_keys_and_frozen_parameters():
     results = []
     for make in (jax.random.PRNGKey, jax.random.key):
         variables = net.init(make(4), case.inputs)
-        outputs = net.apply(freeze(variables), case.inputs, deterministic=False, rngs={"dropout": make(5)})
+        outputs = net.apply(
+            freeze(variables), case.inputs, deterministic=False, rngs={"dropout": make(5)}
+        )
         results.append((variables, outputs))
     assert_equal(*results)
 
@@ -162,7 +179,9 @@ def test_linen_trains_in_a_train_state(case):
 
     @jax.jit
     def step(state):
-        grads = jax.grad(lambda params: sum_of_squares(state.apply_fn({"params": params}, case.inputs)))(state.params)
+        grads = jax.grad(
+            lambda params: sum_of_squares(state.apply_fn({"params": params}, case.inputs))
+        )(state.params)
         return state.apply_gradients(grads=grads)
 
     for _ in range(3):
@@ -179,7 +198,11 @@ def test_linen_mlp_trains_on_optax_loss_like_the_zoos():
         logits: Any = net.apply({"params": params}, case.inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, case.batch["targets"]).mean()
 
-    assert_close(descend(loss, case.params, optimizer, 3), descend(case.loss, case.params, optimizer, 3), 1e-4)
+    assert_close(
+        descend(loss, case.params, optimizer, 3),
+        descend(case.loss, case.params, optimizer, 3),
+        1e-4,
+    )
 
 
 def test_linen_module_works_inside_another():
@@ -192,20 +215,32 @@ def test_linen_module_works_inside_another():
     case = Case("mlp")
     params: Any = Two().init(jax.random.key(0), case.inputs)["params"]
     first, second = params["LinenModel_0"], params["LinenModel_1"]
-    assert jax.tree.structure(first) == jax.tree.structure(second) == jax.tree.structure(case.params)
+    assert (
+        jax.tree.structure(first) == jax.tree.structure(second) == jax.tree.structure(case.params)
+    )
     assert not np.array_equal(first["layer_0"]["kernel"], second["layer_0"]["kernel"])
-    assert_close(Two().apply({"params": params}, case.inputs), 2 * case.apply(first) + case.apply(second))
+    assert_close(
+        Two().apply({"params": params}, case.inputs), 2 * case.apply(first) + case.apply(second)
+    )
 
 
 def test_linen_module_copies_pickles_and_compares(case):
     net = interop.to_linen(case.module, case.cfg)
-    assert net == copy.deepcopy(net) == pickle.loads(pickle.dumps(net)) == interop.to_linen(case.module, case.cfg)
+    assert (
+        net
+        == copy.deepcopy(net)
+        == pickle.loads(pickle.dumps(net))
+        == interop.to_linen(case.module, case.cfg)
+    )
 
 
 def test_linen_refuses_parameters_that_do_not_fit():
     case = Case("mlp")
     net = interop.to_linen(case.module, case.cfg)
-    layers = {"layer_0": {"kernel": case.params["layer_2"]["kernel"]}, "extra": {"bias": jnp.ones(1)}}
+    layers = {
+        "layer_0": {"kernel": case.params["layer_2"]["kernel"]},
+        "extra": {"bias": jnp.ones(1)},
+    }
     message = r"^params: layer_0\.bias is missing; extra\.bias is unknown; layer_0\.kernel has shape \(5, 3\), expected \(6, 5\)"
     with pytest.raises(ValueError, match=message):
         net.apply({"params": case.params | layers}, case.inputs)
@@ -232,7 +267,10 @@ def test_nnx_splits_merges_and_copies(case):
     graph, state = nnx.split(copy.deepcopy(net))
     other = jax.tree.map(lambda leaf: leaf + 1, case.params)
     nnx.update(net, {"params": other})  # the copy stays as it was
-    assert_close(jax.jit(lambda state, inputs: nnx.merge(graph, state)(inputs))(state, case.inputs), case.apply())
+    assert_close(
+        jax.jit(lambda state, inputs: nnx.merge(graph, state)(inputs))(state, case.inputs),
+        case.apply(),
+    )
     assert_equal(net.to_params(), other)
 
 
@@ -277,7 +315,9 @@ def test_nnx_takes_gradients_of_a_loss_of_its_outputs():
     net.train()
     for _ in range(2):  # the stream outlives the transformation
         key = row_keys(stream())
-        expected = jax.grad(lambda params, key=key: sum_of_squares(case.apply(params, key=key)))(case.params)
+        expected = jax.grad(lambda params, key=key: sum_of_squares(case.apply(params, key=key)))(
+            case.params
+        )
         assert_close(nnx.to_pure_dict(grad(net))["params"], expected, 1e-4)
 
 
@@ -306,17 +346,24 @@ def test_safetensors_round_trip_and_names(case, tmp_path):
     assert_equal(loaded, case.params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
     others = safetensors.numpy.load_file(path)
-    flat = {jax.tree_util.keystr(keys, simple=True, separator="."): leaf for keys, leaf in jax.tree.leaves_with_path(case.params)}
+    flat = {
+        jax.tree_util.keystr(keys, simple=True, separator="."): leaf
+        for keys, leaf in jax.tree.leaves_with_path(case.params)
+    }
     assert others.keys() == flat.keys()
     for name, value in others.items():
         np.testing.assert_array_equal(value, flat[name])
 
 
-@pytest.mark.parametrize("name", [f"{model}/{preset}" for model, module in MODELS.items() for preset in module.PRESETS])
+@pytest.mark.parametrize(
+    "name", [f"{model}/{preset}" for model, module in MODELS.items() for preset in module.PRESETS]
+)
 def test_safetensors_keep_the_config(name, tmp_path, monkeypatch):
     model, preset = name.split("/")
     module, cfg = MODELS[model], MODELS[model].PRESETS[preset]
-    monkeypatch.setattr(module, "init", lambda cfg, key: {"bias": jnp.ones(2)})  # the parameters matter not, and may be many
+    monkeypatch.setattr(
+        module, "init", lambda cfg, key: {"bias": jnp.ones(2)}
+    )  # the parameters matter not, and may be many
     interop.save_safetensors(tmp_path / "file", {"bias": jnp.ones(2)}, cfg)
     loaded = interop.load_config(tmp_path / "file")
     assert loaded == (module, cfg)
@@ -325,10 +372,18 @@ def test_safetensors_keep_the_config(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", interop.DTYPES)
 def test_safetensors_keep_every_type_exactly(dtype, tmp_path):
-    bits = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 256, size=(6, 16), dtype=np.uint8)
+    bits = np.random.default_rng(0).integers(
+        0, 2 if dtype == "bool" else 256, size=(6, 16), dtype=np.uint8
+    )
     values = bits.view(np.dtype(dtype)).reshape(6, -1)
     with jax.enable_x64(True):
-        for array in (values, values.T, values[0, 0], values[:0], values[::2]):  # not contiguous, without axes, empty
+        for array in (
+            values,
+            values.T,
+            values[0, 0],
+            values[:0],
+            values[::2],
+        ):  # not contiguous, without axes, empty
             interop.save_safetensors(tmp_path / "file", {"leaf": array})
             loaded = interop.load_safetensors(tmp_path / "file", like={"leaf": array})["leaf"]
             assert loaded.dtype == array.dtype
@@ -336,7 +391,9 @@ def test_safetensors_keep_every_type_exactly(dtype, tmp_path):
             assert np.asarray(loaded).tobytes() == array.tobytes()  # NaNs and all
 
 
-names = st.text(min_size=1).filter(lambda name: "." not in name and name != "__metadata__" and name.isprintable())
+names = st.text(min_size=1).filter(
+    lambda name: "." not in name and name != "__metadata__" and name.isprintable()
+)
 trees = st.recursive(
     st.integers(0, 3).map(lambda n: np.arange(n, dtype=np.int32)),
     lambda nodes: st.dictionaries(names, nodes, min_size=1, max_size=3),
@@ -344,7 +401,11 @@ trees = st.recursive(
 )
 
 
-@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @hypothesis.given(params=st.dictionaries(names, trees, max_size=3))
 def test_safetensors_keep_any_nesting(params, tmp_path):
     interop.save_safetensors(tmp_path / "file", params)
@@ -354,7 +415,10 @@ def test_safetensors_keep_any_nesting(params, tmp_path):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"layer.0": {"bias": np.ones(1)}}, r"name \('layer\.0', 'bias'\), allowed: a path of strings, not empty, without dots"),
+        (
+            {"layer.0": {"bias": np.ones(1)}},
+            r"name \('layer\.0', 'bias'\), allowed: a path of strings, not empty, without dots",
+        ),
         ({"": np.ones(1)}, r"name \('',\)"),
         ({0: np.ones(1)}, r"name \(0,\)"),
         ({"__metadata__": np.ones(1)}, r"name \('__metadata__',\)"),
@@ -376,7 +440,9 @@ def test_safetensors_refuse_what_would_not_come_back(params, message, tmp_path):
 
 def test_safetensors_of_another_shape_than_the_config_are_refused(tmp_path):
     case = Case("mlp")
-    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"):
+    with pytest.raises(
+        ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"
+    ):
         interop.save_safetensors(tmp_path / "file", case.params, MLP.PRESETS["digits"])
     with pytest.raises(ValueError, match=r"cfg='tiny', allowed: the Config of one of "):
         interop.save_safetensors(tmp_path / "file", case.params, "tiny")
@@ -384,7 +450,10 @@ def test_safetensors_of_another_shape_than_the_config_are_refused(tmp_path):
 
 def test_safetensors_like_names_every_fault(tmp_path):
     path = tmp_path / "file"
-    interop.save_safetensors(path, {"a": {"x": np.ones(2, np.float32), "y": np.ones(3, np.int32)}, "b": np.ones(1, np.int32)})
+    interop.save_safetensors(
+        path,
+        {"a": {"x": np.ones(2, np.float32), "y": np.ones(3, np.int32)}, "b": np.ones(1, np.int32)},
+    )
     good = {"a": {"x": jnp.ones(2), "y": jnp.ones(3, int)}, "b": jnp.ones(1, int)}
     interop.load_safetensors(path, like=good)
     for like, message in [
@@ -397,7 +466,9 @@ def test_safetensors_like_names_every_fault(tmp_path):
         with pytest.raises(ValueError, match=re.escape(f"{path}: {message}") + "$"):
             interop.load_safetensors(path, like=like)
     with pytest.raises(ValueError, match=r"n9 is missing; and 15 more$"):
-        interop.load_safetensors(path, like=good | {f"n{index}": jnp.ones(1) for index in range(25)})
+        interop.load_safetensors(
+            path, like=good | {f"n{index}": jnp.ones(1) for index in range(25)}
+        )
 
 
 def test_safetensors_that_are_damaged_or_foreign_are_refused_by_name(tmp_path):
@@ -411,10 +482,22 @@ def test_safetensors_that_are_damaged_or_foreign_are_refused_by_name(tmp_path):
             with pytest.raises(ValueError, match=r"model\.safetensors: not a safetensors file: "):
                 read(path)
     for tensors, message in [
-        ({"a": np.ones(1, np.float32), "a.b": np.ones(1, np.float32)}, r"model\.safetensors: a is an array, and a dict in a\.b"),
-        ({"b": {"a": 0}, "f": np.ones(1, np.float64)}, r"model\.safetensors: f has type float64, which needs jax_enable_x64"),
-        ({"n": np.ones(1, np.int64)}, r"model\.safetensors: n has type int64, which needs jax_enable_x64"),
-        ({"e": np.ones(1, ml_dtypes.float8_e5m2)}, r"model\.safetensors: e: unreadable: .*types allowed: bool, int8"),
+        (
+            {"a": np.ones(1, np.float32), "a.b": np.ones(1, np.float32)},
+            r"model\.safetensors: a is an array, and a dict in a\.b",
+        ),
+        (
+            {"b": {"a": 0}, "f": np.ones(1, np.float64)},
+            r"model\.safetensors: f has type float64, which needs jax_enable_x64",
+        ),
+        (
+            {"n": np.ones(1, np.int64)},
+            r"model\.safetensors: n has type int64, which needs jax_enable_x64",
+        ),
+        (
+            {"e": np.ones(1, ml_dtypes.float8_e5m2)},
+            r"model\.safetensors: e: unreadable: .*types allowed: bool, int8",
+        ),
     ]:
         arrays = {name: value for name, value in tensors.items() if isinstance(value, np.ndarray)}
         safetensors.numpy.save_file(arrays, path)
@@ -429,8 +512,14 @@ def test_safetensors_that_are_damaged_or_foreign_are_refused_by_name(tmp_path):
         ({"model": "os", "config": "{}"}, r"model 'os' in its metadata"),
         ({"model": "mlp"}, r"config in its metadata: KeyError"),
         ({"model": "mlp", "config": "{"}, r"config in its metadata: JSONDecodeError"),
-        ({"model": "mlp", "config": json.dumps({"sizes": [3], "unknown": 1})}, r"config in its metadata: .*unknown"),
-        ({"model": "mlp", "config": json.dumps({"sizes": [3]})}, r"config in its metadata: ValueError: .*sizes=\(3,\), allowed"),
+        (
+            {"model": "mlp", "config": json.dumps({"sizes": [3], "unknown": 1})},
+            r"config in its metadata: .*unknown",
+        ),
+        (
+            {"model": "mlp", "config": json.dumps({"sizes": [3]})},
+            r"config in its metadata: ValueError: .*sizes=\(3,\), allowed",
+        ),
     ],
 )
 def test_safetensors_without_a_config_of_ours(metadata, message, tmp_path):
@@ -469,7 +558,10 @@ def outside(tmp_path_factory):
     for name in MEMBERS:
         case = Case(name)
         for kind, exported in (
-            ("baked", interop.export(case.module, case.cfg, params=case.params, platforms=("cpu",))),
+            (
+                "baked",
+                interop.export(case.module, case.cfg, params=case.params, platforms=("cpu",)),
+            ),
             ("free", interop.export(case.module, case.cfg)),
         ):
             (folder / f"{name}-{kind}.jax").write_bytes(exported.serialize())
@@ -477,7 +569,9 @@ def outside(tmp_path_factory):
                 inputs = case.first(size)
                 leaves = jax.tree.leaves(inputs if kind == "baked" else (case.params, inputs))
                 np.savez(folder / f"{name}-{kind}.{size}.in.npz", *leaves)
-    subprocess.run([sys.executable, "-I", "-c", OUTSIDE, str(folder)], check=True, timeout=120, cwd=folder)
+    subprocess.run(
+        [sys.executable, "-I", "-c", OUTSIDE, str(folder)], check=True, timeout=120, cwd=folder
+    )
     return folder
 
 
@@ -503,22 +597,30 @@ def test_exported_model_has_only_its_batch_axis_free(case, outside):
 
 def test_export_takes_parameters_from_many_devices_and_of_another_type():
     case = Case("mlp")
-    mesh = jax.make_mesh((jax.device_count(),), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh(
+        (jax.device_count(),), ("device",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), case.params)
-    exported = interop.export(case.module, case.cfg, params=jax.device_put(params, everywhere), platforms=("cpu",))
+    exported = interop.export(
+        case.module, case.cfg, params=jax.device_put(params, everywhere), platforms=("cpu",)
+    )
     assert exported.nr_devices == 1
     assert_close(exported.call(case.inputs), case.apply(params), 1e-2)
 
 
 @pytest.mark.parametrize("platforms", ["cpu", (), ("gpu",), ("cpu", "cudo")])
 def test_export_refuses_unknown_platforms(platforms):
-    with pytest.raises(ValueError, match=r"platforms=.*, allowed: a tuple of 'cpu', 'cuda', 'rocm', 'tpu'"):
+    with pytest.raises(
+        ValueError, match=r"platforms=.*, allowed: a tuple of 'cpu', 'cuda', 'rocm', 'tpu'"
+    ):
         interop.export(MLP, MLP.PRESETS["tiny"], platforms=platforms)
 
 
 def test_export_refuses_parameters_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"):
+    with pytest.raises(
+        ValueError, match=r"params: .*layer_0\.kernel has shape \(6, 5\), expected \(64, 512\)"
+    ):
         interop.export(MLP, MLP.PRESETS["digits"], params=Case("mlp").params)
 
 
@@ -527,10 +629,15 @@ def test_export_refuses_parameters_that_do_not_fit():
 
 def test_leaves_at_the_top_and_dicts_of_inputs_are_fine(tmp_path):
     module: Any = SimpleNamespace(init=flat_init, apply=flat_apply, example_batch=flat_batch)
-    params, inputs = flat_init(None, jax.random.key(0)), flat_batch(None, jax.random.key(1), BATCH)["inputs"]
+    params, inputs = (
+        flat_init(None, jax.random.key(0)),
+        flat_batch(None, jax.random.key(1), BATCH)["inputs"],
+    )
     expected = flat_apply(None, params, inputs)
     net = interop.to_linen(module, None)
-    assert jax.tree.structure(net.init(jax.random.key(0), inputs)["params"]) == jax.tree.structure(params)
+    assert jax.tree.structure(net.init(jax.random.key(0), inputs)["params"]) == jax.tree.structure(
+        params
+    )
     assert_equal(net.apply({"params": params}, inputs), expected)
     assert_equal(interop.to_nnx(module, None, params=params)(inputs), expected)
     interop.save_safetensors(tmp_path / "file", params)

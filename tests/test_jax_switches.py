@@ -15,12 +15,14 @@ import pytest
 import evals.__main__
 import train
 import zoo
-from train.checkpoint import CheckpointError
-from train.parallel import Parallel
+from train.engine.checkpoint import CheckpointError
+from train.engine.parallel import Parallel
+from train.engine.run_folder import RunError, RunFolder, jax_settings, read_json, write_json
+from train.engine.step import decide, init_control, init_state, make_evaluate, make_step, root_key
 from train.recipes import RECIPES
-from train.run_folder import RunError, RunFolder, jax_settings, read_json, write_json
-from train.step import decide, init_control, init_state, make_evaluate, make_step, root_key
 from zoo import mlp, rbm
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.5)
@@ -41,12 +43,26 @@ def _x64(on):
 def _data(binary=False) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(40, 6)).astype(np.float32)
-    return {"inputs": (inputs > 0).astype(np.float32)} if binary else {"inputs": inputs, "targets": rng.integers(0, 3, 40)}
+    return (
+        {"inputs": (inputs > 0).astype(np.float32)}
+        if binary
+        else {"inputs": inputs, "targets": rng.integers(0, 3, 40)}
+    )
 
 
 def _fit(out=None, module: Any = mlp, cfg: Any = CFG, steps=6, **more):
     data = _data(binary=module is rbm)
-    return train.fit(module, cfg, data, validation=data, out=out, batch_size=8, steps=steps, eval_every=0.4, **more)
+    return train.fit(
+        module,
+        cfg,
+        data,
+        validation=data,
+        out=out,
+        batch_size=8,
+        steps=steps,
+        eval_every=0.4,
+        **more,
+    )
 
 
 def _losses(result):
@@ -67,16 +83,28 @@ def test_a_run_draws_the_same_numbers_whatever_the_default_generator_is(module, 
     expected = _fit(module=module, cfg=cfg)
     with jax.default_prng_impl(generator):
         assert str(jax.random.key_impl(jax.random.key(0))) == generator
-        result, spread = (_fit(module=module, cfg=cfg, parallel=Parallel(devices=devices)) for devices in (1, 2))
+        result, spread = (
+            _fit(module=module, cfg=cfg, parallel=Parallel(devices=devices)) for devices in (1, 2)
+        )
     assert _bits(result.state) == _bits(expected.state)
     np.testing.assert_allclose(_losses(spread), _losses(expected), rtol=1e-5)
 
 
 def test_the_trainer_and_the_evaluations_make_keys_in_one_place():
     """But for the measurements of speed, whose numbers nobody reads."""
-    files = [file for package in ("train", "evals") for file in (ROOT / package).rglob("*.py") if file.parent.name != "speed"]
+    files = [
+        file
+        for package in ("train", "evals")
+        for file in (ROOT / package).rglob("*.py")
+        if file.parent.name != "speed"
+    ]
     made = re.compile(r"random\.(key|PRNGKey)\(|import key\b")
-    found = [f"{file.name}: {line.strip()}" for file in files for line in file.read_text().splitlines() if made.search(line)]
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in files
+        for line in file.read_text().splitlines()
+        if made.search(line)
+    ]
     assert found == ["step.py: return jax.random.key(seed, impl=PRNG)"]
 
 
@@ -97,7 +125,9 @@ def test_a_step_takes_keys_of_any_generator():
 
 SWITCHES = {
     "JAX_ENABLE_X64 was 0 when the run was begun, and is 1 here": lambda: _x64(True),
-    "JAX_THREEFRY_PARTITIONABLE was 1 when the run was begun, and is 0 here": lambda: jax.threefry_partitionable(False),
+    "JAX_THREEFRY_PARTITIONABLE was 1 when the run was begun, and is 0 here": lambda: (
+        jax.threefry_partitionable(False)
+    ),
     "JAX_DEFAULT_MATMUL_PRECISION was not set when the run was begun, and is highest here": (
         lambda: jax.default_matmul_precision("highest")
     ),
@@ -112,7 +142,9 @@ def test_a_run_resumes_with_the_settings_that_it_was_begun_with_only(tmp_path, m
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     with SWITCHES[message](), pytest.raises(RunError, match=message):
         _fit(tmp_path / "run", steps=3)
-    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+    assert {
+        file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()
+    } == before
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -126,11 +158,21 @@ def test_a_run_of_another_precision_is_not_called_damaged(tmp_path, here):
     config = read_json(tmp_path / "run" / "config.json")
     del config["jax"]
     write_json(tmp_path / "run" / "config.json", config)
-    holds = r"holds float64\[.*\], the run expects float32" if not here else r"holds float32\[.*\], the run expects float64"
+    holds = (
+        r"holds float64\[.*\], the run expects float32"
+        if not here
+        else r"holds float32\[.*\], the run expects float64"
+    )
     # A warning would be an error here, and is how a damaged checkpoint is named.
-    with _x64(here), pytest.raises(CheckpointError, match=f"(?s){holds}.*more leaves differ; {wanted}"):
+    with (
+        _x64(here),
+        pytest.raises(CheckpointError, match=f"(?s){holds}.*more leaves differ; {wanted}"),
+    ):
         train.load(tmp_path / "run")
-    with _x64(here), pytest.raises(CheckpointError, match=f"(?s){holds}.*more leaves differ; {wanted}"):
+    with (
+        _x64(here),
+        pytest.raises(CheckpointError, match=f"(?s){holds}.*more leaves differ; {wanted}"),
+    ):
         _fit(tmp_path / "run", steps=3)
     with _x64(not here):
         assert _fit(tmp_path / "run", steps=3).complete
@@ -149,7 +191,10 @@ def test_a_run_in_double_precision_resumes_bit_for_bit(tmp_path, module, cfg):
         assert {leaf.dtype for leaf in jax.tree.leaves(whole.params)} == {jnp.dtype("float64")}
         shutil.rmtree(tmp_path / "checkpoints" / "6")
         assert _bits(_fit(tmp_path, module, cfg).state) == _bits(whole.state)
-    with jax.enable_x64(True), pytest.raises(CheckpointError, match="does not reach the threads that read"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(CheckpointError, match="does not reach the threads that read"),
+    ):
         train.load(tmp_path)
 
 
@@ -159,7 +204,12 @@ def test_a_run_in_double_precision_resumes_bit_for_bit(tmp_path, module, cfg):
 @contextlib.contextmanager
 def _checked(strict=False):
     """Under all of JAX's checks at once: each raises where a run that is not healthy would go on."""
-    with jax.debug_nans(True), jax.debug_infs(True), jax.debug_key_reuse(True), contextlib.ExitStack() as stack:
+    with (
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.debug_key_reuse(True),
+        contextlib.ExitStack() as stack,
+    ):
         if strict:
             stack.enter_context(jax.numpy_dtype_promotion("strict"))
         yield
@@ -170,7 +220,10 @@ def _checked(strict=False):
     [
         (FloatingPointError, lambda: jnp.log(-jnp.ones(2))),
         (FloatingPointError, lambda: jnp.log(jnp.zeros(2))),
-        (jax.errors.KeyReuseError, lambda: [jax.random.bits(key) + jax.random.bits(key) for key in [root_key(0)]]),
+        (
+            jax.errors.KeyReuseError,
+            lambda: [jax.random.bits(key) + jax.random.bits(key) for key in [root_key(0)]],
+        ),
         (jax.dtypes.TypePromotionError, lambda: jnp.ones(2) + jnp.ones(2, int)),
     ],
 )
@@ -188,7 +241,10 @@ def test_no_check_finds_fault_with_a_model(name):
         batch = jax.jit(module.example_batch, static_argnums=2)(cfg, jax.random.key(1), 4)
         key = root_key(0)
         state = jax.jit(init_state, static_argnums=(0, 2, 4))(module, cfg, optimizer, key, 4)
-        step, evaluate = jax.jit(make_step(module, cfg, optimizer)), jax.jit(make_evaluate(module, cfg))
+        step, evaluate = (
+            jax.jit(make_step(module, cfg, optimizer)),
+            jax.jit(make_evaluate(module, cfg)),
+        )
         for kept in (4, 2, 0):
             rows = np.arange(4).reshape(4, *[1] * (batch["mask"].ndim - 1)) < kept
             padded = {**batch, "mask": batch["mask"] & rows}
@@ -210,10 +266,16 @@ def test_every_parameter_of_a_captioner_has_a_key_of_its_own(name):
 
 @pytest.mark.parametrize(
     ("recipe", "switch"),
-    [("mlp-digits", _checked), ("mlp-digits", lambda: _x64(True)), ("rbm-digits", lambda: _x64(True))],
+    [
+        ("mlp-digits", _checked),
+        ("mlp-digits", lambda: _x64(True)),
+        ("rbm-digits", lambda: _x64(True)),
+    ],
     ids=["mlp-digits checked", "mlp-digits in x64", "rbm-digits in x64"],
 )
-def test_a_run_is_trained_resumed_and_evaluated_under_a_switch(tmp_path, capsys, monkeypatch, recipe, switch):
+def test_a_run_is_trained_resumed_and_evaluated_under_a_switch(
+    tmp_path, capsys, monkeypatch, recipe, switch
+):
     monkeypatch.setattr("evals.tasks.density.TEMPERATURES", 20)
     recipe = dataclasses.replace(RECIPES[recipe], steps=6, eval_every=0.03, batch_size=50)
     with switch():

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax import test_util
 
-from zoo.language import next_token_loss
+from zoo.parts.language import next_token_loss
 
 BATCH, TIME, VOCABULARY = 3, 5, 7
 MASK = jnp.asarray(np.arange(TIME)[None] < np.array([[5], [2], [4]]))
@@ -16,7 +16,10 @@ MASK = jnp.asarray(np.arange(TIME)[None] < np.array([[5], [2], [4]]))
 def _setup():
     keys = jax.random.split(jax.random.key(0), 2)
     logits = 3 * jax.random.normal(keys[0], (BATCH, TIME, VOCABULARY))
-    return logits, {"targets": jax.random.randint(keys[1], (BATCH, TIME), 0, VOCABULARY), "mask": MASK}
+    return logits, {
+        "targets": jax.random.randint(keys[1], (BATCH, TIME), 0, VOCABULARY),
+        "mask": MASK,
+    }
 
 
 def _loss(batch):
@@ -37,15 +40,21 @@ def test_the_loss_and_its_gradient_are_those_of_optax():
     ours, theirs = (jax.jit(jax.value_and_grad(make(batch)))(logits) for make in (_loss, _plain))
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(_loss(batch)(logits), ours[0], rtol=1e-12)  # computed another way without a gradient
-    test_util.check_grads(jax.jit(_loss(batch)), (logits,), order=2, modes=("fwd", "rev"), rtol=1e-4)
+    np.testing.assert_allclose(
+        _loss(batch)(logits), ours[0], rtol=1e-12
+    )  # computed another way without a gradient
+    test_util.check_grads(
+        jax.jit(_loss(batch)), (logits,), order=2, modes=("fwd", "rev"), rtol=1e-4
+    )
 
 
 def test_a_token_that_is_impossible_has_no_gradient():
     logits, batch = _setup()
     targets = batch["targets"] % (VOCABULARY - 1)
     for value in (-np.inf, np.finfo(np.float32).min):
-        loss, gradient = jax.jit(jax.value_and_grad(_loss(batch | {"targets": targets})))(logits.at[..., -1].set(value))
+        loss, gradient = jax.jit(jax.value_and_grad(_loss(batch | {"targets": targets})))(
+            logits.at[..., -1].set(value)
+        )
         assert np.isfinite(loss)
         assert np.isfinite(gradient).all()
         assert not gradient[..., -1].any()

@@ -12,7 +12,8 @@ import pytest
 import zoo
 from evals.tasks.language import read_prompt
 from train.tasks import Language
-from zoo import language, nnlm, rnn, rnnlm
+from zoo import nnlm, rnn, rnnlm
+from zoo.parts import language
 
 VOCABULARY = 11
 MODELS = {
@@ -69,7 +70,9 @@ def test_rnnlm_is_the_recurrent_net_on_vectors_and_tied_ones_are_the_softmax_too
     assert "kernel" not in params["output"]
     whole = params | {"output": {"kernel": table.T, "bias": params["output"]["bias"]}}
     expected = jitted(rnn.apply)(cfg.layers, whole, table[tokens])
-    np.testing.assert_allclose(jitted(module.apply)(cfg, params, tokens), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jitted(module.apply)(cfg, params, tokens), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -79,7 +82,9 @@ def test_the_loss_is_minus_log_p_of_the_targets(name):
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
     total, aux = jitted(module.loss)(cfg, params, batch)
     logits = np.asarray(jitted(module.apply)(cfg, params, batch["inputs"]), np.float64)
-    chosen = np.take_along_axis(log_softmax(logits), np.asarray(batch["targets"])[..., None], axis=-1)[..., 0]
+    chosen = np.take_along_axis(
+        log_softmax(logits), np.asarray(batch["targets"])[..., None], axis=-1
+    )[..., 0]
     np.testing.assert_allclose(total, -(chosen * mask).sum(), rtol=1e-5)
     assert aux.count == 13
 
@@ -102,18 +107,26 @@ def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
             seen[row] += list(np.asarray(logits)[row, :length])
         place += lengths
     for row in range(3):
-        np.testing.assert_allclose(np.stack(seen[row]), expected[row, : place[row]], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.stack(seen[row]), expected[row, : place[row]], rtol=2e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_comes_later_changes_nothing(name):
     module = zoo.MODELS[name]
-    cfg = MODELS[name] if name == "nnlm" else rnnlm.Config(vocabulary=VOCABULARY, features=4, units=(4,))
+    cfg = (
+        MODELS[name]
+        if name == "nnlm"
+        else rnnlm.Config(vocabulary=VOCABULARY, features=4, units=(4,))
+    )
     params = jitted(module.init)(cfg, jax.random.key(0))
 
     @jax.jit
     def logits_at_3(table):
-        return module.apply(cfg, params | {"embedding": {"embedding": table}}, jnp.arange(8)[None])[0, 3].sum()
+        return module.apply(cfg, params | {"embedding": {"embedding": table}}, jnp.arange(8)[None])[
+            0, 3
+        ].sum()
 
     gradient = jax.grad(logits_at_3)(params["embedding"]["embedding"])
     assert np.abs(gradient[1:4]).max(axis=1).min() > 0, "tokens 1 to 3 stand at positions 1 to 3"
@@ -138,9 +151,19 @@ def test_tokens_are_drawn_from_the_models_distribution(temperature, top_k):
     count = 4000
     prompt = jnp.repeat(tokens[:, :5], count, axis=0)
     drawn = language.generate(
-        module, cfg, params, prompt, 2, jax.random.split(jax.random.key(5), count), temperature=temperature, top_k=top_k
+        module,
+        cfg,
+        params,
+        prompt,
+        2,
+        jax.random.split(jax.random.key(5), count),
+        temperature=temperature,
+        top_k=top_k,
     )
-    logits = np.asarray(jitted(module.apply)(cfg, params, tokens[:, :5])[0, -1], np.float64) / temperature
+    logits = (
+        np.asarray(jitted(module.apply)(cfg, params, tokens[:, :5])[0, -1], np.float64)
+        / temperature
+    )
     if top_k:
         logits[np.argsort(logits)[:-top_k]] = -np.inf
     expected = np.exp(log_softmax(logits))
@@ -152,7 +175,9 @@ def test_rows_have_keys_of_their_own_and_the_same_keys_write_the_same():
     module, cfg, params, tokens = setup("rnnlm")
     prompt, keys = jnp.repeat(tokens[:1, :3], 3, axis=0), jax.random.split(jax.random.key(1), 3)
     written = language.generate(module, cfg, params, prompt, 20, keys)
-    np.testing.assert_array_equal(language.generate(module, cfg, params, prompt[1:2], 20, keys[1:2])[0], written[1])
+    np.testing.assert_array_equal(
+        language.generate(module, cfg, params, prompt[1:2], 20, keys[1:2])[0], written[1]
+    )
     assert len(np.unique(written, axis=0)) == 3
 
 
@@ -177,7 +202,11 @@ def test_numbers_that_are_no_tokens_are_refused():
 
 def test_presets_are_rows_of_the_papers_table():
     rows = {"mlp1": (4, 50, 60, True), "mlp5": (4, 50, 30, True), "mlp9": (4, 100, 30, False)}
-    found = {name: (cfg.context, cfg.hidden, cfg.features, cfg.direct) for name, cfg in nnlm.PRESETS.items() if name != "tiny"}
+    found = {
+        name: (cfg.context, cfg.hidden, cfg.features, cfg.direct)
+        for name, cfg in nnlm.PRESETS.items()
+        if name != "tiny"
+    }
     assert found == rows
 
 

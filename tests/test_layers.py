@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from zoo.layers import add_gradient
+from zoo.parts.layers import add_gradient
 
 X = np.array([0.5, -2.0, 3.0], np.float32)
 
@@ -29,7 +29,10 @@ TRANSFORMS = {
     "vmap": jax.vmap,
     "checkpoint": jax.checkpoint,
     "shard_map": lambda function: jax.shard_map(
-        function, mesh=jax.make_mesh((3,), ("data",), (jax.sharding.AxisType.Auto,)), in_specs=P("data"), out_specs=P("data")
+        function,
+        mesh=jax.make_mesh((3,), ("data",), (jax.sharding.AxisType.Auto,)),
+        in_specs=P("data"),
+        out_specs=P("data"),
     ),
 }
 
@@ -47,6 +50,8 @@ def test_a_value_keeps_its_bits_beside_the_gradient_of_another(transform):
 
 @pytest.mark.parametrize("size", [np.inf, np.nan])
 def test_a_value_survives_another_that_is_not_finite(size):
-    value, gradient = jax.value_and_grad(lambda x: jnp.sum(add_gradient(_value(x), size * x)))(jnp.asarray(X))
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(add_gradient(_value(x), size * x)))(
+        jnp.asarray(X)
+    )
     np.testing.assert_array_equal(value, np.sum(_value(X)))
     assert not np.isfinite(gradient).any()  # which is how a run that diverges is noticed

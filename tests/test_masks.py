@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import scenes, stamps
+from tests.helpers.data import kinds_of
+from train import stamps
 from train.augment import Augment, deform, deform_batch
-from train.data import DataError, load_data
+from train.data import DataError, load_data, scenes
+from train.data.masks import VOC_CLASSES, VOID
+from train.engine.step import example_keys
 from train.formats import read_mask
-from train.masks import VOC_CLASSES, VOID
-from train.step import example_keys
 from train.tasks import Segmentation
 
 SHAPE = (12, 16, 3)
 
 
-def write(path: pathlib.Path, count=12, *, places=("images", "masks"), classes=("nothing", "left", "right")):
+def write(
+    path: pathlib.Path,
+    count=12,
+    *,
+    places=("images", "masks"),
+    classes=("nothing", "left", "right"),
+):
     """Pictures of different sizes whose halves are of a class each: dark red and bright green, blue where there is no label."""
     for place in places:
         (path / place).mkdir(parents=True)
@@ -30,7 +37,11 @@ def write(path: pathlib.Path, count=12, *, places=("images", "masks"), classes=(
         mask[:, : width // 4], mask[:, width // 2 :] = 1, 2
         mask[: height // 4] = VOID
         image = np.zeros((height, width, 3), np.uint8)
-        image[mask == 1], image[mask == 2], image[mask == VOID] = (90, 0, 0), (0, 200, 0), (0, 0, 250)
+        image[mask == 1], image[mask == 2], image[mask == VOID] = (
+            (90, 0, 0),
+            (0, 200, 0),
+            (0, 0, 250),
+        )
         Image.fromarray(image).save(path / places[0] / f"{index}.{'png' if index % 2 else 'bmp'}")
         picture = Image.fromarray(mask, "L" if index % 3 else "P")
         if picture.mode == "P":
@@ -55,7 +66,11 @@ def check(dataset):
         assert image.shape == (len(targets), *SHAPE)
         assert targets.shape == mask.shape == image.shape[:-1]
         assert (image.dtype, targets.dtype, mask.dtype) == (np.uint8, np.uint8, bool)
-        for colour, label, there in (((90, 0, 0), 1, True), ((0, 200, 0), 2, True), ((0, 0, 250), 0, False)):
+        for colour, label, there in (
+            ((90, 0, 0), 1, True),
+            ((0, 200, 0), 2, True),
+            ((0, 0, 250), 0, False),
+        ):
             where = (image == colour).all(axis=-1)
             assert where.any()
             assert (targets[where] == label).all()
@@ -65,7 +80,11 @@ def check(dataset):
 def test_images_and_masks_of_any_size_are_read(tmp_path):
     name = write(tmp_path)
     dataset = load_data(name, image_shape=SHAPE)
-    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 10, "validation": 1, "test": 1}
+    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {
+        "train": 10,
+        "validation": 1,
+        "test": 1,
+    }
     assert dataset.task.labels == ("nothing", "left", "right")
     check(dataset)
     (tmp_path / "classes.txt").unlink()
@@ -79,19 +98,33 @@ def test_pascal_vocs_folders_are_read(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "JPEGImages" / "without_a_mask.png")
     lists(tmp_path, train=range(10), val=(10, 11))
     dataset = load_data(name, image_shape=SHAPE)
-    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 9, "validation": 1, "test": 2}
+    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {
+        "train": 9,
+        "validation": 1,
+        "test": 2,
+    }
     assert dataset.task.labels == VOC_CLASSES
     assert (len(VOC_CLASSES), VOC_CLASSES[15]) == (21, "person")
     check(dataset)
     lists(tmp_path, train=range(9), val=(9,), test=(10, 11))
-    assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [9, 1, 2]
+    assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [
+        9,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (lambda path: (path / "masks" / "7.png").unlink(), r"masks/7.png: no such file, the mask of 7.png"),
-        (lambda path: (path / "images" / "7.png").unlink(), r"masks/7.png: a mask without an image in images/"),
+        (
+            lambda path: (path / "masks" / "7.png").unlink(),
+            r"masks/7.png: no such file, the mask of 7.png",
+        ),
+        (
+            lambda path: (path / "images" / "7.png").unlink(),
+            r"masks/7.png: a mask without an image in images/",
+        ),
         (
             lambda path: Image.new("L", (44, 34)).save(path / "masks" / "7.png"),
             r"masks/7.png: 44 x 34 pixels, its image 7.png has 44 x 33",
@@ -100,29 +133,71 @@ def test_pascal_vocs_folders_are_read(tmp_path):
             lambda path: Image.new("L", (44, 33), 3).save(path / "masks" / "7.png"),
             r"masks/7.png: value 3, allowed: 0 to 2, the classes, and 255, void",
         ),
-        (lambda path: Image.new("RGB", (44, 33)).save(path / "masks" / "7.png"), r"masks/7.png: PNG of mode RGB, expected a PNG"),
+        (
+            lambda path: Image.new("RGB", (44, 33)).save(path / "masks" / "7.png"),
+            r"masks/7.png: PNG of mode RGB, expected a PNG",
+        ),
         (
             lambda path: Image.new("L", (44, 33)).save(path / "masks" / "7.png", format="JPEG"),
             r"masks/7.png: JPEG of mode L, expected a PNG",
         ),
         (
-            lambda path: [(path / "classes.txt").unlink(), Image.new("L", (44, 33), 200).save(path / "masks" / "7.png")],
+            lambda path: [
+                (path / "classes.txt").unlink(),
+                Image.new("L", (44, 33), 200).save(path / "masks" / "7.png"),
+            ],
             r"masks/7.png: value 200, while no mask has 3; allowed without .*classes.txt: 0, 1, ..., all of which occur, and 255",
         ),
-        (lambda path: (path / "masks" / "7.png").write_bytes(b"\x89PNG"), r"masks/7.png: not an image, or damaged"),
-        (lambda path: (path / "images" / "7.png").write_bytes(b"no"), r"images/7.png: not an image, or damaged"),
-        (lambda path: Image.new("L", (3, 3)).save(path / "images" / "7.bmp"), r"images/7.png: the same name as 7.bmp"),
-        (lambda path: (path / "masks").rename(path / "labels"), r"expected folders images/ and masks/, or JPEGImages/ and Segm"),
-        (lambda path: (path / "classes.txt").write_text("a\na\n"), r"classes.txt: 2 names, expected 2 to 255 different ones"),
+        (
+            lambda path: (path / "masks" / "7.png").write_bytes(b"\x89PNG"),
+            r"masks/7.png: not an image, or damaged",
+        ),
+        (
+            lambda path: (path / "images" / "7.png").write_bytes(b"no"),
+            r"images/7.png: not an image, or damaged",
+        ),
+        (
+            lambda path: Image.new("L", (3, 3)).save(path / "images" / "7.bmp"),
+            r"images/7.png: the same name as 7.bmp",
+        ),
+        (
+            lambda path: (path / "masks").rename(path / "labels"),
+            r"expected folders images/ and masks/, or JPEGImages/ and Segm",
+        ),
+        (
+            lambda path: (path / "classes.txt").write_text("a\na\n"),
+            r"classes.txt: 2 names, expected 2 to 255 different ones",
+        ),
         (lambda path: (path / "classes.txt").write_text("\n"), r"classes.txt: nothing in it"),
-        (lambda path: (path / "classes.txt").write_bytes(b"\xff"), r"classes.txt:1: not UTF-8 text"),
-        (lambda path: (path / "classes.txt").write_text("a\nb\nc\n", "utf-16"), r"classes.txt: UTF-16; expected text in UTF-8"),
-        (lambda path: lists(path, train=range(11), val=("99",)), r"no image '99' in images/, which a list names"),
-        (lambda path: lists(path, train=("../1",), val=("2",)), r"train.txt: '../1', expected the name of an image"),
+        (
+            lambda path: (path / "classes.txt").write_bytes(b"\xff"),
+            r"classes.txt:1: not UTF-8 text",
+        ),
+        (
+            lambda path: (path / "classes.txt").write_text("a\nb\nc\n", "utf-16"),
+            r"classes.txt: UTF-16; expected text in UTF-8",
+        ),
+        (
+            lambda path: lists(path, train=range(11), val=("99",)),
+            r"no image '99' in images/, which a list names",
+        ),
+        (
+            lambda path: lists(path, train=("../1",), val=("2",)),
+            r"train.txt: '../1', expected the name of an image",
+        ),
         (lambda path: lists(path, train=range(11), val=(3,)), r"Segmentation: '3' is listed twice"),
-        (lambda path: lists(path, train=range(11)), r"Segmentation: train.txt, expected train.txt and val.txt"),
-        (lambda path: lists(path, trainval=range(11)), r"Segmentation: trainval.txt, expected train.txt and val.txt"),
-        (lambda path: lists(path, train=range(9), val=(9,), valid=(10,)), r"Segmentation: val and valid are both the validation"),
+        (
+            lambda path: lists(path, train=range(11)),
+            r"Segmentation: train.txt, expected train.txt and val.txt",
+        ),
+        (
+            lambda path: lists(path, trainval=range(11)),
+            r"Segmentation: trainval.txt, expected train.txt and val.txt",
+        ),
+        (
+            lambda path: lists(path, train=range(9), val=(9,), valid=(10,)),
+            r"Segmentation: val and valid are both the validation",
+        ),
     ],
 )
 def test_every_fault_is_one_error_that_names_the_file(tmp_path, fault, said):
@@ -138,13 +213,17 @@ def test_grey_values_of_few_bits_are_classes_as_they_are(tmp_path, bits):
     """Written out by hand: Pillow writes 8 bits of grey only."""
 
     def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
 
     values = np.arange(8).reshape(1, 8) % 2**bits
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1]) & 1).tobytes()
     header = (8).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
     file = tmp_path / "mask.png"
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    chunks = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    )
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     np.testing.assert_array_equal(read_mask(file), values)
 
@@ -161,7 +240,11 @@ def test_endings_of_any_case_are_read_and_other_files_named(tmp_path):
     assert (mixed.fingerprint, mixed.task.labels) == (plain.fingerprint, plain.task.labels)
     assert mixed.notes == (f"not read: {root}/masks/notes.txt",)
     lists(root, train=range(9), dev=(9,), testing=(10, 11))
-    assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [9, 1, 2]
+    assert [len(table["mask"]) for table in load_data(name, image_shape=SHAPE).splits.values()] == [
+        9,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -194,7 +277,7 @@ def test_pixels_of_digit_scenes_are_those_of_the_scenes():
     assert pixels.input_range == (0.0, 255.0)
     for split, table in pixels.splits.items():
         np.testing.assert_array_equal(table["inputs"], shown.splits[split]["inputs"]["image"])
-        np.testing.assert_array_equal(table["targets"], shown.splits[split]["pixels"])
+        np.testing.assert_array_equal(table["targets"], shown.splits[split].extras["pixels"])
         assert table["mask"].shape == table["targets"].shape
         assert table["mask"].all()
     with pytest.raises(DataError, match="data 'digit_pixels:0'"):
@@ -204,7 +287,13 @@ def test_pixels_of_digit_scenes_are_those_of_the_scenes():
 def test_pixels_of_stamps_have_their_categories(tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "SCENES", {"train": 20, "validation": 4, "test": 6, "one-shot": 2})
     (tmp_path / "images").mkdir()
-    kinds = {"A frog.": "animals", "An owl.": "animals", "A car.": "vehicles", "A train.": "vehicles", "A cup.": "household"}
+    kinds = {
+        "A frog.": "animals",
+        "An owl.": "animals",
+        "A car.": "vehicles",
+        "A train.": "vehicles",
+        "A cup.": "household",
+    }
     lines = ["image\tcategory\tcaption_en"]
     for index, (text, category) in enumerate(kinds.items()):
         image = np.full((40, 30 + 2 * index, 4), 255, np.uint8)
@@ -214,11 +303,14 @@ def test_pixels_of_stamps_have_their_categories(tmp_path, monkeypatch):
     (tmp_path / "captions.tsv").write_text("\n".join(lines))
     pixels, shown = load_data(f"stamp_pixels:{tmp_path}"), load_data(f"stamps:{tmp_path}")
     assert pixels.task.labels == ("background", "animals", "household", "vehicles")
-    of_kind = {kind: pixels.task.labels.index(kinds[kind[0].upper() + kind[1:] + "."]) for kind in shown.kinds}
+    of_kind = {
+        kind: pixels.task.labels.index(kinds[kind[0].upper() + kind[1:] + "."])
+        for kind in kinds_of(shown)
+    }
     for split, table in pixels.splits.items():
-        kinds_of_pixels = shown.splits[split]["pixels"]
+        kinds_of_pixels = shown.splits[split].extras["pixels"]
         np.testing.assert_array_equal(table["targets"] == 0, kinds_of_pixels == 0)
-        for number, kind in enumerate(shown.kinds, 1):
+        for number, kind in enumerate(kinds_of(shown), 1):
             assert set(table["targets"][kinds_of_pixels == number]) <= {of_kind[kind]}
     (tmp_path / "captions.tsv").write_text("\n".join([*lines[:2], "1.png\t\tAn owl.", *lines[3:]]))
     with pytest.raises(DataError, match=r"captions.tsv:3: no category"):
@@ -243,7 +335,9 @@ def test_labels_are_deformed_like_their_images():
         values = np.asarray(found["inputs"][..., channel])
         sure = np.abs(values - 0.5) > 0.49
         assert sure.mean() > 0.7
-        np.testing.assert_array_equal(found[name][sure], (values > 0.5)[sure].astype(found[name].dtype))
+        np.testing.assert_array_equal(
+            found[name][sure], (values > 0.5)[sure].astype(found[name].dtype)
+        )
         assert found[name].dtype == batch[name].dtype
         assert (found[name] != batch[name]).any()
     assert deform_batch(Augment(), batch, keys) is batch

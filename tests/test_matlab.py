@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from zoo import layers
-from zoo.convolution import convolve
-from zoo.matlab import conv2, convn
+from zoo.parts import layers
+from zoo.parts.convolution import convolve
+from zoo.parts.matlab import conv2, convn
 
 SHAPES = ("full", "same", "valid")
 
@@ -37,7 +37,9 @@ def test_examples_of_its_documentation():
     edges[2:4, 2:9] = [1, 3, 4, 4, 4, 3, 1]
     edges[7:9, 2:9] = -edges[2:4, 2:9]
     np.testing.assert_array_equal(conv2(pedestal, sobel), edges)
-    np.testing.assert_array_equal(conv2(pedestal, jnp.outer(jnp.array([1, 0, -1]), jnp.array([1, 2, 1]))), edges)
+    np.testing.assert_array_equal(
+        conv2(pedestal, jnp.outer(jnp.array([1, 0, -1]), jnp.array([1, 2, 1]))), edges
+    )
     # rand(3) and rand(4): the full result, and 'same' with an even kernel.
     full = _printed("""
         0.1838 0.2374 0.9727 1.2644 0.7890 0.3750
@@ -56,7 +58,14 @@ def test_examples_of_its_documentation():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("a", "b"),
-    [((7,), (3,)), ((5,), (4,)), ((6, 5), (3, 2)), ((3, 4), (5, 2)), ((4, 5, 3), (2, 3, 2)), ((3, 4, 3, 2), (2, 2, 3, 1))],
+    [
+        ((7,), (3,)),
+        ((5,), (4,)),
+        ((6, 5), (3, 2)),
+        ((3, 4), (5, 2)),
+        ((4, 5, 3), (2, 3, 2)),
+        ((3, 4, 3, 2), (2, 2, 3, 1)),
+    ],
 )
 def test_exactly_scipys_but_for_the_middle_of_even_kernels(a, b):
     a, b = _integers(*a), _integers(*b, seed=1)
@@ -73,7 +82,9 @@ def test_exactly_scipys_but_for_the_middle_of_even_kernels(a, b):
         np.testing.assert_array_equal(valid, scipy.signal.convolve(a, b, "valid", "direct"))
     else:  # where scipy would exchange the two, or refuse
         assert valid.size == 0
-        assert valid.shape == tuple(max(m - n + 1, 0) for m, n in zip(a.shape, b.shape, strict=True))
+        assert valid.shape == tuple(
+            max(m - n + 1, 0) for m, n in zip(a.shape, b.shape, strict=True)
+        )
 
 
 def test_missing_axes_are_behind_and_nothing_gives_nothing():
@@ -92,7 +103,9 @@ def test_missing_axes_are_behind_and_nothing_gives_nothing():
 @pytest.mark.parametrize("sizes", [((7,), (4,)), ((5, 4), (2, 3)), ((3, 4, 3), (2, 2, 2))])
 def test_gradients_agree_with_finite_differences(sizes, shape):
     a, b = (jnp.asarray(_integers(*size, seed=seed)) for seed, size in enumerate(sizes))
-    weights = jnp.asarray(_integers(*jax.eval_shape(functools.partial(convn, shape=shape), a, b).shape, seed=2))
+    weights = jnp.asarray(
+        _integers(*jax.eval_shape(functools.partial(convn, shape=shape), a, b).shape, seed=2)
+    )
 
     @jax.jit
     def objective(a, b):
@@ -118,7 +131,9 @@ def test_the_slides_equations_are_the_gradients_of_a_convolutional_layer():
         np.testing.assert_array_equal(found, expected)
     # The models' own convolution is that of the flipped kernel; its gradient is flipped likewise.
     flipped = layers.flip(jnp.asarray(kernel)[..., None, None])
-    ours, backward = jax.vjp(lambda x, kernel: convolve(x, kernel), jnp.asarray(x)[None, ..., None], flipped)
+    ours, backward = jax.vjp(
+        lambda x, kernel: convolve(x, kernel), jnp.asarray(x)[None, ..., None], flipped
+    )
     np.testing.assert_allclose(ours[0, ..., 0], result)
     inputs, kernels = backward(jnp.asarray(error)[None, ..., None])
     np.testing.assert_allclose(inputs[0, ..., 0], eq1)

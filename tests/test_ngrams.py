@@ -10,7 +10,9 @@ import pytest
 from evals import ngrams
 
 BROWN = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute() / "brown"
-needs_brown = pytest.mark.skipif(not BROWN.is_dir(), reason="needs $ZOO_DATA_DIR/brown; ZOO_DATA_DIR is not set, or has none")
+needs_brown = pytest.mark.skipif(
+    not BROWN.is_dir(), reason="needs $ZOO_DATA_DIR/brown; ZOO_DATA_DIR is not set, or has none"
+)
 
 
 def streams(seed, vocabulary, lengths, zipf=1.2):
@@ -46,7 +48,9 @@ class Dictionaries:
         for counts in self.counts.values():
             for ngram, count in counts.items():
                 self.after[ngram[:-1]].append(count)
-        self.discounts = {length: self.closed_form(counts.values()) for length, counts in self.counts.items()}
+        self.discounts = {
+            length: self.closed_form(counts.values()) for length, counts in self.counts.items()
+        }
 
     def closed_form(self, counts):
         n = collections.Counter(counts)
@@ -73,21 +77,35 @@ class Dictionaries:
 
     def probabilities(self, document):
         padded = ["begin"] * (self.order - 1) + [int(word) for word in document]
-        return [self.probability(padded[t : t + self.order - 1], padded[t + self.order - 1]) for t in range(len(document))]
+        return [
+            self.probability(padded[t : t + self.order - 1], padded[t + self.order - 1])
+            for t in range(len(document))
+        ]
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "lengths"), [(30, [300, 1, 200, 2]), (9, [400]), (200, [400] * 5), (5, [3, 1]), (1, [3]), (40, [7] * 60)]
+    ("vocabulary", "lengths"),
+    [(30, [300, 1, 200, 2]), (9, [400]), (200, [400] * 5), (5, [3, 1]), (1, [3]), (40, [7] * 60)],
 )
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_probabilities_are_those_of_the_paper(vocabulary, lengths, order):
     documents = streams(0, vocabulary, lengths)
-    model, plain = ngrams.fit(documents, vocabulary, order), Dictionaries(documents, vocabulary, order)
+    model, plain = (
+        ngrams.fit(documents, vocabulary, order),
+        Dictionaries(documents, vocabulary, order),
+    )
     assert len(model.levels) == order
     for length, level in enumerate(model.levels, 1):
-        np.testing.assert_allclose(level.discounts, [plain.discounts[length][j] for j in (1, 2, 3)], rtol=1e-12)
+        np.testing.assert_allclose(
+            level.discounts, [plain.discounts[length][j] for j in (1, 2, 3)], rtol=1e-12
+        )
     unseen = np.random.default_rng(1).integers(0, vocabulary, 200)
-    for document in [*documents[:4], *streams(2, vocabulary, [100, 1]), unseen, np.zeros(1, np.uint8)]:
+    for document in [
+        *documents[:4],
+        *streams(2, vocabulary, [100, 1]),
+        unseen,
+        np.zeros(1, np.uint8),
+    ]:
         found = ngrams.probabilities(model, document)
         assert (found > 0).all()
         np.testing.assert_allclose(found, plain.probabilities(document), rtol=1e-12)
@@ -95,14 +113,20 @@ def test_probabilities_are_those_of_the_paper(vocabulary, lengths, order):
 
 def test_discounts_are_both_of_the_counts_and_of_the_fallback_here():
     """The test above is of both; a fallback for one order leaves the others alone."""
-    wide, narrow = (ngrams.fit(streams(0, v, lengths), v, 3) for v, lengths in ((200, [400] * 5), (5, [3, 1])))
+    wide, narrow = (
+        ngrams.fit(streams(0, v, lengths), v, 3) for v, lengths in ((200, [400] * 5), (5, [3, 1]))
+    )
     for level in wide.levels:
         assert not np.isin(level.discounts, ngrams.FALLBACK).any()
         assert (level.discounts < [1, 2, 3]).all()
     for level in narrow.levels:
         np.testing.assert_array_equal(level.discounts, ngrams.FALLBACK)
     mixed = ngrams.fit(streams(0, 9, [400]), 9, 3)
-    assert [tuple(level.discounts) == ngrams.FALLBACK for level in mixed.levels] == [True, True, False]
+    assert [tuple(level.discounts) == ngrams.FALLBACK for level in mixed.levels] == [
+        True,
+        True,
+        False,
+    ]
     # 12 words once, 6 twice, 16 three times and 1 four times: D2 = 2 - 3 * 12 / 24 * 16 / 6 is -2
     repeated = np.repeat(np.arange(35), np.repeat([1, 2, 3, 4], [12, 6, 16, 1]))
     assert tuple(ngrams.fit([repeated], 35, 1).levels[0].discounts) == ngrams.FALLBACK
@@ -125,9 +149,20 @@ def test_distributions_sum_to_one(order):
     documents = [*streams(3, vocabulary - 1, [300, 50]), np.array([7])]
     model = ngrams.fit(documents, vocabulary, order)
     ends = documents[1][-order:]  # of a document, after which nothing need follow
-    for context in ([], documents[0][:1], documents[0][:9], documents[0][100:104], ends, [30], [30, 30, 5], [7], [29] * 6):
+    for context in (
+        [],
+        documents[0][:1],
+        documents[0][:9],
+        documents[0][100:104],
+        ends,
+        [30],
+        [30, 30, 5],
+        [7],
+        [29] * 6,
+    ):
         following = [
-            ngrams.probabilities(model, np.array([*context, word], int), start=len(context)) for word in range(vocabulary)
+            ngrams.probabilities(model, np.array([*context, word], int), start=len(context))
+            for word in range(vocabulary)
         ]
         assert np.shape(following) == (vocabulary, 1)
         np.testing.assert_allclose(np.sum(following), 1, rtol=1e-13)
@@ -138,8 +173,12 @@ def test_a_token_depends_on_no_more_than_the_context_and_start_only_leaves_out()
     model = ngrams.fit(documents, 20, 3)
     whole = ngrams.probabilities(model, documents[0])
     for start in (0, 1, 17, 400):
-        np.testing.assert_array_equal(ngrams.probabilities(model, documents[0], start), whole[start:])
-    np.testing.assert_array_equal(ngrams.probabilities(model, documents[0][100:], start=2), whole[102:])
+        np.testing.assert_array_equal(
+            ngrams.probabilities(model, documents[0], start), whole[start:]
+        )
+    np.testing.assert_array_equal(
+        ngrams.probabilities(model, documents[0][100:], start=2), whole[102:]
+    )
 
 
 def test_bad_input_is_refused():
@@ -159,7 +198,9 @@ def test_bad_input_is_refused():
             with pytest.raises(ValueError, match=message):
                 ngrams.probabilities(model, documents[0])
     for vocabulary, order in ((3, 0), (0, 2)):
-        with pytest.raises(ValueError, match=f"vocabulary {vocabulary} and order {order} must be at least 1"):
+        with pytest.raises(
+            ValueError, match=f"vocabulary {vocabulary} and order {order} must be at least 1"
+        ):
             ngrams.fit([good], vocabulary, order)
     for start in (-1, 4):
         with pytest.raises(ValueError, match=f"start is {start}"):
@@ -181,9 +222,15 @@ def test_the_mixture_weight_is_the_best_of_a_grid():
     ):
         with np.errstate(divide="ignore"):
             likelihoods = sum(np.log(grid * x + (1 - grid) * y) for x, y in zip(a, b, strict=True))
-        np.testing.assert_allclose(ngrams.interpolate(a, b), grid[np.argmax(likelihoods)], atol=1e-5)
-        np.testing.assert_allclose(ngrams.interpolate(b, a), 1 - ngrams.interpolate(a, b), atol=1e-12)
-    np.testing.assert_allclose(ngrams.interpolate(np.array([1, 1, 0]), np.array([0, 0, 1])), 2 / 3, atol=1e-14)
+        np.testing.assert_allclose(
+            ngrams.interpolate(a, b), grid[np.argmax(likelihoods)], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            ngrams.interpolate(b, a), 1 - ngrams.interpolate(a, b), atol=1e-12
+        )
+    np.testing.assert_allclose(
+        ngrams.interpolate(np.array([1, 1, 0]), np.array([0, 0, 1])), 2 / 3, atol=1e-14
+    )
 
 
 def test_perplexity_is_the_inverse_of_the_geometric_mean():
@@ -214,13 +261,21 @@ def test_what_is_not_probabilities_of_the_same_tokens_is_refused():
 def test_trigrams_beat_bigrams_on_brown_and_the_mixture_beats_both():
     """On its newspaper texts, 44 files of about 2000 words."""
     texts = [
-        [word.rpartition("/")[0] for word in path.read_text("latin-1").split()] for path in sorted(BROWN.glob("ca[0-4][0-9]"))
+        [word.rpartition("/")[0] for word in path.read_text("latin-1").split()]
+        for path in sorted(BROWN.glob("ca[0-4][0-9]"))
     ]
     assert len(texts) == 44
     held_out, training = texts[::10], [text for index, text in enumerate(texts) if index % 10]
-    frequent = [word for word, count in collections.Counter(word for text in training for word in text).items() if count > 3]
+    frequent = [
+        word
+        for word, count in collections.Counter(word for text in training for word in text).items()
+        if count > 3
+    ]
     ids = {word: index for index, word in enumerate(frequent, 1)}
-    training, held_out = ([np.array([ids.get(word, 0) for word in text]) for text in part] for part in (training, held_out))
+    training, held_out = (
+        [np.array([ids.get(word, 0) for word in text]) for text in part]
+        for part in (training, held_out)
+    )
     found = {}
     for order in (1, 2, 3):
         model = ngrams.fit(training, len(ids) + 1, order)

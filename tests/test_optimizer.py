@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
-from train.member import Member
-from train.optimizer import Optimizer, project_max_norm, trained
+from train.engine.member import Member
+from train.engine.optimizer import Optimizer, project_max_norm, trained
 from zoo import mlp
 
-PARAMS: Any = {"layer": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, -1.0])}}
+PARAMS: Any = {
+    "layer": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, -1.0])}
+}
 
 
 def _updates(optimizer, gradients, params=PARAMS, *, total=100, per_epoch=10, factor=1.0):
@@ -33,7 +35,10 @@ def _updates(optimizer, gradients, params=PARAMS, *, total=100, per_epoch=10, fa
 
 def _random_gradients(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), PARAMS) for _ in range(count)]
+    return [
+        jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), PARAMS)
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -45,7 +50,10 @@ def test_sgd_momentum_l2_equals_the_textbook_loop(nesterov):
     v = jax.tree.map(np.zeros_like, w)
     for gradient, after in zip(gradients, _updates(optimizer, gradients), strict=True):
         g = jax.tree.map(np.asarray, gradient)["layer"]
-        g = {"kernel": g["kernel"] + 0.3 * w["kernel"], "bias": g["bias"]}  # the penalty is for kernels only
+        g = {
+            "kernel": g["kernel"] + 0.3 * w["kernel"],
+            "bias": g["bias"],
+        }  # the penalty is for kernels only
         v = {name: 0.8 * v[name] + g[name] for name in w}
         w = {name: w[name] - 0.1 * (g[name] + 0.8 * v[name] if nesterov else v[name]) for name in w}
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["layer"], w)
@@ -54,18 +62,30 @@ def test_sgd_momentum_l2_equals_the_textbook_loop(nesterov):
 def test_decoupled_weight_decay_takes_rate_times_decay_off_kernels_only():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     for optimizer in (Optimizer(name="sgd"), Optimizer(name="adam"), Optimizer(name="rmsprop")):
-        (after,) = _updates(dataclasses.replace(optimizer, learning_rate=0.5, weight_decay=0.1), [zero])
-        np.testing.assert_allclose(after["layer"]["kernel"], PARAMS["layer"]["kernel"] * 0.95, rtol=1e-6)
+        (after,) = _updates(
+            dataclasses.replace(optimizer, learning_rate=0.5, weight_decay=0.1), [zero]
+        )
+        np.testing.assert_allclose(
+            after["layer"]["kernel"], PARAMS["layer"]["kernel"] * 0.95, rtol=1e-6
+        )
         np.testing.assert_array_equal(after["layer"]["bias"], PARAMS["layer"]["bias"])
 
 
 def test_adam_and_rmsprop_first_steps_have_the_size_of_the_rate():
     """The first step of Adam is lr sign(g); RMSprop's is lr g / sqrt(0.1 g^2)."""
     (gradient,) = _random_gradients(1)
-    for optimizer, size in ((Optimizer(name="adam"), 0.01), (Optimizer(name="rmsprop"), 0.01 / np.sqrt(0.1))):
+    for optimizer, size in (
+        (Optimizer(name="adam"), 0.01),
+        (Optimizer(name="rmsprop"), 0.01 / np.sqrt(0.1)),
+    ):
         (after,) = _updates(dataclasses.replace(optimizer, learning_rate=0.01), [gradient])
         jax.tree.map(
-            lambda a, p, g, size=size: np.testing.assert_allclose(a - p, -size * np.sign(g), rtol=1e-2), after, PARAMS, gradient
+            lambda a, p, g, size=size: np.testing.assert_allclose(
+                a - p, -size * np.sign(g), rtol=1e-2
+            ),
+            after,
+            PARAMS,
+            gradient,
         )
 
 
@@ -75,14 +95,24 @@ def test_clipping_bounds_the_global_norm_and_leaves_small_gradients_alone():
     for bound, factor in ((0.5 * norm, 0.5), (2 * norm, 1.0)):
         (after,) = _updates(Optimizer(learning_rate=1.0, momentum=0.0, clip_norm=bound), [gradient])
         jax.tree.map(
-            lambda a, p, g, f=factor: np.testing.assert_allclose(p - a, f * g, rtol=1e-4, atol=1e-6), after, PARAMS, gradient
+            lambda a, p, g, f=factor: np.testing.assert_allclose(
+                p - a, f * g, rtol=1e-4, atol=1e-6
+            ),
+            after,
+            PARAMS,
+            gradient,
         )
 
 
 def test_the_factor_scales_the_step():
     (gradient,) = _random_gradients(1)
     (full,), (half,) = (_updates(Optimizer(), [gradient], factor=factor) for factor in (1.0, 0.5))
-    jax.tree.map(lambda h, f, p: np.testing.assert_allclose(h - p, (f - p) / 2, rtol=1e-5, atol=1e-7), half, full, PARAMS)
+    jax.tree.map(
+        lambda h, f, p: np.testing.assert_allclose(h - p, (f - p) / 2, rtol=1e-5, atol=1e-7),
+        half,
+        full,
+        PARAMS,
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -90,14 +120,19 @@ def test_the_factor_scales_the_step():
 def test_max_norm_is_the_projection_on_the_ball(seed, bound, shape):
     """Incoming weights end within the bound; those inside are untouched, direction is kept (Srivastava et al. 5.1)."""
     rng = np.random.default_rng(seed)
-    params: Any = {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32), "bias": jnp.full(shape[-1], 9.0)}
+    params: Any = {
+        "kernel": jnp.asarray(rng.normal(size=shape), jnp.float32),
+        "bias": jnp.full(shape[-1], 9.0),
+    }
     step = {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32), "bias": jnp.ones(shape[-1])}
     projection = project_max_norm(bound)
     updates: Any = projection.update(step, projection.init(params), params)[0]
     moved = np.asarray(params["kernel"] + step["kernel"]).reshape(-1, shape[-1])
     after = np.asarray(params["kernel"] + updates["kernel"]).reshape(-1, shape[-1])
     norms = np.linalg.norm(moved, axis=0)
-    np.testing.assert_allclose(after, moved * np.minimum(1, bound / norms)[None], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        after, moved * np.minimum(1, bound / norms)[None], rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_array_equal(updates["bias"], step["bias"])
 
 
@@ -119,7 +154,10 @@ def test_schedules_take_their_named_values():
 def test_momentum_rises_linearly_over_its_epochs():
     """0.5 to 0.9 over two epochs of ten steps, as Hinton's guide has it for RBMs; seen through constant gradients."""
     ones = jax.tree.map(jnp.ones_like, PARAMS)
-    history = _updates(Optimizer(learning_rate=1.0, momentum=0.9, momentum_start=0.5, momentum_epochs=2), [ones] * 25)
+    history = _updates(
+        Optimizer(learning_rate=1.0, momentum=0.9, momentum_start=0.5, momentum_epochs=2),
+        [ones] * 25,
+    )
     bias = [1.0] + [float(after["layer"]["bias"][0]) for after in history]
     velocity = -np.diff(bias)
     mu = (velocity[1:] - 1) / velocity[:-1]
@@ -161,20 +199,29 @@ DEEP: Any = {
 )
 def test_patterns_say_what_is_trained(patterns, expected):
     flags = trained(DEEP, patterns)
-    assert {f"{layer}.{leaf}" for layer, leaves in flags.items() for leaf, flag in leaves.items() if flag} == expected
+    assert {
+        f"{layer}.{leaf}"
+        for layer, leaves in flags.items()
+        for leaf, flag in leaves.items()
+        if flag
+    } == expected
 
 
 @pytest.mark.parametrize("pattern", ["layer_2.*", "Layer_1.*", "layer_1", "kernel", ""])
 def test_a_pattern_of_nothing_names_what_there_is(pattern):
     optimizer = Optimizer(only=("head.*", pattern))
     with pytest.raises(
-        ValueError, match=rf"optimizer: only='{pattern.replace('*', '[*]')}', allowed: patterns of .*layer_11.kernel"
+        ValueError,
+        match=rf"optimizer: only='{pattern.replace('*', '[*]')}', allowed: patterns of .*layer_11.kernel",
     ):
         optimizer.build(10, 5).init(DEEP)
 
 
 def test_leaving_everything_out_is_an_error():
-    with pytest.raises(ValueError, match=r"only='layer_1\.\* !layer_\*', which leaves nothing to train of .*layer_11.kernel"):
+    with pytest.raises(
+        ValueError,
+        match=r"only='layer_1\.\* !layer_\*', which leaves nothing to train of .*layer_11.kernel",
+    ):
         Optimizer(only=("layer_1.*", "!layer_*")).build(10, 5).init(DEEP)
 
 
@@ -192,10 +239,20 @@ def test_leaving_everything_out_is_an_error():
 def test_what_is_not_trained_keeps_its_bits_and_the_rest_moves_as_if_it_were_alone(fields):
     """Decay has a gradient wherever there is a kernel, a norm is clipped for what moves: neither may see the frozen leaves."""
     rng = np.random.default_rng(1)
-    gradients = [jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), DEEP) for _ in range(4)]
+    gradients = [
+        jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), DEEP)
+        for _ in range(4)
+    ]
     optimizer = Optimizer(learning_rate=0.1, **fields)
-    history = _updates(dataclasses.replace(optimizer, only=("layer_1.*",)), gradients, DEEP, factor=0.5)
-    alone = _updates(optimizer, [{"layer_1": each["layer_1"]} for each in gradients], {"layer_1": DEEP["layer_1"]}, factor=0.5)
+    history = _updates(
+        dataclasses.replace(optimizer, only=("layer_1.*",)), gradients, DEEP, factor=0.5
+    )
+    alone = _updates(
+        optimizer,
+        [{"layer_1": each["layer_1"]} for each in gradients],
+        {"layer_1": DEEP["layer_1"]},
+        factor=0.5,
+    )
     for after, expected in zip(history, alone, strict=True):
         for name in ("layer_11", "head"):
             jax.tree.map(np.testing.assert_array_equal, after[name], DEEP[name])
@@ -206,13 +263,21 @@ def test_what_is_not_trained_keeps_its_bits_and_the_rest_moves_as_if_it_were_alo
 def test_training_a_part_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """The checkpoint holds the moments of that part, and the recipe in the folder its patterns."""
     rng = np.random.default_rng(0)
-    data: dict[str, Any] = {"inputs": rng.normal(size=(24, 4)).astype(np.float32), "targets": rng.integers(0, 3, 24)}
+    data: dict[str, Any] = {
+        "inputs": rng.normal(size=(24, 4)).astype(np.float32),
+        "targets": rng.integers(0, 3, 24),
+    }
     cfg = mlp.Config(sizes=(4, 5, 3))
     start = mlp.init(cfg, jax.random.key(7))
 
     def fit(out=None):
         optimizer = Optimizer(name="adam", learning_rate=0.05, l2=0.1, only=("layer_1.*",))
-        settings: dict[str, Any] = {"batch_size": 8, "steps": 12, "eval_every": 1, "steps_per_dispatch": 3}
+        settings: dict[str, Any] = {
+            "batch_size": 8,
+            "steps": 12,
+            "eval_every": 1,
+            "steps_per_dispatch": 3,
+        }
         return train.fit(
             mlp,
             cfg,
@@ -242,6 +307,10 @@ def test_training_a_part_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, resumed.state, expected.state)
     jax.tree.map(np.testing.assert_array_equal, resumed.state.params["layer_0"], start["layer_0"])
     for leaves in zip(
-        *(jax.tree.leaves(each["layer_1"]) for each in (resumed.state.params, stopped.state.params, start)), strict=True
+        *(
+            jax.tree.leaves(each["layer_1"])
+            for each in (resumed.state.params, stopped.state.params, start)
+        ),
+        strict=True,
     ):
         assert len({np.asarray(leaf).tobytes() for leaf in leaves}) == 3

@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 import train
 import zoo
 from tests.conftest import THOROUGH
-from train import pairs, tokens
+from tests.helpers.data import sentences_of
+from train import tokens
 from train.batches import Batches
-from train.data import load_data
+from train.data import load_data, pairs, parse, with_settings
+from train.dataset import Table
+from train.engine.parallel import Layout, Parallel
+from train.engine.stage import evaluation_batches
 from train.formats import DataError
-from train.pairs import Pairs
-from train.parallel import Layout, Parallel
-from train.stage import evaluation_batches
+from train.samplers import Bucketed
 from train.tasks import Translation
 from train.tokens import END, UNKNOWN, Tokenizer
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
-WORDS = Pairs(tokens="words")
+WORDS: dict[str, Any] = {"tokens": "words"}
 CORPUS = ["the cat sat, it sat.", "A dog's day", "zwei  Hunde\tim Haus", "ça va?"]
 
 
@@ -38,7 +40,10 @@ def files(path, lines, names=("corpus.en", "corpus.fr")):
 
 
 def counted(count):
-    return [(f"line number {'very ' * (n % 7)}{n}", f"ligne {'tres ' * (n % 5)}{n}") for n in range(count)]
+    return [
+        (f"line number {'very ' * (n % 7)}{n}", f"ligne {'tres ' * (n % 5)}{n}")
+        for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize("kind", get_args(tokens.Kind))
@@ -59,7 +64,11 @@ def test_sentences_come_back_but_for_white_space_and_what_was_never_seen(kind):
 
 
 def test_rare_words_are_unknown_and_subwords_are_as_many_as_there_can_be():
-    assert set(tokens.fit("words", CORPUS, size=1, min_count=2).vocabulary) == {"</s>", "<unk>", "▁sat"}
+    assert set(tokens.fit("words", CORPUS, size=1, min_count=2).vocabulary) == {
+        "</s>",
+        "<unk>",
+        "▁sat",
+    }
     large = tokens.fit("subwords", CORPUS, size=5000, min_count=1)
     small = tokens.fit("subwords", CORPUS, size=35, min_count=1)
     assert len(small.vocabulary) <= 40 < len(large.vocabulary) < 5000
@@ -67,19 +76,25 @@ def test_rare_words_are_unknown_and_subwords_are_as_many_as_there_can_be():
 
 
 def test_targets_follow_what_stands_before_them(tmp_path):
-    dataset = load_data(files(tmp_path, counted(60)), pairs=WORDS)
-    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {"train": 54, "validation": 3, "test": 3}
+    dataset = load_data(files(tmp_path, counted(60)), **WORDS)
+    assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {
+        "train": 54,
+        "validation": 3,
+        "test": 3,
+    }
     assert isinstance(dataset.task, Translation)
     source, target = dataset.task.source, dataset.task.target
     for split, table in dataset.splits.items():
         inputs = table["inputs"]
-        for row, (said, meant) in enumerate(dataset.sentences[split]):
+        for row, (said, meant) in enumerate(dataset.splits[split].extras["sentences"]):
             length, count = inputs["lengths"][row], table["mask"][row].sum()
             assert inputs["source"][row, :length].tolist() == [*source.encode(said), END]
             assert table["targets"][row, :count].tolist() == [*target.encode(meant), END]
             assert inputs["target"][row, :count].tolist() == [END, *target.encode(meant)]
             assert not table["mask"][row, count:].any()
-    assert [said for said, _ in dataset.sentences["test"]] == [said for said, _ in counted(60)[57:]]
+    assert [said for said, _ in dataset.splits["test"].extras["sentences"]] == [
+        said for said, _ in counted(60)[57:]
+    ]
 
 
 def test_files_of_splits_a_tsv_and_gzipped_ones_are_the_same_data(tmp_path, monkeypatch):
@@ -89,15 +104,17 @@ def test_files_of_splits_a_tsv_and_gzipped_ones_are_the_same_data(tmp_path, monk
             (tmp_path / f"{split}.{name}.gz").write_bytes(gzip.compress("\n".join(column).encode()))
         (tmp_path / f"{split}.tsv").write_text("".join(f"{a}\t{b}\r\n" for a, b in part))
     monkeypatch.chdir(tmp_path)
-    two = load_data("pairs:{split}.en,{split}.fr", pairs=WORDS)
-    one = load_data("pairs:{split}.tsv", pairs=WORDS)
+    two = load_data("pairs:{split}.en,{split}.fr", **WORDS)
+    one = load_data("pairs:{split}.tsv", **WORDS)
     assert two.fingerprint == one.fingerprint
-    assert two.sentences == one.sentences
-    assert len(two.sentences["validation"]) == 5
+    assert sentences_of(two) == sentences_of(one)
+    assert len(two.splits["validation"].extras["sentences"]) == 5
     with pytest.raises(DataError, match=r"no file \{split\}.de with \{split\} replaced by train"):
         load_data("pairs:{split}.en,{split}.de")
     (tmp_path / "val.en").write_text("one\n")
-    with pytest.raises(DataError, match=r"/val.en and .*/dev.en.gz are of the same split, expected one of them"):
+    with pytest.raises(
+        DataError, match=r"/val.en and .*/dev.en.gz are of the same split, expected one of them"
+    ):
         load_data("pairs:{split}.en,{split}.fr")
     with pytest.raises(DataError, match="expected in both or in none"):
         load_data("pairs:{split}.en,train.fr")
@@ -118,21 +135,27 @@ def test_lines_that_cannot_serve_are_named_or_left_out_and_counted(tmp_path, raw
     file = tmp_path / side
     good = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*good[:4], raw, *good[5:]]))
-    with pytest.raises(DataError, match=rf"{what}: {file}:5; pairs.on_bad=skip"):
-        load_data(name, pairs=Pairs(tokens="words", max_length=40))
-    left = load_data(name, pairs=Pairs(tokens="words", max_length=40, on_bad="skip"))
+    with pytest.raises(DataError, match=rf"{what}: {file}:5; data.on_bad=skip"):
+        load_data(name, **WORDS, max_length=40)
+    left = load_data(name, **WORDS, max_length=40, on_bad="skip")
     assert f"left out: 1 lines, {what}" in left.notes
-    assert len(left.sentences["train"]) == 53
-    assert counted(60)[4] not in left.sentences["train"]
+    assert len(left.splits["train"].extras["sentences"]) == 53
+    assert counted(60)[4] not in left.splits["train"].extras["sentences"]
 
 
 def test_faults_of_whole_files_are_named(tmp_path):
     name = files(tmp_path, counted(60))
     (tmp_path / "corpus.fr").write_text("one\n")
-    with pytest.raises(DataError, match=r"corpus.en has 60 lines, .*corpus.fr has 1 lines; expected as many in both"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus.en has 60 lines, .*corpus.fr has 1 lines; expected as many in both",
+    ):
         load_data(name)
     (tmp_path / "bad.tsv").write_text("a\tb\nc\n" * 10)
-    with pytest.raises(DataError, match=r"not two columns that a tab separates: .*bad.tsv:2, .*bad.tsv:4,.* and 5 more"):
+    with pytest.raises(
+        DataError,
+        match=r"not two columns that a tab separates: .*bad.tsv:2, .*bad.tsv:4,.* and 5 more",
+    ):
         load_data(f"pairs:{tmp_path / 'bad.tsv'}")
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(DataError, match="no pair of sentences in train"):
@@ -144,7 +167,9 @@ def test_faults_of_whole_files_are_named(tmp_path):
         load_data("pairs:nowhere.en,nowhere.fr")
     with pytest.raises(DataError, match=r"language 'xx', allowed: .*fr"):
         load_data("numbers-en-xx")
-    with pytest.raises(DataError, match=r"data 'numbers-en-am': num2words fails on \d+ in language 'am': "):
+    with pytest.raises(
+        DataError, match=r"data 'numbers-en-am': num2words fails on \d+ in language 'am': "
+    ):
         load_data("numbers-en-am")
 
 
@@ -154,7 +179,7 @@ def test_utf16_is_refused_whole(tmp_path, codec, on_bad):
     file = tmp_path / "p.tsv"
     file.write_bytes("".join(f"{a}\t{b}\n" for a, b in counted(40)).encode(codec))
     with pytest.raises(DataError, match=rf"^{file}: .*UTF-16; expected text in UTF-8: iconv"):
-        load_data(f"pairs:{file}", pairs=Pairs(tokens="words", on_bad=on_bad))
+        load_data(f"pairs:{file}", **WORDS, on_bad=on_bad)
 
 
 ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -164,60 +189,91 @@ ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_lines_end_where_the_tools_of_the_field_end_them(tmp_path, end, mark):
-    lines = [(f"{ODD[number % 8]} {a} {ODD[number % 7]} {a}", b) for number, (a, b) in enumerate(counted(60))]
+    lines = [
+        (f"{ODD[number % 8]} {a} {ODD[number % 7]} {a}", b)
+        for number, (a, b) in enumerate(counted(60))
+    ]
     if end != "\r":
         lines[3] = ("a stray\rone", "one")
     for side, name in enumerate(("en", "fr")):
         (tmp_path / name).write_bytes((mark + "".join(line[side] + end for line in lines)).encode())
-    (tmp_path / "both.tsv").write_bytes((mark + "".join("\t".join(line) + end for line in lines)).encode())
-    two = load_data(f"pairs:{tmp_path}/en,{tmp_path}/fr", pairs=WORDS)
-    assert two.sentences["train"] == tuple(lines[:54])
-    assert load_data(f"pairs:{tmp_path}/both.tsv", pairs=WORDS).fingerprint == two.fingerprint
+    (tmp_path / "both.tsv").write_bytes(
+        (mark + "".join("\t".join(line) + end for line in lines)).encode()
+    )
+    two = load_data(f"pairs:{tmp_path}/en,{tmp_path}/fr", **WORDS)
+    assert two.splits["train"].extras["sentences"] == tuple(lines[:54])
+    assert load_data(f"pairs:{tmp_path}/both.tsv", **WORDS).fingerprint == two.fingerprint
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tokens", "bytes"), ("on_bad", "ignore"), ("subwords", 0), ("max_length", -1), ("buckets", 0.5)]
+    ("field", "value"),
+    [
+        ("tokens", "bytes"),
+        ("on_bad", "ignore"),
+        ("subwords", 0),
+        ("max_length", -1),
+        ("buckets", 0.5),
+    ],
 )
 def test_settings_that_do_not_exist_are_named(field, value):
-    with pytest.raises(ValueError, match=f"pairs: {field}={value!r}, allowed"):
-        Pairs(**{field: value})
+    with pytest.raises(ValueError, match=f"data.{field}={value!r}, allowed"):
+        pairs.Config(**{field: value})
 
 
 def test_no_number_is_in_two_splits_and_words_are_those_of_the_library():
-    dataset = load_data("numbers-en-fr", pairs=WORDS)
-    said = {split: {source for source, _ in lines} for split, lines in dataset.sentences.items()}
+    dataset = load_data("numbers-en-fr", **WORDS)
+    said = {
+        split: {source for source, _ in lines} for split, lines in sentences_of(dataset).items()
+    }
     assert {split: len(lines) for split, lines in said.items()} == pairs.NUMBERS
     assert not said["train"] & said["test"]
     assert not said["validation"] & (said["train"] | said["test"])
-    everything = dict(line for lines in dataset.sentences.values() for line in lines)
+    everything = dict(line for lines in sentences_of(dataset).values() for line in lines)
     assert everything["nine hundred and eighty-one"] == "neuf cent quatre-vingt-un"
 
 
 @settings(max_examples=100 if THOROUGH else 20, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=40), st.integers(1, 6), st.integers(1, 7))
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=40),
+    st.integers(1, 6),
+    st.integers(1, 7),
+)
 def test_buckets_hold_every_sentence_and_every_epoch_is_a_permutation(lengths, buckets, batch_size):
     most = np.max(lengths, axis=0)
     edges = pairs._edges(np.array(lengths), most, buckets)
-    assert all(list(edge) == sorted(set(edge)) and edge[-1] == m for edge, m in zip(edges, most, strict=True))
-    table = pairs._table([([5] * (a - 1), [6] * (b - 1)) for a, b in lengths], np.array(lengths), edges)
-    widths = {"inputs.source": edges[0]} | dict.fromkeys(("inputs.target", "targets", "mask"), edges[1])
-    batches = Batches(table, batch_size, seed=3, widths=widths)
+    assert all(
+        list(edge) == sorted(set(edge)) and edge[-1] == m
+        for edge, m in zip(edges, most, strict=True)
+    )
+    table = pairs._table(
+        [([5] * (a - 1), [6] * (b - 1)) for a, b in lengths], np.array(lengths), edges
+    )
+    widths = {"inputs.source": edges[0]} | dict.fromkeys(
+        ("inputs.target", "targets", "mask"), edges[1]
+    )
+    bucket = pairs._buckets(np.array(lengths), edges)
+    batches = Batches(Table(table, Bucketed(bucket, widths)), batch_size, seed=3)
     for epoch in (0, 1):
         seen = []
         for step in range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch):
             rows = batches.rows(step)
             rows = rows[rows >= 0]
             seen += rows.tolist()
-            assert len({int(table["bucket"][row]) for row in rows}) == 1
+            assert len({int(bucket[row]) for row in rows}) == 1
         assert sorted(seen) == list(range(len(lengths)))
 
 
 def test_a_batch_is_cut_down_to_its_bucket_and_loses_nothing():
     lengths = np.array([(3, 4), (9, 2), (5, 5), (2, 9), (8, 8), (3, 3)])
     edges = pairs._edges(lengths, lengths.max(axis=0), 2)
-    table = pairs._table([(list(range(2, a + 1)), list(range(2, b + 1))) for a, b in lengths], lengths, edges)
-    widths = {"inputs.source": edges[0]} | dict.fromkeys(("inputs.target", "targets", "mask"), edges[1])
-    batches = evaluation_batches(table, 2, None, widths=widths)
+    table = pairs._table(
+        [(list(range(2, a + 1)), list(range(2, b + 1))) for a, b in lengths], lengths, edges
+    )
+    widths = {"inputs.source": edges[0]} | dict.fromkeys(
+        ("inputs.target", "targets", "mask"), edges[1]
+    )
+    buckets = pairs._buckets(lengths, edges)
+    batches = evaluation_batches(Table(table, Bucketed(buckets, widths)), 2, None)
     shapes = set()
     for step in range(batches.steps_per_epoch):
         batch, rows = batches.batch(step), batches.rows(step)
@@ -227,38 +283,33 @@ def test_a_batch_is_cut_down_to_its_bucket_and_loses_nothing():
             if row < 0:
                 assert not batch["mask"][index].any()
                 continue
-            assert (source[: lengths[row, 0]] == table["inputs"]["source"][row, : lengths[row, 0]]).all()
+            assert (
+                source[: lengths[row, 0]] == table["inputs"]["source"][row, : lengths[row, 0]]
+            ).all()
             assert int(batch["mask"][index].sum()) == lengths[row, 1]
     assert shapes == set(zip(*edges, strict=True))
-    assert pairs.padding(table, widths) == pytest.approx(
-        1 - lengths.sum() / sum(edges[0][bucket] + edges[1][bucket] for bucket in table["bucket"])
+    assert pairs.padding(table, buckets, widths) == pytest.approx(
+        1 - lengths.sum() / sum(edges[0][bucket] + edges[1][bucket] for bucket in buckets)
     )
 
 
-def test_runs_with_other_seeds_take_other_rows_of_the_same_buckets():
-    table = {"inputs": np.zeros((30, 4)), "mask": np.ones((30, 4), bool), "bucket": np.arange(30) % 3}
-    first = Batches(table, 4, seed=0, widths={"inputs": (1, 2, 4), "mask": (1, 2, 4)})
-    other = first.with_seed(1)
-    steps = range(3 * first.steps_per_epoch)
-    assert [first.order.bucket(step) for step in steps] == [other.order.bucket(step) for step in steps]
-    assert any((first.rows(step) != other.rows(step)).any() for step in steps)
-    for step in steps:
-        alike = first.alike(step, 5)
-        assert {first.order.bucket(step + index) for index in range(alike)} == {first.order.bucket(step)}
-        assert alike == 5 or first.order.bucket(step + alike) != first.order.bucket(step)
-
-
-SETTINGS = {"steps": 14, "eval_every": 0.5, "batch_size": 6, "preprocess": "none", "pairs": Pairs(tokens="words", buckets=2)}
+SETTINGS = {"steps": 14, "eval_every": 0.5, "batch_size": 6, "preprocess": "none"}
 
 
 @pytest.fixture(scope="module", name="corpus")
 def _corpus(tmp_path_factory):
-    return files(tmp_path_factory.mktemp("corpus"), counted(40))
+    return with_settings(
+        parse(files(tmp_path_factory.mktemp("corpus"), counted(40))), {**WORDS, "buckets": 2}
+    )
 
 
 def _trained(corpus, **more):
     tiny = zoo.seq2seq.PRESETS["tiny"]
-    simple: dict[str, Any] = {"encoder": "forward", "attention": "none", "input_feeding": False}  # it compiles faster
+    simple: dict[str, Any] = {
+        "encoder": "forward",
+        "attention": "none",
+        "input_feeding": False,
+    }  # it compiles faster
     cfg = dataclasses.replace(tiny, encoder_units=(3,), decoder_units=(4,), **simple)
     return train.fit(zoo.seq2seq, cfg, corpus, **{**SETTINGS, **more})
 
@@ -298,20 +349,34 @@ def _leaves(result):
 
 
 def test_models_of_text_and_pairs_of_sentences_do_not_mix(corpus):
-    with pytest.raises(ValueError, match=r"data topics: inputs are an array, allowed for zoo.seq2seq: lengths, source, target"):
+    with pytest.raises(
+        ValueError,
+        match=r"data topics: inputs are an array, allowed for zoo.seq2seq: lengths, source, target",
+    ):
         train.fit(zoo.seq2seq, zoo.seq2seq.PRESETS["tiny"], "topics", steps=1, preprocess="none")
-    with pytest.raises(ValueError, match=r"inputs are lengths, source, target, allowed for zoo.rnnlm: an array"):
+    with pytest.raises(
+        ValueError, match=r"inputs are lengths, source, target, allowed for zoo.rnnlm: an array"
+    ):
         train.fit(zoo.rnnlm, zoo.rnnlm.PRESETS["tiny"], corpus, **SETTINGS)
     with pytest.raises(ValueError, match=r"tokens, allowed for zoo.mlp"):
         train.fit(zoo.mlp, zoo.mlp.PRESETS["tiny"], "topics", steps=1, preprocess="none")
-    with pytest.raises(ValueError, match="preprocess='unit', allowed for inputs of several arrays without an image: none"):
-        train.fit(zoo.seq2seq, zoo.seq2seq.PRESETS["tiny"], corpus, **{**SETTINGS, "preprocess": "unit"})
+    with pytest.raises(
+        ValueError,
+        match="preprocess='unit', allowed for inputs of several arrays without an image: none",
+    ):
+        train.fit(
+            zoo.seq2seq, zoo.seq2seq.PRESETS["tiny"], corpus, **{**SETTINGS, "preprocess": "unit"}
+        )
 
 
 @pytest.mark.skipif(not (ROOT / "multi30k").is_dir(), reason="needs ZOO_DATA_DIR with multi30k")
 def test_multi30k_is_read_whole():
-    dataset = load_data("multi30k-en-fr", ROOT, pairs=WORDS)
-    counts = {split: len(lines) for split, lines in dataset.sentences.items()}
+    dataset = load_data("multi30k-en-fr", ROOT, **WORDS)
+    counts = {split: len(lines) for split, lines in sentences_of(dataset).items()}
     assert counts == {"train": 29_000, "validation": 1_014, "test": 1_000}
-    assert dataset.sentences["test"][0][0] == "A man in an orange hat starring at something."
-    assert pairs.padding(dataset.splits["train"], dict(dataset.widths)) < 0.2
+    assert (
+        dataset.splits["test"].extras["sentences"][0][0]
+        == "A man in an orange hat starring at something."
+    )
+    train_table = dataset.splits["train"]
+    assert pairs.padding(train_table, train_table.sampler.buckets, train_table.sampler.widths) < 0.2

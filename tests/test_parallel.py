@@ -17,10 +17,10 @@ import zoo
 from evals.hlo import collectives
 from tests.conftest import KINDS, THOROUGH
 from tests.test_contract import MEMBERS
-from train.member import Member
-from train.parallel import Layout, Parallel
-from train.run_folder import RunFolder
-from train.step import REMAT, init_state, make_step
+from train.engine.member import Member
+from train.engine.parallel import Layout, Parallel
+from train.engine.run_folder import RunFolder
+from train.engine.step import REMAT, init_state, make_step
 from zoo import convnet, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -43,9 +43,19 @@ def _pairs(names):
     What a way to train asks of a model, that examples have keys of their own and that padding is nothing, the contract checks.
     """
     pairs = []
-    for index, name in enumerate(name for name in names if THOROUGH or name in (*KINDS, "toy_sampled")):
-        ways = len(OTHERS) if THOROUGH or name == "mlp" else 2 if isinstance(MEMBERS[name], zoo.Recurrent) else 1
-        pairs += [(name, OTHERS[(index + way * len(OTHERS) // ways) % len(OTHERS)]) for way in range(ways)]
+    for index, name in enumerate(
+        name for name in names if THOROUGH or name in (*KINDS, "toy_sampled")
+    ):
+        ways = (
+            len(OTHERS)
+            if THOROUGH or name == "mlp"
+            else 2
+            if isinstance(MEMBERS[name], zoo.Recurrent)
+            else 1
+        )
+        pairs += [
+            (name, OTHERS[(index + way * len(OTHERS) // ways) % len(OTHERS)]) for way in range(ways)
+        ]
     return pairs
 
 
@@ -59,8 +69,15 @@ def _data(name, seed=0):
 
 def _fit(name, parallel, **settings):
     module = MEMBERS[name]
-    defaults: dict[str, Any] = {"batch_size": 13, "steps": 20, "eval_every": 1, "optimizer": train.Optimizer(learning_rate=0.05)}
-    return train.fit(module, module.PRESETS["tiny"], _data(name), parallel=parallel, **defaults | settings)
+    defaults: dict[str, Any] = {
+        "batch_size": 13,
+        "steps": 20,
+        "eval_every": 1,
+        "optimizer": train.Optimizer(learning_rate=0.05),
+    }
+    return train.fit(
+        module, module.PRESETS["tiny"], _data(name), parallel=parallel, **defaults | settings
+    )
 
 
 @functools.cache
@@ -74,51 +91,76 @@ def _assert_close(actual, expected, rtol=2e-4, atol=2e-6):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize(("name", "parallel"), _pairs([name for name in MEMBERS if name not in SAMPLED]))
+@pytest.mark.parametrize(
+    ("name", "parallel"), _pairs([name for name in MEMBERS if name not in SAMPLED])
+)
 def test_every_way_to_train_equals_one_device(name, parallel):
     """Dropout on, momentum, batches that cannot be divided and a last one that is cut short: losses, parameters and carry."""
     alone, other = _alone(name), _fit(name, parallel)
     assert [line["step"] for line in other.history] == [line["step"] for line in alone.history]
     for line, expected in zip(other.history, alone.history, strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    _assert_close(other.state._replace(step=(), control=(), trouble=()), alone.state._replace(step=(), control=(), trouble=()))
+    _assert_close(
+        other.state._replace(step=(), control=(), nonfinite=()),
+        alone.state._replace(step=(), control=(), nonfinite=()),
+    )
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "parallel"), _pairs(SAMPLED))
 def test_objectives_that_sample_take_the_same_step(name, parallel):
     settings = {"steps": 1, "preprocess": "none"}
-    _assert_close(_fit(name, parallel, **settings).params, _alone(name, **settings).params, rtol=1e-9)
+    _assert_close(
+        _fit(name, parallel, **settings).params, _alone(name, **settings).params, rtol=1e-9
+    )
 
 
 def _compiled(module, cfg, parallel, batch_size=16) -> Any:
     """The compiled step of a layout, its state, and what else it takes."""
     layout = Layout(parallel)
     optimizer = train.Optimizer(learning_rate=0.05).build(10, 5)
-    state = layout.put_state(init_state(module, cfg, optimizer, jax.random.key(0), batch_size), batch_size)
+    state = layout.place_state(
+        init_state(module, cfg, optimizer, jax.random.key(0), batch_size), batch_size
+    )
     batch = module.example_batch(cfg, jax.random.key(1), batch_size)
 
     def build(**how):
         return make_step(module, cfg, optimizer, load=lambda source: source[1], **how)
 
-    plan = layout.deal(jax.tree.map(lambda leaf: leaf[None], batch), axis=1), layout.share(np.int32(0))
+    plan = (
+        layout.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1),
+        layout.replicate(np.int32(0)),
+    )
     shapes = jax.eval_shape(make_step(module, cfg, optimizer), state, batch, jax.random.key(0))[1]
-    zeros = layout.share(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
-    arguments = (zeros, (), plan, layout.share(np.int32(1)), layout.share(jax.random.key(0)))
+    zeros = layout.replicate(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    arguments = (
+        zeros,
+        (),
+        plan,
+        layout.replicate(np.int32(1)),
+        layout.replicate(jax.random.key(0)),
+    )
     steps: Any = layout.steps(build, False, batch_size)
     return steps.lower(state, *arguments).compile(), state, arguments
 
 
 @pytest.mark.parametrize("strategy", ["jit", "shard_map", "pmap"])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("mlp", None), ("convnet", "bfloat16"), *([("mlp", "bfloat16"), ("convnet", None)] if THOROUGH else [])]
+    ("name", "dtype"),
+    [
+        ("mlp", None),
+        ("convnet", "bfloat16"),
+        *([("mlp", "bfloat16"), ("convnet", None)] if THOROUGH else []),
+    ],
 )
 def test_each_gradient_byte_is_reduced_once_and_in_float32(name, dtype, strategy):
     module = MEMBERS[name]
     cfg = dataclasses.replace(module.PRESETS["tiny"], compute_dtype=dtype)
     compiled, state, _ = _compiled(module, cfg, Parallel(strategy=strategy))
     found = collectives(compiled.as_text())
-    assert {each.kind for each in found} == {"all-reduce"}, "nothing but reductions travels between devices"
+    assert {each.kind for each in found} == {"all-reduce"}, (
+        "nothing but reductions travels between devices"
+    )
     gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     floats = sum(each.sizes.get("f32", 0) for each in found)
     # Beside the gradients only the sums of losses and metrics, a few numbers.
@@ -143,14 +185,21 @@ def test_a_plain_jitted_step_on_a_divided_batch_is_the_same():
     state = init_state(mlp, CFG, optimizer, jax.random.key(0), 16)
     batch = mlp.example_batch(CFG, jax.random.key(1), 16)
     expected, counted = step(state, batch, jax.random.key(0))
-    actual, metrics = step(layout.put_state(state, 16), layout.deal(batch), layout.share(jax.random.key(0)))
+    actual, metrics = step(
+        layout.place_state(state, 16), layout.shard(batch), layout.replicate(jax.random.key(0))
+    )
     _assert_close(actual.params, expected.params)
     assert int(metrics["loss"][1]) == int(counted["loss"][1])
 
 
 def test_a_run_goes_on_with_other_numbers_of_devices_and_other_strategies(tmp_path, monkeypatch):
     """8 -> 4 -> 1, in the same order of data."""
-    settings: dict[str, Any] = {"batch_size": 12, "steps": 30, "eval_every": 1, "validation": _data("mlp", 1)}
+    settings: dict[str, Any] = {
+        "batch_size": 12,
+        "steps": 30,
+        "eval_every": 1,
+        "validation": _data("mlp", 1),
+    }
     cfg = mlp.PRESETS["tiny"]
 
     def fit(**more: Any) -> train.Result:
@@ -170,7 +219,9 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_other_strategies(tmp_pa
     stop_after(8)
     assert fit(out=tmp_path / "run", parallel=Parallel()).stopped_by == "SIGTERM"
     stop_after(17)
-    assert not fit(out=tmp_path / "run", parallel=Parallel(strategy="shard_map", devices=4)).complete
+    assert not fit(
+        out=tmp_path / "run", parallel=Parallel(strategy="shard_map", devices=4)
+    ).complete
     monkeypatch.undo()
     last = fit(out=tmp_path / "run", parallel=Parallel(devices=1))
     assert last.complete
@@ -211,37 +262,63 @@ def test_non_finite_steps_stop_the_run_or_are_skipped(tmp_path, capsys):
     """One example is NaN: the step that meets it is named, and changes nothing where it is skipped."""
     data = {"inputs": np.array(_data("mlp")["inputs"]), "targets": _data("mlp")["targets"]}
     data["inputs"][5] = np.nan
-    settings: dict[str, Any] = {"batch_size": 4, "steps": 8, "eval_every": 0.125, "preprocess": "none", "seed": 3}
+    settings: dict[str, Any] = {
+        "batch_size": 4,
+        "steps": 8,
+        "eval_every": 0.125,
+        "preprocess": "none",
+        "seed": 3,
+    }
     cfg = mlp.PRESETS["tiny"]
     batches = train.batches.Batches(data, 4, seed=3)
     met = next(step for step in range(8) if 5 in batches.rows(step))
     assert 0 < met < 7
     with pytest.raises(
-        train.Diverged, match=rf"loss is nan, gradient norm nan at step {met + 1}; last good checkpoint: step {met}"
+        train.Diverged,
+        match=rf"loss is nan, gradient norm nan at step {met + 1}; last good checkpoint: step {met}",
     ):
         train.fit(mlp, cfg, data, out=tmp_path, **settings)
     result = train.fit(mlp, cfg, data, quiet=False, on_nonfinite="skip", **settings)
-    assert f"loss is nan, gradient norm nan at step {met + 1}: skipped, 1 so far" in capsys.readouterr().out
-    assert int(result.state.trouble.count) == 1
+    assert (
+        f"loss is nan, gradient norm nan at step {met + 1}: skipped, 1 so far"
+        in capsys.readouterr().out
+    )
+    assert int(result.state.nonfinite.count) == 1
     settings["on_nonfinite"] = "skip"
-    before, after = (train.fit(mlp, cfg, data, **{**settings, "steps": steps}).params for steps in (met, met + 1))
+    before, after = (
+        train.fit(mlp, cfg, data, **{**settings, "steps": steps}).params for steps in (met, met + 1)
+    )
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
 
 
-SIDE_BY_SIDE: dict[str, Any] = {"batch_size": 8, "steps": 20, "eval_every": 1, "steps_per_dispatch": 4}
+SIDE_BY_SIDE: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": 20,
+    "eval_every": 1,
+    "steps_per_dispatch": 4,
+}
 
 
 @functools.cache
 def _single(**own):
     """A run of its own with the seed or the optimizer of a member."""
-    return train.fit(mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **SIDE_BY_SIDE | own)
+    return train.fit(
+        mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **SIDE_BY_SIDE | own
+    )
 
 
 @pytest.mark.parametrize("devices", [1, None] if THOROUGH else [None])
 def test_replicas_equal_their_own_runs(tmp_path, devices):
-    fit = functools.partial(train.fit, mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **SIDE_BY_SIDE)
+    fit = functools.partial(
+        train.fit,
+        mlp,
+        mlp.PRESETS["tiny"],
+        _data("mlp"),
+        validation=_data("mlp", 1),
+        **SIDE_BY_SIDE,
+    )
     together = fit(replicas=3, seed=5, out=tmp_path, parallel=Parallel(devices=devices))
     alone = {f"seed-{seed}": _single(seed=seed) for seed in (5, 6, 7)}
     assert list(together.members) == list(alone)
@@ -265,18 +342,32 @@ def test_replicas_equal_their_own_runs(tmp_path, devices):
         ("learning_rate", (0.3, 0.01)),
         ("max_norm", (3.0, 0.5)),
         ("plateau_factor", (0.1, 0.5)),
-        *([("momentum", (0.9, 0.0)), ("l2", (0.0, 0.01)), ("warmup", (0.0, 3.0))] if THOROUGH else []),
+        *(
+            [("momentum", (0.9, 0.0)), ("l2", (0.0, 0.01)), ("warmup", (0.0, 3.0))]
+            if THOROUGH
+            else []
+        ),
     ],
 )
 def test_a_sweep_equals_runs_of_their_own(field, values):
     optimizer = train.Optimizer(learning_rate=0.1, schedule="cosine")
     sweep = (f"optimizer.{field.replace('_', '-')}", *map(str, values))
-    fit = functools.partial(train.fit, mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **SIDE_BY_SIDE)
+    fit = functools.partial(
+        train.fit,
+        mlp,
+        mlp.PRESETS["tiny"],
+        _data("mlp"),
+        validation=_data("mlp", 1),
+        **SIDE_BY_SIDE,
+    )
     together = fit(sweep=sweep, optimizer=optimizer)
     assert list(together.members) == [f"{field}-{value}" for value in values]
     # Briefly, only the one that differs from the optimizer that all of them are given.
     for value in values if THOROUGH else values[1:]:
-        alone, member = _single(optimizer=dataclasses.replace(optimizer, **{field: value})), together.members[f"{field}-{value}"]
+        alone, member = (
+            _single(optimizer=dataclasses.replace(optimizer, **{field: value})),
+            together.members[f"{field}-{value}"],
+        )
         _assert_close(member.state.params, alone.state.params)
         _assert_close(member.state.control, alone.state.control)
 
@@ -284,22 +375,31 @@ def test_a_sweep_equals_runs_of_their_own(field, values):
 def test_a_replica_that_diverges_does_not_hurt_the_others(tmp_path, capsys):
     cfg = mlp.Config(sizes=(6, 8, 3), output="linear")
     data = jax.tree.map(np.asarray, mlp.example_batch(cfg, jax.random.key(0), 32))
-    fit = functools.partial(train.fit, mlp, cfg, data, validation=data, **SIDE_BY_SIDE | {"steps": 60})
+    fit = functools.partial(
+        train.fit, mlp, cfg, data, validation=data, **SIDE_BY_SIDE | {"steps": 60}
+    )
     together = fit(sweep=("optimizer.learning-rate", "0.01", "1e6"), out=tmp_path, quiet=False)
     alone = fit(optimizer=train.Optimizer(learning_rate=0.01))
     _assert_close(together.members["learning_rate-0.01"].params, alone.params)
-    diverged = json.loads((tmp_path / "summary.json").read_text())["members"]["learning_rate-1e6"]["diverged"]
+    diverged = json.loads((tmp_path / "summary.json").read_text())["members"]["learning_rate-1e6"][
+        "diverged"
+    ]
     assert 0 < diverged < 60
     output = capsys.readouterr().out
     assert f"at step {diverged}: this run stands still from here on; the others go on" in output
     assert f"diverged at step {diverged}" in output
     assert "best by loss: learning_rate-0.01" in output
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(together.members["learning_rate-1e6"].params))
+    assert all(
+        np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(together.members["learning_rate-1e6"].params)
+    )
 
 
 def test_replicas_that_were_stopped_go_on_bit_for_bit(tmp_path, monkeypatch):
     settings = {**SIDE_BY_SIDE, "steps": 24, "replicas": 2}
-    fit = functools.partial(train.fit, mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **settings)
+    fit = functools.partial(
+        train.fit, mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **settings
+    )
     whole = fit()
     recorded = Member.record
 
@@ -321,7 +421,10 @@ def test_replicas_that_were_stopped_go_on_bit_for_bit(tmp_path, monkeypatch):
     [
         (("seed", "1", "2"), r"sweep of 'seed', allowed: optimizer.learning-rate, "),
         (("optimizer.name", "sgd", "adam"), r"sweep of 'optimizer.name', allowed: optimizer"),
-        (("optimizer.momentum", "0.5", "high"), r"sweep of optimizer.momentum: 'high', allowed: numbers"),
+        (
+            ("optimizer.momentum", "0.5", "high"),
+            r"sweep of optimizer.momentum: 'high', allowed: numbers",
+        ),
         (("optimizer.momentum", "0.5", "1.5"), r"momentum=1.5, allowed: 0 <= momentum < 1"),
         (("optimizer.momentum", "0.5"), r"allowed: two or more different values"),
     ],
@@ -336,7 +439,9 @@ def test_a_batch_in_parts_needs_less_memory():
     cfg = convnet.Config(shape=(16, 16, 3), stages=(convnet.Stage(features=16),) * 2)
 
     def temporaries(accumulate):
-        compiled, *_ = _compiled(convnet, cfg, Parallel(devices=1, accumulate=accumulate), batch_size=64)
+        compiled, *_ = _compiled(
+            convnet, cfg, Parallel(devices=1, accumulate=accumulate), batch_size=64
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries(4) < 0.5 * temporaries(1)
@@ -346,7 +451,10 @@ def test_rematerialisation_keeps_the_results_of_blocks_only():
     """What the backward pass holds on to, before any compiler sees it (XLA merges what is computed twice again on a CPU)."""
     block = [convnet.Stage(features=8)] * 3 + [convnet.Stage(features=8, pool="max")]
     cfg = convnet.Config(shape=(8, 8, 3), stages=tuple(block * 2))
-    params, batch = convnet.init(cfg, jax.random.key(0)), convnet.example_batch(cfg, jax.random.key(1), 4)
+    params, batch = (
+        convnet.init(cfg, jax.random.key(0)),
+        convnet.example_batch(cfg, jax.random.key(1), 4),
+    )
 
     def kept(**how):
         def loss(params):
@@ -354,7 +462,9 @@ def test_rematerialisation_keeps_the_results_of_blocks_only():
 
         function = jax.checkpoint(loss, **how) if how else loss
         pullback = jax.eval_shape(lambda params: jax.vjp(function, params)[1], params)
-        return sum(leaf.size for leaf in jax.tree.leaves(pullback)) - sum(leaf.size for leaf in jax.tree.leaves((params, batch)))
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback)) - sum(
+            leaf.size for leaf in jax.tree.leaves((params, batch))
+        )
 
     # The results of two blocks: 4 x (4x4 + 2x2) x 8.
     assert kept(policy=REMAT) <= 2 * 4 * 20 * 8 < 0.1 * kept()
@@ -363,11 +473,14 @@ def test_rematerialisation_keeps_the_results_of_blocks_only():
 def test_the_state_lies_where_it_belongs():
     layout = Layout()
     optimizer = train.Optimizer().build(10, 5)
-    state = layout.put_state(init_state(mlp, CFG, optimizer, jax.random.key(0), 16), 16)
-    assert all(leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state))
-    batch = layout.deal(jnp.zeros((16, 2)))
+    state = layout.place_state(init_state(mlp, CFG, optimizer, jax.random.key(0), 16), 16)
+    assert all(
+        leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+        for leaf in jax.tree.leaves(state)
+    )
+    batch = layout.shard(jnp.zeros((16, 2)))
     assert batch.sharding.shard_shape(batch.shape) == (2, 2)
-    assert layout.mine(16) == slice(0, 16)
+    assert layout.local_rows(16) == slice(0, 16)
 
 
 def test_a_step_needs_no_more_memory_than_flax():
@@ -382,17 +495,38 @@ def test_a_step_needs_no_more_memory_than_flax():
     needed = {}
     for name, program in programs(work).items():
         state = jax.eval_shape(lambda program=program: program.start(None))
-        needed[name] = jax.jit(program.step, donate_argnums=0).lower(state, *program.arguments).compile().memory_analysis()
+        needed[name] = (
+            jax.jit(program.step, donate_argnums=0)
+            .lower(state, *program.arguments)
+            .compile()
+            .memory_analysis()
+        )
     params = jax.eval_shape(lambda: work.module.init(work.cfg, jax.random.key(0)))
-    least = 2 * sum(4 * leaf.size for leaf in jax.tree.leaves(params)) + sum(leaf.nbytes for leaf in jax.tree.leaves(work.batch))
+    least = 2 * sum(4 * leaf.size for leaf in jax.tree.leaves(params)) + sum(
+        leaf.nbytes for leaf in jax.tree.leaves(work.batch)
+    )
     assert needed["zoo"].argument_size_in_bytes <= 1.02 * least
-    assert needed["zoo"].temp_size_in_bytes <= 1.1 * needed["flax"].temp_size_in_bytes + work.batch["inputs"].nbytes
+    assert (
+        needed["zoo"].temp_size_in_bytes
+        <= 1.1 * needed["flax"].temp_size_in_bytes + work.batch["inputs"].nbytes
+    )
 
 
 def test_bfloat16_trains_and_keeps_parameters_in_float32():
     cfg = dataclasses.replace(mlp.PRESETS["tiny"], dropout=0.0, compute_dtype="bfloat16")
-    settings: dict[str, Any] = {"batch_size": 8, "steps": 200, "eval_every": 1, "parallel": Parallel(devices=2)}
-    result = train.fit(mlp, cfg, _data("mlp"), optimizer=train.Optimizer(name="adam", learning_rate=0.02), **settings)
+    settings: dict[str, Any] = {
+        "batch_size": 8,
+        "steps": 200,
+        "eval_every": 1,
+        "parallel": Parallel(devices=2),
+    }
+    result = train.fit(
+        mlp,
+        cfg,
+        _data("mlp"),
+        optimizer=train.Optimizer(name="adam", learning_rate=0.02),
+        **settings,
+    )
     kinds = {leaf.dtype for leaf in jax.tree.leaves((result.state.params, result.state.opt_state))}
     assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}
     assert result.history[-1]["loss"] < result.history[0]["loss"]

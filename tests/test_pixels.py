@@ -10,17 +10,20 @@ from sklearn import metrics
 
 import evals
 import evals.__main__
-import evals.report
+import evals.report.document
 import train
 from evals.tasks import segmentation as pixels
 from train import tasks
 from train.batches import fit_scaling
+from train.data.pixels import labelled
 from train.formats import DataError
 from train.recipes.pixels import RECIPES
 from zoo import convnet, fcn
 
 TRUNK = convnet.Config(
-    shape=(16, 16, 1), stages=(convnet.Stage(features=6, kernel=(4,), stride=(4,), padding="valid"),), dense=(8,)
+    shape=(16, 16, 1),
+    stages=(convnet.Stage(features=6, kernel=(4,), stride=(4,), padding="valid"),),
+    dense=(8,),
 )
 
 
@@ -51,7 +54,9 @@ def _random(seed, shape=(3, 9, 11), classes=4):
     """Labels in blocks, others that agree mostly, and where there are any."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, classes, shape).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
-    found = np.where(rng.random(targets.shape) < 0.7, targets, rng.integers(0, classes, targets.shape)).astype(np.uint8)
+    found = np.where(
+        rng.random(targets.shape) < 0.7, targets, rng.integers(0, classes, targets.shape)
+    ).astype(np.uint8)
     return targets, found, rng.random(targets.shape) < 0.9
 
 
@@ -65,12 +70,16 @@ def test_metrics_are_those_of_the_labels(evaluation):
     table, found = evaluation.table, evaluation.measured.labels
     assert found.shape == table["targets"].shape
     targets, measured = table["targets"], evaluation.metrics
-    assert measured["validation accuracy %"] == pytest.approx(100 * (found == targets).mean(), rel=1e-4)
+    assert measured["validation accuracy %"] == pytest.approx(
+        100 * (found == targets).mean(), rel=1e-4
+    )
     occur = np.union1d(targets, found)
     expected = _jaccard(targets.ravel(), found.ravel(), occur).mean()
     assert measured["validation mean IoU %"] == pytest.approx(100 * expected)
     near = pixels.near_boundaries(targets, table["mask"])
-    assert measured["validation boundary accuracy %"] == pytest.approx(100 * (found == targets)[near].mean())
+    assert measured["validation boundary accuracy %"] == pytest.approx(
+        100 * (found == targets)[near].mean()
+    )
     assert measured["validation loss nats"] < np.log(11) / 2
     assert measured["validation accuracy %"] > measured["validation boundary accuracy %"]
 
@@ -98,9 +107,18 @@ def test_boundaries_are_where_another_label_is_near(distance):
     expected = np.zeros(mask.shape, bool)
     labels = np.where(mask, targets.astype(int), 99)
     for image, row, column in np.ndindex(*mask.shape):
-        around = itertools.product(range(row - distance, row + distance + 1), range(column - distance, column + distance + 1))
-        inside = [place for place in around if 0 <= place[0] < mask.shape[1] and 0 <= place[1] < mask.shape[2]]
-        expected[image, row, column] = any(labels[image][place] != labels[image, row, column] for place in inside)
+        around = itertools.product(
+            range(row - distance, row + distance + 1),
+            range(column - distance, column + distance + 1),
+        )
+        inside = [
+            place
+            for place in around
+            if 0 <= place[0] < mask.shape[1] and 0 <= place[1] < mask.shape[2]
+        ]
+        expected[image, row, column] = any(
+            labels[image][place] != labels[image, row, column] for place in inside
+        )
     np.testing.assert_array_equal(pixels.near_boundaries(targets, mask, distance), expected)
     assert not pixels.near_boundaries(np.ones((1, 5, 5), np.uint8), np.ones((1, 5, 5), bool)).any()
 
@@ -108,14 +126,21 @@ def test_boundaries_are_where_another_label_is_near(distance):
 def test_colours_are_pascal_vocs():
     colours = [tuple(colour) for colour in pixels.palette(256).tolist()]
     assert colours[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
-    assert (colours[15], colours[20], colours[255]) == ((192, 128, 128), (0, 64, 128), (224, 224, 192))
+    assert (colours[15], colours[20], colours[255]) == (
+        (192, 128, 128),
+        (0, 64, 128),
+        (224, 224, 192),
+    )
     assert colours[255] == pixels.VOID
     assert len(set(colours)) == 256
 
 
 def test_an_overlay_shows_the_image_where_there_is_background():
     image = np.full((2, 3, 1), 100, np.uint8)
-    labels, mask = np.array([[0, 1, 0], [2, 0, 1]]), np.array([[True, True, False], [True, True, True]])
+    labels, mask = (
+        np.array([[0, 1, 0], [2, 0, 1]]),
+        np.array([[True, True, False], [True, True, True]]),
+    )
     shown = pixels.overlay(image, labels, mask)
     assert shown.shape == (2, 3, 3)
     assert (shown[0, 0] == 100).all()
@@ -131,9 +156,11 @@ def test_the_report_shows_classes_and_overlays(evaluation):
     assert "<h3>Worst</h3>" in shown
     assert "background" in shown
     table = evaluation.table
-    overlap = pixels.overlaps(pixels.counts(evaluation.run, table["targets"], evaluation.measured.labels, table["mask"]))
+    overlap = pixels.overlaps(
+        pixels.counts(evaluation.run, table["targets"], evaluation.measured.labels, table["mask"])
+    )
     assert f"<td>{100 * overlap[0]:.1f}</td>" in shown
-    evals.report.write_report(evaluation)
+    evals.report.document.write_report(evaluation)
     assert "Labels of pixels" in evaluation.report.read_text()
 
 
@@ -142,7 +169,8 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     assert evals.__main__.main(["segment", str(folder), none]) == 1
     assert none in capsys.readouterr().err
     assert not (folder / "segments").exists()
-    pixels._label.clear_cache()
+    label: Any = pixels._label
+    label.clear_cache()
     files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
     sizes = [(70, 40), (33, 52), (70, 40)]
     for file, size in zip(files, sizes, strict=True):
@@ -153,7 +181,7 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     lines = captured.out.splitlines()
     assert [line.split("  ")[0] for line in lines[:3]] == files
     assert "background" in lines[0]
-    assert pixels._label._cache_size() == 2  # each size once
+    assert label._cache_size() == 2  # each size once
     for name, size in zip(("0-a", "2-b", "3-c"), sizes, strict=True):
         for kind, mode in (("", "RGB"), ("-labels", "P")):
             with Image.open(folder / "segments" / f"{name}{kind}.png") as shown:
@@ -164,11 +192,13 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     assert evals.__main__.main(["segment", str(folder), small]) == 1
     assert f"error: {small}: inputs: shape" in capsys.readouterr().err
     assert evals.__main__.main(["predict", str(folder), files[0]]) == 1
-    assert "predict is not for a model of segmentation; its verbs: segment" in capsys.readouterr().err
+    assert (
+        "predict is not for a model of segmentation; its verbs: segment" in capsys.readouterr().err
+    )
 
 
 def test_shares_of_pixels_have_no_interval(evaluation):
-    shown = evals.report.headline(evaluation)
+    shown = evals.report.document.headline(evaluation)
     assert "accuracy" in shown
     assert "interval" not in shown
     assert evaluation.intervals == {}
@@ -176,7 +206,7 @@ def test_shares_of_pixels_have_no_interval(evaluation):
 
 def test_more_classes_than_a_byte_holds_are_refused():
     with pytest.raises(DataError, match="mine: 255 classes of pixels, allowed: 254 at most"):
-        train.data._of_pixels("mine", None, ["thing"] * 255, range(255))
+        labelled("mine", None, ["thing"] * 255, range(255))  # pyright: ignore[reportArgumentType]
 
 
 def test_what_does_not_label_pixels_says_so(evaluation):
@@ -189,17 +219,23 @@ def test_where_scaling_knows_each_pixel_only_images_of_that_size_are_labelled(ev
     run, inputs = evaluation.run, evaluation.table["inputs"][:2]
     each = run._replace(data=run.data._replace(scaling=fit_scaling("zscore", inputs, (0.0, 255.0))))
     assert pixels.segment(each, inputs).shape == inputs.shape[:-1]
-    with pytest.raises(ValueError, match=r"inputs: shape \(24, 48, 1\), allowed for preprocess=.*: \(48, 48, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"inputs: shape \(24, 48, 1\), allowed for preprocess=.*: \(48, 48, 1\)"
+    ):
         pixels.segment(each, inputs[:, ::2])
 
 
 def test_labels_do_not_depend_on_the_other_images(evaluation):
     images = evaluation.table["inputs"][:3]
-    np.testing.assert_array_equal(pixels.segment(evaluation.run, images[1:2])[0], pixels.segment(evaluation.run, images)[1])
+    np.testing.assert_array_equal(
+        pixels.segment(evaluation.run, images[1:2])[0], pixels.segment(evaluation.run, images)[1]
+    )
 
 
 def test_recipes_have_a_class_for_every_label():
     classes = {recipe.name: recipe.model.classes for recipe in RECIPES}
     assert classes["pixels-digits"] == 11
-    assert classes["pixels-voc"] == len(train.masks.VOC_CLASSES)
-    assert {name.removesuffix("-no-skips") for name in classes if name.endswith("-no-skips")} < classes.keys()
+    assert classes["pixels-voc"] == len(train.data.masks.VOC_CLASSES)
+    assert {
+        name.removesuffix("-no-skips") for name in classes if name.endswith("-no-skips")
+    } < classes.keys()

@@ -23,7 +23,10 @@ def _program(folder, name, data=None, used=None):
 
 def test_a_program_that_was_cut_off_is_removed_at_the_next_start(tmp_path):
     whole = _program(tmp_path, "whole")
-    cut = [_program(tmp_path, f"cut{length}", whole.read_bytes()[:length]) for length in (0, 1, 2, 500, 1000)]
+    cut = [
+        _program(tmp_path, f"cut{length}", whole.read_bytes()[:length])
+        for length in (0, 1, 2, 500, 1000)
+    ]
     clean(tmp_path)
     assert whole.exists()
     assert not any(file.exists() for file in cut)
@@ -39,7 +42,9 @@ def test_a_program_is_read_once(tmp_path, monkeypatch):
     clean(tmp_path)
     new = _program(tmp_path, "new")
     read, original = [], pathlib.Path.read_bytes
-    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda file: (read.append(file), original(file))[1])
+    monkeypatch.setattr(
+        pathlib.Path, "read_bytes", lambda file: (read.append(file), original(file))[1]
+    )
     clean(tmp_path)
     assert read == [new]
 
@@ -66,10 +71,21 @@ print(sum(name == "/jax/compilation_cache/cache_hits" for name in events))
 def test_the_second_start_finds_its_programs_without_a_word(tmp_path, damaged):
     kept = [name for name in os.environ if name.startswith(("JAX_", "XLA_"))]
     environment = {name: value for name, value in os.environ.items() if name not in kept}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    environment |= {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+    }
 
     def start():
-        done = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", COUNT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert done.stderr == ""
         return int(done.stdout)
 

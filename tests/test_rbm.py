@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import train
-from train.member import Member
-from train.step import example_keys, init_state, make_step
-from zoo import layers, likelihood, rbm
+from train.engine.member import Member
+from train.engine.step import example_keys, init_state, make_step
+from zoo import rbm
+from zoo.parts import layers, likelihood
 
 KEY = jax.random.key(0)
 CFG = rbm.Config(visible=4, hidden=3)
@@ -38,7 +39,11 @@ def sigmoid(x):
 def random_params(cfg, seed=0, scale=1.0):
     """All leaves normal, in numpy and in double precision."""
     rng = np.random.default_rng(seed)
-    shapes = {"kernel": (cfg.visible, cfg.hidden), "bias": (cfg.hidden,), "visible_bias": (cfg.visible,)}
+    shapes = {
+        "kernel": (cfg.visible, cfg.hidden),
+        "bias": (cfg.hidden,),
+        "visible_bias": (cfg.visible,),
+    }
     return {name: scale * rng.normal(size=shape) for name, shape in shapes.items()}
 
 
@@ -48,8 +53,14 @@ def on_device(params):
 
 def numpy_energy(cfg, params, v, h):
     """Of every pair of a row of v and a row of h."""
-    energy = -(v @ params["visible_bias"])[:, None] - (h @ params["bias"])[None] - v @ params["kernel"] @ h.T
-    energy = energy + (0.5 * np.sum(v**2, axis=1)[:, None] if cfg.visible_units == "gaussian" else 0)
+    energy = (
+        -(v @ params["visible_bias"])[:, None]
+        - (h @ params["bias"])[None]
+        - v @ params["kernel"] @ h.T
+    )
+    energy = energy + (
+        0.5 * np.sum(v**2, axis=1)[:, None] if cfg.visible_units == "gaussian" else 0
+    )
     return energy + (0.5 * np.sum(h**2, axis=1)[None] if cfg.hidden_units == "gaussian" else 0)
 
 
@@ -68,7 +79,10 @@ def chances(probability, states):
 def to_visible_states(params, v, cfg=CFG):
     """Chance of every visible state after a Gibbs step from each row of v: [rows, visible states], by the conditionals."""
     hidden = chances(sigmoid(v @ params["kernel"] + params["bias"]), binary(cfg.hidden))
-    return hidden @ chances(sigmoid(binary(cfg.hidden) @ params["kernel"].T + params["visible_bias"]), binary(cfg.visible))
+    return hidden @ chances(
+        sigmoid(binary(cfg.hidden) @ params["kernel"].T + params["visible_bias"]),
+        binary(cfg.visible),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -83,7 +97,10 @@ def fold(keys, use):
 
 
 def batch_of(inputs, mask=None):
-    return {"inputs": jnp.asarray(inputs), "mask": jnp.ones(len(inputs), bool) if mask is None else jnp.asarray(mask)}
+    return {
+        "inputs": jnp.asarray(inputs),
+        "mask": jnp.ones(len(inputs), bool) if mask is None else jnp.asarray(mask),
+    }
 
 
 def assert_trees(actual, expected, **tolerance):
@@ -102,7 +119,10 @@ def test_energies_and_conditionals_are_those_of_the_joint_distribution():
     found = jitted(rbm.energy)(CFG, own, *map(jnp.asarray, pairs))
     np.testing.assert_allclose(found, energy.ravel(), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        jitted(rbm.free_energy)(CFG, own, jnp.asarray(v)), -np.log(np.exp(-energy).sum(axis=1)), rtol=1e-12, atol=1e-12
+        jitted(rbm.free_energy)(CFG, own, jnp.asarray(v)),
+        -np.log(np.exp(-energy).sum(axis=1)),
+        rtol=1e-12,
+        atol=1e-12,
     )
     hidden = rbm.mean("bernoulli", rbm.hidden_field(CFG, own, jnp.asarray(v)))
     np.testing.assert_allclose(hidden, p @ h / p.sum(axis=1, keepdims=True), rtol=1e-12)
@@ -110,8 +130,12 @@ def test_energies_and_conditionals_are_those_of_the_joint_distribution():
     visible = rbm.mean("bernoulli", rbm.visible_field(CFG, own, jnp.asarray(h)))
     np.testing.assert_allclose(visible, p.T @ v / p.sum(axis=0)[:, None], rtol=1e-12)
     # Units of a layer are independent given the other one: the whole conditional distribution, not only its means.
-    np.testing.assert_allclose(chances(np.asarray(hidden), h), p / p.sum(axis=1, keepdims=True), rtol=1e-11)
-    np.testing.assert_allclose(chances(np.asarray(visible), v), p.T / p.sum(axis=0)[:, None], rtol=1e-11)
+    np.testing.assert_allclose(
+        chances(np.asarray(hidden), h), p / p.sum(axis=1, keepdims=True), rtol=1e-11
+    )
+    np.testing.assert_allclose(
+        chances(np.asarray(visible), v), p.T / p.sum(axis=0)[:, None], rtol=1e-11
+    )
 
 
 def plane(step=0.05, limit=9.0):
@@ -127,13 +151,21 @@ def test_gaussian_visible_units_against_numerical_integration():
     own = on_device(params)
     weights = np.exp(-numpy_energy(cfg, params, v, h))
     few = slice(None, None, 997)
-    np.testing.assert_allclose(rbm.free_energy(cfg, own, jnp.asarray(v[few])), -np.log(weights[few].sum(axis=1)), rtol=1e-10)
+    np.testing.assert_allclose(
+        rbm.free_energy(cfg, own, jnp.asarray(v[few])),
+        -np.log(weights[few].sum(axis=1)),
+        rtol=1e-10,
+    )
     given = weights / (weights.sum(axis=0) * area)
     means = given.T @ v * area
-    np.testing.assert_allclose(rbm.mean("gaussian", rbm.visible_field(cfg, own, jnp.asarray(h))), means, rtol=1e-9)
+    np.testing.assert_allclose(
+        rbm.mean("gaussian", rbm.visible_field(cfg, own, jnp.asarray(h))), means, rtol=1e-9
+    )
     np.testing.assert_allclose(given.T @ v**2 * area - means**2, 1, rtol=1e-9)
     pairs = np.repeat(v[:5], 8, axis=0), np.tile(h, (5, 1))
-    np.testing.assert_allclose(rbm.energy(cfg, own, *map(jnp.asarray, pairs)), -np.log(weights[:5]).ravel(), rtol=1e-10)
+    np.testing.assert_allclose(
+        rbm.energy(cfg, own, *map(jnp.asarray, pairs)), -np.log(weights[:5]).ravel(), rtol=1e-10
+    )
 
 
 @pytest.mark.usefixtures("x64")
@@ -142,7 +174,9 @@ def test_gaussian_hidden_units_against_numerical_integration():
     params, v, (h, area) = random_params(cfg), binary(3), plane()
     own = on_device(params)
     weights = np.exp(-numpy_energy(cfg, params, v, h))
-    np.testing.assert_allclose(rbm.free_energy(cfg, own, jnp.asarray(v)), -np.log(weights.sum(axis=1) * area), rtol=1e-10)
+    np.testing.assert_allclose(
+        rbm.free_energy(cfg, own, jnp.asarray(v)), -np.log(weights.sum(axis=1) * area), rtol=1e-10
+    )
     means = weights @ h / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(rbm.apply(cfg, own, jnp.asarray(v)), means, rtol=1e-9)
 
@@ -151,15 +185,25 @@ def test_gaussian_hidden_units_against_numerical_integration():
 @pytest.mark.parametrize("units", rbm.UNITS)
 def test_means_are_the_derivative_of_the_log_normalizer_and_states_have_them(units):
     field = np.linspace(-3, 3, 7)
-    upper, lower = (rbm.log_normalizer(units, jnp.asarray(field + change)) for change in (1e-5, -1e-5))
-    np.testing.assert_allclose((upper - lower) / 2e-5, rbm.mean(units, jnp.asarray(field)), rtol=1e-7, atol=1e-9)
+    upper, lower = (
+        rbm.log_normalizer(units, jnp.asarray(field + change)) for change in (1e-5, -1e-5)
+    )
+    np.testing.assert_allclose(
+        (upper - lower) / 2e-5, rbm.mean(units, jnp.asarray(field)), rtol=1e-7, atol=1e-9
+    )
     draws = 20_000
-    states = np.asarray(rbm.draw(units, jnp.broadcast_to(jnp.asarray(field), (draws, 7)), jax.random.split(KEY, draws)))
+    states = np.asarray(
+        rbm.draw(
+            units, jnp.broadcast_to(jnp.asarray(field), (draws, 7)), jax.random.split(KEY, draws)
+        )
+    )
     means = np.asarray(rbm.mean(units, jnp.asarray(field)))
     variance = means * (1 - means) if units == "bernoulli" else np.ones(7)
     np.testing.assert_array_less(np.abs(states.mean(axis=0) - means), 5 * np.sqrt(variance / draws))
     np.testing.assert_allclose(states.var(axis=0), variance, rtol=0.08)
-    np.testing.assert_array_less(np.abs(np.corrcoef(states.T) - np.eye(7)), 5 / math.sqrt(draws) + 1e-9)
+    np.testing.assert_array_less(
+        np.abs(np.corrcoef(states.T) - np.eye(7)), 5 / math.sqrt(draws) + 1e-9
+    )
 
 
 # ---------------------------------------------------------------- the Gibbs chain
@@ -170,7 +214,9 @@ def test_a_gibbs_step_leaves_the_distribution_as_it_is():
     params, v, h = random_params(CFG, 1), binary(4), binary(3)
     own = on_device(params)
     up = chances(np.asarray(rbm.mean("bernoulli", rbm.hidden_field(CFG, own, jnp.asarray(v)))), h)
-    down = chances(np.asarray(rbm.mean("bernoulli", rbm.visible_field(CFG, own, jnp.asarray(h)))), v)
+    down = chances(
+        np.asarray(rbm.mean("bernoulli", rbm.visible_field(CFG, own, jnp.asarray(h)))), v
+    )
     transition, p = up @ down, joint(params).sum(axis=1)
     np.testing.assert_allclose(transition, to_visible_states(params, v), rtol=1e-12)
     np.testing.assert_allclose(p @ transition, p, rtol=1e-12)
@@ -198,7 +244,11 @@ def test_chains_go_where_the_transition_matrix_says():
     # Gone on with from there by other keys, they are one chain of all these steps.
     assert_follows(SAMPLE(CFG, own, two, others, 3), np.linalg.matrix_power(transition, 5)[9])
     hidden = jitted(rbm.gibbs_step)(CFG, own, start, keys)[1]
-    np.testing.assert_allclose(hidden.mean(axis=0), sigmoid(start[0] @ params["kernel"] + params["bias"]), atol=5 * 0.5 / 141)
+    np.testing.assert_allclose(
+        hidden.mean(axis=0),
+        sigmoid(start[0] @ params["kernel"] + params["bias"]),
+        atol=5 * 0.5 / 141,
+    )
 
 
 @pytest.mark.parametrize("units", [("bernoulli", "bernoulli"), ("gaussian", "bernoulli")])
@@ -213,8 +263,16 @@ def test_sampling_is_so_many_gibbs_steps_of_chains_on_their_own(units):
     np.testing.assert_allclose(found, visible, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(SAMPLE(cfg, params, start, keys, 0), start)
     order = np.array([3, 0, 5, 1, 4, 2])
-    np.testing.assert_allclose(SAMPLE(cfg, params, start[order], keys[order], 4), found[order], rtol=1e-5, atol=1e-6)
-    moved = SAMPLE(cfg, params, start.at[0].set(0.25), jax.random.split(jax.random.key(9), 6).at[1:].set(keys[1:]), 4)
+    np.testing.assert_allclose(
+        SAMPLE(cfg, params, start[order], keys[order], 4), found[order], rtol=1e-5, atol=1e-6
+    )
+    moved = SAMPLE(
+        cfg,
+        params,
+        start.at[0].set(0.25),
+        jax.random.split(jax.random.key(9), 6).at[1:].set(keys[1:]),
+        4,
+    )
     np.testing.assert_allclose(moved[1:], found[1:], rtol=1e-5, atol=1e-6)
     assert not np.allclose(moved[0], found[0])
 
@@ -257,7 +315,11 @@ def toolbox_rbmtrain(params, batches, numbers, *, alpha, momentum, l2=0.0):
 
     The toolbox keeps W [hidden, visible], its biases as columns.  Its momentum is one number; momentum(step) and l2 are ours.
     """
-    w, b, c = params["kernel"].T.copy(), params["visible_bias"][:, None].copy(), params["bias"][:, None].copy()
+    w, b, c = (
+        params["kernel"].T.copy(),
+        params["visible_bias"][:, None].copy(),
+        params["bias"][:, None].copy(),
+    )
     v_w, v_b, v_c = np.zeros_like(w), np.zeros_like(b), np.zeros_like(c)
     history, errors = [], []
 
@@ -282,7 +344,9 @@ def toolbox_rbmtrain(params, batches, numbers, *, alpha, momentum, l2=0.0):
 SCHEDULES = {
     "constant": (train.Optimizer(learning_rate=0.7, momentum=0.5), lambda step: 0.5),
     "rising": (
-        train.Optimizer(learning_rate=0.7, momentum=0.9, momentum_start=0.5, momentum_epochs=2, l2=0.05),
+        train.Optimizer(
+            learning_rate=0.7, momentum=0.9, momentum_start=0.5, momentum_epochs=2, l2=0.05
+        ),
         lambda step: min(0.5 + 0.4 * step / 6, 0.9),
     ),
 }
@@ -303,16 +367,26 @@ def test_trained_as_by_the_matlab_code(schedule):
 
     def numbers(step):
         keys = row_keys(size, step)
-        return tuple(np.asarray(layers.uniforms(fold(keys, use), units)) for use, units in ((rbm.HIDDEN, 5), (rbm.VISIBLE, 7)))
+        return tuple(
+            np.asarray(layers.uniforms(fold(keys, use), units))
+            for use, units in ((rbm.HIDDEN, 5), (rbm.VISIBLE, 7))
+        )
 
     history, errors = toolbox_rbmtrain(
-        start, batches, [numbers(step) for step in range(10)], alpha=0.7, momentum=momentum, l2=settings.l2
+        start,
+        batches,
+        [numbers(step) for step in range(10)],
+        alpha=0.7,
+        momentum=momentum,
+        l2=settings.l2,
     )
     step = jax.jit(make_step(rbm, cfg, optimizer))
     for inputs, expected, error in zip(batches, history, errors, strict=True):
         state, metrics = step(state, batch_of(inputs), KEY)
         # Schedules are computed in single precision.
-        assert_trees(state.params, expected, rtol=1e-9, atol=1e-6 if schedule == "rising" else 1e-12)
+        assert_trees(
+            state.params, expected, rtol=1e-9, atol=1e-6 if schedule == "rising" else 1e-12
+        )
         for name in ("loss", "reconstruction_error"):
             total, count = metrics[name]
             np.testing.assert_allclose(total / count, error, rtol=1e-6)
@@ -322,17 +396,25 @@ def test_trained_as_by_the_matlab_code(schedule):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_given_its_uniform_numbers_it_is_the_matlab_code(steps):
     """The toolbox's own rand, for which it needs no key; with more steps by the chain written out."""
-    cfg, size, rng = rbm.Config(visible=7, hidden=5, steps=steps, positive_phase="sampled"), 6, np.random.default_rng(5)
+    cfg, size, rng = (
+        rbm.Config(visible=7, hidden=5, steps=steps, positive_phase="sampled"),
+        6,
+        np.random.default_rng(5),
+    )
     params, batches = random_params(cfg, scale=0.5), rng.random((8, size, 7))
     numbers = [(rng.random((size, steps, 5)), rng.random((size, steps, 7))) for _ in batches]
     if steps == 1:
         plain = [(up[:, 0], down[:, 0]) for up, down in numbers]
-        history, errors = toolbox_rbmtrain(params, batches, plain, alpha=0.7, momentum=lambda step: 0.0)
+        history, errors = toolbox_rbmtrain(
+            params, batches, plain, alpha=0.7, momentum=lambda step: 0.0
+        )
     else:
         history, errors = _chains_by_hand(params, batches, numbers, alpha=0.7)
     own = on_device(params)
     for inputs, each, expected, error in zip(batches, numbers, history, errors, strict=True):
-        (total, _), gradient = GRADIENT(cfg, own, batch_of(inputs), key=rbm.Numbers(*map(jnp.asarray, each)), carry=())
+        (total, _), gradient = GRADIENT(
+            cfg, own, batch_of(inputs), key=rbm.Numbers(*map(jnp.asarray, each)), carry=()
+        )
         own = jax.tree.map(lambda leaf, change: leaf - 0.7 * change / size, own, gradient)
         assert_trees(own, expected, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(total / size, error, rtol=1e-12)
@@ -345,10 +427,16 @@ def _chains_by_hand(params, batches, numbers, *, alpha):
         v, shown = v1, []
         for step in range(up.shape[1]):
             h = (up[:, step] < sigmoid(v @ params["kernel"] + params["bias"])).astype(float)
-            v = (down[:, step] < sigmoid(h @ params["kernel"].T + params["visible_bias"])).astype(float)
+            v = (down[:, step] < sigmoid(h @ params["kernel"].T + params["visible_bias"])).astype(
+                float
+            )
             shown.append((h, v))
         (h1, first), h2 = shown[0], sigmoid(v @ params["kernel"] + params["bias"])
-        change = {"kernel": v1.T @ h1 - v.T @ h2, "bias": (h1 - h2).sum(axis=0), "visible_bias": (v1 - v).sum(axis=0)}
+        change = {
+            "kernel": v1.T @ h1 - v.T @ h2,
+            "bias": (h1 - h2).sum(axis=0),
+            "visible_bias": (v1 - v).sum(axis=0),
+        }
         params = {name: leaf + alpha * change[name] / len(v1) for name, leaf in params.items()}
         history.append(params)
         errors.append(np.sum((v1 - first) ** 2) / len(v1))
@@ -361,22 +449,41 @@ def test_numbers_take_the_place_of_keys():
     own, keys = on_device(params), row_keys(6)
 
     def of_step(key):
-        return rbm.Numbers(*(layers.uniforms(fold(key, use), units) for use, units in ((rbm.HIDDEN, 3), (rbm.VISIBLE, 4))))
+        return rbm.Numbers(
+            *(
+                layers.uniforms(fold(key, use), units)
+                for use, units in ((rbm.HIDDEN, 3), (rbm.VISIBLE, 4))
+            )
+        )
 
     def of_chain(key, steps):
         return rbm.Numbers(
-            *(jnp.stack(each, axis=1) for each in zip(*(of_step(fold(key, step)) for step in range(steps)), strict=True))
+            *(
+                jnp.stack(each, axis=1)
+                for each in zip(*(of_step(fold(key, step)) for step in range(steps)), strict=True)
+            )
         )
 
     data, carry = jnp.asarray(data), jnp.asarray(carry)
     assert_trees(*(rbm.gibbs_step(CFG, own, data, each) for each in (of_step(keys), keys)), rtol=0)
-    np.testing.assert_array_equal(SAMPLE(CFG, own, data, of_chain(keys, 4), 3), SAMPLE(CFG, own, data, keys, 3))
+    np.testing.assert_array_equal(
+        SAMPLE(CFG, own, data, of_chain(keys, 4), 3), SAMPLE(CFG, own, data, keys, 3)
+    )
     first, then = of_step(keys), of_chain(fold(keys, rbm.CHAIN), 2)
-    numbers = rbm.Numbers(*(jnp.concatenate([one[:, None], more], axis=1) for one, more in zip(first, then, strict=True)))
-    expected, found = (GRADIENT(PERSISTENT, own, batch_of(data), key=key, carry=carry) for key in (keys, numbers))
+    numbers = rbm.Numbers(
+        *(
+            jnp.concatenate([one[:, None], more], axis=1)
+            for one, more in zip(first, then, strict=True)
+        )
+    )
+    expected, found = (
+        GRADIENT(PERSISTENT, own, batch_of(data), key=key, carry=carry) for key in (keys, numbers)
+    )
     assert_trees(found, expected, rtol=1e-6)
     field = jnp.asarray([[0.5, -1.0]])
-    np.testing.assert_array_equal(rbm.draw("gaussian", field, jnp.asarray([[0.25, 2.0]])), [[0.75, 1.0]])
+    np.testing.assert_array_equal(
+        rbm.draw("gaussian", field, jnp.asarray([[0.25, 2.0]])), [[0.75, 1.0]]
+    )
 
 
 def test_numbers_that_do_not_fit_are_refused():
@@ -386,15 +493,35 @@ def test_numbers_that_do_not_fit_are_refused():
         return rbm.Numbers(jnp.zeros(hidden), jnp.zeros(visible))
 
     def loss(numbers, **fields):
-        return rbm.loss(rbm.Config(visible=4, hidden=3, **fields), params, batch_of(data), key=numbers)
+        return rbm.loss(
+            rbm.Config(visible=4, hidden=3, **fields), params, batch_of(data), key=numbers
+        )
 
     for call, message in (
-        (lambda: loss(numbers((2, 1, 3), (2, 1, 4)), steps=2), r"numbers.hidden: shape \(2, 1, 3\), expected \[2, 2, 3\]"),
-        (lambda: loss(numbers((2, 1, 3), (2, 1, 5))), r"numbers.visible: shape \(2, 1, 5\), expected \[2, 1, 4\]"),
-        (lambda: loss(numbers((2, 1, 3), (2, 1, 4)), binarize="sample"), "binarize='sample', allowed with Numbers"),
-        (lambda: loss(numbers((2, 2, 3), (2, 2, 4)), persistent=True), r"carry=\(\), allowed with Numbers"),
-        (lambda: rbm.sample(CFG, params, data, numbers((2, 2, 3), (2, 2, 4)), 3), "steps=3, allowed: an integer, 0 to 2"),
-        (lambda: rbm.gibbs_step(CFG, params, data, numbers((2, 4), (2, 4))), r"numbers: shape \(2, 4\), expected \[2, 3\]"),
+        (
+            lambda: loss(numbers((2, 1, 3), (2, 1, 4)), steps=2),
+            r"numbers.hidden: shape \(2, 1, 3\), expected \[2, 2, 3\]",
+        ),
+        (
+            lambda: loss(numbers((2, 1, 3), (2, 1, 5))),
+            r"numbers.visible: shape \(2, 1, 5\), expected \[2, 1, 4\]",
+        ),
+        (
+            lambda: loss(numbers((2, 1, 3), (2, 1, 4)), binarize="sample"),
+            "binarize='sample', allowed with Numbers",
+        ),
+        (
+            lambda: loss(numbers((2, 2, 3), (2, 2, 4)), persistent=True),
+            r"carry=\(\), allowed with Numbers",
+        ),
+        (
+            lambda: rbm.sample(CFG, params, data, numbers((2, 2, 3), (2, 2, 4)), 3),
+            "steps=3, allowed: an integer, 0 to 2",
+        ),
+        (
+            lambda: rbm.gibbs_step(CFG, params, data, numbers((2, 4), (2, 4))),
+            r"numbers: shape \(2, 4\), expected \[2, 3\]",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -421,28 +548,41 @@ def free_energy_gradient(params, v, weights):
 def test_gradients_have_the_expectation_of_the_exact_chain(settings):
     """CD-k and persistent CD: free energies of the data, less those of all states by what the transition matrix gives them."""
     cfg, draws = rbm.Config(visible=4, hidden=3, **settings), 4096
-    params = random_params(cfg, 42, scale=4.0)  # chains so slow that one step more or less would be seen
+    params = random_params(
+        cfg, 42, scale=4.0
+    )  # chains so slow that one step more or less would be seen
     data = np.array([[1.0, 0.0, 0.0, 1.0], [0.2, 0.9, 0.5, 0.0]])
     chains = np.array([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     first = to_visible_states(params, chains if cfg.persistent else data)
     end = first @ np.linalg.matrix_power(to_visible_states(params, binary(4)), cfg.steps - 1)
     positive = free_energy_gradient(params, data, np.ones(2))
-    expected = jax.tree.map(np.subtract, positive, free_energy_gradient(params, binary(4), end.sum(axis=0)))
-    own, batch, carry = on_device(params), batch_of(data), jnp.asarray(chains) if cfg.persistent else ()
+    expected = jax.tree.map(
+        np.subtract, positive, free_energy_gradient(params, binary(4), end.sum(axis=0))
+    )
+    own, batch, carry = (
+        on_device(params),
+        batch_of(data),
+        jnp.asarray(chains) if cfg.persistent else (),
+    )
 
     @jax.jit
     @jax.vmap
     def gradients(step):
-        return jax.grad(lambda params: rbm.loss(cfg, params, batch, key=row_keys(2, step), carry=carry)[0])(own)
+        return jax.grad(
+            lambda params: rbm.loss(cfg, params, batch, key=row_keys(2, step), carry=carry)[0]
+        )(own)
 
     for name, leaf in gradients(jnp.arange(draws)).items():
         error = np.std(leaf, axis=0) / math.sqrt(draws)
         assert np.all(error < 0.1 * np.abs(expected[name]).max()), "too few draws to tell"
-        np.testing.assert_array_less(np.abs(np.mean(leaf, axis=0) - expected[name]), 5 * error + 1e-5, err_msg=name)
+        np.testing.assert_array_less(
+            np.abs(np.mean(leaf, axis=0) - expected[name]), 5 * error + 1e-5, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"steps": 2, "positive_phase": "sampled"}, {"persistent": True, "sparsity_target": 0.1}]
+    "settings",
+    [{}, {"steps": 2, "positive_phase": "sampled"}, {"persistent": True, "sparsity_target": 0.1}],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e5, 1e10, 1e37])
 def test_the_value_is_the_reconstruction_error_whatever_the_weights_are(scale, settings):
@@ -455,11 +595,20 @@ def test_the_value_is_the_reconstruction_error_whatever_the_weights_are(scale, s
 
 
 def test_a_run_that_diverges_says_so():
-    data: dict[str, Any] = {"inputs": np.random.default_rng(0).integers(0, 2, (40, 16)).astype(np.float32)}
+    data: dict[str, Any] = {
+        "inputs": np.random.default_rng(0).integers(0, 2, (40, 16)).astype(np.float32)
+    }
 
     def fit(rate):
         optimizer = train.Optimizer(learning_rate=rate)
-        return train.fit(rbm, rbm.Config(visible=16, hidden=8), data, optimizer=optimizer, batch_size=10, epochs=5).history
+        return train.fit(
+            rbm,
+            rbm.Config(visible=16, hidden=8),
+            data,
+            optimizer=optimizer,
+            batch_size=10,
+            epochs=5,
+        ).history
 
     assert [line["loss"] for line in fit(1e12) if line["split"] == "train"][-1] > 2
     with pytest.raises(train.Diverged, match="gradient norm nan"):
@@ -473,19 +622,26 @@ PERSISTENT = rbm.Config(visible=4, hidden=3, steps=2, persistent=True)
 
 def _persistent_setup(rows=5):
     rng = np.random.default_rng(3)
-    params, data, carry = random_params(PERSISTENT, 3), *(rng.integers(0, 2, (2, rows, 4)).astype(np.float32))
+    params, data, carry = (
+        random_params(PERSISTENT, 3),
+        *(rng.integers(0, 2, (2, rows, 4)).astype(np.float32)),
+    )
     return params, data, carry
 
 
 def _persistent_gradient(params, data, carry, mask=None, reset=None):
     batch = batch_of(data, mask)
     batch |= {} if reset is None else {"reset": jnp.asarray(reset)}
-    (_, aux), gradient = GRADIENT(PERSISTENT, on_device(params), batch, key=row_keys(len(data)), carry=jnp.asarray(carry))
+    (_, aux), gradient = GRADIENT(
+        PERSISTENT, on_device(params), batch, key=row_keys(len(data)), carry=jnp.asarray(carry)
+    )
     return aux.carry, gradient
 
 
 def _chains_from(params, start, keys):
-    return SAMPLE(PERSISTENT, on_device(params), jnp.asarray(start), fold(keys, rbm.CHAIN), PERSISTENT.steps)
+    return SAMPLE(
+        PERSISTENT, on_device(params), jnp.asarray(start), fold(keys, rbm.CHAIN), PERSISTENT.steps
+    )
 
 
 def test_the_negative_phase_of_persistent_chains_comes_from_the_carry_alone():
@@ -495,7 +651,9 @@ def test_the_negative_phase_of_persistent_chains_comes_from_the_carry_alone():
     assert not np.array_equal(after, carry)
     ones = np.ones(5)
     expected = jax.tree.map(
-        np.subtract, free_energy_gradient(params, data, ones), free_energy_gradient(params, np.asarray(after), ones)
+        np.subtract,
+        free_energy_gradient(params, data, ones),
+        free_energy_gradient(params, np.asarray(after), ones),
     )
     assert_trees(gradient, expected, rtol=1e-4, atol=1e-5)
     other_after, other_gradient = _persistent_gradient(params, 1 - data, carry)
@@ -513,7 +671,9 @@ def test_masked_rows_of_persistent_chains_do_not_count():
         free_energy_gradient(params, np.asarray(after), mask.astype(float)),
     )
     assert_trees(gradient, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(after, _persistent_gradient(params, data, carry)[0])  # yet their chains go on
+    np.testing.assert_array_equal(
+        after, _persistent_gradient(params, data, carry)[0]
+    )  # yet their chains go on
 
 
 def test_a_reset_restarts_rows_at_the_data():
@@ -528,12 +688,16 @@ def test_persistent_chains_begin_at_the_visible_biases():
     params = {**random_params(PERSISTENT), "visible_bias": np.array([-2.0, 0.0, 1.0, 30.0])}
     carry = np.asarray(rbm.init_carry(PERSISTENT, on_device(params), 4000, key=KEY))
     assert set(np.unique(carry)) == {0, 1}
-    np.testing.assert_allclose(carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(4000))
+    np.testing.assert_allclose(
+        carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(4000)
+    )
     assert rbm.init_carry(CFG, on_device(params), 4, key=KEY) == ()
     # So do those of a loss without a carry, a step later.
     extreme = {**on_device(params), "kernel": jnp.zeros_like(params["kernel"])}
     _, aux = rbm.loss(PERSISTENT, extreme, batch_of(np.zeros((2000, 4))), key=row_keys(2000))
-    np.testing.assert_allclose(aux.carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(2000))
+    np.testing.assert_allclose(
+        aux.carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(2000)
+    )
 
 
 def test_chains_go_on_from_step_to_step_under_the_parameters_of_each():
@@ -552,7 +716,12 @@ def test_chains_of_a_run_that_was_stopped_go_on_bit_for_bit(tmp_path, monkeypatc
     data: dict[str, Any] = {"inputs": rng.integers(0, 2, (22, 4)).astype(np.float32)}
 
     def fit(out=None):
-        settings: dict[str, Any] = {"batch_size": 5, "steps": 10, "eval_every": 0.4, "steps_per_dispatch": 2}
+        settings: dict[str, Any] = {
+            "batch_size": 5,
+            "steps": 10,
+            "eval_every": 0.4,
+            "steps_per_dispatch": 2,
+        }
         return train.fit(rbm, PERSISTENT, data, validation=data, out=out, **settings)
 
     expected, recorded = fit(), Member.record
@@ -569,7 +738,11 @@ def test_chains_of_a_run_that_was_stopped_go_on_bit_for_bit(tmp_path, monkeypatc
     monkeypatch.undo()
     resumed = fit(tmp_path)
     assert resumed.state.carry.shape == (5, 4)
-    jax.tree.map(np.testing.assert_array_equal, (resumed.state.carry, resumed.params), (expected.state.carry, expected.params))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (resumed.state.carry, resumed.params),
+        (expected.state.carry, expected.params),
+    )
     assert not np.array_equal(stopped.state.carry, resumed.state.carry)
 
 
@@ -598,7 +771,8 @@ def test_sparsity_pulls_hidden_units_towards_how_often_they_should_be_on():
         return -cost * np.sum(target * np.log(mean) + (1 - target) * np.log(1 - mean))
 
     slopes = [
-        (cross_entropy(params["bias"] + change) - cross_entropy(params["bias"] - change)) / 2e-6 for change in 1e-6 * np.eye(3)
+        (cross_entropy(params["bias"] + change) - cross_entropy(params["bias"] - change)) / 2e-6
+        for change in 1e-6 * np.eye(3)
     ]
     np.testing.assert_allclose(slopes, expected["bias"], rtol=1e-6)
 
@@ -619,7 +793,9 @@ def test_states_drawn_from_inputs_have_their_probabilities_and_nothing_to_do_wit
     inputs, keys = jnp.broadcast_to(jnp.asarray(GREY), (draws, 6)), row_keys(draws)
     states = np.asarray(jitted(rbm.states)(cfg, inputs, keys))
     assert set(np.unique(states)) == {0, 1}
-    np.testing.assert_array_less(np.abs(states.mean(axis=0) - GREY), 5 * np.sqrt(GREY * (1 - GREY) / draws) + 1e-4)
+    np.testing.assert_array_less(
+        np.abs(states.mean(axis=0) - GREY), 5 * np.sqrt(GREY * (1 - GREY) / draws) + 1e-4
+    )
     for use in (rbm.HIDDEN, rbm.VISIBLE, rbm.CHAIN):
         uniform = np.asarray(layers.uniforms(fold(keys, use), 6))
         between = np.corrcoef(states[:, 1:5].T, uniform.T)[:4, 4:]
@@ -643,16 +819,23 @@ def test_inputs_out_of_range_are_refused_by_name(value):
         with pytest.raises(ValueError, match=r"inputs: values from .* allowed: 0 to 1"):
             call()
     rbm.apply(rbm.Config(visible=4, hidden=3, visible_units="gaussian"), params, inputs)
-    edges = jnp.zeros((2, 4)).at[0].set(1 + 1e-7).at[1].set(-1e-7)  # as single precision may round what is within
+    edges = (
+        jnp.zeros((2, 4)).at[0].set(1 + 1e-7).at[1].set(-1e-7)
+    )  # as single precision may round what is within
     assert np.isfinite(rbm.apply(CFG, params, edges)).all()
 
 
 def test_data_out_of_range_are_refused_before_a_folder_is_made(tmp_path):
     cfg, out = rbm.Config(visible=64, hidden=4), tmp_path / "run"
-    with pytest.raises(ValueError, match=r"train inputs, preprocess='standardize': values from -.* allowed: 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r"train inputs, preprocess='standardize': values from -.* allowed: 0 to 1"
+    ):
         train.fit(rbm, cfg, "digits", preprocess="standardize", steps=1, out=out)
     data, held_out = ({"inputs": scale * np.eye(4, 64, dtype=np.float32)} for scale in (1, 2))
-    with pytest.raises(ValueError, match=r"validation inputs, preprocess='none': values from 0 to 2, allowed: 0 to 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"validation inputs, preprocess='none': values from 0 to 2, allowed: 0 to 1",
+    ):
         train.fit(rbm, cfg, data, validation=held_out, steps=1, out=out)
     assert not out.exists()
     gaussian = rbm.Config(visible=64, hidden=4, visible_units="gaussian")
@@ -662,9 +845,18 @@ def test_data_out_of_range_are_refused_before_a_folder_is_made(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"visible_units": "gaussian", "hidden_units": "gaussian"}, "hidden_units='gaussian', allowed: 'bernoulli' beside"),
-        ({"visible_units": "gaussian", "binarize": "sample"}, "binarize='sample', allowed: 'none' for gaussian"),
-        ({"hidden_units": "gaussian", "sparsity_target": 0.1}, "sparsity_target=0.1, allowed: None for gaussian"),
+        (
+            {"visible_units": "gaussian", "hidden_units": "gaussian"},
+            "hidden_units='gaussian', allowed: 'bernoulli' beside",
+        ),
+        (
+            {"visible_units": "gaussian", "binarize": "sample"},
+            "binarize='sample', allowed: 'none' for gaussian",
+        ),
+        (
+            {"hidden_units": "gaussian", "sparsity_target": 0.1},
+            "sparsity_target=0.1, allowed: None for gaussian",
+        ),
         ({"sparsity_target": 1.0}, "sparsity_target=1.0, allowed: a probability"),
         ({"steps": 0}, "steps=0, allowed: a positive integer"),
     ],
@@ -677,11 +869,19 @@ def test_bad_configs_are_refused(fields, message):
 def test_learning_reconstructs_digits_and_makes_them_more_probable():
     """Eight hidden units, so that log p(v) = -F(v) - log Z is exact, against the units' means over the training data alone."""
     cfg = rbm.Config(visible=64, hidden=8, binarize="threshold")
-    settings: dict[str, Any] = {"batch_size": 64, "epochs": 12, "eval_every": 12, "steps_per_dispatch": 32}
+    settings: dict[str, Any] = {
+        "batch_size": 64,
+        "epochs": 12,
+        "eval_every": 12,
+        "steps_per_dispatch": 32,
+    }
     dataset = train.load_data("digits")
-    result = train.fit(rbm, cfg, dataset, optimizer=train.Optimizer(learning_rate=0.2, momentum=0.5), **settings)
+    result = train.fit(
+        rbm, cfg, dataset, optimizer=train.Optimizer(learning_rate=0.2, momentum=0.5), **settings
+    )
     shown, held_out = (
-        (dataset.splits[split]["inputs"].reshape(-1, 64) > 8).astype(np.float32) for split in ("train", "validation")
+        (dataset.splits[split]["inputs"].reshape(-1, 64) > 8).astype(np.float32)
+        for split in ("train", "validation")
     )
     untrained = jitted(rbm.init)(cfg, jax.random.key(0))
     total, aux = jitted(rbm.loss)(cfg, untrained, batch_of(held_out))

@@ -11,10 +11,25 @@ from flax import linen
 from jax import lax, test_util
 
 from tests.conftest import THOROUGH
-from zoo import recurrence, recurrent_weights
-from zoo.recurrence import CELLS, GATES, carry_size, initial_carry, output_of, step, unroll
+from zoo.interop import recurrent_weights
+from zoo.parts import recurrence
+from zoo.parts.recurrence import (
+    CELLS,
+    GATES,
+    carry_size,
+    definition,
+    initial_carry,
+    output_of,
+    step,
+    unroll,
+)
 
-FEATURES, UNITS, BATCH, TIME = 3, 4, 3, 7  # 7 steps are not a multiple of the 3 that are computed again at a time
+FEATURES, UNITS, BATCH, TIME = (
+    3,
+    4,
+    3,
+    7,
+)  # 7 steps are not a multiple of the 3 that are computed again at a time
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 1, 1, 0]], bool)
 gated_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
 every_cell = pytest.mark.parametrize("cell", CELLS if THOROUGH else ("tanh", "lstm", "gru"))
@@ -36,19 +51,31 @@ def _drawn(cell):
     params = recurrence.init(cell, keys[0], FEATURES, UNITS)
     leaves, tree = jax.tree.flatten(params)
     noise = jax.random.split(keys[1], len(leaves))
-    params = tree.unflatten([leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, noise, strict=True)])
+    params = tree.unflatten(
+        [
+            leaf + 0.2 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, noise, strict=True)
+        ]
+    )
     carry = 0.5 * jax.random.normal(keys[2], (BATCH, carry_size(cell, UNITS)))
     return params, carry, jax.random.normal(keys[3], (BATCH, TIME, FEATURES))
 
 
 def _close(actual, expected, tolerance=1e-11):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
 
 
 def _loop(cell, params, carry, inputs, mask, reverse):
     """The equations, number by number."""
-    U, b, W = (np.asarray(params[part][leaf]) for part, leaf in (("input", "kernel"), ("input", "bias"), ("recurrent", "kernel")))
+    U, b, W = (
+        np.asarray(params[part][leaf])
+        for part, leaf in (("input", "kernel"), ("input", "bias"), ("recurrent", "kernel"))
+    )
     carry, outputs = np.array(carry), np.zeros((*inputs.shape[:2], UNITS))
 
     def logistic(x):
@@ -70,9 +97,13 @@ def _loop(cell, params, carry, inputs, mask, reverse):
             elif cell == "gru":
                 r, z = (logistic(sum(gate(index, n, t, h))) for index in range(2))
                 below, before = gate(2, n, t, h)
-                carry[n] = (1 - z) * np.tanh(below + r * (before + np.asarray(params["recurrent"]["bias"]))) + z * h
+                carry[n] = (1 - z) * np.tanh(
+                    below + r * (before + np.asarray(params["recurrent"]["bias"]))
+                ) + z * h
             else:
-                carry[n] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}[cell](sum(gate(0, n, t, h)))
+                carry[n] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}[cell](
+                    sum(gate(0, n, t, h))
+                )
             outputs[n, t] = carry[n, :UNITS]
     return carry, outputs
 
@@ -85,7 +116,10 @@ def _scan(cell, params, carry, inputs, mask, reverse):
     def body(carry, at):
         x, valid = at
         h = carry[:, :units]
-        below, before = jnp.split(x @ U + b[None], len(GATES[cell]), 1), jnp.split(h @ W, len(GATES[cell]), 1)
+        below, before = (
+            jnp.split(x @ U + b[None], len(GATES[cell]), 1),
+            jnp.split(h @ W, len(GATES[cell]), 1),
+        )
         if cell == "lstm":
             i, f, g, o = (p + q for p, q in zip(below, before, strict=True))
             c = jax.nn.sigmoid(f) * carry[:, units:] + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -99,7 +133,9 @@ def _scan(cell, params, carry, inputs, mask, reverse):
             new = h = {"tanh": jnp.tanh, "relu": jax.nn.relu}[cell](below[0] + before[0])
         return jnp.where(valid[:, None], new, carry), jnp.where(valid[:, None], h, 0)
 
-    carry, outputs = lax.scan(body, carry, (inputs.swapaxes(0, 1), jnp.asarray(mask).T), reverse=reverse)
+    carry, outputs = lax.scan(
+        body, carry, (inputs.swapaxes(0, 1), jnp.asarray(mask).T), reverse=reverse
+    )
     return carry, outputs.swapaxes(0, 1)
 
 
@@ -116,23 +152,44 @@ def _objective(function):
 
 @x64
 @every_cell
-@pytest.mark.parametrize(("masked", "reverse", "remat"), [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize(
+    ("masked", "reverse", "remat"),
+    [(False, False, False), (True, True, False), (True, False, True)],
+)
 def test_equals_a_loop_in_numpy(cell, masked, reverse, remat):
     params, carry, inputs = _setup(cell)
     mask = MASK if masked else np.ones_like(MASK)
     expected = _loop(cell, params, carry, inputs, mask, reverse)
-    _close(unroll(cell, params, carry, inputs, jnp.asarray(mask) if masked else None, reverse=reverse, remat=remat), expected)
+    _close(
+        unroll(
+            cell,
+            params,
+            carry,
+            inputs,
+            jnp.asarray(mask) if masked else None,
+            reverse=reverse,
+            remat=remat,
+        ),
+        expected,
+    )
 
 
 @x64
 @every_cell
-@pytest.mark.parametrize(("masked", "reverse", "remat"), [(False, False, False), (True, True, False), (False, True, True)])
+@pytest.mark.parametrize(
+    ("masked", "reverse", "remat"),
+    [(False, False, False), (True, True, False), (False, True, True)],
+)
 def test_gradients_equal_those_of_a_plain_scan(cell, masked, reverse, remat):
     params, carry, inputs = _setup(cell)
     mask = MASK if masked else np.ones_like(MASK)
-    fast = functools.partial(unroll, cell, mask=jnp.asarray(mask) if masked else None, reverse=reverse, remat=remat)
+    fast = functools.partial(
+        unroll, cell, mask=jnp.asarray(mask) if masked else None, reverse=reverse, remat=remat
+    )
     plain = functools.partial(_scan, cell, mask=mask, reverse=reverse)
-    actual, expected = (jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain))
+    actual, expected = (
+        jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain)
+    )
     _close(actual(params, carry, inputs), expected(params, carry, inputs))
 
 
@@ -144,9 +201,17 @@ def test_products_of_large_kernels_are_the_same_in_another_form():
     assert 4 * units % recurrence.COLLIDING == 0
     keys = jax.random.split(jax.random.key(0), 3)
     params = jax.jit(lambda key: recurrence.init("lstm", key, FEATURES, units))(keys[0])
-    carry, inputs = jax.random.normal(keys[1], (BATCH, 2 * units)), jax.random.normal(keys[2], (BATCH, TIME, FEATURES))
-    fast, plain = functools.partial(unroll, "lstm"), functools.partial(_scan, "lstm", mask=np.ones_like(MASK), reverse=False)
-    actual, expected = (jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain))
+    carry, inputs = (
+        jax.random.normal(keys[1], (BATCH, 2 * units)),
+        jax.random.normal(keys[2], (BATCH, TIME, FEATURES)),
+    )
+    fast, plain = (
+        functools.partial(unroll, "lstm"),
+        functools.partial(_scan, "lstm", mask=np.ones_like(MASK), reverse=False),
+    )
+    actual, expected = (
+        jax.jit(jax.value_and_grad(_objective(function), (0, 1, 2))) for function in (fast, plain)
+    )
     _close(actual(params, carry, inputs), expected(params, carry, inputs))
     for platform, barriers in (("cpu", 4), ("tpu", 0), ("cuda", 0)):
         text = actual.trace(params, carry, inputs).lower(lowering_platforms=(platform,)).as_text()
@@ -165,10 +230,17 @@ def test_gradients_agree_with_finite_differences(cell):
 def test_second_derivatives_equal_those_of_a_plain_scan(cell):
     params, carry, inputs = _setup(cell)
     products = []
-    for function in (functools.partial(unroll, mask=jnp.asarray(MASK)), functools.partial(_scan, mask=MASK, reverse=False)):
+    for function in (
+        functools.partial(unroll, mask=jnp.asarray(MASK)),
+        functools.partial(_scan, mask=MASK, reverse=False),
+    ):
         gradient = jax.grad(_objective(functools.partial(function, cell)))
         products.append(
-            jax.jit(lambda params, gradient=gradient: jax.jvp(gradient, (params, carry, inputs), (params, carry, inputs)))
+            jax.jit(
+                lambda params, gradient=gradient: jax.jvp(
+                    gradient, (params, carry, inputs), (params, carry, inputs)
+                )
+            )
         )
     _close(products[0](params), products[1](params))
 
@@ -183,7 +255,9 @@ def test_first_derivatives_are_by_reverse_mode_only():
 def test_an_output_depends_on_no_later_input(cell):
     params, carry, inputs = _setup(cell)
     reverse = cell == "gru"  # time is turned around for all cells alike
-    jacobian = jax.jit(jax.jacrev(lambda x: unroll(cell, params, carry[:1], x, reverse=reverse)[1][0]))(inputs[:1])
+    jacobian = jax.jit(
+        jax.jacrev(lambda x: unroll(cell, params, carry[:1], x, reverse=reverse)[1][0])
+    )(inputs[:1])
     depends = np.abs(jacobian[:, :, 0]).max(axis=(1, 3)) > 0
     full = np.ones((TIME, TIME), bool)
     np.testing.assert_array_equal(depends, np.triu(full) if reverse else np.tril(full))
@@ -199,17 +273,29 @@ def test_whatever_is_in_padding_reaches_nothing(cell, reverse, remat):
     def value_and_gradients(carry, inputs, mask):
         def function(params, carry, inputs):
             after, outputs = unroll(cell, params, carry, inputs, mask, reverse=reverse, remat=remat)
-            garbage = jnp.sqrt(jnp.where(mask[:, :, None], 1.0, -1.0)) if mask is not None else 1.0  # NaN where padded
-            return jnp.sum(jnp.square(after[:BATCH])) + jnp.sum((jnp.sin(outputs) * garbage)[:BATCH, :length]), (after, outputs)
+            garbage = (
+                jnp.sqrt(jnp.where(mask[:, :, None], 1.0, -1.0)) if mask is not None else 1.0
+            )  # NaN where padded
+            return jnp.sum(jnp.square(after[:BATCH])) + jnp.sum(
+                (jnp.sin(outputs) * garbage)[:BATCH, :length]
+            ), (after, outputs)
 
         return jax.jit(jax.value_and_grad(function, (0, 1, 2), has_aux=True))(params, carry, inputs)
 
     (value, (after, outputs)), gradients = value_and_gradients(carry, inputs[:, :length], None)
-    padded = jnp.full((BATCH + 1, TIME, FEATURES), jnp.nan).at[:BATCH, :length].set(inputs[:, :length])
+    padded = (
+        jnp.full((BATCH + 1, TIME, FEATURES), jnp.nan).at[:BATCH, :length].set(inputs[:, :length])
+    )
     rows = jnp.concatenate([carry, jnp.full_like(carry[:1], jnp.nan)])
     mask = jnp.zeros((BATCH + 1, TIME), bool).at[:BATCH, :length].set(True)
-    (padded_value, (padded_after, padded_outputs)), padded_gradients = value_and_gradients(rows, padded, mask)
-    _close((padded_value, padded_after[:BATCH], padded_outputs[:BATCH, :length]), (value, after, outputs), 1e-6)
+    (padded_value, (padded_after, padded_outputs)), padded_gradients = value_and_gradients(
+        rows, padded, mask
+    )
+    _close(
+        (padded_value, padded_after[:BATCH], padded_outputs[:BATCH, :length]),
+        (value, after, outputs),
+        1e-6,
+    )
     assert not padded_outputs[BATCH:].any()
     assert not padded_outputs[:, length:].any()
     (of_params, of_carry, of_inputs), expected = padded_gradients, gradients
@@ -238,7 +324,9 @@ def test_the_carry_continues_a_sequence(cell):
     middle, first = unroll(cell, params, carry, inputs[:, :3], jnp.asarray(MASK[:, :3]))
     last, second = unroll(cell, params, middle, inputs[:, 3:], jnp.asarray(MASK[:, 3:]))
     _close((last, jnp.concatenate([first, second], axis=1)), (after, outputs), 1e-6)
-    np.testing.assert_allclose(output_of(cell, after)[1], outputs[1, 3], rtol=1e-6)  # that of the last unmasked step
+    np.testing.assert_allclose(
+        output_of(cell, after)[1], outputs[1, 3], rtol=1e-6
+    )  # that of the last unmasked step
 
 
 @gated_cell
@@ -250,12 +338,16 @@ def test_half_precision_is_of_products_alone(cell):
     _close(results, unroll(cell, params, carry, inputs), 0.05)
     gradients = jax.jit(jax.grad(_objective(half), (0, 1, 2)))(params, carry, inputs)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
-    full = jax.jit(jax.grad(_objective(functools.partial(unroll, cell)), (0, 1, 2)))(params, carry, inputs)
+    full = jax.jit(jax.grad(_objective(functools.partial(unroll, cell)), (0, 1, 2)))(
+        params, carry, inputs
+    )
     for actual, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(full), strict=True):
         assert np.linalg.norm(actual - expected) < 0.05 * np.linalg.norm(expected)
     small = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
     for remat in (False, True):
-        gradients = jax.eval_shape(jax.grad(_objective(functools.partial(unroll, cell, remat=remat))), small, carry, inputs)
+        gradients = jax.eval_shape(
+            jax.grad(_objective(functools.partial(unroll, cell, remat=remat))), small, carry, inputs
+        )
         assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(gradients))
 
 
@@ -263,11 +355,16 @@ def test_half_precision_is_of_products_alone(cell):
 def test_rematerialisation_keeps_carries_of_chunks_alone(cell):
     params, _, _ = _setup(cell)
     time = 100
-    arguments = params, jnp.zeros((BATCH, carry_size(cell, UNITS))), jnp.zeros((BATCH, time, FEATURES))
+    arguments = (
+        params,
+        jnp.zeros((BATCH, carry_size(cell, UNITS))),
+        jnp.zeros((BATCH, time, FEATURES)),
+    )
 
     def kept(remat):
         saved = jax.eval_shape(
-            lambda *arguments: jax.vjp(functools.partial(unroll, cell, remat=remat), *arguments)[1], *arguments
+            lambda *arguments: jax.vjp(functools.partial(unroll, cell, remat=remat), *arguments)[1],
+            *arguments,
         )
         return sum(leaf.size for leaf in jax.tree.leaves(saved)) - sum(
             leaf.size for leaf in jax.tree.leaves((params, arguments[2]))
@@ -289,7 +386,9 @@ def test_shapes_that_do_not_fit_are_named(cell):
 
 
 def test_initial_parameters():
-    params = jax.jit(lambda key: recurrence.init("lstm", key, FEATURES, UNITS, forget_bias=1.5))(jax.random.key(0))
+    params = jax.jit(lambda key: recurrence.init("lstm", key, FEATURES, UNITS, forget_bias=1.5))(
+        jax.random.key(0)
+    )
     np.testing.assert_array_equal(params["input"]["bias"], np.repeat([0, 1.5, 0, 0], UNITS))
     kernels = np.split(np.asarray(params["recurrent"]["kernel"]), 4, axis=1)
     for kernel in kernels:
@@ -308,7 +407,10 @@ def test_what_lies_inside_explains_the_outputs(reverse):
     _close(seen["forget"] * before + seen["input"] * seen["candidate"], seen["cell"], 1e-6)
     _close(seen["output"] * jnp.tanh(seen["cell"]), outputs, 1e-6)
     params, carry, inputs = _setup("gru")
-    seen, outputs = recurrence.inspect("gru", params, carry, inputs), unroll("gru", params, carry, inputs)[1]
+    seen, outputs = (
+        recurrence.inspect("gru", params, carry, inputs),
+        unroll("gru", params, carry, inputs)[1],
+    )
     before = jnp.concatenate([carry[:, None], outputs[:, :-1]], axis=1)
     _close((1 - seen["update"]) * seen["candidate"] + seen["update"] * before, outputs, 1e-6)
     assert set(seen) == {"reset", "update", "candidate"}
@@ -321,7 +423,11 @@ def test_what_lies_inside_explains_the_outputs(reverse):
 def _flax_cell(cell):
     if cell == "lstm":
         return linen.OptimizedLSTMCell(UNITS)
-    return linen.GRUCell(UNITS) if cell == "gru" else linen.SimpleCell(UNITS, activation_fn=getattr(jax.nn, cell))
+    return (
+        linen.GRUCell(UNITS)
+        if cell == "gru"
+        else linen.SimpleCell(UNITS, activation_fn=getattr(jax.nn, cell))
+    )
 
 
 @x64
@@ -339,8 +445,12 @@ def test_equals_flax_with_the_same_weights(cell):
             outputs.append(y)
         return (jnp.concatenate(state[::-1], 1) if cell == "lstm" else state), jnp.stack(outputs, 1)
 
-    expected, theirs = jax.jit(jax.value_and_grad(_objective(flax), (0, 1, 2)))(variables, carry, inputs)
-    actual, ours = jax.jit(jax.value_and_grad(_objective(functools.partial(unroll, cell)), (0, 1, 2)))(params, carry, inputs)
+    expected, theirs = jax.jit(jax.value_and_grad(_objective(flax), (0, 1, 2)))(
+        variables, carry, inputs
+    )
+    actual, ours = jax.jit(
+        jax.value_and_grad(_objective(functools.partial(unroll, cell)), (0, 1, 2))
+    )(params, carry, inputs)
     _close(actual, expected)
     _close(recurrent_weights.to_flax(cell, ours[0]), dict(theirs[0]))
     _close(ours[1:], theirs[1:])
@@ -353,18 +463,27 @@ def test_equals_flax_with_the_same_weights(cell):
 @every_cell
 def test_equals_torch_with_the_same_weights(cell):
     torch = pytest.importorskip("torch")
-    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(cell) or functools.partial(torch.nn.RNN, nonlinearity=cell)
+    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(cell) or functools.partial(
+        torch.nn.RNN, nonlinearity=cell
+    )
     torch.manual_seed(0)
     net = layer(FEATURES, UNITS, num_layers=2, bidirectional=True, batch_first=True).double()
     tensors = net.state_dict()
-    params = [[recurrent_weights.from_torch(cell, tensors, index, reverse=end) for end in (False, True)] for index in range(2)]
+    params = [
+        [recurrent_weights.from_torch(cell, tensors, index, reverse=end) for end in (False, True)]
+        for index in range(2)
+    ]
     _, _, inputs = _setup(cell)
 
     def ours(params, inputs):
         carry, x = initial_carry(cell, params[0][0], BATCH), inputs
         for layer in params:
             x = jnp.concatenate(
-                [unroll(cell, own, carry, x, reverse=end)[1] for own, end in zip(layer, (False, True), strict=True)], 2
+                [
+                    unroll(cell, own, carry, x, reverse=end)[1]
+                    for own, end in zip(layer, (False, True), strict=True)
+                ],
+                2,
             )
         return jnp.sum(jnp.sin(x) * jnp.arange(x.size).reshape(x.shape)), x
 
@@ -375,11 +494,17 @@ def test_equals_torch_with_the_same_weights(cell):
     _close(actual, outputs.detach().numpy())
     _close(gradients[1], x.grad.numpy())
     for index, end in np.ndindex(2, 2):
-        for name, gradient in recurrent_weights.to_torch(cell, gradients[0][index][end], index, reverse=bool(end)).items():
+        for name, gradient in recurrent_weights.to_torch(
+            cell, gradients[0][index][end], index, reverse=bool(end)
+        ).items():
             if not name.startswith("bias_hh"):
                 _close(gradient, dict(net.named_parameters())[name].grad.numpy(), 1e-10)
         again = recurrent_weights.to_torch(cell, params[index][end], index, reverse=bool(end))
-        _close(recurrent_weights.from_torch(cell, again, index, reverse=bool(end)), params[index][end], 0)
+        _close(
+            recurrent_weights.from_torch(cell, again, index, reverse=bool(end)),
+            params[index][end],
+            0,
+        )
         assert {name: tensor.shape for name, tensor in again.items()}.items() <= {
             n: tuple(t.shape) for n, t in tensors.items()
         }.items()
@@ -402,9 +527,14 @@ def _torch_cell(cell, tensors, x, state):
     sigmoid = scipy.special.expit
     from_x, from_h = (tensors[f"weight_{side}"] for side in ("ih", "hh"))
     a, b = x @ from_x.T + tensors["bias_ih"], state[0] @ from_h.T + tensors["bias_hh"]
-    parts = list(zip(np.split(a, len(a[0]) // UNITS, 1), np.split(b, len(b[0]) // UNITS, 1), strict=True))
+    parts = list(
+        zip(np.split(a, len(a[0]) // UNITS, 1), np.split(b, len(b[0]) // UNITS, 1), strict=True)
+    )
     if cell == "lstm":
-        i, f, g, o = (each(p + q) for each, (p, q) in zip((sigmoid, sigmoid, np.tanh, sigmoid), parts, strict=True))
+        i, f, g, o = (
+            each(p + q)
+            for each, (p, q) in zip((sigmoid, sigmoid, np.tanh, sigmoid), parts, strict=True)
+        )
         c = f * state[1] + i * g
         return o * np.tanh(c), c
     if cell == "gru":
@@ -419,7 +549,12 @@ def _torch_cell(cell, tensors, x, state):
 def test_torchs_cells_have_names_without_a_layer(cell):
     rng, rows = np.random.default_rng(0), recurrence.carry_size(cell, UNITS) // UNITS
     size = len(recurrence.GATES[cell]) * UNITS
-    shapes = {"weight_ih": (size, FEATURES), "weight_hh": (size, UNITS), "bias_ih": (size,), "bias_hh": (size,)}
+    shapes = {
+        "weight_ih": (size, FEATURES),
+        "weight_hh": (size, UNITS),
+        "bias_ih": (size,),
+        "bias_hh": (size,),
+    }
     tensors = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     params = recurrent_weights.from_torch(cell, tensors)
     x, state = rng.normal(size=(BATCH, FEATURES)), tuple(rng.normal(size=(rows, BATCH, UNITS)))
@@ -443,10 +578,33 @@ def test_torchs_cells_have_names_without_a_layer(cell):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "tanh"])
 def test_equals_torchs_cells(cell):
     torch = pytest.importorskip("torch")
-    net = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "tanh": torch.nn.RNNCell}[cell](FEATURES, UNITS).double()
+    net = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "tanh": torch.nn.RNNCell}[cell](
+        FEATURES, UNITS
+    ).double()
     _, carry, inputs = _setup(cell)
-    state = [torch.tensor(np.array(each)) for each in np.split(np.asarray(carry), 1 + (cell == "lstm"), axis=1)]
+    state = [
+        torch.tensor(np.array(each))
+        for each in np.split(np.asarray(carry), 1 + (cell == "lstm"), axis=1)
+    ]
     found = net(torch.tensor(np.array(inputs[:, 0])), tuple(state) if cell == "lstm" else state[0])
-    after, outputs = recurrence.step(cell, recurrent_weights.from_torch(cell, net.state_dict()), carry, inputs[:, 0])
+    after, outputs = recurrence.step(
+        cell, recurrent_weights.from_torch(cell, net.state_dict()), carry, inputs[:, 0]
+    )
     _close(outputs, (found[0] if cell == "lstm" else found).detach().numpy())
     _close(after, torch.cat(found if cell == "lstm" else [found], dim=1).detach().numpy())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_fast_form_and_its_gradient_equal_the_definition(cell, x64):
+    params, carry, inputs = _setup(cell)
+    mask = jnp.arange(inputs.shape[1])[None] < jnp.arange(1, len(inputs) + 1)[:, None]
+
+    def total(unroll, params, carry, inputs):
+        last, outputs = unroll(cell, params, carry, inputs, mask, reverse=True)
+        return jnp.sum(jnp.sin(last)) + jnp.sum(jnp.cos(outputs))
+
+    plain, fast = (
+        jax.value_and_grad(functools.partial(total, each), (0, 1, 2))(params, carry, inputs)
+        for each in (definition.unroll, unroll)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), fast, plain)

@@ -10,9 +10,11 @@ import pytest
 import train
 from evals import gradients, ngrams
 from train.data import load_data
-from train.optimizer import Optimizer
+from train.engine.optimizer import Optimizer
 from train.recipes import RECIPES
 from zoo import rnn
+
+pytestmark = pytest.mark.slow
 
 
 def test_rows_of_digits_are_read_one_after_the_other():
@@ -21,13 +23,17 @@ def test_rows_of_digits_are_read_one_after_the_other():
     assert result.history[-1]["accuracy"] > 0.85
 
 
-def test_text_is_learned_beyond_its_frequencies_and_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+def test_text_is_learned_beyond_its_frequencies_and_a_run_that_was_stopped_goes_on_bit_for_bit(
+    tmp_path,
+):
     recipe = RECIPES["rnnlm-topics"]
     model = dataclasses.replace(recipe.model, units=(64,), features=16)
     optimizer = Optimizer(name="adam", learning_rate=0.01)
-    recipe = dataclasses.replace(recipe, model=model, steps=120, eval_every=60 / 207, optimizer=optimizer)
+    recipe = dataclasses.replace(
+        recipe, model=model, steps=120, eval_every=60 / 207, optimizer=optimizer
+    )
     whole = train.run(recipe, tmp_path, quiet=True)
-    splits = load_data("topics", text=recipe.text).splits
+    splits = load_data(recipe.data).splits
     tokens = {name: table["targets"][table["mask"]] for name, table in splits.items()}
     unigrams = ngrams.fit([tokens["train"]], whole.cfg.vocabulary, 1)
     frequencies = -np.log(ngrams.probabilities(unigrams, tokens["validation"])).mean()
@@ -36,7 +42,9 @@ def test_text_is_learned_beyond_its_frequencies_and_a_run_that_was_stopped_goes_
         if file.is_file():
             file.write_bytes(b"")
     again = train.run(recipe, tmp_path, quiet=True)
-    for expected, leaf in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+    for expected, leaf in zip(
+        jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True
+    ):
         np.testing.assert_array_equal(leaf, expected)
     assert jax.tree.leaves(again.state.carry)[0].any()
 
@@ -44,9 +52,13 @@ def test_text_is_learned_beyond_its_frequencies_and_a_run_that_was_stopped_goes_
 @pytest.fixture(scope="module")
 def sums() -> train.Result:
     """The adding problem over 20 steps."""
-    recipe = dataclasses.replace(RECIPES["adding-lstm"], data="adding:20", steps=700, eval_every=0.35)
+    recipe = dataclasses.replace(
+        RECIPES["adding-lstm"], data="adding:20", steps=700, eval_every=0.35
+    )
     model = dataclasses.replace(recipe.model, units=(32,))
-    recipe = dataclasses.replace(recipe, model=model, optimizer=Optimizer(name="adam", learning_rate=0.01))
+    recipe = dataclasses.replace(
+        recipe, model=model, optimizer=Optimizer(name="adam", learning_rate=0.01)
+    )
     return train.run(recipe, quiet=True)
 
 
@@ -61,11 +73,18 @@ def test_gradient_norms_are_those_of_the_states(sums):
     found = gradients.norms(rnn, sums.cfg, sums.params, inputs, targets)
     for time in (0, 7, 19):
         unroll = jax.jit(rnn.unroll)
-        carry, _ = unroll(sums.cfg, sums.params, rnn.initial_carry(sums.cfg, sums.params, 3), inputs[:, :time])
+        carry, _ = unroll(
+            sums.cfg, sums.params, rnn.initial_carry(sums.cfg, sums.params, 3), inputs[:, :time]
+        )
 
         @jax.jit
         def rest(carry, time=time):
-            return 0.5 * ((rnn.unroll(sums.cfg, sums.params, carry, inputs[:, time:])[1] - targets) ** 2).sum()
+            return (
+                0.5
+                * (
+                    (rnn.unroll(sums.cfg, sums.params, carry, inputs[:, time:])[1] - targets) ** 2
+                ).sum()
+            )
 
         (gradient,) = jax.grad(rest)(carry)
         assert found[time] == pytest.approx(np.linalg.norm(gradient, axis=1).mean(), rel=1e-3)

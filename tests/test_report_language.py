@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import html
-import importlib.util
 import itertools
 import json
 import re
@@ -20,30 +19,30 @@ from hypothesis import strategies as st
 import evals
 import evals.__main__
 import evals.evaluation
-import evals.points
-import evals.report
+import evals.report.document
+import evals.report.points
+import evals.report.words
 import evals.tasks.language
-import evals.words
 import train
-import train.generated
 import zoo
 from evals import ngrams
 from evals.base import Evaluation, Measured, Subject
 from evals.metrics import show_metric
 from evals.run import load_dataset
 from train import entry
+from train.data import sequences, text
+from train.data.sequences import COPY_SYMBOLS
+from train.data.text import BEGIN, UNKNOWN, encode, tables, words
+from train.engine.stage import evaluation_batches
 from train.formats import DataError
-from train.generated import COPY_SYMBOLS
-from train.stage import evaluation_batches
 from train.tasks import Algorithm, Classification, Language
-from train.text import BEGIN, UNKNOWN, Text, encode, tables, words
 
 SECTIONS = {
     "Samples": evals.tasks.language.samples,
     "What is hard": evals.tasks.language.passage,
-    "Nearest words": evals.words.neighbours,
-    "Analogies": evals.words.analogies,
-    "Map of words": evals.words.word_map,
+    "Nearest words": evals.report.words.neighbours,
+    "Analogies": evals.report.words.analogies,
+    "Map of words": evals.report.words.word_map,
 }
 BATCH, WINDOW = 3, 7
 LENGTHS = {"train": 200, "valid": 60, "test": 50}
@@ -52,12 +51,30 @@ LENGTHS = {"train": 200, "valid": 60, "test": 50}
 def story(sentences, seed):
     """Sentences of a little grammar, with a rare word now and then."""
     rng = np.random.default_rng(seed)
-    who = ["man", "woman", "king", "queen", "boy", "girl", "father", "mother", "students", "children"]
-    verbs, places = ["sees", "finds", "likes", "tells", "meets"], ["house", "city", "garden", "river", "school", "market"]
+    who = [
+        "man",
+        "woman",
+        "king",
+        "queen",
+        "boy",
+        "girl",
+        "father",
+        "mother",
+        "students",
+        "children",
+    ]
+    verbs, places = (
+        ["sees", "finds", "likes", "tells", "meets"],
+        ["house", "city", "garden", "river", "school", "market"],
+    )
     lines = []
     for _ in range(sentences):
         a, b, verb, place = (rng.choice(each) for each in (who, who, verbs, places))
-        lines.append(f"the {a} {verb} the {b} near this {place} ." if rng.random() < 0.9 else f"x{rng.integers(1000)} & <so> .")
+        lines.append(
+            f"the {a} {verb} the {b} near this {place} ."
+            if rng.random() < 0.9
+            else f"x{rng.integers(1000)} & <so> ."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -71,8 +88,7 @@ def folder(tmp_path_factory):
     recipe = train.Recipe(
         name="tiny-words",
         model=zoo.rnnlm.Config(vocabulary=2, features=8, units=(12,)),
-        data=f"text:{folder / 'texts'}",
-        text=Text(tokens="words", window=WINDOW, min_count=2),
+        data=text.Config(path=str(folder / "texts"), tokens="words", window=WINDOW, min_count=2),
         preprocess="none",
         batch_size=BATCH,
         steps=50,
@@ -92,17 +108,17 @@ def evaluation(folder):
 @pytest.fixture(scope="module")
 def characters(evaluation, folder):
     """An untrained model of the characters of the same text."""
-    how = Text(window=9)
-    dataset = train.load_data(evaluation.run.recipe.data, text=how)
+    how = text.Config(path=evaluation.run.recipe.data.path, window=9)
+    dataset = train.load_data(how)
     assert isinstance(dataset.task, Language)
     cfg = zoo.nnlm.Config(vocabulary=len(dataset.task.vocabulary), context=3, features=4, hidden=5)
     run = evaluation.run._replace(
-        recipe=dataclasses.replace(evaluation.run.recipe, text=how, model=cfg),
+        recipe=dataclasses.replace(evaluation.run.recipe, data=how, model=cfg),
         module=zoo.nnlm,
         params=zoo.nnlm.init(cfg, jax.random.key(0)),
         data=evaluation.run.data._replace(task=dataset.task),
     )
-    subject = Subject(run, dataset, "test", dict(dataset.splits["test"]), {"loss": 3.0})
+    subject = Subject(run, dataset, "test", dataset.splits["test"], {"loss": 3.0})
     return Evaluation(subject, evals.tasks.language.measure(subject))
 
 
@@ -130,9 +146,13 @@ def test_the_loss_is_a_sum_over_the_tokens(evaluation, folder):
     known = set(evaluation.run.task.vocabulary)
     metrics, found = evaluation.metrics, evaluation.measured.log_probabilities
     assert metrics["test tokens"] == len(found) == evaluation.items == len(tokens)
-    assert metrics["test unknown %"] == pytest.approx(100 * np.mean([token not in known for token in tokens]))
+    assert metrics["test unknown %"] == pytest.approx(
+        100 * np.mean([token not in known for token in tokens])
+    )
     assert metrics["test unknown %"] > 0
-    assert -found.sum(dtype=np.float64) == pytest.approx(metrics["test loss nats"] * len(tokens), rel=1e-6)
+    assert -found.sum(dtype=np.float64) == pytest.approx(
+        metrics["test loss nats"] * len(tokens), rel=1e-6
+    )
     assert metrics["test perplexity"] == np.exp(metrics["test loss nats"])
     assert show_metric("test tokens", 12345.0, 9) == "test 12,345 tokens"
     assert show_metric("test perplexity", 1234.5678, 9) == "test perplexity 1234.57"
@@ -143,20 +163,33 @@ def test_log_probabilities_are_in_the_order_of_the_text(kind, request):
     """Each stretch at once, by ``apply``, which carries nothing."""
     evaluation = request.getfixturevalue(kind)
     run, table = evaluation.run, evaluation.table
-    stretches = evaluation_batches(table, BATCH, run.scaling).order.stretches
-    assert stretches is not None
+    order: Any = evaluation_batches(table, BATCH, run.scaling).order
     parts = []
-    for first, last in itertools.pairwise(stretches):
-        inputs, targets = (jnp.asarray(table[name][first:last].reshape(-1)) for name in ("inputs", "targets"))
-        log_p = jax.nn.log_softmax(jax.jit(run.module.apply)(run.recipe.model, run.params, inputs[None])[0])
-        parts.append(np.asarray(log_p)[np.arange(len(targets)), targets][table["mask"][first:last].reshape(-1)])
+    for first, last in itertools.pairwise(order.bounds):
+        inputs, targets = (
+            jnp.asarray(table[name][first:last].reshape(-1)) for name in ("inputs", "targets")
+        )
+        log_p = jax.nn.log_softmax(
+            jax.jit(run.module.apply)(run.recipe.model, run.params, inputs[None])[0]
+        )
+        parts.append(
+            np.asarray(log_p)[np.arange(len(targets)), targets][
+                table["mask"][first:last].reshape(-1)
+            ]
+        )
     assert len(parts) == BATCH
-    np.testing.assert_allclose(evaluation.measured.log_probabilities, np.concatenate(parts), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        evaluation.measured.log_probabilities, np.concatenate(parts), rtol=2e-4, atol=1e-5
+    )
 
 
 def test_documents_are_those_that_made_the_table():
-    texts = {"train": ["a b c\n" * 9, "b\n", "c c\n"], "validation": ["a\n"], "test": ["c a b\n" * 5, "a b\n"]}
-    made, vocabulary = tables("here", texts, Text(tokens="words", window=5))
+    texts = {
+        "train": ["a b c\n" * 9, "b\n", "c c\n"],
+        "validation": ["a\n"],
+        "test": ["c a b\n" * 5, "a b\n"],
+    }
+    made, vocabulary = tables("here", texts, text.Config(tokens="words", window=5))
     for split, parts in texts.items():
         found = evals.tasks.language.documents(made[split])
         assert len(found) == len(parts)
@@ -164,38 +197,61 @@ def test_documents_are_those_that_made_the_table():
             np.testing.assert_array_equal(document, encode(words(part), vocabulary))
 
 
-@pytest.mark.parametrize(("kind", "orders", "split_up"), [("evaluation", (2, 3, 5), words), ("characters", (5, 7), list)])
+@pytest.mark.parametrize(
+    ("kind", "orders", "split_up"), [("evaluation", (2, 3, 5), words), ("characters", (5, 7), list)]
+)
 def test_baselines_are_n_grams_of_the_training_text(kind, orders, split_up, request, folder):
     evaluation = request.getfixturevalue(kind)
     metrics, vocabulary = evaluation.metrics, evaluation.run.task.vocabulary
 
     def loss(how):
-        return np.log(metrics[f"test perplexity {how}"]) if kind == "evaluation" else metrics[f"test loss {how} nats"]
+        return (
+            np.log(metrics[f"test perplexity {how}"])
+            if kind == "evaluation"
+            else metrics[f"test loss {how} nats"]
+        )
 
-    training, valid, test = (encode(split_up((folder / "texts" / f"{name}.txt").read_text()), vocabulary) for name in LENGTHS)
+    training, valid, test = (
+        encode(split_up((folder / "texts" / f"{name}.txt").read_text()), vocabulary)
+        for name in LENGTHS
+    )
     models = [ngrams.fit([training], len(vocabulary), order) for order in orders]
     for order, model in zip(orders, models, strict=True):
-        assert loss(f"of {order}-grams") == pytest.approx(-np.log(ngrams.probabilities(model, test)).mean())
+        assert loss(f"of {order}-grams") == pytest.approx(
+            -np.log(ngrams.probabilities(model, test)).mean()
+        )
     best, name = models[-1], f"with {orders[-1]}-grams"
-    table = train.load_data(evaluation.run.recipe.data, text=evaluation.run.recipe.text).splits["validation"]
-    neural = np.exp(evals.tasks.language.token_log_probabilities(evaluation.run, table).astype(float))
+    table = train.load_data(evaluation.run.recipe.data).splits["validation"]
+    neural = np.exp(
+        evals.tasks.language.token_log_probabilities(evaluation.run, table).astype(float)
+    )
     other, grid = ngrams.probabilities(best, valid), np.linspace(0, 1, 1001)
     weight = metrics[f"test weight {name}"]
-    assert weight == pytest.approx(grid[np.argmin([-np.log(w * neural + (1 - w) * other).mean() for w in grid])], abs=0.001)
-    mixed = weight * np.exp(evaluation.measured.log_probabilities.astype(float)) + (1 - weight) * ngrams.probabilities(best, test)
+    assert weight == pytest.approx(
+        grid[np.argmin([-np.log(w * neural + (1 - w) * other).mean() for w in grid])], abs=0.001
+    )
+    mixed = weight * np.exp(evaluation.measured.log_probabilities.astype(float)) + (
+        1 - weight
+    ) * ngrams.probabilities(best, test)
     assert loss(name) == pytest.approx(-np.log(mixed).mean())
 
 
 def test_the_weight_is_not_chosen_on_the_test_split(evaluation, splits, monkeypatch):
     monkeypatch.setattr(evals.tasks.language, "ORDERS", {"words": (2,)})
     weights = []
-    held_out = np.exp(evals.tasks.language.token_log_probabilities(evaluation.run, splits["validation"]).astype(np.float64))
+    held_out = np.exp(
+        evals.tasks.language.token_log_probabilities(evaluation.run, splits["validation"]).astype(
+            np.float64
+        )
+    )
     for first in (0, 20):
         test = {name: column[first:] for name, column in splits["test"].items()} | {
             "reset": np.arange(len(splits["test"]["reset"]) - first) == 0
         }
         neural = np.full(int(test["mask"].sum()), 0.9 if first else 0.001)
-        named = evals.tasks.language.baselines(evaluation.run, "test", {**splits, "test": test}, neural, held_out)
+        named = evals.tasks.language.baselines(
+            evaluation.run, "test", {**splits, "test": test}, neural, held_out
+        )
         weights.append(named["weight with 2-grams"])
     assert weights[0] == weights[1]
 
@@ -212,10 +268,19 @@ def test_what_was_trained_on_is_no_baseline(evaluation, splits, monkeypatch):
 
     assert names(run, "train") == names(both, "train") == names(both, "validation") == set()
     assert names(run, "validation") == names(both, "test") == {"perplexity of 2-grams"}
-    assert names(run, "test") == {"perplexity of 2-grams", "perplexity with 2-grams", "weight with 2-grams"}
+    assert names(run, "test") == {
+        "perplexity of 2-grams",
+        "perplexity with 2-grams",
+        "weight with 2-grams",
+    }
     ones = np.ones(int(splits["test"]["mask"].sum()))
-    every = evals.tasks.language.baselines(both, "test", splits, ones, None)["perplexity of 2-grams"]
-    assert every != evals.tasks.language.baselines(run, "test", splits, ones, None)["perplexity of 2-grams"]
+    every = evals.tasks.language.baselines(both, "test", splits, ones, None)[
+        "perplexity of 2-grams"
+    ]
+    assert (
+        every
+        != evals.tasks.language.baselines(run, "test", splits, ones, None)["perplexity of 2-grams"]
+    )
     assert names(run, "test", own=False) == set(), "of other data"
     monkeypatch.setattr(evals.tasks.language, "MOST", 10)
     assert names(run, "test") == set()
@@ -231,8 +296,8 @@ def copy(evaluation):
         data=evaluation.run.data._replace(name="copy:3", task=Algorithm(COPY_SYMBOLS)),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.generated, "SEQUENCES", {"test": 20})
-        table = train.generated.copy_memory(3)["test"]
+        patch.setattr(sequences, "SEQUENCES", {"test": 20})
+        table = sequences.copy_memory(3)["test"]
         patch.setattr(evals.evaluation, "restore", lambda _: run)
         dataset = train.Dataset("copy:3", {"test": table}, Algorithm(COPY_SYMBOLS))
         patch.setattr(evals.evaluation, "load_dataset", lambda *_: dataset)
@@ -242,7 +307,7 @@ def copy(evaluation):
 def test_tokens_that_are_no_text_have_a_loss_only(copy):
     assert list(copy.metrics) == ["test loss nats"]
     assert copy.items == copy.count == 20
-    assert not set(SECTIONS.values()) & set(evals.report.sections_of(copy))
+    assert not set(SECTIONS.values()) & set(evals.report.document.sections_of(copy))
 
 
 # ---------------------------------------------------------------- sections
@@ -251,16 +316,22 @@ def test_tokens_that_are_no_text_have_a_loss_only(copy):
 def test_sections_are_there_for_what_they_are_about(evaluation, characters):
     there = {title: text_of(section, evaluation) for title, section in SECTIONS.items()}
     assert all(text.startswith(f"<section><h2>{title}</h2>") for title, text in there.items())
-    assert there == {title: section(evaluation) for title, section in SECTIONS.items()}, "always the same bytes"
+    assert there == {title: section(evaluation) for title, section in SECTIONS.items()}, (
+        "always the same bytes"
+    )
     shown = {title for title, section in SECTIONS.items() if section(characters) is not None}
     assert shown == {"Samples", "What is hard"}
-    assert set(SECTIONS.values()) <= set(evals.report.sections_of(evaluation))
+    assert set(SECTIONS.values()) <= set(evals.report.document.sections_of(evaluation))
 
 
 def test_no_other_model_has_them(evaluation):
-    run = evaluation.run._replace(module=zoo.mlp, params={}, data=evaluation.run.data._replace(task=Classification()))
-    other = dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={}))
-    assert not set(SECTIONS.values()) & set(evals.report.sections_of(other))
+    run = evaluation.run._replace(
+        module=zoo.mlp, params={}, data=evaluation.run.data._replace(task=Classification())
+    )
+    other = dataclasses.replace(
+        evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={})
+    )
+    assert not set(SECTIONS.values()) & set(evals.report.document.sections_of(other))
 
 
 def test_samples_go_on_from_the_example(evaluation, monkeypatch):
@@ -271,9 +342,11 @@ def test_samples_go_on_from_the_example(evaluation, monkeypatch):
     found = re.findall(r"<p style[^>]*><b>(.*?)</b>(.*?)</p>", text, re.DOTALL)
     assert re.findall(r"temperature ([\d.]+)</fig", text) == ["0.5", "0.8", "1"]
     for (prompt, written), temperature in zip(found, (0.5, 0.8, 1.0), strict=True):
-        assert plain(prompt) == train.text.decode(begun, vocabulary)
-        tokens = evals.tasks.language.write(evaluation.run, np.array([BEGIN, *begun], np.int32), 5, temperature=temperature)
-        assert plain(written) == train.text.decode(tokens, vocabulary)
+        assert plain(prompt) == train.data.text.decode(begun, vocabulary)
+        tokens = evals.tasks.language.write(
+            evaluation.run, np.array([BEGIN, *begun], np.int32), 5, temperature=temperature
+        )
+        assert plain(written) == train.data.text.decode(tokens, vocabulary)
 
 
 @pytest.mark.parametrize("example", [0, 4])
@@ -283,27 +356,42 @@ def test_each_token_is_shaded_by_its_log_probability(kind, example, request, mon
     evaluation = dataclasses.replace(request.getfixturevalue(kind), example=example)
     text = text_of(evals.tasks.language.passage, evaluation)
     passage = text[text.index("<div") :]
-    spans = re.findall(r'style="--shade:([\d.]+)" title="p ([^"]+)">(.*?)</span>', passage, re.DOTALL)
+    spans = re.findall(
+        r'style="--shade:([\d.]+)" title="p ([^"]+)">(.*?)</span>', passage, re.DOTALL
+    )
     first = int(evaluation.table["mask"][:example].sum())
     targets = evaluation.table["targets"][evaluation.table["mask"]][first:][: len(spans)]
     assert len(spans) == (40 if kind == "evaluation" else 60)
-    assert plain(passage).replace("↵", "") == train.text.decode(targets, evaluation.run.task.vocabulary)
+    assert plain(passage).replace("↵", "") == train.data.text.decode(
+        targets, evaluation.run.task.vocabulary
+    )
     log_p = evaluation.measured.log_probabilities[first : first + len(spans)].astype(float)
     np.testing.assert_allclose([float(p) for _, p, _ in spans], np.exp(log_p), rtol=0.06)
     size = len(evaluation.run.task.vocabulary)
-    np.testing.assert_allclose([float(shade) for shade, _, _ in spans], 0.55 * np.minimum(-log_p / np.log(size), 1), atol=0.006)
+    np.testing.assert_allclose(
+        [float(shade) for shade, _, _ in spans],
+        0.55 * np.minimum(-log_p / np.log(size), 1),
+        atol=0.006,
+    )
     assert f"mean is {-log_p.mean():.2f} nats" in text
 
 
 def test_a_rule_is_between_documents(evaluation, monkeypatch):
     made, _ = tables(
-        "", {"train": ["the man .\n"], "validation": ["a\n"], "test": ["man\n", "the\n" * 9, ".\n"]}, Text(tokens="words")
+        "",
+        {"train": ["the man .\n"], "validation": ["a\n"], "test": ["man\n", "the\n" * 9, ".\n"]},
+        text.Config(tokens="words"),
     )
     found = np.full(int(made["test"]["mask"].sum()), -1.0)
     measured = dataclasses.replace(evaluation.measured, log_probabilities=found)
-    many = dataclasses.replace(evaluation, subject=evaluation.subject._replace(table=made["test"]), measured=measured)
+    many = dataclasses.replace(
+        evaluation, subject=evaluation.subject._replace(table=made["test"]), measured=measured
+    )
     assert text_of(evals.tasks.language.passage, many).count("<hr>") == 2
-    assert text_of(evals.tasks.language.passage, dataclasses.replace(many, example=1)).count("<hr>") == 1
+    assert (
+        text_of(evals.tasks.language.passage, dataclasses.replace(many, example=1)).count("<hr>")
+        == 1
+    )
 
 
 # ---------------------------------------------------------------- words
@@ -314,19 +402,27 @@ def planted(evaluation, vocabulary, vectors):
     run = evaluation.run
     params = run.params | {"embedding": {"embedding": jnp.asarray(vectors, jnp.float32)}}
     data = run.data._replace(task=dataclasses.replace(run.task, vocabulary=vocabulary))
-    return dataclasses.replace(evaluation, subject=evaluation.subject._replace(run=run._replace(params=params, data=data)))
+    return dataclasses.replace(
+        evaluation, subject=evaluation.subject._replace(run=run._replace(params=params, data=data))
+    )
 
 
 def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
-    monkeypatch.setattr(evals.words, "NEAREST", 3)
+    monkeypatch.setattr(evals.report.words, "NEAREST", 3)
     rng = np.random.default_rng(0)
-    vocabulary = ("<eos>", "<unk>", *(f"{'abc'[index % 3]}word{chr(97 + index // 3)}" for index in range(60)), "x", "9999")
+    vocabulary = (
+        "<eos>",
+        "<unk>",
+        *(f"{'abc'[index % 3]}word{chr(97 + index // 3)}" for index in range(60)),
+        "x",
+        "9999",
+    )
     vectors = rng.normal(size=(len(vocabulary), 5)) * rng.uniform(0.1, 9, (len(vocabulary), 1))
     vectors[1] = vectors[10]  # <unk> is nobody's neighbour
-    asked = evals.words.content_words(vocabulary)
+    asked = evals.report.words.content_words(vocabulary)
     assert len(set(asked)) == 12
     assert all(vocabulary[index].isalpha() and len(vocabulary[index]) > 3 for index in asked)
-    text = text_of(evals.words.neighbours, planted(evaluation, vocabulary, vectors))
+    text = text_of(evals.report.words.neighbours, planted(evaluation, vocabulary, vectors))
     lines = re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", text)
     assert [word for word, _ in lines] == [vocabulary[index] for index in asked]
     for index, (_, cell) in zip(asked, lines, strict=True):
@@ -336,12 +432,18 @@ def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
                 a, b = vectors[index], vectors[other]
                 cosines[word] = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
         expected = sorted(cosines, key=lambda word: -cosines[word])[:3]
-        assert plain(cell) == ", ".join(f"{word}\N{NO-BREAK SPACE}{cosines[word]:.2f}" for word in expected)
+        assert plain(cell) == ", ".join(
+            f"{word}\N{NO-BREAK SPACE}{cosines[word]:.2f}" for word in expected
+        )
 
 
 def test_of_a_large_vocabulary_frequent_content_words_are_asked():
-    vocabulary = ("<eos>", "<unk>", *(f"{'of' if index % 2 else 'word'}{chr(97 + index % 26)}" for index in range(3000)))
-    asked = evals.words.content_words(vocabulary)
+    vocabulary = (
+        "<eos>",
+        "<unk>",
+        *(f"{'of' if index % 2 else 'word'}{chr(97 + index % 26)}" for index in range(3000)),
+    )
+    asked = evals.report.words.content_words(vocabulary)
     assert len(asked) == 12
     assert min(asked) < 510
     assert 1490 < max(asked) < 1500
@@ -350,16 +452,38 @@ def test_of_a_large_vocabulary_frequent_content_words_are_asked():
 
 def test_analogies_are_counted(evaluation):
     """man, woman, king, queen differ as they should; he and she do not; child has no plural in the vocabulary."""
-    vocabulary = ("<eos>", "<unk>", "man", "woman", "king", "queen", "he", "she", "child", "year", "years", "day", "days")
+    vocabulary = (
+        "<eos>",
+        "<unk>",
+        "man",
+        "woman",
+        "king",
+        "queen",
+        "he",
+        "she",
+        "child",
+        "year",
+        "years",
+        "day",
+        "days",
+    )
     vectors = np.eye(len(vocabulary), 16)
     vectors[3], vectors[5] = vectors[2] + 3 * np.eye(16)[14], vectors[4] + 3 * np.eye(16)[14]
-    vectors[10], vectors[12] = vectors[9] + 0.5 * np.eye(16)[15], vectors[11] + 0.5 * np.eye(16)[15]  # nearest to c alone, too
+    vectors[10], vectors[12] = (
+        vectors[9] + 0.5 * np.eye(16)[15],
+        vectors[11] + 0.5 * np.eye(16)[15],
+    )  # nearest to c alone, too
     chosen = planted(evaluation, vocabulary, vectors)
-    text = plain(text_of(evals.words.analogies, chosen).replace("</td>", " ").replace("</th>", " "))
-    units = evals.words.vectors(chosen)
+    text = plain(
+        text_of(evals.report.words.analogies, chosen).replace("</td>", " ").replace("</th>", " ")
+    )
+    units = evals.report.words.vectors(chosen)
     assert units is not None
     index = {word: number for number, word in enumerate(vocabulary)}
-    pairs = [("man", "woman"), ("he", "she"), ("king", "queen")], [("year", "years"), ("day", "days")]
+    pairs = (
+        [("man", "woman"), ("he", "she"), ("king", "queen")],
+        [("year", "years"), ("day", "days")],
+    )
     right, alone = [0, 0], [0, 0]
     for number, known in enumerate(pairs):
         for a, b in known:
@@ -369,7 +493,10 @@ def test_analogies_are_counted(evaluation):
                 ia, ib, ic = index[a], index[b], index[c]
                 rest = [each for each in range(2, len(vocabulary)) if each not in (ia, ib, ic)]
                 rest.append(BEGIN)
-                right[number] += max(rest, key=lambda each: units[each] @ (units[ib] - units[ia] + units[ic])) == index[d]
+                right[number] += (
+                    max(rest, key=lambda each: units[each] @ (units[ib] - units[ia] + units[ic]))
+                    == index[d]
+                )
                 alone[number] += max(rest, key=lambda each: units[each] @ units[ic]) == index[d]
     assert right[0] >= 2
     assert right[1] == alone[1] == 2
@@ -377,23 +504,36 @@ def test_analogies_are_counted(evaluation):
     assert "plural 2 2 2 " in text
     assert f"{sum(right)} of 8 questions" in text
     assert f"; {sum(alone)} by the one" in text
-    assert evals.words.analogies(planted(evaluation, ("<eos>", "<unk>", "man", "woman"), np.eye(4))) is None
+    assert (
+        evals.report.words.analogies(
+            planted(evaluation, ("<eos>", "<unk>", "man", "woman"), np.eye(4))
+        )
+        is None
+    )
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 80, 200]))
 @settings(deadline=None, max_examples=15)
 def test_labels_overlap_nothing(seed, count):
     rng = np.random.default_rng(seed)
-    size = np.array([evals.points.WIDTH, evals.points.HEIGHT])
+    size = np.array([evals.report.points.WIDTH, evals.report.points.HEIGHT])
     points = np.clip(size * rng.normal(0.5, rng.choice([0.05, 0.3]), (count, 2)), 0, size)
     widths = rng.uniform(5, 90, count)
-    corners = evals.points.place(points, widths)
+    corners = evals.report.points.place(points, widths)
     drawn = ~np.isnan(corners).any(axis=1)
-    boxes = np.concatenate([corners, corners + np.stack([widths, np.full(count, evals.points.LETTERS)], axis=1)], axis=1)[drawn]
+    boxes = np.concatenate(
+        [
+            corners,
+            corners + np.stack([widths, np.full(count, evals.report.points.LETTERS)], axis=1),
+        ],
+        axis=1,
+    )[drawn]
     assert drawn.any()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= size).all()
-    apart = (boxes[:, None, :2] >= boxes[None, :, 2:] - 1e-9) | (boxes[:, None, 2:] <= boxes[None, :, :2] + 1e-9)
+    apart = (boxes[:, None, :2] >= boxes[None, :, 2:] - 1e-9) | (
+        boxes[:, None, 2:] <= boxes[None, :, :2] + 1e-9
+    )
     assert (apart.any(axis=2) | np.eye(len(boxes), dtype=bool)).all()
     inside = (points[None] > boxes[:, None, :2]) & (points[None] < boxes[:, None, 2:])
     assert not inside.all(axis=2).any()
@@ -402,22 +542,17 @@ def test_labels_overlap_nothing(seed, count):
 
 
 def test_the_map_has_every_word_once(evaluation):
-    text = text_of(evals.words.word_map, evaluation)
+    text = text_of(evals.report.words.word_map, evaluation)
     expected = [word for word in evaluation.run.task.vocabulary if word.isalpha()][:300]
     assert re.findall(r"<title>(.*?)</title>", text) == expected
     labels = re.findall(r"<text [^>]*>(.*?)</text>", text)
     assert set(labels) <= set(expected)
-    assert len(expected) - len(labels) == int((re.findall(r"(\d+) dots have no label", text) or ["0"])[0])
+    assert len(expected) - len(labels) == int(
+        (re.findall(r"(\d+) dots have no label", text) or ["0"])[0]
+    )
     points = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', text), float)
     assert (points >= 0).all()
-    assert (points <= [evals.points.WIDTH, evals.points.HEIGHT]).all()
-
-
-def test_what_is_missing_is_named(evaluation, monkeypatch):
-    original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "sklearn" else original(name, *rest))
-    text = text_of(evals.words.word_map, evaluation)
-    assert "t-SNE map needs scikit-learn: <code>pip install 'purezoo[evals]'</code>" in text
+    assert (points <= [evals.report.points.WIDTH, evals.report.points.HEIGHT]).all()
 
 
 # ---------------------------------------------------------------- the command line
@@ -434,13 +569,25 @@ def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypa
     assert f"next: {entry.program('evals')} sample {folder / 'run'} --prompt" in out
     assert f"test perplexity {evaluation.metrics['test perplexity']:.4f}" in out
     assert f"test {len(evaluation.measured.log_probabilities)} tokens" in out
-    assert json.loads((folder / "run" / "eval.json").read_text())["metrics"] == pytest.approx(evaluation.metrics)
+    assert json.loads((folder / "run" / "eval.json").read_text())["metrics"] == pytest.approx(
+        evaluation.metrics
+    )
     assert "perplexity of 5-grams" in (folder / "run" / "report.html").read_text()
 
 
 def test_what_is_written_depends_on_the_seed_alone(folder, capsys, evaluation):
     before = sorted(file.name for file in (folder / "run").iterdir())
-    options = ("sample", folder / "run", "--tokens", 9, "--prompt", "the man", "--temperature", 0.9, "--seed")
+    options = (
+        "sample",
+        folder / "run",
+        "--tokens",
+        9,
+        "--prompt",
+        "the man",
+        "--temperature",
+        0.9,
+        "--seed",
+    )
     first = said(capsys, *options, 3)
     assert first == said(capsys, *options, 3)
     assert first != said(capsys, *options, 4)
@@ -463,11 +610,19 @@ def test_without_temperature_the_most_probable_token_is_taken(restored, capsys):
     apply = jax.jit(restored.module.apply)
     tokens = [BEGIN, *encode(["the", "queen"], restored.task.vocabulary).tolist()]
     for _ in range(9):
-        logits = apply(restored.recipe.model, restored.params, jnp.asarray([tokens + [0] * (12 - len(tokens))]))
+        logits = apply(
+            restored.recipe.model, restored.params, jnp.asarray([tokens + [0] * (12 - len(tokens))])
+        )
         tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
-    expected = train.text.decode(tokens[1:], restored.task.vocabulary) + "\n"
-    assert said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--temperature", 0) == expected
-    assert said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--top-k", 1) == expected
+    expected = train.data.text.decode(tokens[1:], restored.task.vocabulary) + "\n"
+    assert (
+        said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--temperature", 0)
+        == expected
+    )
+    assert (
+        said(capsys, "sample", "run", "--tokens", 9, "--prompt", "the queen", "--top-k", 1)
+        == expected
+    )
 
 
 def test_unknown_words_of_the_prompt_are_named(restored, capsys):
@@ -523,7 +678,9 @@ def test_bad_options_are_one_clear_error(restored, capsys, options, message):
         ([0], 3, {"seed": 0.5}, "seed=0.5, allowed: 0 to "),
     ],
 )
-def test_nothing_is_written_for_arguments_that_mean_nothing(evaluation, prompt, length, how, message):
+def test_nothing_is_written_for_arguments_that_mean_nothing(
+    evaluation, prompt, length, how, message
+):
     with pytest.raises(ValueError, match=message):
         evals.tasks.language.write(evaluation.run, np.array(prompt, np.int32), length, **how)
 
@@ -541,7 +698,9 @@ def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_another_text_is_measured_with_the_vocabulary_of_the_run(folder, evaluation, tmp_path, capsys, monkeypatch, gzipped):
+def test_another_text_is_measured_with_the_vocabulary_of_the_run(
+    folder, evaluation, tmp_path, capsys, monkeypatch, gzipped
+):
     """As a whole, with every unknown word counted, and beside no n-grams, as these would be of another text."""
     monkeypatch.setattr(evals.tasks.language, "SECTIONS", ())
     run = tmp_path / "run"
@@ -566,7 +725,7 @@ def test_another_text_is_measured_with_the_vocabulary_of_the_run(folder, evaluat
     unknown = [token not in vocabulary for token in tokens]
     assert sum(unknown) >= 2
     assert metrics["test unknown %"] == pytest.approx(100 * np.mean(unknown))
-    made, _ = tables("", {"test": [text]}, evaluation.run.recipe.text, vocabulary)
+    made, _ = tables("", {"test": [text]}, evaluation.run.recipe.data, vocabulary)
     found = evals.tasks.language.token_log_probabilities(evaluation.run, made["test"])
     assert metrics["test loss nats"] == pytest.approx(-found.mean(dtype=np.float64), rel=1e-6)
 
@@ -586,7 +745,12 @@ def test_a_folder_of_other_texts_keeps_its_splits(folder, evaluation, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "task"), [("pairs:{}", "translation"), ("digits", "classification into 10 classes"), ("copy:3", "algorithm")]
+    ("data", "task"),
+    [
+        ("pairs:{}", "translation"),
+        ("digits", "classification into 10 classes"),
+        ("copy:3", "algorithm"),
+    ],
 )
 def test_data_of_another_task_are_one_line_that_names_both(folder, tmp_path, capsys, data, task):
     file = tmp_path / "pairs.tsv"

@@ -15,9 +15,9 @@ from PIL import Image
 
 import evals
 import evals.__main__
-import evals.maps
-import evals.report
-import evals.shifts
+import evals.report.document
+import evals.report.maps
+import evals.report.shifts
 import evals.tasks.classification
 import train
 import zoo
@@ -69,7 +69,13 @@ def fitted(folder, data, **fields):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     stages = (Stage(features=20, pool="max"), Stage(features=3, kernel=(2,), pool="mean"))
-    return fitted(tmp_path_factory.mktemp("images") / "run", "digits", shape=(8, 8, 1), stages=stages, activation="tanh")
+    return fitted(
+        tmp_path_factory.mktemp("images") / "run",
+        "digits",
+        shape=(8, 8, 1),
+        stages=stages,
+        activation="tanh",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,14 @@ def signals(tmp_path_factory):
     inputs, targets = rng.normal(size=(100, 12, 5)).astype(np.float32), np.arange(100) % 3
     np.savez(folder / "data.npz", inputs=inputs, targets=targets)
     stages = (Stage(features=18, pool="max"), Stage(features=4))
-    return fitted(folder / "run", f"npz:{folder / 'data.npz'}", shape=(12, 5), stages=stages, global_pool="mean", classes=3)
+    return fitted(
+        folder / "run",
+        f"npz:{folder / 'data.npz'}",
+        shape=(12, 5),
+        stages=stages,
+        global_pool="mean",
+        classes=3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +101,14 @@ def clips(tmp_path_factory):
     table = train.load_data("moving_digits").splits["validation"]
     np.savez(folder / "data.npz", **table)
     stages = (Stage(features=3, kernel=(2,), pool="max", pool_size=(2, 4, 4)),)
-    return fitted(folder / "run", f"npz:{folder / 'data.npz'}", shape=(8, 16, 16, 1), stages=stages, global_pool="max", classes=8)
+    return fitted(
+        folder / "run",
+        f"npz:{folder / 'data.npz'}",
+        shape=(8, 16, 16, 1),
+        stages=stages,
+        global_pool="max",
+        classes=8,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +121,9 @@ def dense(tmp_path_factory):
 def traced(evaluation, example=0):
     """{name: [*space, features]}, inputs scaled by numpy."""
     run, raw = evaluation.run, evaluation.table["inputs"][[example]]
-    inputs = (raw.astype(np.float32) - np.asarray(run.data.scaling.shift)) * np.asarray(run.data.scaling.scale)
+    inputs = (raw.astype(np.float32) - np.asarray(run.data.scaling.shift)) * np.asarray(
+        run.data.scaling.scale
+    )
     _, seen = zoo.convnet.trace(run.recipe.model, run.params, jnp.asarray(inputs, jnp.float32))
     return {name: np.asarray(leaf)[0] for name, leaf in seen.items()}
 
@@ -111,7 +133,9 @@ def grey(values, low, high):
 
 
 def close(pixels, expected):
-    np.testing.assert_allclose(pixels.astype(float), expected, atol=1)  # rounding in single precision
+    np.testing.assert_allclose(
+        pixels.astype(float), expected, atol=1
+    )  # rounding in single precision
 
 
 def frames_of(pixels, count):
@@ -126,7 +150,13 @@ def frames_of(pixels, count):
 
 def test_maps_are_the_values_of_the_trace_in_its_order(images):
     page = Parts(evals.tasks.classification.feature_maps(images))
-    assert [text for text in page.bold if text in ("input", *traced(images))] == ["input", "conv_0", "pool_0", "conv_1", "pool_1"]
+    assert [text for text in page.bold if text in ("input", *traced(images))] == [
+        "input",
+        "conv_0",
+        "pool_0",
+        "conv_1",
+        "pool_1",
+    ]
     close(page.pictures["input, map 0"], grey(images.table["inputs"][0, :, :, 0], 0, 16))
     counts = {}
     for name, pixels in page.pictures.items():
@@ -170,14 +200,18 @@ def test_signals_are_drawn_with_time_to_the_right_and_channels_upwards(signals):
         steps, channels = values[name].shape
         expected = grey(values[name], *ranges[name])
         for step, channel in np.ndindex(steps, channels):
-            assert pixels[channels - 1 - channel, step] == pytest.approx(expected[step, channel], abs=1)
+            assert pixels[channels - 1 - channel, step] == pytest.approx(
+                expected[step, channel], abs=1
+            )
 
 
 def test_clips_are_drawn_frame_by_frame(clips):
     page = Parts(evals.tasks.classification.feature_maps(clips))
     names = [f"{layer}, map {index}" for layer in ("conv_0", "pool_0") for index in range(3)]
     assert list(page.pictures) == ["input, map 0", *names]
-    close(frames_of(page.pictures["input, map 0"], 8), clips.table["inputs"][0, ..., 0])  # bytes as they are
+    close(
+        frames_of(page.pictures["input, map 0"], 8), clips.table["inputs"][0, ..., 0]
+    )  # bytes as they are
     for layer, count in (("conv_0", 8), ("pool_0", 4)):
         values = traced(clips)[layer]
         for index in range(3):
@@ -188,7 +222,7 @@ def test_clips_are_drawn_frame_by_frame(clips):
 @given(st.sampled_from([1, 3, 4]), st.integers(1, 20))
 def test_strips_of_frames_keep_colours_and_show_at_most_eight(channels, count):
     frames = np.random.default_rng(0).integers(0, 256, (count, 2, 3, channels), np.uint8)
-    strip = evals.maps.draw(frames)
+    strip = evals.report.maps.draw(frames)
     shown = min(count, 8)
     assert strip.shape == (2, 4 * shown - 1, {1: 2, 3: 4, 4: 4}[channels])
     np.testing.assert_array_equal(strip[:, :3, :channels], frames[0])
@@ -203,7 +237,7 @@ def centred(weights):
 
 def test_filters_of_images_are_pictures_grey_at_zero(images):
     kernel = np.asarray(images.run.params["conv_0"]["kernel"])
-    page = Parts(evals.maps.first_weights(images))
+    page = Parts(evals.report.maps.first_weights(images))
     assert "conv_0.kernel" in page.text
     assert len(page.pictures) == 20
     energies = [np.square(kernel[..., int(name.split()[1])]).sum() for name in page.pictures]
@@ -214,10 +248,10 @@ def test_filters_of_images_are_pictures_grey_at_zero(images):
 
 def test_filters_of_signals_and_clips(signals, clips):
     kernel = np.asarray(signals.run.params["conv_0"]["kernel"])
-    for name, pixels in Parts(evals.maps.first_weights(signals)).pictures.items():
+    for name, pixels in Parts(evals.report.maps.first_weights(signals)).pictures.items():
         close(pixels, centred(kernel[..., int(name.split()[1])]).T[::-1])
     kernel = np.asarray(clips.run.params["conv_0"]["kernel"])
-    pictures = Parts(evals.maps.first_weights(clips)).pictures
+    pictures = Parts(evals.report.maps.first_weights(clips)).pictures
     assert len(pictures) == 3
     for name, pixels in pictures.items():
         close(frames_of(pixels, 2), centred(kernel[..., 0, int(name.split()[1])]))
@@ -228,27 +262,35 @@ def test_filters_of_colours_are_coloured_and_of_other_channels_side_by_side(imag
     kernel = np.random.default_rng(0).normal(size=(5, 4, channels, 6)).astype(np.float32)
     data = images.run.data._replace(input_shape=(8, 8, channels))
     run = images.run._replace(data=data, params={"conv_0": {"kernel": kernel, "bias": np.zeros(6)}})
-    pictures = Parts(evals.maps.first_weights(changed(images, run=run))).pictures
+    pictures = Parts(evals.report.maps.first_weights(changed(images, run=run))).pictures
     assert len(pictures) == 6
     for name, pixels in pictures.items():
         expected = centred(kernel[..., int(name.split()[1])])
         close(
-            pixels if channels == 3 else frames_of(pixels, channels), expected if channels == 3 else np.moveaxis(expected, -1, 0)
+            pixels if channels == 3 else frames_of(pixels, channels),
+            expected if channels == 3 else np.moveaxis(expected, -1, 0),
         )
 
 
 def test_dense_models_have_shifts_and_filters_but_no_maps(dense):
     assert evals.tasks.classification.feature_maps(dense) is None
     kernel = np.asarray(dense.run.params["layer_0"]["kernel"])
-    pictures = Parts(evals.maps.first_weights(dense)).pictures
-    assert len(pictures) == evals.maps.UNITS_SHOWN
+    pictures = Parts(evals.report.maps.first_weights(dense)).pictures
+    assert len(pictures) == evals.report.maps.UNITS_SHOWN
     for name, pixels in pictures.items():
         close(pixels, centred(kernel[:, int(name.split()[1])].reshape(8, 8)))
     assert len(shift_table(dense)) == 5
 
 
 def shift_table(evaluation):
-    page = Parts(re.sub("<svg.*</svg>", "", evals.tasks.classification.small_shifts(evaluation) or "", flags=re.DOTALL))
+    page = Parts(
+        re.sub(
+            "<svg.*</svg>",
+            "",
+            evals.tasks.classification.small_shifts(evaluation) or "",
+            flags=re.DOTALL,
+        )
+    )
     return {int(shift): float(accuracy) for shift, accuracy in page.lines[1:]}
 
 
@@ -272,13 +314,16 @@ def test_shifted_accuracy_is_that_of_the_moved_digits(dense):
         return x.argmax(axis=1)
 
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    moved = [padded[:, 1 + row : 9 + row, 1 + column : 9 + column] for row, column in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+    moved = [
+        padded[:, 1 + row : 9 + row, 1 + column : 9 + column]
+        for row, column in ((0, 1), (0, -1), (1, 0), (-1, 0))
+    ]
     expected = np.mean([(classify(each) == targets).mean() for each in moved])
     assert shift_table(dense)[1] == pytest.approx(100 * expected, abs=0.1)
 
 
 def test_large_splits_are_measured_on_evenly_spaced_examples(dense, monkeypatch):
-    monkeypatch.setattr(evals.shifts, "EXAMPLES", 100)
+    monkeypatch.setattr(evals.report.shifts, "EXAMPLES", 100)
     assert "100 of 300 examples" in (evals.tasks.classification.small_shifts(dense) or "")
     correct = dense.measured.predictions.classes == dense.measured.predictions.targets
     assert shift_table(dense)[0] == pytest.approx(100 * correct[::3].mean(), abs=0.051)
@@ -290,7 +335,7 @@ def test_shifted_is_rolled_with_the_border_replaced(axis, by, dtype):
     expected = np.roll(inputs, by, axis)
     border = range(by) if by >= 0 else range(inputs.shape[axis] + by, inputs.shape[axis])
     np.moveaxis(expected, axis, 0)[list(border)] = 3
-    moved = evals.shifts.shifted(inputs, axis, by, 3.0)
+    moved = evals.report.shifts.shifted(inputs, axis, by, 3.0)
     np.testing.assert_array_equal(moved, expected)
     assert moved.dtype == dtype
 
@@ -308,7 +353,7 @@ def test_what_ignores_position_keeps_its_accuracy_and_what_does_not_loses_it():
         return (inputs[:, 7].sum(axis=(1, 2)) > 0).astype(int)
 
     def measure(classify):
-        return evals.shifts.accuracies(classify, inputs, targets, (1, 2), 3, 0.0)
+        return evals.report.shifts.accuracies(classify, inputs, targets, (1, 2), 3, 0.0)
 
     assert measure(brightest) == [1.0] * 4
     # Moving along the row changes nothing; a pixel down all or up all of one kind are mistaken, farther away only kind 1 is.
@@ -321,7 +366,10 @@ def test_example_out_of_range_is_one_clear_line(images, capsys):
         assert evals.__main__.main([folder, "--example", str(example)]) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err == f"error: example={example}, allowed: 0 to 299, as the test split has 300 examples\n"
+        assert (
+            captured.err
+            == f"error: example={example}, allowed: 0 to 299, as the test split has 300 examples\n"
+        )
 
 
 def test_command_draws_the_chosen_example(images, capsys):

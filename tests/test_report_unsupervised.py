@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import functools
-import importlib.util
 import io
 import re
 from typing import Any
@@ -19,26 +18,26 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 import evals
-import evals.checkpoints
-import evals.examples
-import evals.maps
-import evals.report
+import evals.report.checkpoints
+import evals.report.document
+import evals.report.examples
+import evals.report.maps
 import evals.tasks.density
 import evals.tasks.reconstruction
 import train
 import zoo
 from tests.helpers.evaluations import changed
 from train.batches import fit_scaling
-from train.checkpoint import Checkpoints
-from train.run_folder import abstract_state
+from train.engine.checkpoint import Checkpoints
+from train.engine.run_folder import abstract_state
 from train.tasks import Density
 
 SECTIONS = {
     "Reconstructions": evals.tasks.reconstruction.reconstructions,
     "Fantasies": evals.tasks.reconstruction.fantasies,
     "Codes": evals.tasks.reconstruction.codes,
-    "Weights and units": evals.checkpoints.histograms,
-    "Free energy": evals.checkpoints.free_energies,
+    "Weights and units": evals.report.checkpoints.histograms,
+    "Free energy": evals.report.checkpoints.free_energies,
 }
 STEPS = (0, 1, 4)
 
@@ -56,32 +55,49 @@ def _short():
 def fitted(folder, module, cfg, epochs=3, learning_rate=0.1):
     """Evaluation of a few epochs, each kept."""
     optimizer = train.Optimizer(learning_rate=learning_rate)
-    train.fit(module, cfg, "digits", out=folder / "run", epochs=epochs, batch_size=200, keep_every=1, optimizer=optimizer)
+    train.fit(
+        module,
+        cfg,
+        "digits",
+        out=folder / "run",
+        epochs=epochs,
+        batch_size=200,
+        keep_every=1,
+        optimizer=optimizer,
+    )
     return evals.evaluate(folder / "run")
 
 
 @pytest.fixture(scope="module")
 def rbm(tmp_path_factory):
-    cfg = zoo.base.replace(zoo.rbm.PRESETS["digits"], initializer_deviation=0.3)
+    cfg = zoo.parts.config.replace(zoo.rbm.PRESETS["digits"], initializer_deviation=0.3)
     return fitted(tmp_path_factory.mktemp("rbm"), zoo.rbm, cfg)
 
 
 @pytest.fixture(scope="module")
 def dbn(tmp_path_factory):
-    cfg = zoo.base.replace(zoo.dbn.PRESETS["digits"], trains="all", initializer_deviation=0.3)
+    cfg = zoo.parts.config.replace(
+        zoo.dbn.PRESETS["digits"], trains="all", initializer_deviation=0.3
+    )
     return fitted(tmp_path_factory.mktemp("dbn"), zoo.dbn, cfg)
 
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    return fitted(tmp_path_factory.mktemp("autoencoder"), zoo.autoencoder, zoo.autoencoder.PRESETS["digits"], 1, 0.001)
+    return fitted(
+        tmp_path_factory.mktemp("autoencoder"),
+        zoo.autoencoder,
+        zoo.autoencoder.PRESETS["digits"],
+        1,
+        0.001,
+    )
 
 
 def vectors_of(rbm):
     """The same machine for inputs that are no images, and without classes."""
     inputs = rbm.table["inputs"].reshape(-1, 64)
     run = rbm.run._replace(data=rbm.run.data._replace(task=Density(), input_shape=(64,)))
-    return changed(rbm, run=run, table={**rbm.table, "inputs": inputs})
+    return changed(rbm, run=run, table=rbm.table.having(inputs=inputs))
 
 
 KINDS = {
@@ -93,7 +109,11 @@ KINDS = {
 
 
 def evaluation_of(kind, request):
-    return vectors_of(request.getfixturevalue("rbm")) if kind == "vectors" else request.getfixturevalue(kind)
+    return (
+        vectors_of(request.getfixturevalue("rbm"))
+        if kind == "vectors"
+        else request.getfixturevalue(kind)
+    )
 
 
 def text_of(section, evaluation):
@@ -109,7 +129,9 @@ def shown(text):
     """{what a picture shows: its pixels} of HTML."""
     found = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="([^"]*)"', text)
     assert len({name for _, name in found}) == len(found)
-    return {name: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in found}
+    return {
+        name: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in found
+    }
 
 
 def rows_of(text):
@@ -123,17 +145,19 @@ def scaled(table: Any, rows: Any = ...) -> Any:
 
 
 def close(pixels, values):
-    np.testing.assert_allclose(pixels.astype(float).ravel(), 255 * np.clip(np.ravel(values), 0, 1), atol=1)
+    np.testing.assert_allclose(
+        pixels.astype(float).ravel(), 255 * np.clip(np.ravel(values), 0, 1), atol=1
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sections_are_there_for_what_they_are_about(kind, request, monkeypatch):
     evaluation = evaluation_of(kind, request)
     if kind != "rbm":  # the only one whose plots are drawn here: each takes a while
-        monkeypatch.setattr(evals.checkpoints, "plot", lambda *_: "")
+        monkeypatch.setattr(evals.report.checkpoints, "plot", lambda *_: "")
         monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda *_: "")
     there = {title: once(SECTIONS[title], evaluation) for title in KINDS[kind]}
-    of_task = evals.report.sections_of(evaluation)
+    of_task = evals.report.document.sections_of(evaluation)
     others = (SECTIONS[title] for title in set(SECTIONS) - set(there))
     assert all(section(evaluation) is None for section in others if section in of_task)
     assert {SECTIONS[title] for title in there} <= set(of_task)
@@ -143,7 +167,9 @@ def test_sections_are_there_for_what_they_are_about(kind, request, monkeypatch):
 
 def test_the_report_of_a_run_is_always_the_same_bytes(rbm):
     again = evals.evaluate(rbm.run.folder.path)
-    assert [once(section, rbm) for section in SECTIONS.values()] == [section(again) for section in SECTIONS.values()]
+    assert [once(section, rbm) for section in SECTIONS.values()] == [
+        section(again) for section in SECTIONS.values()
+    ]
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn", "autoencoder"])
@@ -161,7 +187,9 @@ def test_reconstructions_are_the_traces_with_their_errors(kind, request):
         close(pictures[f"example {example}"], inputs[index])
         close(pictures[f"reconstruction of example {example}"], outputs[index])
         assert int(captions[index][0]) == evaluation.table["targets"][example]
-        assert float(captions[index][1]) == pytest.approx(float(jnp.square(inputs[index] - outputs[index]).sum()), abs=0.006)
+        assert float(captions[index][1]) == pytest.approx(
+            float(jnp.square(inputs[index] - outputs[index]).sum()), abs=0.006
+        )
     inputs = scaled(evaluation.table)
     outputs = run.module.trace(run.recipe.model, run.params, inputs)[1]["reconstruction"]
     mean = float(jnp.square(inputs - outputs).sum(axis=1).mean())
@@ -173,35 +201,50 @@ def test_reconstructions_are_the_traces_with_their_errors(kind, request):
 @pytest.mark.parametrize("kind", ["rbm", "dbn"])
 def test_chains_are_the_modules(kind, request):
     evaluation = evaluation_of(kind, request)
-    run, module, cfg = evaluation.run, evaluation.run.module, evaluation.run.recipe.model
+    run, cfg = evaluation.run, evaluation.run.recipe.model
+    module: Any = run.module
     start = np.asarray(scaled(evaluation.table, slice(4)))
     keys = jax.random.split(jax.random.key(7), 4)
     columns = evals.tasks.reconstruction.dreams(run, start, jax.random.key(7))
     np.testing.assert_array_equal(columns[0], start)
     for steps, means in zip(STEPS[1:], columns[1:], strict=True):
-        np.testing.assert_allclose(means, module.fantasies(cfg, run.params, jnp.asarray(start), keys, steps), atol=1e-6)
+        np.testing.assert_allclose(
+            means, module.fantasies(cfg, run.params, jnp.asarray(start), keys, steps), atol=1e-6
+        )
         if kind == "dbn":
             continue
         # What the chain draws its states from, by the same key.
         sampled = module.sample(cfg, run.params, jnp.asarray(start), keys, steps)
         before = module.sample(cfg, run.params, jnp.asarray(start), keys, steps - 1)
-        after, hidden = module.gibbs_step(cfg, run.params, before, jax.vmap(jax.random.fold_in, (0, None))(keys, steps - 1))
+        after, hidden = module.gibbs_step(
+            cfg, run.params, before, jax.vmap(jax.random.fold_in, (0, None))(keys, steps - 1)
+        )
         np.testing.assert_array_equal(after, sampled)
-        np.testing.assert_allclose(means, jax.nn.sigmoid(module.visible_field(cfg, run.params, hidden)), atol=1e-6)
+        np.testing.assert_allclose(
+            means, jax.nn.sigmoid(module.visible_field(cfg, run.params, hidden)), atol=1e-6
+        )
 
 
 def test_a_net_of_one_machine_dreams_as_that_machine(rbm, dbn):
     cfg = zoo.dbn.Config(sizes=(64, 100))
-    run = dbn.run._replace(recipe=dataclasses.replace(dbn.run.recipe, model=cfg), params={"layer_0": rbm.run.params})
+    run = dbn.run._replace(
+        recipe=dataclasses.replace(dbn.run.recipe, model=cfg), params={"layer_0": rbm.run.params}
+    )
     start = np.asarray(scaled(rbm.table, slice(4)))
-    of_net, of_machine = (evals.tasks.reconstruction.dreams(each, start, jax.random.key(7)) for each in (run, rbm.run))
+    of_net, of_machine = (
+        evals.tasks.reconstruction.dreams(each, start, jax.random.key(7)) for each in (run, rbm.run)
+    )
     np.testing.assert_array_equal(of_net, of_machine)
 
 
 def test_fantasies_show_chains_from_examples_and_from_noise(rbm, monkeypatch):
     kept = []
     original = evals.tasks.reconstruction.dreams
-    monkeypatch.setattr(evals.tasks.reconstruction, "dreams", lambda *given: kept.append(original(*given)) or kept[0])
+    monkeypatch.setattr(
+        evals.tasks.reconstruction,
+        "dreams",
+        lambda *given: kept.append(original(*given)) or kept[0],
+    )
     text = text_of(evals.tasks.reconstruction.fantasies, rbm)
     pictures = shown(text)
     assert len(pictures) == 10 * len(STEPS)
@@ -217,52 +260,77 @@ def test_fantasies_show_chains_from_examples_and_from_noise(rbm, monkeypatch):
 def test_maps_are_of_the_code(rbm, dbn, autoencoder, monkeypatch):
     """The last map is t-SNE's; neighbours' errors are scikit-learn's."""
     maps = {}
-    monkeypatch.setattr(evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points)
-    monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
-    for evaluation, coded in ((rbm, zoo.rbm.apply), (dbn, zoo.dbn.apply), (autoencoder, zoo.autoencoder.encode)):
+    monkeypatch.setattr(
+        evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points
+    )
+    monkeypatch.setattr(
+        evals.tasks.reconstruction,
+        "plot",
+        lambda name, points: maps.setdefault(name, points) is None or "",
+    )
+    for evaluation, coded in (
+        (rbm, zoo.rbm.apply),
+        (dbn, zoo.dbn.apply),
+        (autoencoder, zoo.autoencoder.encode),
+    ):
         maps.clear()
         lines = {
-            line[0]: (int(line[1]), float(line[2])) for line in rows_of(text_of(evals.tasks.reconstruction.codes, evaluation))
+            line[0]: (int(line[1]), float(line[2]))
+            for line in rows_of(text_of(evals.tasks.reconstruction.codes, evaluation))
         }
-        inputs, targets = scaled(evaluation.table, slice(None, None, 3)), evaluation.table["targets"][::3]
+        inputs, targets = (
+            scaled(evaluation.table, slice(None, None, 3)),
+            evaluation.table["targets"][::3],
+        )
         code = np.asarray(coded(evaluation.run.recipe.model, evaluation.run.params, inputs))
-        for points, other in ((maps["PCA of the inputs"], np.asarray(inputs)), (maps["PCA of the code"], code)):
-            np.testing.assert_allclose(abs(points), abs(PCA(2).fit_transform(other.astype(np.float64))), atol=1e-3)
+        for points, other in (
+            (maps["PCA of the inputs"], np.asarray(inputs)),
+            (maps["PCA of the code"], code),
+        ):
+            np.testing.assert_allclose(
+                abs(points), abs(PCA(2).fit_transform(other.astype(np.float64))), atol=1e-3
+            )
         spaces = {"inputs": inputs, "code": code, **maps}
-        assert list(lines) == ["inputs", "code", "PCA of the inputs", "PCA of the code", "t-SNE of the code"]
+        assert list(lines) == [
+            "inputs",
+            "code",
+            "PCA of the inputs",
+            "PCA of the code",
+            "t-SNE of the code",
+        ]
         for name, points in spaces.items():
             classifier = KNeighborsClassifier(1).fit(np.asarray(points, np.float64), targets)
-            neighbours = classifier.kneighbors(return_distance=False)[:, 0]  # of points that were fitted, others
+            neighbours = classifier.kneighbors(return_distance=False)[
+                :, 0
+            ]  # of points that were fitted, others
             assert lines[name][0] == points.shape[1]
-            assert lines[name][1] == pytest.approx(100 * (targets[neighbours] != targets).mean(), abs=1.05)
+            assert lines[name][1] == pytest.approx(
+                100 * (targets[neighbours] != targets).mean(), abs=1.05
+            )
 
 
 def test_a_code_of_two_units_is_its_own_map(autoencoder, monkeypatch):
     cfg = zoo.autoencoder.Config(sizes=(64, 2))
     params = zoo.autoencoder.init(cfg, jax.random.key(0))
-    run = autoencoder.run._replace(params=params, recipe=dataclasses.replace(autoencoder.run.recipe, model=cfg))
+    run = autoencoder.run._replace(
+        params=params, recipe=dataclasses.replace(autoencoder.run.recipe, model=cfg)
+    )
     maps = {}
-    monkeypatch.setattr(evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points)
-    monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda name, points: maps.setdefault(name, points) is None or "")
+    monkeypatch.setattr(
+        evals.tasks.reconstruction, "_scatter", lambda points, targets, colors: points
+    )
+    monkeypatch.setattr(
+        evals.tasks.reconstruction,
+        "plot",
+        lambda name, points: maps.setdefault(name, points) is None or "",
+    )
     text_of(evals.tasks.reconstruction.codes, changed(autoencoder, run=run))
     assert list(maps) == ["PCA of the inputs", "code"]
     np.testing.assert_allclose(
-        maps["code"], zoo.autoencoder.encode(cfg, params, scaled(autoencoder.table, slice(None, None, 3))), atol=1e-5
+        maps["code"],
+        zoo.autoencoder.encode(cfg, params, scaled(autoencoder.table, slice(None, None, 3))),
+        atol=1e-5,
     )
-
-
-def test_what_is_missing_is_named(rbm, monkeypatch):
-    original = importlib.util.find_spec
-    missing = {"sklearn"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else original(name, *rest))
-    text = text_of(evals.tasks.reconstruction.codes, rbm)
-    assert "t-SNE map needs scikit-learn: <code>pip install 'purezoo[evals]'</code>" in text
-    assert text.count("<svg") == 2
-    missing.add("matplotlib")
-    for section in (evals.tasks.reconstruction.codes, evals.checkpoints.histograms):
-        assert "needs matplotlib: <code>pip install 'purezoo[evals]'</code>" in text_of(section, rbm)
-    assert "<svg" not in text_of(evals.checkpoints.free_energies, rbm)
-    assert len(rows_of(text_of(evals.checkpoints.free_energies, rbm))) == 3
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn", "autoencoder"])
@@ -285,15 +353,15 @@ def test_histograms_count_all_of_every_checkpoint(kind, request, monkeypatch):
         def __getattr__(self, _):
             return lambda *given, **named: None
 
-    monkeypatch.setattr(evals.checkpoints, "plot", capture)
-    text = text_of(evals.checkpoints.histograms, evaluation)
+    monkeypatch.setattr(evals.report.checkpoints, "plot", capture)
+    text = text_of(evals.report.checkpoints.histograms, evaluation)
     with Checkpoints(run.folder.checkpoints, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         states = [checkpoints.load(abstract_state(run.recipe), step).params for step in steps]
     assert len(steps) == (1 if kind == "autoencoder" else 3)
     epochs = [round(step / 7) for step in steps]
     assert re.findall(r"</i>epoch (\d)", text) == [str(epoch) for epoch in epochs]
-    leaves = [zoo.base.leaves_by_path(params) for params in states]
+    leaves = [zoo.parts.parameters.leaves_by_path(params) for params in states]
     layers = [name for name in drawn if name.endswith(", means")]
     assert set(drawn) == {*leaves[0], *layers}
     for name in leaves[0]:
@@ -306,12 +374,20 @@ def test_histograms_count_all_of_every_checkpoint(kind, request, monkeypatch):
     for name in layers:
         layer = name.removesuffix(", means")
         for (counts, edges), params in zip(drawn[name], states, strict=True):
-            values = np.asarray(run.module.trace(run.recipe.model, params, scaled(evaluation.table))[1][layer])
+            values = np.asarray(
+                run.module.trace(run.recipe.model, params, scaled(evaluation.table))[1][layer]
+            )
             assert counts.sum() == values.shape[1]
-            widened = [edges[0] - 1e-5, *edges[1:-1], edges[-1] + 1e-5]  # means round otherwise here
+            widened = [
+                edges[0] - 1e-5,
+                *edges[1:-1],
+                edges[-1] + 1e-5,
+            ]  # means round otherwise here
             assert abs(counts - np.histogram(values.mean(axis=0), widened)[0]).sum() <= 4
-        rows = evals.examples.spread(evaluation, 100)
-        values = run.module.trace(run.recipe.model, run.params, scaled(evaluation.table, rows))[1][layer]
+        rows = evals.report.examples.spread(evaluation, 100)
+        values = run.module.trace(run.recipe.model, run.params, scaled(evaluation.table, rows))[1][
+            layer
+        ]
         if kind != "autoencoder":
             close(pictures[f"{layer}, units"], values)
         assert pictures[f"{layer}, units"].shape == values.shape
@@ -326,7 +402,7 @@ def upwards(evaluation, params, inputs):
 def test_free_energies_are_the_models(kind, request):
     evaluation = evaluation_of(kind, request)
     run, splits = evaluation.run, train.load_data("digits").splits
-    text = once(evals.checkpoints.free_energies, evaluation)
+    text = once(evals.report.checkpoints.free_energies, evaluation)
     assert "of 100 training and as many validation examples" in text
     lines = rows_of(text)
     rows = np.linspace(0, len(splits["train"]["inputs"]) - 1, 100).round().astype(int)
@@ -339,14 +415,20 @@ def test_free_energies_are_the_models(kind, request):
                     energies = zoo.rbm.free_energy(run.recipe.model, params, inputs)
                 else:
                     seen = upwards(evaluation, params, inputs)
-                    energies = zoo.rbm.free_energy(run.recipe.model.machines[1], params["layer_1"], seen)
+                    energies = zoo.rbm.free_energy(
+                        run.recipe.model.machines[1], params["layer_1"], seen
+                    )
                 expected.append(float(energies.mean()))
-            assert [float(cell) for cell in line[1:]] == pytest.approx([*expected, expected[1] - expected[0]], abs=0.006)
+            assert [float(cell) for cell in line[1:]] == pytest.approx(
+                [*expected, expected[1] - expected[0]], abs=0.006
+            )
 
 
 def test_what_was_trained_on_validation_data_is_compared_with_the_test_split(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, train_on="train+validation")
-    text = text_of(evals.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe)))
+    text = text_of(
+        evals.report.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe))
+    )
     assert "of 300 training and as many test examples" in text
     assert "With the test split, not the validation split, as the run was trained on it." in text
 
@@ -354,7 +436,7 @@ def test_what_was_trained_on_validation_data_is_compared_with_the_test_split(rbm
 def test_few_labels_are_compared_with_what_they_were(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, labels=50)
     few = changed(rbm, run=rbm.run._replace(recipe=recipe))
-    _, tables = evals.checkpoints._tables(few)
+    _, tables = evals.report.checkpoints._tables(few)
     targets = tables["train"]["targets"]
     np.testing.assert_array_equal(np.bincount(targets), 5)
     assert len(tables["validation"]["inputs"]) == 50
@@ -362,7 +444,9 @@ def test_few_labels_are_compared_with_what_they_were(rbm):
 
 def test_data_that_are_gone_are_named(rbm, tmp_path):
     recipe = dataclasses.replace(rbm.run.recipe, data=f"npz:{tmp_path / 'gone.npz'}")
-    text = text_of(evals.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe)))
+    text = text_of(
+        evals.report.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe))
+    )
     assert "could not be loaded" in text
     assert "gone.npz" in text
 
@@ -375,7 +459,9 @@ def test_pixels_of_scaled_inputs_are_the_raw_ones(rbm, kind):
     run = rbm.run._replace(data=rbm.run.data._replace(scaling=scaling))
     run = run._replace(recipe=dataclasses.replace(run.recipe, preprocess=kind))
     evaluation = changed(rbm, run=run, table={"inputs": raw})
-    pixels = evals.tasks.reconstruction.as_pixels(evaluation, np.asarray(scaling(jnp.asarray(raw))).reshape(20, 64))
+    pixels = evals.tasks.reconstruction.as_pixels(
+        evaluation, np.asarray(scaling(jnp.asarray(raw))).reshape(20, 64)
+    )
     np.testing.assert_allclose(pixels, raw[..., 0] * 255 / 16, atol=0.51)
 
 
@@ -383,7 +469,7 @@ def test_pixels_of_scaled_inputs_are_the_raw_ones(rbm, kind):
 def test_chosen_checkpoints_hold_the_best_and_the_last(steps, most, data):
     steps = sorted(steps)
     best = data.draw(st.sampled_from(steps))
-    picked = evals.checkpoints.chosen(steps, best, most)
+    picked = evals.report.checkpoints.chosen(steps, best, most)
     assert picked == sorted(set(picked))
     assert {best, steps[-1]} <= set(picked) <= set(steps)
     assert len(picked) == min(most, len(steps))
@@ -392,4 +478,6 @@ def test_chosen_checkpoints_hold_the_best_and_the_last(steps, most, data):
 def test_filters_are_the_encoders_where_a_decoders_would_fit(autoencoder):
     cfg = zoo.autoencoder.Config(sizes=(64, 64))
     run = autoencoder.run._replace(params=zoo.autoencoder.init(cfg, jax.random.key(0)))
-    assert "<code>layer_0.kernel</code>" in text_of(evals.maps.first_weights, changed(autoencoder, run=run))
+    assert "<code>layer_0.kernel</code>" in text_of(
+        evals.report.maps.first_weights, changed(autoencoder, run=run)
+    )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import recurrence, rnn
-from zoo.layers import dense
+from zoo import rnn
+from zoo.parts import recurrence
+from zoo.parts.layers import dense
 from zoo.rnn import PRESETS, Config
 
 KEY = jax.random.key(0)
@@ -30,7 +31,11 @@ def _inputs(cfg, time=TIME):
 
 def _close(actual, expected, tolerance=1e-6):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
 
 
 def _loss(cfg, batch, key=None, carry=()):
@@ -40,7 +45,9 @@ def _loss(cfg, batch, key=None, carry=()):
 
 @jax.jit
 def _value_and_grad(cfg, params, batch, key, carry):
-    return jax.value_and_grad(lambda params: rnn.loss(cfg, params, batch, key=key, carry=carry), has_aux=True)(params)
+    return jax.value_and_grad(
+        lambda params: rnn.loss(cfg, params, batch, key=key, carry=carry), has_aux=True
+    )(params)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -79,9 +86,15 @@ def test_both_directions_equal_two_passes_one_of_them_reversed(read_out):
             layer, results = params[f"layer_{index}"], []
             for direction, turn in (("forward", 1), ("backward", -1)):
                 start = recurrence.initial_carry("lstm", layer[direction], 1)
-                results.append(recurrence.unroll("lstm", layer[direction], start, values[:, ::turn])[1][:, ::turn])
+                results.append(
+                    recurrence.unroll("lstm", layer[direction], start, values[:, ::turn])[1][
+                        :, ::turn
+                    ]
+                )
             values, ends = jnp.concatenate(results, axis=-1), (results[0][:, -1], results[1][:, 0])
-        return dense(params["output"], values if read_out == "each" else jnp.concatenate(ends, axis=-1))[0]
+        return dense(
+            params["output"], values if read_out == "each" else jnp.concatenate(ends, axis=-1)
+        )[0]
 
     for row, length in enumerate(LENGTHS):
         expected = alone(x[row : row + 1, :length])
@@ -91,7 +104,9 @@ def test_both_directions_equal_two_passes_one_of_them_reversed(read_out):
     assert "reset" not in rnn.example_batch(cfg, KEY, BATCH)
     with pytest.raises(ValueError, match="bidirectional=True, allowed: False"):
         rnn.step(cfg, params, (), x[:, 0])
-    with pytest.raises(ValueError, match="bidirectional=True, allowed: False, to go on from a carry"):
+    with pytest.raises(
+        ValueError, match="bidirectional=True, allowed: False, to go on from a carry"
+    ):
         rnn.unroll(cfg, params, (jnp.ones((BATCH, 10)), jnp.ones((BATCH, 8))), x)
 
 
@@ -101,16 +116,29 @@ def test_ragged_sequences_count_like_each_alone(read_out, bidirectional):
     cfg = dataclasses.replace(TWO, read_out=read_out, output="linear", bidirectional=bidirectional)
     inputs = _inputs(cfg)
     targets = jax.random.normal(KEY, (BATCH, TIME, 2) if read_out == "each" else (BATCH, 2))
-    batch = {"inputs": jnp.where(MASK[:, :, None], inputs, jnp.nan), "targets": targets, "mask": MASK}
+    batch = {
+        "inputs": jnp.where(MASK[:, :, None], inputs, jnp.nan),
+        "targets": targets,
+        "mask": MASK,
+    }
     if read_out == "each":
         batch["targets"] = jnp.where(MASK[:, :, None], targets, jnp.nan)
     else:  # and a row that is not there
-        rows = [jnp.full_like(leaf[:1], 0 if leaf.dtype == bool else jnp.nan) for leaf in batch.values()]
-        batch = {name: jnp.concatenate([leaf, row]) for (name, leaf), row in zip(batch.items(), rows, strict=True)}
+        rows = [
+            jnp.full_like(leaf[:1], 0 if leaf.dtype == bool else jnp.nan) for leaf in batch.values()
+        ]
+        batch = {
+            name: jnp.concatenate([leaf, row])
+            for (name, leaf), row in zip(batch.items(), rows, strict=True)
+        }
     (total, aux), gradients = _loss(cfg, batch)
     parts = []
     for row, length in enumerate(LENGTHS):
-        alone = {"inputs": inputs[row : row + 1, :length], "targets": targets[row : row + 1], "mask": jnp.ones((1, length), bool)}
+        alone = {
+            "inputs": inputs[row : row + 1, :length],
+            "targets": targets[row : row + 1],
+            "mask": jnp.ones((1, length), bool),
+        }
         if read_out == "each":
             alone["targets"] = alone["targets"][:, :length]
         parts.append(_loss(cfg, alone))
@@ -128,7 +156,11 @@ def test_targets_of_sequences_are_not_taken_for_those_of_steps():
     params, mask = _params(cfg), jnp.ones((3, TIME), bool).at[1, 1:].set(False).at[2].set(False)
     inputs, targets = _inputs(cfg)[:3], jnp.arange(3.0 * TIME).reshape(3, TIME)
     two = {"inputs": inputs[:2], "targets": targets[:2], "mask": mask[:2]}
-    three = {"inputs": inputs.at[1, 1:].set(jnp.inf).at[2].set(jnp.nan), "targets": targets.at[2].set(jnp.nan), "mask": mask}
+    three = {
+        "inputs": inputs.at[1, 1:].set(jnp.inf).at[2].set(jnp.nan),
+        "targets": targets.at[2].set(jnp.nan),
+        "mask": mask,
+    }
     (expected, _), gradient = _value_and_grad(cfg, params, two, None, ())
     (found, aux), padded = _value_and_grad(cfg, params, three, None, ())
     assert aux.count == 2
@@ -166,23 +198,36 @@ def test_pieces_end_the_gradient_but_not_the_state():
         "targets": jax.random.randint(KEY, (BATCH, TIME), 0, 2),
         "mask": jnp.ones((BATCH, TIME), bool),
     }
-    pieces = [{name: leaf[:, part] for name, leaf in batch.items()} for part in (slice(0, 4), slice(4, None))]
+    pieces = [
+        {name: leaf[:, part] for name, leaf in batch.items()}
+        for part in (slice(0, 4), slice(4, None))
+    ]
     (_, aux), _ = _loss(cfg, pieces[0])
-    (total, _), gradients = _loss(cfg, pieces[1] | {"reset": jnp.zeros(BATCH, bool)}, carry=aux.carry)
+    (total, _), gradients = _loss(
+        cfg, pieces[1] | {"reset": jnp.zeros(BATCH, bool)}, carry=aux.carry
+    )
 
     def second(params):
-        carry = jax.lax.stop_gradient(rnn.unroll(cfg, params, rnn.initial_carry(cfg, params, BATCH), pieces[0]["inputs"])[0])
+        carry = jax.lax.stop_gradient(
+            rnn.unroll(cfg, params, rnn.initial_carry(cfg, params, BATCH), pieces[0]["inputs"])[0]
+        )
         logits = jax.nn.log_softmax(rnn.unroll(cfg, params, carry, pieces[1]["inputs"])[1])
         return -jnp.sum(jnp.take_along_axis(logits, pieces[1]["targets"][:, :, None], 2))
 
     _close((total, gradients), jax.jit(jax.value_and_grad(second))(_params(cfg)), 1e-5)
     (_, whole), _ = _loss(cfg, batch)
-    (_, again), _ = _loss(cfg, pieces[1] | {"reset": jnp.array([False, True, False, True])}, carry=aux.carry)
+    (_, again), _ = _loss(
+        cfg, pieces[1] | {"reset": jnp.array([False, True, False, True])}, carry=aux.carry
+    )
     (_, afresh), _ = _loss(cfg, pieces[1])
     for from_carry, restarted, mixed in zip(whole.carry, afresh.carry, again.carry, strict=True):
         _close(mixed[::2], from_carry[::2])
         _close(mixed[1::2], restarted[1::2])
-    through_carry = jax.jit(jax.grad(lambda params: sum(jnp.sum(leaf) for leaf in rnn.loss(cfg, params, batch)[1].carry)))
+    through_carry = jax.jit(
+        jax.grad(
+            lambda params: sum(jnp.sum(leaf) for leaf in rnn.loss(cfg, params, batch)[1].carry)
+        )
+    )
     assert not any(leaf.any() for leaf in jax.tree.leaves(through_carry(_params(cfg))))
 
 
@@ -193,7 +238,9 @@ def test_dropout_is_of_what_layers_pass_on_and_not_of_what_they_remember():
     run = jax.jit(jax.vmap(lambda keys: rnn.unroll(cfg, params, start, inputs, key=keys)))
     carry, logits = run(jax.random.split(KEY, (2000, BATCH)))
     expected_carry, expected = rnn.unroll(cfg, params, start, inputs)
-    np.testing.assert_allclose(carry[0], jnp.broadcast_to(expected_carry[0], carry[0].shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        carry[0], jnp.broadcast_to(expected_carry[0], carry[0].shape), rtol=1e-5, atol=1e-6
+    )
     error = np.std(logits, axis=0) / np.sqrt(2000)
     assert (error > 0).all()
     np.testing.assert_array_less(np.abs(np.mean(logits, axis=0) - expected), 5 * error)
@@ -227,7 +274,10 @@ def test_trace_names_gates_of_every_layer_and_direction():
     assert set(seen) == names | {"hidden_0", "hidden_1", "logits", "outputs"}
     _close(seen["outputs"], jax.nn.softmax(logits))
     for direction, units in (("forward", slice(0, 4)), ("backward", slice(4, None))):
-        _close(seen[f"{direction}_output_1"] * jnp.tanh(seen[f"{direction}_cell_1"]), seen["hidden_1"][:, :, units])
+        _close(
+            seen[f"{direction}_output_1"] * jnp.tanh(seen[f"{direction}_cell_1"]),
+            seen["hidden_1"][:, :, units],
+        )
     _, seen = rnn.trace(TWO, _params(TWO), _inputs(TWO))
     assert {"reset_0", "update_1", "hidden_0"} < set(seen)
 
@@ -265,5 +315,7 @@ def test_wrong_shapes_of_targets_name_what_is_expected():
     for targets in (batch["targets"][:, 0], jnp.zeros((BATCH, 8, 3))):
         with pytest.raises(ValueError, match=r"targets: shape .*expected \[4, 8"):
             rnn.loss(TWO, _params(TWO), batch | {"targets": targets})
-    with pytest.raises(ValueError, match=r"inputs: shape .*expected \[batch, time, \.\.\.\] with inputs=3"):
+    with pytest.raises(
+        ValueError, match=r"inputs: shape .*expected \[batch, time, \.\.\.\] with inputs=3"
+    ):
         rnn.apply(TWO, _params(TWO), jnp.zeros((BATCH, 3)))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train.data
-from train import scenes, stamps
-from train.data import DataError, load_data
-from train.scenes import DIGITS, HELD_OUT, MARGIN, PHRASES, RELATIONS, SIDES, caption, digit_scenes, enlarged, relation
+from tests.helpers.data import kinds_of
+from train import stamps
+from train.composition import MARGIN, RELATIONS, caption, relation
+from train.data import DataError, load_data, scenes
+from train.data.scenes import DIGITS, HELD_OUT, PHRASES, SIDES, digit_scenes, enlarged
 from train.stamps import phrase
-from train.tasks import Captioning
+from train.tasks import Captioning, to_dict
 from train.tokens import END, UNKNOWN, pieces
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
@@ -67,10 +68,15 @@ def check(dataset, phrases, language="en"):
     assert isinstance(dataset.task, Captioning)
     assert dataset.input_range == (0.0, 255.0)
     for split, table in dataset.splits.items():
-        image, targets, boxes, words = table["inputs"]["image"], table["targets"], table["boxes"], table["words"]
+        image, targets, boxes, words = (
+            table["inputs"]["image"],
+            table["targets"],
+            table.extras["boxes"],
+            table.extras["words"],
+        )
         dtypes = [table["inputs"]["target"].dtype, targets.dtype, boxes.dtype, words.dtype]
         assert (image.dtype, dtypes, table["mask"].dtype) == (np.uint8, [np.int32] * 4, bool)
-        assert table["pixels"].shape == image.shape[:3]
+        assert table.extras["pixels"].shape == image.shape[:3]
         there = boxes[..., 2] > 0
         np.testing.assert_array_equal(there, words >= 0)
         np.testing.assert_array_equal(table["inputs"]["target"][:, 1:], targets[:, :-1])
@@ -79,15 +85,17 @@ def check(dataset, phrases, language="en"):
         axes, leads = relation(boxes)
         assert (leads[there.sum(axis=1) > 1] >= MARGIN).all()
         assert set(axes[there.sum(axis=1) > 1]) == {0, 1}
-        assert len(dataset.sentences[split]) == len(targets)
-        for row, (source, said) in enumerate(dataset.sentences[split][:300]):
+        assert len(dataset.splits[split].extras["sentences"]) == len(targets)
+        for row, (source, said) in enumerate(dataset.splits[split].extras["sentences"][:300]):
             count = table["mask"][row].sum()
             assert source == ""
             assert targets[row, :count].tolist() == [*tokenizer.encode(said), END]
             assert not targets[row, count:].any()
             assert UNKNOWN not in targets[row]
-            left, names = table["pixels"][row].copy(), []
-            for box, word, span in zip(boxes[row], words[row], table["phrases"][row], strict=True):
+            left, names = table.extras["pixels"][row].copy(), []
+            for box, word, span in zip(
+                boxes[row], words[row], table.extras["phrases"][row], strict=True
+            ):
                 if word < 0:
                     assert not box.any()
                     assert not span.any()
@@ -99,7 +107,10 @@ def check(dataset, phrases, language="en"):
                 for edge in (part[0], part[-1], part[:, 0], part[:, -1]):
                     assert edge.any(), "which is tight"
                 named = phrases[kinds.pop() - 1]
-                assert tokenizer.vocabulary[targets[row, word]] == pieces("words", named.text)[named.head]
+                assert (
+                    tokenizer.vocabulary[targets[row, word]]
+                    == pieces("words", named.text)[named.head]
+                )
                 assert tokenizer.decode(targets[row, slice(*span)]) == named.text
                 names.append(named.text)
                 part[:] = 0
@@ -118,21 +129,25 @@ def _digits():
 
 def test_scenes_of_digits_are_what_their_captions_say(digits):
     sizes = {split: table["inputs"]["image"].shape for split, table in digits.splits.items()}
-    assert sizes == {"train": (600, 48, 48, 1), "validation": (1000, 48, 48, 1), "test": (2000, 48, 48, 1)}
-    assert digits.kinds == DIGITS
+    assert sizes == {
+        "train": (600, 48, 48, 1),
+        "validation": (1000, 48, 48, 1),
+        "test": (2000, 48, 48, 1),
+    }
+    assert kinds_of(digits) == DIGITS
     assert digits.task.labels == ()
     check(digits, PHRASES)
-    boxes = digits.splits["train"]["boxes"]
+    boxes = digits.splits["train"].extras["boxes"]
     assert np.ptp(np.bincount((boxes[..., 2] > 0).sum(axis=1), minlength=4)[1:]) < 100
     assert (boxes[..., 2] - boxes[..., 0]).max() <= SIDES[-1]
-    said = [text for _, text in digits.sentences["train"]]
+    said = [text for _, text in digits.splits["train"].extras["sentences"]]
     assert re.fullmatch(r"an? \w+( (above|left of) an? \w+){0,2}", max(said, key=len))
     assert not [text for text in said if re.search(r"\ba eight|\ban [^e]", text)]
 
 
 def test_digits_of_a_scene_are_brighter_than_what_is_behind_them(digits):
     table = digits.splits["test"]
-    image, ink = table["inputs"]["image"][..., 0].astype(float), table["pixels"] > 0
+    image, ink = table["inputs"]["image"][..., 0].astype(float), table.extras["pixels"] > 0
     behind = np.array([each[~solid].mean() for each, solid in zip(image, ink, strict=True)])
     shown = np.array([each[solid].mean() for each, solid in zip(image, ink, strict=True)])
     assert (shown - behind).min() > 25
@@ -142,15 +157,25 @@ def test_digits_of_a_scene_are_brighter_than_what_is_behind_them(digits):
 
 def test_scenes_of_a_split_are_made_of_images_of_that_split(digits):
     sources = {split: dict(table) for split, table in load_data("digits").splits.items()}
-    raw = {split: {image.tobytes() for image in table["inputs"]} for split, table in sources.items()}
+    raw = {
+        split: {image.tobytes() for image in table["inputs"]} for split, table in sources.items()
+    }
     assert not raw["test"] & (raw["train"] | raw["validation"])
     for split in ("train", "validation"):
         sources[split]["inputs"] = np.full_like(sources[split]["inputs"], 16)
     other = digit_scenes(sources, 600).splits
-    assert (other["train"]["inputs"]["image"] != digits.splits["train"]["inputs"]["image"]).any(axis=(1, 2, 3)).all()
-    for key in ("boxes", "words", "pixels", "targets"):
-        np.testing.assert_array_equal(other["test"][key], digits.splits["test"][key])
-    np.testing.assert_array_equal(other["test"]["inputs"]["image"], digits.splits["test"]["inputs"]["image"])
+    assert (
+        (other["train"]["inputs"]["image"] != digits.splits["train"]["inputs"]["image"])
+        .any(axis=(1, 2, 3))
+        .all()
+    )
+    table = digits.splits["test"]
+    for key in ("boxes", "words", "pixels"):
+        np.testing.assert_array_equal(other["test"][key], table.extras[key])
+    np.testing.assert_array_equal(other["test"]["targets"], table["targets"])
+    np.testing.assert_array_equal(
+        other["test"]["inputs"]["image"], digits.splits["test"]["inputs"]["image"]
+    )
 
 
 def test_digits_are_enlarged_as_pillow_does():
@@ -164,7 +189,9 @@ def test_digits_are_enlarged_as_pillow_does():
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         cut = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert tuple(large.extents[row, size]) == cut.shape
-        np.testing.assert_allclose(large.shade[row, size, : cut.shape[0], : cut.shape[1]], cut, atol=1e-5)
+        np.testing.assert_allclose(
+            large.shade[row, size, : cut.shape[0], : cut.shape[1]], cut, atol=1e-5
+        )
         assert large.shade[row, size].sum() == pytest.approx(cut.sum(), rel=1e-4)
 
 
@@ -172,25 +199,40 @@ def test_fewer_scenes_are_the_first_of_more_and_always_the_same(digits):
     few = load_data("digit_scenes:20")
     for split, table in few.splits.items():
         count = len(table["mask"])
-        assert few.sentences[split] == digits.sentences[split][:count]
-        for key in ("targets", "mask", "boxes", "phrases", "words", "pixels"):
-            np.testing.assert_array_equal(table[key], digits.splits[split][key][:count])
+        assert (
+            few.splits[split].extras["sentences"]
+            == digits.splits[split].extras["sentences"][:count]
+        )
+        more = digits.splits[split]
+        for key in ("targets", "mask"):
+            np.testing.assert_array_equal(table[key], more[key][:count])
+        for key in ("boxes", "phrases", "words", "pixels"):
+            np.testing.assert_array_equal(table.extras[key], more.extras[key][:count])
         for key, array in table["inputs"].items():
             np.testing.assert_array_equal(array, digits.splits[split]["inputs"][key][:count])
-    assert few.task.target.vocabulary == digits.task.target.vocabulary
-    assert few.fingerprint == "8d294bbc1653edb1", "on every machine, so that runs can be resumed and evaluated"
+    assert to_dict(few.task) == to_dict(digits.task)
+    assert few.fingerprint == "d649ee5d6e3839b3", (
+        "on every machine, so that runs can be resumed and evaluated"
+    )
 
 
 def test_sizes_are_the_documented_ones_and_names_are_known(monkeypatch):
-    counts = re.search(r"COUNT train \(([\d,]+)\), ([\d,]+) validate, ([\d,]+) test", scenes.__doc__ or "")
+    counts = re.search(
+        r"COUNT train \(([\d,]+)\), ([\d,]+) validate, ([\d,]+) test", scenes.__doc__ or ""
+    )
     assert counts
-    assert [int(count.replace(",", "")) for count in counts.groups()] == [scenes.SCENES, *HELD_OUT.values()]
-    monkeypatch.setattr(train.data, "SCENES", 7)
+    assert [int(count.replace(",", "")) for count in counts.groups()] == [
+        scenes.SCENES,
+        *HELD_OUT.values(),
+    ]
+    monkeypatch.setattr(scenes, "SCENES", 7)
     assert len(load_data("digit_scenes").splits["train"]["mask"]) == 7
     for bad in ("digit_scenes:", "digit_scenes:0", "digit_scenes:many", "digit_scenes:9999999"):
-        with pytest.raises(DataError, match=f"data '{bad}': .* scenes, allowed: a number from 1 to 999999"):
+        with pytest.raises(
+            DataError, match=f"data '{bad}': .* scenes, allowed: a number from 1 to 999999"
+        ):
             load_data(bad)
-    with pytest.raises(DataError, match=r"stamps:PATH.*digit_scenes"):
+    with pytest.raises(DataError, match=r"digit_scenes\[:COUNT\], stamps:PATH"):
         load_data("")
     with pytest.raises(DataError, match="did you mean 'digit_scenes'"):
         load_data("digit-scenes")
@@ -208,7 +250,11 @@ KINDS = {
 }
 ENGLISH = ("a bunch of grapes", "a frog", "a knight’s helmet", "a red car", "an owl", "the Sun")
 COUNTS = {"train": 120, "validation": 20, "test": 30, "one-shot": 40}
-LEFT = {"Eat your broccoli!": "Mange !", "The letter o.": "La lettre o.", "The letter O.": "La lettre O."}
+LEFT = {
+    "Eat your broccoli!": "Mange !",
+    "The letter o.": "La lettre o.",
+    "The letter O.": "La lettre O.",
+}
 
 
 def colour(index):
@@ -244,8 +290,12 @@ def shown(dataset, split):
     """Of each scene the colours of what is in the middle of its boxes."""
     table = dataset.splits[split]
     found = []
-    for image, boxes in zip(table["inputs"]["image"], table["boxes"], strict=True):
-        middles = [((top + bottom) // 2, (left + right) // 2) for top, left, bottom, right in boxes if bottom]
+    for image, boxes in zip(table["inputs"]["image"], table.extras["boxes"], strict=True):
+        middles = [
+            ((top + bottom) // 2, (left + right) // 2)
+            for top, left, bottom, right in boxes
+            if bottom
+        ]
         found.append([tuple(image[middle].tolist()) for middle in middles])
     return found
 
@@ -261,27 +311,33 @@ def test_more_scenes_train_and_those_of_other_splits_stay(tmp_path):
         assert np.array_equal(table, pixels.splits[split]["inputs"])
         if split != "train":
             assert np.array_equal(table, usual.splits[split]["inputs"]["image"])
-    assert len(french.sentences["train"]) == 77
-    assert french.kinds == load_data(f"{name}@fr").kinds
+    assert len(french.splits["train"].extras["sentences"]) == 77
+    assert kinds_of(french) == kinds_of(load_data(f"{name}@fr"))
 
 
 @pytest.mark.usefixtures("few")
 def test_scenes_of_stamps_are_what_their_captions_say(tmp_path):
     name = folder(tmp_path)
     english, french = load_data(name), load_data(f"{name}@fr")
-    assert english.kinds == ENGLISH
-    assert {split: table["pixels"].shape for split, table in english.splits.items()} == {
+    assert kinds_of(english) == ENGLISH
+    assert {split: table.extras["pixels"].shape for split, table in english.splits.items()} == {
         split: (count, 64, 64) for split, count in COUNTS.items()
     }
     for dataset, language in ((english, "en"), (french, "fr")):
-        phrases = [phrase(kind, language) for kind in dataset.kinds]
+        phrases = [phrase(kind, language) for kind in kinds_of(dataset)]
         check(dataset, phrases, language)
-        assert dataset.splits["train"]["pixels"].dtype == np.uint8
-        together = "\n".join(text for _, text in dataset.sentences["train"])
-        assert all(each in together for each in (*RELATIONS[language], *dataset.kinds))
+        assert dataset.splits["train"].extras["pixels"].dtype == np.uint8
+        together = "\n".join(text for _, text in dataset.splits["train"].extras["sentences"])
+        assert all(each in together for each in (*RELATIONS[language], *kinds_of(dataset)))
     assert "6 kinds" in english.notes[0]
-    assert "left out: 2 pictures, captions differ in capitals only, such as 'The letter o.'" in english.notes
-    assert any(re.match(r"left out: 1 pictures, .*, such as 'Eat your broccoli!'", note) for note in english.notes)
+    assert (
+        "left out: 2 pictures, captions differ in capitals only, such as 'The letter o.'"
+        in english.notes
+    )
+    assert any(
+        re.match(r"left out: 1 pictures, .*, such as 'Eat your broccoli!'", note)
+        for note in english.notes
+    )
     assert load_data(name).fingerprint == english.fingerprint
     assert load_data(f"{name}@en").fingerprint == english.fingerprint
 
@@ -291,7 +347,7 @@ def test_kinds_that_are_together_in_tests_are_never_together_in_training(tmp_pat
     dataset = load_data(folder(tmp_path))
     pairs = {}
     for split, table in dataset.splits.items():
-        kinds = [frozenset(np.unique(pixels)) - {0} for pixels in table["pixels"]]
+        kinds = [frozenset(np.unique(pixels)) - {0} for pixels in table.extras["pixels"]]
         pairs[split] = {each for each in kinds if len(each) == 2}
         if split == "train":
             assert frozenset().union(*kinds) == set(range(1, 7)), "every kind is seen"
@@ -309,8 +365,10 @@ def test_pictures_of_one_shot_scenes_are_nowhere_else(tmp_path):
     for split in dataset.splits:
         with_it = [held_out in colours for colours in shown(dataset, split)]
         assert all(with_it) if split == "one-shot" else not any(with_it)
-    assert any(colour(0) in colours for colours in shown(dataset, "train")), "the other picture of that kind is"
-    assert all("a frog" in text for _, text in dataset.sentences["one-shot"])
+    assert any(colour(0) in colours for colours in shown(dataset, "train")), (
+        "the other picture of that kind is"
+    )
+    assert all("a frog" in text for _, text in dataset.splits["one-shot"].extras["sentences"])
     (tmp_path / "none").mkdir()
     without = load_data(folder(tmp_path / "none", twice=()))
     assert list(without.splits) == ["train", "validation", "test"]
@@ -327,8 +385,8 @@ def test_more_kinds_than_a_byte_holds(tmp_path):
     rows = "".join(f"{index}.png\ta {word}\n" for index, word in enumerate(letters))
     (tmp_path / "captions.tsv").write_text("image\tcaption_en\n" + rows)
     dataset = load_data(f"stamps:{tmp_path}")
-    assert dataset.splits["train"]["pixels"].dtype == np.uint16
-    assert dataset.splits["train"]["pixels"].max() <= 256 == len(dataset.kinds)
+    assert dataset.splits["train"].extras["pixels"].dtype == np.uint16
+    assert dataset.splits["train"].extras["pixels"].max() <= 256 == len(kinds_of(dataset))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +410,15 @@ def test_captions_become_phrases_with_their_noun(text, language, said, head):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Boom!!!", "Penguins are winning.", "A very happy big dog.", "A “Fuji” apple.", "A dog! A cat."]
+    "text",
+    [
+        "",
+        "Boom!!!",
+        "Penguins are winning.",
+        "A very happy big dog.",
+        "A “Fuji” apple.",
+        "A dog! A cat.",
+    ],
 )
 def test_what_is_no_short_noun_is_none(text):
     assert phrase(text, "en") is None
@@ -365,16 +431,34 @@ def write(file, raw):
 
 FAULTS = {
     r"captions.tsv: no such file": lambda path: (path / "captions.tsv").unlink(),
-    r"captions.tsv:2: not UTF-8 text": write("captions.tsv", b"image\tcaption_en\n1.png\tcaf\xe9\n"),
-    r"captions.tsv: UTF-16; ": write("captions.tsv", "image\tcaption_en\n1.png\tA frog.\n".encode("utf-16")),
-    r"captions.tsv:1: columns image, text; missing: caption_en": write("captions.tsv", b"image\ttext\n"),
-    r"captions.tsv:3: 1 columns, expected the 2 ": write("captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n1.png\n"),
-    r"captions.tsv:2: image '../0.png', expected the name of": write("captions.tsv", b"image\tcaption_en\n../0.png\tA frog.\n"),
-    r"captions.tsv:3: image 0.png again, as in line 2": write("captions.tsv", b"image\tcaption_en\n0.png\tA\n0.png\tB\n"),
-    r"captions.tsv:2: .*9.pn: no such file": write("captions.tsv", b"image\tcaption_en\n9.pn\tA frog.\n"),
+    r"captions.tsv:2: not UTF-8 text": write(
+        "captions.tsv", b"image\tcaption_en\n1.png\tcaf\xe9\n"
+    ),
+    r"captions.tsv: UTF-16; ": write(
+        "captions.tsv", "image\tcaption_en\n1.png\tA frog.\n".encode("utf-16")
+    ),
+    r"captions.tsv:1: columns image, text; missing: caption_en": write(
+        "captions.tsv", b"image\ttext\n"
+    ),
+    r"captions.tsv:3: 1 columns, expected the 2 ": write(
+        "captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n1.png\n"
+    ),
+    r"captions.tsv:2: image '../0.png', expected the name of": write(
+        "captions.tsv", b"image\tcaption_en\n../0.png\tA frog.\n"
+    ),
+    r"captions.tsv:3: image 0.png again, as in line 2": write(
+        "captions.tsv", b"image\tcaption_en\n0.png\tA\n0.png\tB\n"
+    ),
+    r"captions.tsv:2: .*9.pn: no such file": write(
+        "captions.tsv", b"image\tcaption_en\n9.pn\tA frog.\n"
+    ),
     r"captions.tsv:3: .*images/1.png: ": write("images/1.png", b"\x89PNG\r\n\x1a\n and no more"),
-    r"captions.tsv:2: .*0.png: nothing in it is opaque": lambda path: Image.new("RGBA", (9, 9)).save(path / "images" / "0.png"),
-    r"captions.tsv: 1 kinds of pictures that can serve, exp": write("captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n"),
+    r"captions.tsv:2: .*0.png: nothing in it is opaque": lambda path: Image.new(
+        "RGBA", (9, 9)
+    ).save(path / "images" / "0.png"),
+    r"captions.tsv: 1 kinds of pictures that can serve, exp": write(
+        "captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n"
+    ),
 }
 
 
@@ -390,16 +474,18 @@ def test_faults_of_stamps_are_named(tmp_path, fault):
 @pytest.mark.usefixtures("few")
 def test_faults_of_names_are_explained(tmp_path):
     name = folder(tmp_path, more=["none.png\tthings\tEat!\tMange !"])
-    assert len(load_data(name).kinds) == 6, "a picture that is left out is not opened"
+    assert len(kinds_of(load_data(name))) == 6, "a picture that is left out is not opened"
     (tmp_path / "images" / "stray.png").write_bytes(b"not opened either")
     (tmp_path / "captions.tsv").rename(tmp_path / "Captions.TSV")
     assert load_data(name).notes[-1] == f"not read: {tmp_path / 'images' / 'stray.png'}"
-    with pytest.raises(DataError, match="language 'de', allowed: en, fr"):
+    with pytest.raises(DataError, match=r"data\.language='de', allowed: en, fr"):
         load_data(f"{name}@de")
     with pytest.raises(DataError, match=r"no such file or folder: .*nowhere"):
         load_data("stamps:nowhere@fr")
     for bad in ("0", "fr,many", "fr,"):
-        with pytest.raises(DataError, match=rf"{bad}': .* scenes, allowed: a number from 1 to 999999"):
+        with pytest.raises(
+            DataError, match=rf"{bad}': .* scenes, allowed: a number from 1 to 999999"
+        ):
             load_data(f"{name}@{bad}")
     with pytest.raises(DataError, match="'fr' scenes, allowed: a number"):
         load_data(f"stamp_pixels{name.removeprefix('stamps')}@fr")
@@ -412,10 +498,10 @@ def test_faults_of_names_are_explained(tmp_path):
 @pytest.mark.parametrize(("language", "kinds"), [("en", 361), ("fr", 353)])
 def test_real_stamps_are_read(language, kinds):
     dataset = load_data(f"stamps:stamps@{language}", ROOT)
-    assert len(dataset.kinds) == kinds
+    assert len(kinds_of(dataset, ROOT)) == kinds
     for split, table in dataset.splits.items():
         assert len(table["mask"]) == COUNTS[split]
-        assert (table["pixels"] > 0).any(axis=(1, 2)).all()
+        assert (table.extras["pixels"] > 0).any(axis=(1, 2)).all()
         assert (table["mask"].sum(axis=1) > 2).all()
     counted = [dataset.notes[0], *(note for note in dataset.notes if note.startswith("left out: "))]
     assert sum(int(re.findall(r"\d+", note)[0]) for note in counted) == 785

@@ -11,40 +11,58 @@ import pytest
 from jax import test_util
 
 from tests.conftest import THOROUGH
-from zoo import attention, decode, recurrent_weights, seq2seq
-from zoo.language import next_token_loss
+from zoo import seq2seq
+from zoo.interop import recurrent_weights
+from zoo.parts import attention, decode
+from zoo.parts.language import next_token_loss
 from zoo.seq2seq import Config
 
 BATCH, PLACES, TIME = 3, 5, 4
 LENGTHS = np.array([5, 2, 3])
 THERE = np.arange(PLACES)[None] < LENGTHS[:, None]
 END = 1
-SEARCH = Config(source_vocabulary=7, vocabulary=6, features=3, encoder_units=(2,), decoder_units=(5,))
+SEARCH = Config(
+    source_vocabulary=7, vocabulary=6, features=3, encoder_units=(2,), decoder_units=(5,)
+)
 LUONG = dataclasses.replace(
     SEARCH, encoder_units=(3, 4), decoder_units=(5, 4), cell="lstm", encoder="backward", attention="general",
     input_feeding=False, tied=True,
 )  # fmt: skip
-CHO = dataclasses.replace(SEARCH, encoder_units=(4,), decoder_units=(5, 3), encoder="forward", attention="none")
+CHO = dataclasses.replace(
+    SEARCH, encoder_units=(4,), decoder_units=(5, 3), encoder="forward", attention="none"
+)
 SUTSKEVER = dataclasses.replace(CHO, cell="lstm", encoder="backward", input_feeding=False)
-DEEP_SEARCH = dataclasses.replace(SEARCH, encoder_units=(3, 2), decoder_units=(4, 5), cell="lstm", attention="dot")
+DEEP_SEARCH = dataclasses.replace(
+    SEARCH, encoder_units=(3, 2), decoder_units=(4, 5), cell="lstm", attention="dot"
+)
 
 
 def _params(cfg, scale=0.6):
     """Normal numbers, biases too."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: seq2seq.init(cfg, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes
+    )
 
 
 def _inputs():
     rng = np.random.default_rng(1)
-    tokens = {"source": rng.integers(0, 7, (BATCH, PLACES)), "lengths": LENGTHS, "target": rng.integers(0, 6, (BATCH, TIME))}
+    tokens = {
+        "source": rng.integers(0, 7, (BATCH, PLACES)),
+        "lengths": LENGTHS,
+        "target": rng.integers(0, 6, (BATCH, TIME)),
+    }
     return {name: jnp.asarray(leaf) for name, leaf in tokens.items()}
 
 
 def _close(actual, expected, tolerance=1e-5):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
 
 
 # Loops in numpy, of one example, over the equations in the docstrings.
@@ -57,13 +75,19 @@ def _logistic(x):
 def _cell(cell, params, carry, x):
     """The carry after a step, and h."""
     units = params["recurrent"]["kernel"].shape[0]
-    u, w = x @ params["input"]["kernel"] + params["input"]["bias"], carry[:units] @ params["recurrent"]["kernel"]
+    u, w = (
+        x @ params["input"]["kernel"] + params["input"]["bias"],
+        carry[:units] @ params["recurrent"]["kernel"],
+    )
     if cell == "lstm":
         i, f, g, o = np.split(u + w, 4)
         c = _logistic(f) * carry[units:] + _logistic(i) * np.tanh(g)
         h = _logistic(o) * np.tanh(c)
         return np.concatenate([h, c]), h
-    (r, z), n = (_logistic(gate) for gate in np.split((u + w)[: 2 * units], 2)), slice(2 * units, None)
+    (r, z), n = (
+        (_logistic(gate) for gate in np.split((u + w)[: 2 * units], 2)),
+        slice(2 * units, None),
+    )
     h = (1 - z) * np.tanh(u[n] + r * (w[n] + params["recurrent"]["bias"])) + z * carry
     return h, h
 
@@ -71,7 +95,11 @@ def _cell(cell, params, carry, x):
 def _read(cfg, params, xs, backward):
     """What a layer says of each place, and after its last step."""
     units = params["recurrent"]["kernel"].shape[0]
-    carry, outputs, last = np.zeros(units * (2 if cfg.cell == "lstm" else 1)), np.zeros((len(xs), units)), np.zeros(0)
+    carry, outputs, last = (
+        np.zeros(units * (2 if cfg.cell == "lstm" else 1)),
+        np.zeros((len(xs), units)),
+        np.zeros(0),
+    )
     for place in range(len(xs))[:: -1 if backward else 1]:
         carry, last = _cell(cfg.cell, params, carry, xs[place])
         outputs[place] = last
@@ -84,7 +112,9 @@ def _attend(score, params, query, annotations):
     for h in annotations:
         if score == "additive":
             u = h @ params["key"]["kernel"] + params["key"]["bias"]
-            scores.append(params["score"]["kernel"] @ np.tanh(query @ params["query"]["kernel"] + u))
+            scores.append(
+                params["score"]["kernel"] @ np.tanh(query @ params["query"]["kernel"] + u)
+            )
         else:
             scores.append(query @ h if score == "dot" else query @ (h @ params["key"]["kernel"]))
     weights = np.exp(scores) / np.sum(np.exp(scores))
@@ -97,7 +127,10 @@ def _model(cfg, params, source, target):
     for index in range(len(cfg.encoder_units)):
         layer = params["encoder"][f"layer_{index}"]
         if cfg.encoder == "both":
-            ways = [_read(cfg, layer["forward"], xs, False), _read(cfg, layer["backward"], xs, True)]
+            ways = [
+                _read(cfg, layer["forward"], xs, False),
+                _read(cfg, layer["backward"], xs, True),
+            ]
             xs, last = (np.concatenate(parts, axis=-1) for parts in zip(*ways, strict=True))
         else:
             xs, last = _read(cfg, layer, xs, cfg.encoder == "backward")
@@ -107,7 +140,11 @@ def _model(cfg, params, source, target):
     logits, looked = [], []
 
     def look(query):
-        return (last, []) if cfg.attention == "none" else _attend(cfg.attention, params.get("attention"), query, xs)
+        return (
+            (last, [])
+            if cfg.attention == "none"
+            else _attend(cfg.attention, params.get("attention"), query, xs)
+        )
 
     for token in target:
         y = params["target"]["embedding"][token]
@@ -119,7 +156,10 @@ def _model(cfg, params, source, target):
             carry[index], s = _cell(cfg.cell, params["decoder"][f"layer_{index}"], carry[index], s)
         if not cfg.input_feeding:
             context, weights = look(s)
-        t = np.tanh(np.concatenate([s, context, y]) @ params["readout"]["kernel"] + params["readout"]["bias"])
+        t = np.tanh(
+            np.concatenate([s, context, y]) @ params["readout"]["kernel"]
+            + params["readout"]["bias"]
+        )
         logits.append(t @ output + params["output"]["bias"])
         looked.append(weights)
     return np.stack(logits), np.stack(looked)
@@ -130,7 +170,9 @@ def _looker(score):
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
     def look(params, annotations, queries, mask):
-        contexts, weights = attention.attend(score, params, attention.memorise(score, params, annotations, mask), queries)
+        contexts, weights = attention.attend(
+            score, params, attention.precompute_keys(score, params, annotations, mask), queries
+        )
         return jnp.sum(contexts**2), (contexts, weights)
 
     return look
@@ -142,13 +184,22 @@ def test_attention_is_a_loop_over_places_of_which_some_are_not_there(score):
     rng, query, features = np.random.default_rng(0), 4, 4 if score == "dot" else 3
     shapes = jax.eval_shape(lambda: attention.init(score, jax.random.key(0), query, features))
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
-    lengths, annotations, queries = (5, 2, 0), rng.normal(size=(3, 5, features)), rng.normal(size=(3, 2, query))
+    lengths, annotations, queries = (
+        (5, 2, 0),
+        rng.normal(size=(3, 5, features)),
+        rng.normal(size=(3, 2, query)),
+    )
     mask = np.arange(5)[None] < np.array(lengths)[:, None]
     annotations[~mask] = np.nan
     (_, (contexts, weights)), gradients = _looker(score)(params, annotations, queries, mask)
     for row, length in enumerate(lengths[:2]):
         for index in range(2):
-            expected = _attend(score, jax.tree.map(np.asarray, params), queries[row, index], annotations[row, :length])
+            expected = _attend(
+                score,
+                jax.tree.map(np.asarray, params),
+                queries[row, index],
+                annotations[row, :length],
+            )
             _close((contexts[row, index], weights[row, index, :length]), expected, 1e-12)
     np.testing.assert_allclose(weights[:2].sum(axis=2), 1, rtol=1e-12)
     assert (weights[np.broadcast_to(~mask[:, None], weights.shape)] == 0).all()
@@ -160,24 +211,33 @@ def test_attention_is_a_loop_over_places_of_which_some_are_not_there(score):
 def test_scores_of_any_size_are_weights():
     mask = jnp.array([[True, True, False]])
     for scores in ([1e4, 0, 1e5], [-1e4, -2e4, 0]):
-        np.testing.assert_array_equal(attention.masked_softmax(jnp.array([scores]), mask), [[1, 0, 0]])
+        np.testing.assert_array_equal(
+            attention.masked_softmax(jnp.array([scores]), mask), [[1, 0, 0]]
+        )
 
 
 def test_queries_that_do_not_fit_are_named():
-    memory = attention.memorise("dot", {}, jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool))
+    memory = attention.precompute_keys("dot", {}, jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool))
     with pytest.raises(ValueError, match=r"queries: shape \(1, 1, 4\), expected"):
         attention.attend("dot", {}, memory, jnp.zeros((1, 1, 4)))
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("cfg", [SEARCH, LUONG, CHO, SUTSKEVER, DEEP_SEARCH], ids=["gru", "luong", "cho", "sutskever", "dot"])
+@pytest.mark.parametrize(
+    "cfg",
+    [SEARCH, LUONG, CHO, SUTSKEVER, DEEP_SEARCH],
+    ids=["gru", "luong", "cho", "sutskever", "dot"],
+)
 def test_the_network_is_a_loop_over_its_equations(cfg):
     params, inputs = _params(cfg), _inputs()
     logits, seen = jax.jit(seq2seq.trace)(cfg, params, inputs)
     assert logits.dtype == jnp.float64
     assert ("attention" in seen) == (cfg.attention != "none")
     for row, length in enumerate(LENGTHS):
-        source, target = np.asarray(inputs["source"][row, :length]), np.asarray(inputs["target"][row])
+        source, target = (
+            np.asarray(inputs["source"][row, :length]),
+            np.asarray(inputs["target"][row]),
+        )
         expected, weights = _model(cfg, jax.tree.map(np.asarray, params), source, target)
         _close(logits[row], expected, 1e-11)
         if cfg.attention != "none":
@@ -198,13 +258,24 @@ def _steps(cfg, params, inputs):
     return jnp.swapaxes(logits, 0, 1), seq2seq.apply(cfg, params, inputs)
 
 
-WAYS = list(itertools.product(("none", *attention.SCORES), (True, False), ("gru", "lstm"), ("forward", "backward", "both")))
-LESS = [ways for index, ways in enumerate(WAYS) if index % 3 == index // 3 % 3]  # any two choices together
+WAYS = list(
+    itertools.product(
+        ("none", *attention.SCORES), (True, False), ("gru", "lstm"), ("forward", "backward", "both")
+    )
+)
+LESS = [
+    ways for index, ways in enumerate(WAYS) if index % 3 == index // 3 % 3
+]  # any two choices together
 
 
 @pytest.mark.parametrize(("score", "fed", "cell", "encoder"), WAYS if THOROUGH else LESS)
 def test_steps_are_apply_which_does_not_look_ahead(score, fed, cell, encoder):
-    cfg = dataclasses.replace(SEARCH, encoder_units=(2 if encoder == "both" else 4,), decoder_units=(4, 4), encoder=encoder)
+    cfg = dataclasses.replace(
+        SEARCH,
+        encoder_units=(2 if encoder == "both" else 4,),
+        decoder_units=(4, 4),
+        encoder=encoder,
+    )
     cfg = dataclasses.replace(cfg, attention=score, input_feeding=fed, cell=cell)
     params, inputs = _params(cfg), _inputs()
     logits, expected = _steps(cfg, params, inputs)
@@ -230,8 +301,12 @@ def test_what_a_beam_writes_has_the_probability_that_apply_gives_it(cfg):
         flat = found.tokens.reshape(-1, length)
         target = jnp.concatenate([jnp.repeat(first, width)[:, None], flat[:, :-1]], axis=1)
         log_p = jax.nn.log_softmax(seq2seq.apply(cfg, params, each | {"target": target}))
-        gains = jnp.take_along_axis(log_p, flat[:, :, None], axis=2)[:, :, 0].reshape(found.tokens.shape)
-        return found, jnp.sum(jnp.where(jnp.arange(length)[None, None] < found.lengths[:, :, None], gains, 0), axis=2)
+        gains = jnp.take_along_axis(log_p, flat[:, :, None], axis=2)[:, :, 0].reshape(
+            found.tokens.shape
+        )
+        return found, jnp.sum(
+            jnp.where(jnp.arange(length)[None, None] < found.lengths[:, :, None], gains, 0), axis=2
+        )
 
     params = _params(cfg, 1.5)
     params["output"]["bias"] *= 0  # or one token is the most probable everywhere
@@ -259,7 +334,9 @@ def test_padding_of_sources_and_targets_changes_nothing(cfg, more):
     mask = jnp.asarray(np.arange(TIME)[None] < np.array([4, 1, 3])[:, None])
     batch = {"inputs": inputs, "targets": jnp.roll(inputs["target"], -1, axis=1), "mask": mask}
     (total, logits), gradients = _gradients(cfg, params, batch)
-    source = jnp.concatenate([jnp.where(jnp.asarray(THERE), inputs["source"], 99), jnp.full((BATCH, more), -1)], axis=1)
+    source = jnp.concatenate(
+        [jnp.where(jnp.asarray(THERE), inputs["source"], 99), jnp.full((BATCH, more), -1)], axis=1
+    )
     after = jnp.concatenate([jnp.ones((BATCH, 1), bool), mask[:, :-1]], axis=1)
     garbage = inputs | {"source": source, "target": jnp.where(after & mask, inputs["target"], 5)}
     padded = batch | {"inputs": garbage, "targets": jnp.where(mask, batch["targets"], 99)}
@@ -273,21 +350,33 @@ def test_reading_backward_is_reading_reversed_sources_forward():
     backward = dataclasses.replace(LUONG, cell="gru")
     forward = dataclasses.replace(backward, encoder="forward")
     params, inputs = _params(forward), _inputs()
-    places = np.where(THERE, LENGTHS[:, None] - 1 - np.arange(PLACES)[None], np.arange(PLACES)[None])
-    reverse = inputs | {"source": jnp.take_along_axis(inputs["source"], jnp.asarray(places), axis=1)}
+    places = np.where(
+        THERE, LENGTHS[:, None] - 1 - np.arange(PLACES)[None], np.arange(PLACES)[None]
+    )
+    reverse = inputs | {
+        "source": jnp.take_along_axis(inputs["source"], jnp.asarray(places), axis=1)
+    }
     logits, seen = jax.jit(seq2seq.trace)(backward, params, inputs)
     expected, expected_seen = jax.jit(seq2seq.trace)(forward, params, reverse)
     _close(logits, expected)
     _close(seen["summary"], expected_seen["summary"])
-    _close(np.take_along_axis(seen["attention"], places[:, None], axis=2), expected_seen["attention"])
+    _close(
+        np.take_along_axis(seen["attention"], places[:, None], axis=2), expected_seen["attention"]
+    )
     assert not np.allclose(seen["attention"], expected_seen["attention"])
 
 
 def test_labels_are_smoothed_while_training_only():
     cfg = dataclasses.replace(SUTSKEVER, label_smoothing=0.3)
     params, inputs = _params(cfg), _inputs()
-    batch = {"inputs": inputs, "targets": jnp.roll(inputs["target"], -1, axis=1), "mask": jnp.asarray(THERE[:, :TIME])}
-    log_p = np.asarray(jax.nn.log_softmax(jax.jit(seq2seq.apply)(cfg, params, batch["inputs"])), float)
+    batch = {
+        "inputs": inputs,
+        "targets": jnp.roll(inputs["target"], -1, axis=1),
+        "mask": jnp.asarray(THERE[:, :TIME]),
+    }
+    log_p = np.asarray(
+        jax.nn.log_softmax(jax.jit(seq2seq.apply)(cfg, params, batch["inputs"])), float
+    )
     nll = -np.take_along_axis(log_p, np.asarray(batch["targets"])[:, :, None], axis=2)[:, :, 0]
     smooth = 0.7 * nll + 0.3 * -log_p.mean(axis=2)
     for key, expected in ((None, nll), (jax.random.split(jax.random.key(1), BATCH), smooth)):
@@ -299,7 +388,10 @@ def test_labels_are_smoothed_while_training_only():
 @pytest.mark.usefixtures("x64")
 def test_gradients_of_smoothed_losses_agree_with_finite_differences():
     rng = np.random.default_rng(0)
-    logits, targets = jnp.asarray(rng.normal(0, 2, (2, 3, 5))), jnp.asarray(rng.integers(0, 5, (2, 3)))
+    logits, targets = (
+        jnp.asarray(rng.normal(0, 2, (2, 3, 5))),
+        jnp.asarray(rng.integers(0, 5, (2, 3))),
+    )
     batch = {"targets": targets, "mask": jnp.array([[True, True, False], [True, False, False]])}
 
     @jax.jit
@@ -317,13 +409,17 @@ def test_encoder_says_what_torch_says():
     cfg = dataclasses.replace(SEARCH, encoder_units=(3, 2))
     params, inputs = _params(cfg), _inputs()
     x = torch.tensor(np.asarray(params["source"]["embedding"])[np.asarray(inputs["source"])])
-    packed = torch.nn.utils.rnn.pack_padded_sequence(x, LENGTHS.tolist(), batch_first=True, enforce_sorted=False)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        x, LENGTHS.tolist(), batch_first=True, enforce_sorted=False
+    )
     last = x
     for index, units in enumerate(cfg.encoder_units):
         layer = torch.nn.GRU(packed.data.shape[1], units, batch_first=True, bidirectional=True)
         for direction, own in params["encoder"][f"layer_{index}"].items():
             tensors = recurrent_weights.to_torch("gru", own, reverse=direction == "backward")
-            layer.load_state_dict({name: torch.tensor(leaf) for name, leaf in tensors.items()}, strict=False)
+            layer.load_state_dict(
+                {name: torch.tensor(leaf) for name, leaf in tensors.items()}, strict=False
+            )
         packed, last = layer(packed)
     expected = torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0].detach().numpy()
     _, seen = jax.jit(seq2seq.trace)(cfg, params, inputs)
@@ -332,5 +428,7 @@ def test_encoder_says_what_torch_says():
 
 
 def test_a_dot_product_of_different_sizes_names_the_field():
-    with pytest.raises(ValueError, match=r"attention='dot', allowed: .*annotation, 4 numbers.*query, 5"):
+    with pytest.raises(
+        ValueError, match=r"attention='dot', allowed: .*annotation, 4 numbers.*query, 5"
+    ):
         dataclasses.replace(SEARCH, attention="dot")

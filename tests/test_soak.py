@@ -6,7 +6,10 @@ from evals import soak
 from tests.conftest import THOROUGH
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 KILLS = "2" if THOROUGH else "1"
 
@@ -14,7 +17,18 @@ KILLS = "2" if THOROUGH else "1"
 def test_killed_runs_end_as_the_uninterrupted_one(tmp_path, capsys):
     document = tmp_path / "faults.md"
     document.write_text(f"before\n{soak.BEGIN}\nstale\n{soak.END}\nafter\n")
-    options = ["--kills", KILLS, "--two", "0", "--aimed", "1", "--epochs", "1", "--keep", str(tmp_path / "runs")]
+    options = [
+        "--kills",
+        KILLS,
+        "--two",
+        "0",
+        "--aimed",
+        "1",
+        "--epochs",
+        "1",
+        "--keep",
+        str(tmp_path / "runs"),
+    ]
     assert soak.main([*options, "--document", str(document)]) == 0, capsys.readouterr().err
     text = document.read_text()
     assert text.startswith(f"before\n{soak.BEGIN}\n| | |")

@@ -41,9 +41,11 @@ from evals.speed.translation import END, SEARCHES, TRANSLATION, network, sentenc
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from tests.conftest import THOROUGH
 from train.augment import Augment
-from train.step import divide
+from train.engine.step import divide
 from zoo import convnet, mlp, rbm, rnnlm
-from zoo.convolution import PASSES, Geometry
+from zoo.parts.convolution import PASSES, Geometry
+
+pytestmark = pytest.mark.slow
 
 TINY = mlp.PRESETS["tiny"]
 SMALL = {
@@ -70,7 +72,9 @@ def without_torch(monkeypatch):
 
 
 def tiny_convnet(batch=4, width=1, side=4):
-    return convolutional(convnet.Config(shape=(side, side, 1), stages=(convnet.Stage(features=2),)), batch, width)
+    return convolutional(
+        convnet.Config(shape=(side, side, 1), stages=(convnet.Stage(features=2),)), batch, width
+    )
 
 
 @pytest.fixture
@@ -81,7 +85,9 @@ def tiny_rows(monkeypatch):
     loops = {"loop": (mlp, TINY, 4, None), "loop, promised": (mlp, TINY, 4, 1.05)}
     rows["loop"] = functools.partial(loop_row, loops)
     rows["parallel"] = functools.partial(parallel_row, {"loop": (mlp, TINY, 4, None)})
-    rows["augment"] = functools.partial(augment_row, {"augment, affine": Augment(rotate=5)}, tiny_convnet)
+    rows["augment"] = functools.partial(
+        augment_row, {"augment, affine": Augment(rotate=5)}, tiny_convnet
+    )
     rows["generate"] = functools.partial(generate_row, {"generate": rnnlm.PRESETS["tiny"]})
     rows["unroll"] = functools.partial(unroll_row, (9,))
     rows["convolutions"] = functools.partial(convolutions_row, [dense, tiny_convnet])
@@ -140,7 +146,9 @@ def test_torch_deforms_alike():
             outputs = np.moveaxis(outputs, 1, -1) if kind is TorchDeform else outputs
             differences[augment, kind] = np.abs(outputs - images).mean()
     assert max(differences[tiny, Deform], differences[tiny, TorchDeform]) < 1e-3
-    ours, theirs = (difference for (augment, _), difference in differences.items() if augment != tiny)
+    ours, theirs = (
+        difference for (augment, _), difference in differences.items() if augment != tiny
+    )
     assert ours > 0.05
     np.testing.assert_allclose(ours, theirs, rtol=0.2)
 
@@ -150,7 +158,11 @@ def test_parameters_hardly_move_while_they_are_timed():
     start = jax.tree.map(np.array, found.state.params)
     assert found(200) > 0
     assert int(found.state.step) == 200 + 1 + 200 // 10
-    jax.tree.map(lambda before, after: np.testing.assert_allclose(after, before, atol=1e4 * RATE), start, found.state.params)
+    jax.tree.map(
+        lambda before, after: np.testing.assert_allclose(after, before, atol=1e4 * RATE),
+        start,
+        found.state.params,
+    )
 
 
 def test_blocks_interleave_and_their_lengths_follow_the_speed():
@@ -163,8 +175,16 @@ def test_blocks_interleave_and_their_lengths_follow_the_speed():
 
         return run
 
-    times = interleave({"a": timed("a", 0.5), "b": timed("b", 1000.0)}, Options(rounds=3, seconds=10))
-    assert calls == [("a", 1), ("b", 1), *[("a", 10), ("b", 1)], *[("b", 1), ("a", 10)], *[("a", 10), ("b", 1)]]
+    times = interleave(
+        {"a": timed("a", 0.5), "b": timed("b", 1000.0)}, Options(rounds=3, seconds=10)
+    )
+    assert calls == [
+        ("a", 1),
+        ("b", 1),
+        *[("a", 10), ("b", 1)],
+        *[("b", 1), ("a", 10)],
+        *[("a", 10), ("b", 1)],
+    ]
     np.testing.assert_allclose(times["a"], [2.0, 3.5, 4.0])
     np.testing.assert_allclose(times["b"], [5000, 6000, 9000])
 
@@ -196,29 +216,40 @@ def test_the_loop_is_timed_between_its_logs(monkeypatch, steps_per_dispatch):
 
     def fit(*arguments, **settings):
         seen.append(real(*arguments, **settings))
-        for line in seen[-1].history:  # the first log comes late, after compilation; the last one early
-            line["seconds"] = {seen[-1].history[0]["step"]: 5.0, seen[-1].history[-1]["step"]: 5.1}.get(
-                line["step"], line["step"]
-            )
+        for line in seen[
+            -1
+        ].history:  # the first log comes late, after compilation; the last one early
+            line["seconds"] = {
+                seen[-1].history[0]["step"]: 5.0,
+                seen[-1].history[-1]["step"]: 5.1,
+            }.get(line["step"], line["step"])
         return seen[-1]
 
     real = speed_contenders.fit
     monkeypatch.setattr(speed_contenders, "fit", fit)
     interval = max(50, steps_per_dispatch)
     measured = Fit(mlp, TINY, 4, steps_per_dispatch)(interval + 1)
-    assert [line["step"] for line in seen[0].history] == [interval * number for number in (1, 2, 3, 4)]
+    assert [line["step"] for line in seen[0].history] == [
+        interval * number for number in (1, 2, 3, 4)
+    ]
     assert measured == pytest.approx((3 * interval - 5) / (2 * interval))
 
 
 def test_a_trainer_that_is_stopped_stops_the_measurement(monkeypatch):
-    monkeypatch.setattr(speed_contenders, "fit", lambda *given, **settings: types.SimpleNamespace(complete=False, history=[]))
+    monkeypatch.setattr(
+        speed_contenders,
+        "fit",
+        lambda *given, **settings: types.SimpleNamespace(complete=False, history=[]),
+    )
     with pytest.raises(KeyboardInterrupt):
         Fit(mlp, TINY, 4, 1)(1)
 
 
 @pytest.mark.usefixtures("tiny_rows")
 def test_compilation_alone(tmp_path, capsys):
-    assert main(["mlp", "--rounds", "1", "--compilation", "--json", str(tmp_path / "speed.json")]) == 0
+    assert (
+        main(["mlp", "--rounds", "1", "--compilation", "--json", str(tmp_path / "speed.json")]) == 0
+    )
     rows = [row["row"] for row in json.loads((tmp_path / "speed.json").read_text())]
     assert rows == ["mlp, compile", "mlp, first step"]
     assert main(["mlp", "--compilation", "--own-size"]) == 2
@@ -228,13 +259,19 @@ def test_compilation_alone(tmp_path, capsys):
 @pytest.mark.usefixtures("tiny_rows")
 def test_all_rows_from_the_command_line(tmp_path, capsys):
     torch = [] if not speed_contenders.has_torch() else ["torch"]
-    assert main(["--rounds", "1", "--seconds", "0.001", "--json", str(tmp_path / "speed.json")]) == 0
+    assert (
+        main(["--rounds", "1", "--seconds", "0.001", "--json", str(tmp_path / "speed.json")]) == 0
+    )
     written = json.loads((tmp_path / "speed.json").read_text())
     for row in written:
         assert {"jax", "flax", *torch} <= row["versions"].keys()
         assert row["hardware"]
         assert row["date"]
-    expected = [(size, peer) for size in ("mlp", "mlp, batch x2", "mlp, width x2") for peer in ["flax", *torch]]
+    expected = [
+        (size, peer)
+        for size in ("mlp", "mlp, batch x2", "mlp, width x2")
+        for peer in ["flax", *torch]
+    ]
     expected += [(f"mlp, {what}", "flax") for what in ("compile", "first step")]
     expected += [("generate", "Python loop"), ("unroll, 9 steps, remat", "all kept")]
     expected += [(row, "jitted step") for row in ("loop", "loop, 100 steps a dispatch")]
@@ -261,7 +298,9 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
     unrolled = rows["unroll, 9 steps, remat", "all kept"]
     assert unrolled.keys() >= KEYS | {"zoo_growth", "peer_growth"}
     assert 0 < unrolled["zoo_bytes"] < unrolled["peer_bytes"]
-    assert f"{unrolled['zoo_bytes'] / 1e6:.1f} MB (peer {unrolled['peer_bytes'] / 1e6:.1f})" in shown
+    assert (
+        f"{unrolled['zoo_bytes'] / 1e6:.1f} MB (peer {unrolled['peer_bytes'] / 1e6:.1f})" in shown
+    )
     assert f"{rows['augment, affine', 'step']['images_per_second']:,.0f} images/s" in shown
     for row in formulations:
         assert {row["chosen"], row["peer"]} <= row["measured_ms"].keys()
@@ -276,7 +315,9 @@ def test_the_loop_in_python_writes_the_same():
     for kind in (Generated, Looped):
         writer = kind(rnnlm.PRESETS["tiny"], tokens=9, rows=2)
         writer.step()
-        texts.append(np.stack(writer.outputs, axis=1) if kind is Looped else np.asarray(writer.outputs))
+        texts.append(
+            np.stack(writer.outputs, axis=1) if kind is Looped else np.asarray(writer.outputs)
+        )
     assert texts[0].shape == (2, 9)
     assert len(np.unique(texts[0])) > 2
     np.testing.assert_array_equal(texts[1], texts[0])
@@ -288,29 +329,40 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize(("row", "banned"), [("beam", ()), ("beam", (END,)), ("captioning", (END,))])
-def test_contenders_of_a_beam_write_alike(row, banned):
+@pytest.mark.parametrize(
+    ("row", "suppressed"), [("beam", ()), ("beam", (END,)), ("captioning", (END,))]
+)
+def test_contenders_of_a_beam_write_alike(row, suppressed):
     """All steps where nothing may end; else each search ends when it likes."""
     task = TASKS[row](batch=6, length=12)
     # Doubled, so that some tokens are much more probable than others.
-    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(task.module.init)(task.cfg, jax.random.key(2)))
+    params = jax.tree.map(
+        lambda leaf: 2 * leaf, jax.jit(task.module.init)(task.cfg, jax.random.key(2))
+    )
     found = {}
     for name, kind in SEARCHES.items():
-        search = kind(task, width=3, banned=banned, params=params)
+        search = kind(task, width=3, suppressed=suppressed, params=params)
         search.step()
         found[name] = search.best()
     ends = (found["zoo"] == END).argmax(axis=1)
     assert found["zoo"].shape == (6, 12)
     assert len(np.unique(found["zoo"], axis=0)) > 4
-    assert not ends.any() if banned else len(np.unique(ends)) > 2
+    assert not ends.any() if suppressed else len(np.unique(ends)) > 2
     for peer in found.keys() - {"zoo"}:
         np.testing.assert_array_equal(found[peer], found["zoo"])
 
 
 def test_a_beam_is_compared_with_each_of_its_peers(capsys):
     make = functools.partial(TASKS["beam"], batch=16)
-    lines = [*beam_row("beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001))]
-    assert [(line.row, line.peer, line.at_most) for line in lines] == [("beam", "numpy", 0.4), ("beam", "Python loop", None)]
+    lines = [
+        *beam_row(
+            "beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001)
+        )
+    ]
+    assert [(line.row, line.peer, line.at_most) for line in lines] == [
+        ("beam", "numpy", 0.4),
+        ("beam", "Python loop", None),
+    ]
     for line in lines:
         show(line)
     shown = capsys.readouterr().out
@@ -327,7 +379,11 @@ def test_convolutions_are_those_of_the_workloads():
         Geometry(2, (14, 14), (5, 5), (1, 1), ((0, 0),) * 2, 6, 16),
     ]
     # The gradient with respect to the data is not needed.
-    assert found[:5] == [(images[0], "forward"), (images[0], "kernel"), *((images[1], which) for which in PASSES)]
+    assert found[:5] == [
+        (images[0], "forward"),
+        (images[0], "kernel"),
+        *((images[1], which) for which in PASSES),
+    ]
     assert {shape.space for shape, _ in found[5:]} == {(100,), (50,), (25,)}
     assert len(found) == 5 + 8
 
@@ -335,7 +391,11 @@ def test_convolutions_are_those_of_the_workloads():
 @pytest.mark.usefixtures("without_torch")
 def test_without_torch_its_comparisons_are_skipped(monkeypatch, capsys, tmp_path):
     made = WORKLOADS["mlp"][0](batch=4, width=8)
-    monkeypatch.setitem(ROWS, "mlp", lambda options: [compare("mlp", peer, np.ones(1), np.ones(1)) for peer in contenders(made)])
+    monkeypatch.setitem(
+        ROWS,
+        "mlp",
+        lambda options: [compare("mlp", peer, np.ones(1), np.ones(1)) for peer in contenders(made)],
+    )
     assert main(["mlp", "--json", str(tmp_path / "speed.json")]) == 0
     assert "torch is not installed" in capsys.readouterr().out
     written = json.loads((tmp_path / "speed.json").read_text())
@@ -343,7 +403,9 @@ def test_without_torch_its_comparisons_are_skipped(monkeypatch, capsys, tmp_path
     assert "torch" not in written[0]["versions"]
 
 
-def test_comparisons_appear_when_they_are_measured_and_ctrl_c_keeps_them(monkeypatch, capsys, tmp_path):
+def test_comparisons_appear_when_they_are_measured_and_ctrl_c_keeps_them(
+    monkeypatch, capsys, tmp_path
+):
     """What is printed and in the file is looked at between one comparison and the next."""
     file = tmp_path / "speed.json"
 
@@ -374,7 +436,10 @@ def test_rows_hand_over_a_comparison_before_they_measure_the_next(monkeypatch):
         return {name: np.ones(1) for name in timed}
 
     monkeypatch.setattr("evals.speed.rows.interleave", interleave)
-    for row, first in (("loop", [3]), ("mlp", [3 * len(contenders(WORKLOADS["mlp"][0](batch=4, width=8)))])):
+    for row, first in (
+        ("loop", [3]),
+        ("mlp", [3 * len(contenders(WORKLOADS["mlp"][0](batch=4, width=8)))]),
+    ):
         measured.clear()
         lines = iter(ROWS[row](Options(rounds=1, seconds=0.001)))
         assert next(lines).row == row
@@ -415,10 +480,15 @@ def test_contenders_of_contrastive_divergence_update_alike(steps):
         for _ in range(2):  # the second one with momentum
             contender.step()
         if name == "zoo":
-            moved[name] = [contender.state.params[leaf] for leaf in ("kernel", "visible_bias", "bias")]
+            moved[name] = [
+                contender.state.params[leaf] for leaf in ("kernel", "visible_bias", "bias")
+            ]
         else:
             arrays = contender.arrays
-            moved[name] = [np.asarray(leaf) for leaf in (arrays.kernel, arrays.visible_bias, arrays.hidden_bias)]
+            moved[name] = [
+                np.asarray(leaf)
+                for leaf in (arrays.kernel, arrays.visible_bias, arrays.hidden_bias)
+            ]
     assert np.abs(moved["zoo"][0] - params["kernel"]).max() > 0.01
     for peer in moved.keys() - {"zoo"}:
         for mine, theirs in zip(moved["zoo"], moved[peer], strict=True):
@@ -429,13 +499,21 @@ def test_contenders_of_annealing_estimate_the_same():
     estimates = {}
     for name, contender in annealing(temperatures=50, chains=200, visible=12, hidden=5).items():
         contender.step()
-        estimates[name] = float(contender.outputs.log_partition if name == "zoo" else contender.outputs)
+        estimates[name] = float(
+            contender.outputs.log_partition if name == "zoo" else contender.outputs
+        )
     for peer in estimates.keys() - {"zoo"}:
         assert estimates[peer] == pytest.approx(estimates["zoo"], abs=0.05)
 
 
 def test_a_row_of_an_algorithm_compares_each_peer_at_each_size():
-    lines = [*energy_row("ais", lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3), Options(1, 0))]
+    lines = [
+        *energy_row(
+            "ais",
+            lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3),
+            Options(1, 0),
+        )
+    ]
     peers = len({line.peer for line in lines})
     assert [line.row for line in lines] == [
         row for row in ("ais", "ais, temperatures x2", "ais, chains x2") for _ in range(peers)

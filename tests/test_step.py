@@ -10,7 +10,7 @@ import pytest
 import train
 import zoo
 from train.batches import Batches
-from train.step import (
+from train.engine.step import (
     decide,
     divide,
     example_keys,
@@ -44,10 +44,14 @@ def test_the_update_is_the_gradient_of_the_mean_over_unmasked_examples():
     kept = jax.tree.map(lambda leaf: leaf[jnp.array([0, 1, 3])], batch)
     gradients = jax.jit(jax.grad(lambda params: mlp.loss(cfg, params, kept)[0] / 3))(state.params)
     after, metrics = jax.jit(make_step(mlp, cfg, optimizer))(state, batch, KEY)
-    _assert_close(after.params, jax.tree.map(jnp.subtract, state.params, gradients), rtol=1e-5, atol=1e-7)
+    _assert_close(
+        after.params, jax.tree.map(jnp.subtract, state.params, gradients), rtol=1e-5, atol=1e-7
+    )
     assert int(after.step) == 1
     assert float(metrics["loss"][1]) == float(metrics["accuracy"][1]) == 3
-    np.testing.assert_allclose(divide(metrics)["loss"], mlp.loss(cfg, state.params, kept)[0] / 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        divide(metrics)["loss"], mlp.loss(cfg, state.params, kept)[0] / 3, rtol=1e-6
+    )
 
 
 def test_gradients_of_what_is_not_trained_are_not_even_computed():
@@ -58,7 +62,9 @@ def test_gradients_of_what_is_not_trained_are_not_even_computed():
     for only in ((), ("layer_1.*",)):
         function = make_gradients(mlp, cfg, only=only)
         found[only] = jax.jit(function)(params, (), batch, KEY, jnp.int32(0))[0]
-        text = jax.jit(function).lower(params, (), batch, KEY, jnp.int32(0)).compile().as_text() or ""
+        text = (
+            jax.jit(function).lower(params, (), batch, KEY, jnp.int32(0)).compile().as_text() or ""
+        )
         products[only] = text.count(" dot(")
     assert (products[()], products["layer_1.*",]) == (5, 3)
     _assert_close(found["layer_1.*",]["layer_1"], found[()]["layer_1"], rtol=1e-6)
@@ -88,12 +94,17 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     optimizer = train.Optimizer().build(100, 10)
     step = make_step(mlp, CFG, optimizer)
     rng = np.random.default_rng(0)
-    table = {"inputs": rng.normal(size=(20, 6)).astype(np.float32), "targets": rng.integers(0, 3, 20)}
+    table = {
+        "inputs": rng.normal(size=(20, 6)).astype(np.float32),
+        "targets": rng.integers(0, 3, 20),
+    }
     batches = Batches(table, 6)
     shapes = jax.eval_shape(step, _state(optimizer), batches.batch(0), KEY)[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     many = jax.jit(make_steps(make_step(mlp, CFG, optimizer, load=batches.load), many=True))
-    together, sums = many(_state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(7), KEY)
+    together, sums = many(
+        _state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(7), KEY
+    )
     one_by_one, total = _state(optimizer), zeros
     for index in range(7):
         one_by_one, metrics = jax.jit(step)(one_by_one, batches.batch(index), KEY)
@@ -102,7 +113,9 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     _assert_close(together.params, one_by_one.params, rtol=1e-5, atol=1e-6)
     _assert_close(sums, total, rtol=1e-5)
     # The same compiled body, so an interruption in the middle of a dispatch leaves no trace in the bits.
-    state, sums = many(_state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(3), KEY)
+    state, sums = many(
+        _state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(3), KEY
+    )
     state, sums = many(state, sums, batches.arrays(0), (batches.plan(2, 9), 2), np.int32(4), KEY)
     _assert_close(state, together, rtol=0)
 
@@ -117,7 +130,9 @@ def test_the_step_vmaps_over_learning_rate_factors():
 
     together, run = jax.jit(jax.vmap(run))(jnp.array([0.0, 1.0])), jax.jit(run)
     _assert_close(jax.tree.map(lambda leaf: leaf[0], together), state.params, rtol=0)
-    _assert_close(jax.tree.map(lambda leaf: leaf[1], together), run(jnp.float32(1.0)), rtol=1e-5, atol=1e-7)
+    _assert_close(
+        jax.tree.map(lambda leaf: leaf[1], together), run(jnp.float32(1.0)), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_evaluation_is_deterministic_and_threads_the_carry():
@@ -142,7 +157,13 @@ def _decided(values, mode="min", **settings):
 
 
 def test_control_keeps_the_first_best_and_counts_what_did_not_improve():
-    assert _decided([3.0, 1.0, 2.0, 1.0]) == (1.0, 2, 2, 1, 0)  # best, best_step, stale, factor, waited
+    assert _decided([3.0, 1.0, 2.0, 1.0]) == (
+        1.0,
+        2,
+        2,
+        1,
+        0,
+    )  # best, best_step, stale, factor, waited
     assert _decided([0.5, 0.7, 0.7], mode="max")[:3] == (pytest.approx(0.7), 2, 1)
     assert _decided([float("nan"), 2.0, float("nan")])[:3] == (2.0, 2, 1)
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from train.batches import Batches, fit_scaling
 from train.data import DataError, load_data
+from train.engine.parallel import Layout, Parallel
 from train.formats import Images
-from train.parallel import Layout, Parallel
 from train.stream import Stream, make_batches
 
 pytest.importorskip("grain")
@@ -26,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for number in range(45):
         name = root / ("cat" if number % 3 else "dog") / f"{number}.png"
         name.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (4 + number % 7, 4 + number % 5, 3), np.uint8)).save(name)
+        Image.fromarray(rng.integers(0, 256, (4 + number % 7, 4 + number % 5, 3), np.uint8)).save(
+            name
+        )
     return root
 
 
@@ -34,11 +36,15 @@ def load(folder: pathlib.Path, kind: str = "stream") -> dict:
     return dict(load_data(f"{kind}:{folder}", image_shape=SHAPE).splits["train"])
 
 
-def pair(folder: pathlib.Path, workers: int = 0, layout: Layout | None = None, seed: int | None = 3) -> tuple[Batches, Stream]:
+def pair(
+    folder: pathlib.Path, workers: int = 0, layout: Layout | None = None, seed: int | None = 3
+) -> tuple[Batches, Stream]:
     """37 training examples in batches of 8, in memory and streamed."""
     scaling = fit_scaling("unit", load(folder)["inputs"], (0.0, 255.0))
     how = {"seed": seed, "scaling": scaling, "layout": layout}
-    return Batches(load(folder, "folder"), 8, **how), Stream(load(folder), 8, **how, workers=workers)
+    return Batches(load(folder, "folder"), 8, **how), Stream(
+        load(folder), 8, **how, workers=workers
+    )
 
 
 def equal(one, other) -> bool:
@@ -74,9 +80,18 @@ def test_worker_processes_change_nothing_and_end(folder):
 
 def test_any_step_may_be_the_next_one(folder):
     in_memory, streamed = pair(folder)
-    for first, count in ((7, 2), (9, 2), (10, 3), (0, 1), (0, 4), (2, 4)):  # resumed, overlapping, repeated, back
+    for first, count in (
+        (7, 2),
+        (9, 2),
+        (10, 3),
+        (0, 1),
+        (0, 4),
+        (2, 4),
+    ):  # resumed, overlapping, repeated, back
         for step in range(first, first + count):
-            assert equal(of_step(in_memory, step, first, count), of_step(streamed, step, first, count))
+            assert equal(
+                of_step(in_memory, step, first, count), of_step(streamed, step, first, count)
+            )
     for step in (3, 1, 4):
         assert equal(in_memory.batch(step), streamed.batch(step))
     streamed.close()
@@ -101,10 +116,10 @@ class Half(Layout):
         super().__init__(Parallel(devices=2))
         self.process = process
 
-    def mine(self, rows: int) -> slice:
+    def local_rows(self, rows: int) -> slice:
         return slice(self.process * rows // 2, (self.process + 1) * rows // 2)
 
-    def deal_mine(self, tree, rows):
+    def from_process_local(self, tree, rows):
         return tree
 
 
@@ -112,14 +127,18 @@ def test_the_shares_of_two_processes_are_the_whole(folder, monkeypatch):
     whole = pair(folder, layout=Layout(Parallel(devices=2)))[1].plan(3, 2)
     decoded = []
     original = Images.__getitem__
-    monkeypatch.setattr(Images, "__getitem__", lambda self, rows: decoded.append(len(rows)) or original(self, rows))
+    monkeypatch.setattr(
+        Images, "__getitem__", lambda self, rows: decoded.append(len(rows)) or original(self, rows)
+    )
     shares = []
     for process in (0, 1):
         streamed = Stream(load(folder), 8, seed=3, layout=Half(process), workers=0)
         shares.append(jax.tree.map(np.asarray, streamed.plan(3, 2)))
         streamed.close()
     assert max(decoded) == 4, "each decodes its own"
-    assert equal(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *shares), jax.device_get(whole))
+    assert equal(
+        jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *shares), jax.device_get(whole)
+    )
 
 
 def test_shapes_are_known_without_decoding(folder, monkeypatch):
@@ -146,7 +165,9 @@ def test_a_damaged_image_is_named(folder, tmp_path, workers):
 
 
 def test_a_streamed_set_has_the_splits_of_the_folder(folder):
-    there, here = (load_data(f"{kind}:{folder}", image_shape=SHAPE) for kind in ("folder", "stream"))
+    there, here = (
+        load_data(f"{kind}:{folder}", image_shape=SHAPE) for kind in ("folder", "stream")
+    )
     assert there.task.labels == here.task.labels
     for split, table in there.splits.items():
         images = here.splits[split]["inputs"]
@@ -182,7 +203,9 @@ def test_the_fingerprint_tells_content_but_not_names_and_times(folder, tmp_path)
 def test_what_streamed_data_do_not_do_is_said(folder, monkeypatch):
     images = load(folder)["inputs"]
     for kind in ("standardize", "zscore"):
-        with pytest.raises(ValueError, match=f"preprocess='{kind}', allowed for streamed data: none, unit"):
+        with pytest.raises(
+            ValueError, match=f"preprocess='{kind}', allowed for streamed data: none, unit"
+        ):
             fit_scaling(kind, images, (0.0, 255.0))
     with pytest.raises(ValueError, match="replicas: 2, allowed for streamed data: 1"):
         Stream(load(folder), 8, layout=Layout(Parallel(), 2))

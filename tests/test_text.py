@@ -7,13 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from train import text
-from train.batches import Batches
-from train.data import load_data
+from train.data import load_data, text
 from train.dataset import Dataset
 from train.formats import DataError
 from train.tasks import Language
-from train.text import Text
 
 ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
 LINES = "the cat sat\n\non the mat\nthe end\n"
@@ -32,12 +29,24 @@ def vocabulary_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def test_words_are_split_by_white_space_and_lines_end():
-    assert text.words(LINES) == ["the", "cat", "sat", "<eos>", "on", "the", "mat", "<eos>", "the", "end", "<eos>"]
+    assert text.words(LINES) == [
+        "the",
+        "cat",
+        "sat",
+        "<eos>",
+        "on",
+        "the",
+        "mat",
+        "<eos>",
+        "the",
+        "end",
+        "<eos>",
+    ]
     assert text.characters("a b\n") == ["a", " ", "b", "\n"]
 
 
 def test_the_vocabulary_is_of_training_by_frequency_and_rare_words_are_unknown():
-    words = Text(tokens="words", min_count=2)
+    words = text.Config(tokens="words", min_count=2)
     vocabulary = text.make_vocabulary([text.words(LINES), ["cat"]], words)
     assert vocabulary == ("<eos>", "<unk>", "the", "cat")
     assert text.encode(["the", "dog", "<eos>", "sat"], vocabulary).tolist() == [2, 1, 0, 1]
@@ -64,18 +73,26 @@ def test_windows_predict_every_token_once_from_the_one_before(length):
 
 def test_a_folder_has_a_file_for_each_split(tmp_path):
     path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
-    dataset = load_data(f"text:{path}", text=Text(tokens="words", window=4))
+    dataset = load_data(f"text:{path}", tokens="words", window=4)
     assert dataset.task == Language(("<eos>", "<unk>", "a", "b"), "words")
-    assert {name: int(table["mask"].sum()) for name, table in dataset.splits.items()} == {"train": 20, "validation": 3, "test": 2}
+    assert {name: int(table["mask"].sum()) for name, table in dataset.splits.items()} == {
+        "train": 20,
+        "validation": 3,
+        "test": 2,
+    }
     assert dataset.splits["validation"]["targets"][0, :3].tolist() == [3, 1, 0]
     (path / "another-test.txt").write_text("x")
     with pytest.raises(DataError, match=r"2 files whose name holds test"):
         load_data(f"text:{path}")
     (path / "another-test.txt").unlink()
     (path / "README").write_text("x")
-    assert load_data(f"text:{path}", text=Text(tokens="words", window=4)).notes[1:] == (f"not read: {path / 'README'}",)
+    assert load_data(f"text:{path}", tokens="words", window=4).notes[1:] == (
+        f"not read: {path / 'README'}",
+    )
     (path / "test.txt").rename(path / "latest-train.txt")
-    with pytest.raises(DataError, match=r"latest-train.txt: its name says test and train, expected one split"):
+    with pytest.raises(
+        DataError, match=r"latest-train.txt: its name says test and train, expected one split"
+    ):
         load_data(f"text:{path}")
 
 
@@ -93,8 +110,10 @@ def test_a_file_is_split_by_position(tmp_path):
 def test_a_file_of_words_is_cut_between_lines_or_at_least_words(tmp_path, space):
     names = [f"w{index:03}" for index in range(400)]
     lines = [" ".join(names[first : first + 7]) for first in range(0, 400, 7)]
-    (tmp_path / "book.txt").write_text(space.join(lines) + "\n\n")  # after which there is nothing to cut
-    documents, _ = text.from_path(tmp_path / "book.txt", Text(tokens="words"))
+    (tmp_path / "book.txt").write_text(
+        space.join(lines) + "\n\n"
+    )  # after which there is nothing to cut
+    documents, _ = text.from_path(tmp_path / "book.txt", text.Config(tokens="words"))
     parts = [part for (part,) in documents.values()]
     assert [word for part in parts for word in part.split()] == names
     assert all(part.endswith(space) for part in parts[:2])
@@ -104,9 +123,13 @@ def test_a_file_of_words_is_cut_between_lines_or_at_least_words(tmp_path, space)
 def test_blank_lines_and_one_long_line_take_linear_time(tmp_path):
     """In quadratic time these would take hours."""
     file = tmp_path / "book.txt"
-    for content in ("word\n" * 10 + "\n" * 20_000_000 + "end", "word " + " " * 20_000_000 + "end", "x" * 20_000_000):
+    for content in (
+        "word\n" * 10 + "\n" * 20_000_000 + "end",
+        "word " + " " * 20_000_000 + "end",
+        "x" * 20_000_000,
+    ):
         file.write_text(content)
-        documents, _ = text.from_path(file, Text(tokens="words"))
+        documents, _ = text.from_path(file, text.Config(tokens="words"))
         parts = [part for (part,) in documents.values()]
         assert "".join(parts) == content
 
@@ -117,7 +140,9 @@ def test_marks_and_ends_of_lines_do_not_matter(tmp_path):
     for end in ("\n", "\r\n", "\r"):
         for mark in (b"", b"\xef\xbb\xbf"):
             (tmp_path / "book.txt").write_bytes(mark + content.replace("\n", end).encode())
-            (tmp_path / "book.TXT.GZ").write_bytes(gzip.compress((tmp_path / "book.txt").read_bytes()))
+            (tmp_path / "book.TXT.GZ").write_bytes(
+                gzip.compress((tmp_path / "book.txt").read_bytes())
+            )
             for name in ("book.txt", "book.TXT.GZ"):
                 dataset = load_data(f"text:{tmp_path / name}")
                 plain = plain or dataset
@@ -132,7 +157,7 @@ def test_only_a_line_feed_ends_a_line_of_words():
 
 def test_notes_say_how_many_tokens_there_are_and_how_many_held_out_ones_are_unknown(tmp_path):
     path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
-    (note,) = load_data(f"text:{path}", text=Text(tokens="words")).notes
+    (note,) = load_data(f"text:{path}", tokens="words").notes
     assert note == "4 words, 20 tokens in training, 20.00 % of the held-out ones unknown"
 
 
@@ -163,56 +188,42 @@ def test_bad_files_are_named(tmp_path, content, message):
         load_data(f"text:{file}")
 
 
-@pytest.mark.parametrize(("field", "value"), [("tokens", "syllables"), ("window", 0), ("min_count", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("tokens", "syllables"), ("window", 0), ("min_count", 1.5)]
+)
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}={value!r}, allowed"):
-        Text(**{field: value})
-
-
-# ---------------------------------------------------------------- batches that go on
-
-
-@pytest.mark.parametrize(("count", "size"), [(10, 3), (12, 3), (3, 5), (1, 1), (7, 2)])
-def test_rows_of_a_batch_go_on_in_the_next_one(count, size):
-    table = {"inputs": np.arange(count, dtype=np.int32)[:, None], "reset": np.arange(count) == 0}
-    batches = Batches(table, size, seed=3)
-    assert batches.steps_per_epoch == -(-count // size)
-    for epoch in (0, 1):
-        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
-        rows = np.stack([batches.rows(step) for step in steps])
-        assert sorted(rows[rows >= 0]) == list(range(count)), "each once"
-        before, after = rows[:-1], rows[1:]
-        assert ((after == before + 1) | (after == -1)).all(), "a row goes on until its stretch ends"
-        loaded = [batches.batch(step) for step in steps]
-        np.testing.assert_array_equal([batch["mask"] for batch in loaded], rows >= 0)
-        assert loaded[0]["reset"][rows[0] >= 0].all(), "an epoch begins anew"
-        assert not any(batch["reset"][row >= 0].any() for batch, row in zip(loaded[1:], rows[1:], strict=True))
-
-
-def test_documents_begin_anew_in_the_middle_of_a_stretch():
-    table = {"inputs": np.arange(8, dtype=np.int32)[:, None], "reset": np.isin(np.arange(8), [0, 2])}
-    resets = [Batches(table, 2, seed=None).batch(step)["reset"].tolist() for step in range(4)]
-    assert resets == [[True, True], [False, False], [True, False], [False, False]]
+        text.Config(**{field: value})
 
 
 # ---------------------------------------------------------------- data sets of their own
 
 
-@pytest.mark.skipif(not (ROOT / "brown").is_dir(), reason="needs the Brown corpus in $ZOO_DATA_DIR/brown")
+@pytest.mark.skipif(
+    not (ROOT / "brown").is_dir(), reason="needs the Brown corpus in $ZOO_DATA_DIR/brown"
+)
 def test_brown_has_its_words_documents_and_splits(monkeypatch):
     monkeypatch.setenv("ZOO_DATA_DIR", str(ROOT))
     documents = text.brown(ROOT / "brown")
-    assert {split: len(texts) for split, texts in documents.items()} == {"train": 414, "validation": 45, "test": 41}
+    assert {split: len(texts) for split, texts in documents.items()} == {
+        "train": 414,
+        "validation": 45,
+        "test": 41,
+    }
     words = sum(len(part.split()) for texts in documents.values() for part in texts)
     assert words == 1_161_192, "as its manual says"
-    assert documents["train"][0].startswith("The Fulton County Grand Jury said Friday an investigation of Atlanta's")
-    dataset = load_data("brown", text=Text(tokens="words", window=35, min_count=4))
+    assert documents["train"][0].startswith(
+        "The Fulton County Grand Jury said Friday an investigation of Atlanta's"
+    )
+    dataset = load_data("brown", tokens="words", window=35, min_count=4)
     tokens = {split: int(table["mask"].sum()) for split, table in dataset.splits.items()}
     assert tokens == {"train": 1_009_324, "validation": 109_690, "test": 99_518}
     assert len(vocabulary_of(dataset)) == 15_882
 
 
-@pytest.mark.skipif(not (ROOT / "tinyshakespeare").is_dir(), reason="needs $ZOO_DATA_DIR/tinyshakespeare/input.txt")
+@pytest.mark.skipif(
+    not (ROOT / "tinyshakespeare").is_dir(), reason="needs $ZOO_DATA_DIR/tinyshakespeare/input.txt"
+)
 def test_tinyshakespeare_is_split_by_position(monkeypatch):
     monkeypatch.setenv("ZOO_DATA_DIR", str(ROOT))
     dataset = load_data("tinyshakespeare")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from train.checkpoint import describe
+from train.engine.checkpoint import describe
 from train.transfer import load_params
-from zoo import MODELS, convnet, torchvision
+from zoo import MODELS, convnet
 from zoo.convnet import Stage
+from zoo.interop import torchvision
 
 ALEXNET = dataclasses.replace(
     convnet.PRESETS["alexnet"],
@@ -34,12 +35,20 @@ VGG = dataclasses.replace(
     dense=(10, 8),
     classes=7,
 )
-ALEXNET_NAMES = [*(f"features.{place}" for place in (0, 3, 6, 8, 10)), *(f"classifier.{place}" for place in (1, 4, 6))]
-VGG_NAMES = [*(f"features.{place}" for place in (0, 2, 5)), *(f"classifier.{place}" for place in (0, 3, 6))]
+ALEXNET_NAMES = [
+    *(f"features.{place}" for place in (0, 3, 6, 8, 10)),
+    *(f"classifier.{place}" for place in (1, 4, 6)),
+]
+VGG_NAMES = [
+    *(f"features.{place}" for place in (0, 2, 5)),
+    *(f"classifier.{place}" for place in (0, 3, 6)),
+]
 NAMES = [
     pytest.param(ALEXNET, ALEXNET_NAMES, id="alexnet"),
     pytest.param(VGG, VGG_NAMES, id="vgg"),
-    pytest.param(dataclasses.replace(VGG, dense=()), [*VGG_NAMES[:3], "classifier.0"], id="no hidden layer"),
+    pytest.param(
+        dataclasses.replace(VGG, dense=()), [*VGG_NAMES[:3], "classifier.0"], id="no hidden layer"
+    ),
     pytest.param(dataclasses.replace(ALEXNET, global_pool="mean"), ALEXNET_NAMES, id="pooled"),
 ]
 
@@ -54,7 +63,10 @@ def _tensors(cfg) -> dict[str, Any]:
     """Random tensors, biases too, by torchvision's names."""
     rng = np.random.default_rng(0)
     tensors = torchvision.to_torchvision(cfg, _zeros(cfg))
-    return {name: rng.normal(size=tensor.shape).astype(np.float32) / 8 for name, tensor in tensors.items()}
+    return {
+        name: rng.normal(size=tensor.shape).astype(np.float32) / 8
+        for name, tensor in tensors.items()
+    }
 
 
 def _network(cfg, torch, dropout_first):
@@ -63,14 +75,25 @@ def _network(cfg, torch, dropout_first):
     features, channels = [], cfg.shape[-1]
     for stage in cfg.stages:
         padding = int(stage.padding) if stage.padding.isdecimal() else 1
-        features.append(nn.Conv2d(channels, stage.features, stage.kernel[0], stride=stage.stride[0], padding=padding))
+        features.append(
+            nn.Conv2d(
+                channels, stage.features, stage.kernel[0], stride=stage.stride[0], padding=padding
+            )
+        )
         features.append(nn.ReLU(inplace=True))
         if stage.pool:
-            features.append(nn.MaxPool2d(stage.pool_size[0], stride=(stage.pool_stride or stage.pool_size)[0]))
+            features.append(
+                nn.MaxPool2d(stage.pool_size[0], stride=(stage.pool_stride or stage.pool_size)[0])
+            )
         channels = stage.features
     (height, width), (first, second) = cfg.spaces()[-1], cfg.dense
     classifier = [nn.Linear(channels * height * width, first), nn.ReLU(True), nn.Dropout()]
-    classifier += [nn.Linear(first, second), nn.ReLU(True), nn.Dropout(), nn.Linear(second, cfg.classes)]
+    classifier += [
+        nn.Linear(first, second),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(second, cfg.classes),
+    ]
     if dropout_first:
         linear_1, relu_1, drop_1, linear_2, relu_2, drop_2, linear_3 = classifier
         classifier = [drop_1, linear_1, relu_1, drop_2, linear_2, relu_2, linear_3]
@@ -104,10 +127,14 @@ def _assert_agree(cfg, network, torch, batch):
     assert back.keys() == network.state_dict().keys()
     for name, tensor in network.state_dict().items():
         np.testing.assert_array_equal(back[name], tensor)
-    network.load_state_dict({name: torch.tensor(array) + 1 for name, array in back.items()})  # that it loads them at all
+    network.load_state_dict(
+        {name: torch.tensor(array) + 1 for name, array in back.items()}
+    )  # that it loads them at all
 
 
-@pytest.mark.parametrize(("cfg", "dropout_first"), [(ALEXNET, True), (VGG, False)], ids=["alexnet", "vgg"])
+@pytest.mark.parametrize(
+    ("cfg", "dropout_first"), [(ALEXNET, True), (VGG, False)], ids=["alexnet", "vgg"]
+)
 def test_logits_equal_those_of_a_torch_network(cfg, dropout_first):
     torch = pytest.importorskip("torch")
     _assert_agree(cfg, _network(cfg, torch, dropout_first), torch, batch=3)
@@ -138,7 +165,9 @@ def test_presets_have_torchvisions_shapes(preset, monkeypatch):
     """As printed by torchvision, without drawing a hundred million numbers."""
     cfg = convnet.PRESETS[preset]
     monkeypatch.setattr(np, "ascontiguousarray", lambda array: array)
-    shapes = {name: tensor.shape for name, tensor in torchvision.to_torchvision(cfg, _zeros(cfg)).items()}
+    shapes = {
+        name: tensor.shape for name, tensor in torchvision.to_torchvision(cfg, _zeros(cfg)).items()
+    }
     last = {"alexnet": "features.10", "vgg16": "features.28", "vgg19": "features.34"}[preset]
     assert [name for name in shapes if name.startswith("features")][-1] == f"{last}.bias"
     first = "classifier.1" if preset == "alexnet" else "classifier.0"
@@ -165,9 +194,7 @@ def test_every_fault_is_named():
     del tensors["features.2.bias"]
     tensors["features.3.weight"] = np.ones(4, np.float32)
     tensors["classifier.6.bias"] = np.ones(1000, np.float32)
-    message = (
-        "tensors: features.2.bias is missing; features.3.weight is unknown; classifier.6.bias has shape (1000,), expected (7,)"
-    )
+    message = "tensors: features.2.bias is missing; features.3.weight is unknown; classifier.6.bias has shape (1000,), expected (7,)"
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         torchvision.from_torchvision(VGG, tensors)
     params = _zeros(VGG)
@@ -177,13 +204,19 @@ def test_every_fault_is_named():
 
 
 def test_not_strict_leaves_out_what_does_not_fit():
-    params = torchvision.from_torchvision(dataclasses.replace(VGG, classes=3), _tensors(VGG), strict=False)
+    params = torchvision.from_torchvision(
+        dataclasses.replace(VGG, classes=3), _tensors(VGG), strict=False
+    )
     whole = torchvision.from_torchvision(VGG, _tensors(VGG))
     del whole["dense_2"]
     assert jax.tree.all(jax.tree.map(np.array_equal, params, whole))
-    with pytest.raises(ValueError, match=r"^tensors: .*features\.0\.weight is missing; fc\.weight is unknown$"):
+    with pytest.raises(
+        ValueError, match=r"^tensors: .*features\.0\.weight is missing; fc\.weight is unknown$"
+    ):
         torchvision.from_torchvision(
-            dataclasses.replace(VGG, stages=(VGG.stages[0],), dense=()), {"fc.weight": np.ones(2)}, strict=False
+            dataclasses.replace(VGG, stages=(VGG.stages[0],), dense=()),
+            {"fc.weight": np.ones(2)},
+            strict=False,
         )
 
 
@@ -197,7 +230,9 @@ def _normalised(cfg) -> dict[str, np.ndarray]:
             tensors[f"features.{place + 1}.{name}"] = np.ones(stage.features, np.float32)
         tensors[f"features.{place + 1}.num_batches_tracked"] = np.array(5)
         place, channels = place + (4 if stage.pool else 3), stage.features
-    return tensors | {name: tensor for name, tensor in _tensors(cfg).items() if name.startswith("classifier")}
+    return tensors | {
+        name: tensor for name, tensor in _tensors(cfg).items() if name.startswith("classifier")
+    }
 
 
 RESNET = {
@@ -233,8 +268,12 @@ def test_weights_of_another_network_are_refused_by_name(cfg, tensors, message, t
 
 def test_a_layer_is_taken_whole_or_not_at_all():
     tensors = _tensors(VGG)
-    grey = torchvision.from_torchvision(dataclasses.replace(VGG, shape=(8, 12, 1)), tensors, strict=False)
-    assert list(grey) == ["conv_1", "conv_2", "dense_0", "dense_1", "dense_2"], "conv_0 has a bias that fits"
+    grey = torchvision.from_torchvision(
+        dataclasses.replace(VGG, shape=(8, 12, 1)), tensors, strict=False
+    )
+    assert list(grey) == ["conv_1", "conv_2", "dense_0", "dense_1", "dense_2"], (
+        "conv_0 has a bias that fits"
+    )
     del tensors["classifier.3.bias"]
     assert "dense_1" not in torchvision.from_torchvision(VGG, tensors, strict=False)
 
@@ -253,15 +292,23 @@ def test_endings_of_any_case(tmp_path, monkeypatch):
         assert torchvision.is_torchvision(tmp_path / name)
         with pytest.raises(ValueError, match=f"{name}: torch's own files need torch"):
             torchvision.load_torchvision(tmp_path / name, VGG)
-    torchvision.save_torchvision(tmp_path / "vgg.SAFETENSORS", torchvision.from_torchvision(VGG, _tensors(VGG)), VGG)
+    torchvision.save_torchvision(
+        tmp_path / "vgg.SAFETENSORS", torchvision.from_torchvision(VGG, _tensors(VGG)), VGG
+    )
     assert load_params(tmp_path / "vgg.SAFETENSORS", VGG).keys() == _zeros(VGG).keys()
 
 
 @pytest.mark.parametrize("preset", ["tdnn", "conv3d"])
 def test_other_networks_are_refused(preset):
-    with pytest.raises(ValueError, match=r"^tensors: torchvision's weights and shape=.*, allowed: \(height, width, channels\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^tensors: torchvision's weights and shape=.*, allowed: \(height, width, channels\)$",
+    ):
         torchvision.from_torchvision(convnet.PRESETS[preset], {})
-    with pytest.raises(ValueError, match=r"^params: torchvision's weights and zoo\.mlp\.Config, allowed: zoo\.convnet\.Config$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^params: torchvision's weights and zoo\.mlp\.Config, allowed: zoo\.convnet\.Config$",
+    ):
         torchvision.to_torchvision(MODELS["mlp"].PRESETS["tiny"], {})
 
 
@@ -276,11 +323,16 @@ def test_safetensors_files(tmp_path):
     assert written.keys() == tensors.keys()
     assert all(np.array_equal(written[name], tensors[name]) for name in tensors)
     assert torchvision.is_torchvision(path)
-    assert jax.tree.all(jax.tree.map(np.array_equal, torchvision.load_torchvision(path, ALEXNET), params))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, torchvision.load_torchvision(path, ALEXNET), params)
+    )
     with pytest.raises(ValueError, match=r"alexnet\.safetensors: .*features\.2\.weight is missing"):
         torchvision.load_torchvision(path, VGG)
     path.write_bytes(path.read_bytes()[:50])
-    for read in (torchvision.is_torchvision, lambda path: torchvision.load_torchvision(path, ALEXNET)):
+    for read in (
+        torchvision.is_torchvision,
+        lambda path: torchvision.load_torchvision(path, ALEXNET),
+    ):
         with pytest.raises(ValueError, match=r"alexnet\.safetensors: not a safetensors file"):
             read(path)
         with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
@@ -306,15 +358,23 @@ def test_torch_files_that_are_damaged_or_hold_something_else(tmp_path):
     whole = path.read_bytes()
     for data in (b"", b"no torch file", whole[: len(whole) // 2]):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$"):
+        with pytest.raises(
+            ValueError,
+            match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$",
+        ):
             torchvision.load_torchvision(path, VGG)
     for value in ([1], {"state_dict": {}}, {"model": SimpleNamespace()}):
         torch.save(value, path)
-        with pytest.raises(ValueError, match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$"):
+        with pytest.raises(
+            ValueError,
+            match=r"model\.pt: not a torch file with a state dict and nothing else \(\w+\)$",
+        ):
             torchvision.load_torchvision(path, VGG)
 
 
 def test_torch_files_need_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"vgg\.pth: torch's own files need torch: pip install 'purezoo\[torch\]'"):
+    with pytest.raises(
+        ValueError, match=r"vgg\.pth: torch's own files need torch: pip install 'purezoo\[torch\]'"
+    ):
         torchvision.load_torchvision(tmp_path / "vgg.pth", VGG)

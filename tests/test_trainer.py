@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import train
-import train.run_folder
-import train.trainer
+import train.engine.run_folder
+import train.engine.trainer
 from tests.conftest import THOROUGH
 from train import entry
-from train.loop import Interrupts
-from train.member import Member
+from train.engine.loop import Interrupts
+from train.engine.member import Member
+from train.engine.run_folder import RunError, RunFolder, write_text
 from train.recipe import from_dict, module_of, to_dict
-from train.run_folder import RunError, RunFolder, write_text
 from zoo import mlp, rnn
 
 # Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
@@ -41,7 +41,12 @@ def _data(count=40, seed=0):
 
 
 def _fit(out=None, **settings):
-    defaults: dict[str, Any] = {"batch_size": 16, "steps": 24, "eval_every": 2, "steps_per_dispatch": 4}
+    defaults: dict[str, Any] = {
+        "batch_size": 16,
+        "steps": 24,
+        "eval_every": 2,
+        "steps_per_dispatch": 4,
+    }
     return train.fit(mlp, CFG, _data(), validation=_data(seed=1), out=out, **defaults | settings)
 
 
@@ -103,7 +108,9 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypa
         return [{**line, "seconds": 0} for line in result.history if line["split"] == "validation"]
 
     assert validation(resumed) == validation(expected)
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == resumed.history
+    assert [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ] == resumed.history
 
 
 def _two_stages():
@@ -113,7 +120,7 @@ def _two_stages():
 
 
 def test_a_signal_after_the_last_step_of_a_stage_stops_before_the_next_one(tmp_path, monkeypatch):
-    recipe, summarised = _two_stages(), train.trainer._summarise
+    recipe, summarised = _two_stages(), train.engine.trainer._summarise
     expected = train.run(recipe, tmp_path / "whole", quiet=True)
 
     def summarise(loop, folder, progress):
@@ -121,14 +128,16 @@ def test_a_signal_after_the_last_step_of_a_stage_stops_before_the_next_one(tmp_p
             signal.raise_signal(signal.SIGINT)
         summarised(loop, folder, progress)
 
-    monkeypatch.setattr(train.trainer, "_summarise", summarise)
+    monkeypatch.setattr(train.engine.trainer, "_summarise", summarise)
     last = "stage-1"
     stopped = train.run(recipe, tmp_path / "run", quiet=True)
     assert (stopped.complete, stopped.stopped_by) == (False, "SIGINT")
     assert RunFolder.open(tmp_path / "run" / "stage-1").summary.exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
     last = "run"
-    complete = train.run(recipe, tmp_path / "run", quiet=True)  # while a complete run is saved, a signal changes nothing
+    complete = train.run(
+        recipe, tmp_path / "run", quiet=True
+    )  # while a complete run is saved, a signal changes nothing
     assert complete.complete
     assert RunFolder.open(tmp_path / "run").summary.exists()
     assert _bits(complete.state) == _bits(expected.state)
@@ -142,7 +151,9 @@ def test_a_program_that_trains_has_its_handlers_back(tmp_path, monkeypatch):
     before = [signal.signal(number, mine) for number in numbers]
     try:
         _fit(tmp_path / "one")
-        monkeypatch.setattr(Member, "record", lambda self, line: signal.raise_signal(signal.SIGTERM))
+        monkeypatch.setattr(
+            Member, "record", lambda self, line: signal.raise_signal(signal.SIGTERM)
+        )
         assert _fit(tmp_path / "two").stopped_by == "SIGTERM"
         assert [signal.getsignal(number) for number in numbers] == [mine, mine]
         monkeypatch.setattr(Member, "record", lambda self, line: 1 / 0)
@@ -166,9 +177,16 @@ def test_a_second_ctrl_c_stops_at_once_unless_it_is_the_first_one_passed_on(monk
 
 def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda place, mode: pathlib.Path(place) != tmp_path)
-    monkeypatch.setattr(train.trainer, "load_data", lambda *_, **__: pytest.fail("data were read"))
-    for start in (lambda out: train.run(_two_stages(), out), lambda out: train.fit(mlp, CFG, "digits", out=out)):
-        with pytest.raises(RunError, match=r"a/run: no right to write here; choose another folder with --out"):
+    monkeypatch.setattr(
+        train.engine.trainer, "load_data", lambda *_, **__: pytest.fail("data were read")
+    )
+    for start in (
+        lambda out: train.run(_two_stages(), out),
+        lambda out: train.fit(mlp, CFG, "digits", out=out),
+    ):
+        with pytest.raises(
+            RunError, match=r"a/run: no right to write here; choose another folder with --out"
+        ):
             start(tmp_path / "a" / "run")
     assert not list(tmp_path.iterdir())
 
@@ -177,7 +195,7 @@ def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train.run_folder, "write_json", full)
+    monkeypatch.setattr(train.engine.run_folder, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         _fit(tmp_path / "a" / "run")
     assert not list(tmp_path.iterdir())
@@ -185,7 +203,9 @@ def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path, monkeypatch):
 
 def test_files_are_whole_and_utf_8_or_not_there(tmp_path, monkeypatch):
     file = tmp_path / "file"
-    write_text(file, "\u2212 \udcff")  # a minus sign, and what a byte of a file's name is that is no text
+    write_text(
+        file, "\u2212 \udcff"
+    )  # a minus sign, and what a byte of a file's name is that is no text
     assert file.read_bytes() == b"\xe2\x88\x92 \\udcff"
 
     def interrupted(*_):
@@ -198,8 +218,8 @@ def test_files_are_whole_and_utf_8_or_not_there(tmp_path, monkeypatch):
 
 
 def trainer_state(folder):
-    from train.checkpoint import Checkpoints
-    from train.run_folder import abstract_state
+    from train.engine.checkpoint import Checkpoints
+    from train.engine.run_folder import abstract_state
 
     recipe = RunFolder.open(folder).recipe()
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
@@ -211,7 +231,9 @@ def trainer_state(folder):
 def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(tmp_path):
     expected = _fit(tmp_path / "whole")
     _fit(tmp_path / "damaged", steps=24)
-    newest = max((tmp_path / "damaged" / "checkpoints").iterdir(), key=lambda entry: int(entry.name))
+    newest = max(
+        (tmp_path / "damaged" / "checkpoints").iterdir(), key=lambda entry: int(entry.name)
+    )
     assert newest.name == "24"
     for file in newest.rglob("*"):
         if file.is_file():
@@ -227,7 +249,10 @@ def test_starting_a_complete_run_again_changes_nothing(tmp_path, capsys):
     again = _fit(tmp_path, quiet=False)
     assert "the run is complete: 24 steps" in capsys.readouterr().out
     assert _bits(first.params) == _bits(again.params)
-    assert before == ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "summary.json").read_text())
+    assert before == (
+        (tmp_path / "metrics.jsonl").read_text(),
+        (tmp_path / "summary.json").read_text(),
+    )
 
 
 def test_another_configuration_or_data_in_the_folder_says_what_differs(tmp_path):
@@ -267,8 +292,14 @@ def test_config_json_of_another_format_or_damaged_is_one_clear_error(tmp_path):
     for text, message in (
         (json.dumps({**config, "format": 99}), "format 99, this version reads"),
         ("{", "unreadable"),
-        (json.dumps({**config, "recipe": {**config["recipe"], "batch_size": "many"}}), "not a recipe of this version"),
-        (json.dumps({**config, "recipe": {**config["recipe"], "surprise": 1}}), "not a recipe of this version"),
+        (
+            json.dumps({**config, "recipe": {**config["recipe"], "batch_size": "many"}}),
+            "not a recipe of this version",
+        ),
+        (
+            json.dumps({**config, "recipe": {**config["recipe"], "surprise": 1}}),
+            "not a recipe of this version",
+        ),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(RunError, match=message):
@@ -279,8 +310,14 @@ def test_config_json_of_another_format_or_damaged_is_one_clear_error(tmp_path):
 
 def test_early_stopping_keeps_the_best(tmp_path):
     rng = np.random.default_rng(0)
-    noise = {"inputs": rng.normal(size=(40, 6)).astype(np.float32), "targets": rng.integers(0, 3, 40)}
-    other = {"inputs": rng.normal(size=(40, 6)).astype(np.float32), "targets": rng.integers(0, 3, 40)}
+    noise = {
+        "inputs": rng.normal(size=(40, 6)).astype(np.float32),
+        "targets": rng.integers(0, 3, 40),
+    }
+    other = {
+        "inputs": rng.normal(size=(40, 6)).astype(np.float32),
+        "targets": rng.integers(0, 3, 40),
+    }
     settings: dict[str, Any] = {
         "batch_size": 20,
         "steps": 400,
@@ -304,8 +341,20 @@ def test_divergence_is_an_error_that_keeps_the_last_good_checkpoint(tmp_path):
     rng = np.random.default_rng(0)
     data = {"inputs": rng.normal(size=(32, 6)), "targets": rng.normal(size=(32, 3))}
     optimizer = train.Optimizer(learning_rate=1e4, warmup=8)
-    with pytest.raises(train.Diverged, match=r"loss is (nan|inf).*gradient norm .* at step \d+; last good checkpoint: step \d+"):
-        train.fit(mlp, cfg, data, out=tmp_path, optimizer=optimizer, batch_size=16, steps=100, eval_every=1)
+    with pytest.raises(
+        train.Diverged,
+        match=r"loss is (nan|inf).*gradient norm .* at step \d+; last good checkpoint: step \d+",
+    ):
+        train.fit(
+            mlp,
+            cfg,
+            data,
+            out=tmp_path,
+            optimizer=optimizer,
+            batch_size=16,
+            steps=100,
+            eval_every=1,
+        )
     _, _, params = train.load(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -316,7 +365,10 @@ def test_divergence_is_an_error_that_keeps_the_last_good_checkpoint(tmp_path):
         ({"batch_size": 0}, "batch_size=0, allowed: a positive number"),
         ({"epochs": float("inf"), "steps": None}, "epochs=inf"),
         ({"select_by": "bleu"}, "select_by='bleu', allowed: accuracy, loss"),
-        ({"train_on": "train+validation+test"}, "train_on='train+validation+test', allowed: train, train+validation"),
+        (
+            {"train_on": "train+validation+test"},
+            "train_on='train+validation+test', allowed: train, train+validation",
+        ),
     ],
 )
 def test_bad_settings_are_refused_before_a_folder_is_made(tmp_path, settings, message):
@@ -329,9 +381,15 @@ def test_bad_data_is_refused_before_a_folder_is_made(tmp_path):
     data = _data()
     for wrong, message in (
         ({**data, "inputs": data["inputs"][:, :5]}, r"inputs: shape \(16, 5\)"),
-        ({**data, "targets": data["targets"] + 5}, "train targets hold class 7, the model has 3 outputs"),
+        (
+            {**data, "targets": data["targets"] + 5},
+            "train targets hold class 7, the model has 3 outputs",
+        ),
         ({**data, "targets": data["targets"][:-1]}, "same, positive number of examples"),
-        ({"inputs": data["inputs"][:0], "targets": data["targets"][:0]}, "positive number of examples"),
+        (
+            {"inputs": data["inputs"][:0], "targets": data["targets"][:0]},
+            "positive number of examples",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train.fit(mlp, CFG, wrong, out=tmp_path / "run", batch_size=16, steps=2)
@@ -369,7 +427,9 @@ def test_a_model_with_a_carry_resumes_bit_for_bit(tmp_path):
 
 def test_stages_that_do_not_fit_are_refused_before_the_first_one_is_trained(tmp_path):
     first = dataclasses.replace(train.RECIPES["mlp-digits"], name="pre", steps=20)
-    second = dataclasses.replace(first, name="fine", model=mlp.Config(sizes=(64, 7, 10)), after=first)
+    second = dataclasses.replace(
+        first, name="fine", model=mlp.Config(sizes=(64, 7, 10)), after=first
+    )
     other = dataclasses.replace(second, model=mlp.Config(sizes=(64, 9, 8, 10)))
     with pytest.raises(ValueError, match="no earlier parameter has the path and shape"):
         train.run(dataclasses.replace(other, after=second), tmp_path / "run", quiet=True)
@@ -379,10 +439,19 @@ def test_stages_that_do_not_fit_are_refused_before_the_first_one_is_trained(tmp_
 def test_stages_pass_parameters_on_and_resume(tmp_path):
     """A pre-training stage on other targets, then fine-tuning from its parameters."""
     first = dataclasses.replace(
-        train.RECIPES["mlp-digits"], name="pre", model=mlp.Config(sizes=(64, 12, 10)), steps=20, steps_per_dispatch=5
+        train.RECIPES["mlp-digits"],
+        name="pre",
+        model=mlp.Config(sizes=(64, 12, 10)),
+        steps=20,
+        steps_per_dispatch=5,
     )
     second = dataclasses.replace(
-        first, name="fine", model=mlp.Config(sizes=(64, 12, 10), dropout=0.5), steps=1, after=first, seed=5
+        first,
+        name="fine",
+        model=mlp.Config(sizes=(64, 12, 10), dropout=0.5),
+        steps=1,
+        after=first,
+        seed=5,
     )
     assert [stage.name for stage in second.stages] == ["pre", "fine"]
     result = train.run(second, tmp_path / "run", quiet=True)
@@ -390,7 +459,10 @@ def test_stages_pass_parameters_on_and_resume(tmp_path):
     _, cfg, earlier = train.load(tmp_path / "run" / "stage-1")
     assert cfg == first.model
     assert _bits(earlier) == _bits(alone.params)
-    moved = np.abs(np.asarray(result.state.params["layer_0"]["kernel"]) - np.asarray(earlier["layer_0"]["kernel"])).max()
+    moved = np.abs(
+        np.asarray(result.state.params["layer_0"]["kernel"])
+        - np.asarray(earlier["layer_0"]["kernel"])
+    ).max()
     assert moved < 0.1, "the second stage did not start from the first one's parameters"
     again = train.run(second, tmp_path / "run", quiet=True)
     assert _bits(again.state) == _bits(result.state)
@@ -414,12 +486,18 @@ def test_every_recipe_builds_and_fits_its_model():
             )
         )
         batch = jax.eval_shape(
-            lambda recipe=recipe, module=module: module.example_batch(recipe.model, jax.random.key(0), recipe.batch_size)
+            lambda recipe=recipe, module=module: module.example_batch(
+                recipe.model, jax.random.key(0), recipe.batch_size
+            )
         )
         if THOROUGH or module not in steps:
-            jax.eval_shape(train.make_step(module, recipe.model, optimizer), state, batch, jax.random.key(0))
+            jax.eval_shape(
+                train.make_step(module, recipe.model, optimizer), state, batch, jax.random.key(0)
+            )
         elif recipe.model not in losses:
-            jax.eval_shape(functools.partial(module.loss, recipe.model), state.params, batch, carry=state.carry)
+            jax.eval_shape(
+                functools.partial(module.loss, recipe.model), state.params, batch, carry=state.carry
+            )
         steps.add(module)
         losses.add(recipe.model)
         assert recipe.targets

@@ -20,7 +20,7 @@ import pytest
 
 import evals.__main__
 import evals.lengths
-import evals.report
+import evals.report.document
 import train
 from evals import generation
 from evals.base import Measured
@@ -28,14 +28,16 @@ from evals.generation import Generated
 from evals.run import restore
 from evals.runs import named
 from evals.tasks import translation
+from train.engine.optimizer import Optimizer
 from train.formats import DataError
-from train.optimizer import Optimizer
 from train.recipes import RECIPES
 from train.tasks import Captioning, Classification, Translation, to_dict
 from train.tokens import END
 from zoo import seq2seq
 
-needs_plots = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+needs_plots = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib"
+)
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -47,13 +49,16 @@ def _folder(tmp_path_factory):
     (path / "numbers.tsv").write_text("".join(f"{say(n)}\t{say(n, lang='fr')}\n" for n in order))
     recipe = RECIPES["numbers-en-fr"]
     model = dataclasses.replace(recipe.model, features=32, encoder_units=(64,), decoder_units=(64,))
-    optimizer = Optimizer(name="adam", learning_rate=0.01, schedule="cosine", decay=0.02, warmup=1, clip_norm=1.0)
+    optimizer = Optimizer(
+        name="adam", learning_rate=0.01, schedule="cosine", decay=0.02, warmup=1, clip_norm=1.0
+    )
     recipe = dataclasses.replace(
         recipe,
-        data=f"pairs:{path / 'numbers.tsv'}",
+        data=dataclasses.replace(
+            recipe.data, corpus="", source=str(path / "numbers.tsv"), buckets=1
+        ),
         model=model,
         optimizer=optimizer,
-        pairs=dataclasses.replace(recipe.pairs, buckets=1),
         batch_size=30,
         epochs=8,
         eval_every=8,
@@ -74,15 +79,21 @@ def _run(evaluation):
 
 def test_numbers_that_were_never_seen_are_translated(evaluation):
     assert evaluation.metrics["test exact %"] > 90
-    assert evaluation.metrics["test perplexity"] == pytest.approx(np.exp(evaluation.metrics["test loss nats"]))
+    assert evaluation.metrics["test perplexity"] == pytest.approx(
+        np.exp(evaluation.metrics["test loss nats"])
+    )
     assert evaluation.metrics["test BLEU"] > 90
-    assert re.search(r"sacrebleu nrefs:1\|case:mixed\|.*version:.*, beam 5, length penalty 1", evaluation.note)
+    assert re.search(
+        r"sacrebleu nrefs:1\|case:mixed\|.*version:.*, beam 5, length penalty 1", evaluation.note
+    )
 
 
 def test_exact_is_what_people_wrote_but_for_white_space(evaluation):
     same = [
         " ".join(target.split()) == found.text
-        for (_, target), found in zip(evaluation.measured.pairs, evaluation.measured.translations, strict=True)
+        for (_, target), found in zip(
+            evaluation.measured.pairs, evaluation.measured.translations, strict=True
+        )
     ]
     assert evaluation.metrics["test exact %"] == pytest.approx(100 * np.mean(same))
 
@@ -92,9 +103,17 @@ def test_scores_are_those_of_the_model_given_its_translation(run):
     (found,) = translation.translate(run, [source])
     tokens = np.array([END, *found.tokens])
     places = [*run.task.source.encode(source), END]
-    inputs = {"source": np.array([places]), "lengths": np.array([len(places)]), "target": tokens[None, :-1]}
-    log_p = np.asarray(jax.nn.log_softmax(jax.jit(seq2seq.apply)(run.recipe.model, run.params, inputs))[0])
-    assert found.score == pytest.approx(float(np.take_along_axis(log_p, tokens[1:, None], axis=1).sum()), abs=1e-4)
+    inputs = {
+        "source": np.array([places]),
+        "lengths": np.array([len(places)]),
+        "target": tokens[None, :-1],
+    }
+    log_p = np.asarray(
+        jax.nn.log_softmax(jax.jit(seq2seq.apply)(run.recipe.model, run.params, inputs))[0]
+    )
+    assert found.score == pytest.approx(
+        float(np.take_along_axis(log_p, tokens[1:, None], axis=1).sum()), abs=1e-4
+    )
     assert found.text == "sept cent six"
     assert found.tokens[-1] == END
 
@@ -119,7 +138,11 @@ class Hasty:
 
     @staticmethod
     def decode_step(cfg, params, carry, tokens, memory):
-        return carry + 1, jnp.where(carry[:, None] == 0, jnp.log(jnp.array([0.5, 0.02, 0.48])), jnp.log(jnp.array([1.0, 0, 0])))
+        return carry + 1, jnp.where(
+            carry[:, None] == 0,
+            jnp.log(jnp.array([0.5, 0.02, 0.48])),
+            jnp.log(jnp.array([1.0, 0, 0])),
+        )
 
 
 def test_a_beam_of_one_takes_the_most_probable_token_also_where_that_is_the_end():
@@ -137,7 +160,9 @@ def test_what_is_out_of_range_is_named(run):
     with pytest.raises(ValueError, match="length_penalty=-1, allowed"):
         translation.translate(run, ["one"], length_penalty=-1)
     other = run._replace(data=run.data._replace(task=Captioning(run.task.target, 20)))
-    with pytest.raises(DataError, match=f"{run.folder.path}: translate is not for a model of captioning"):
+    with pytest.raises(
+        DataError, match=f"{run.folder.path}: translate is not for a model of captioning"
+    ):
         translation.translate(other, ["one"])
 
 
@@ -156,7 +181,9 @@ def test_attention_goes_where_the_words_are(run):
 
 def made(texts, sources):
     """Translations by hand of these sources."""
-    return list(zip(sources, texts, strict=True)), [Generated(text, np.zeros(1), 0.0) for text in texts]
+    return list(zip(sources, texts, strict=True)), [
+        Generated(text, np.zeros(1), 0.0) for text in texts
+    ]
 
 
 def test_bleu_by_length_is_that_of_the_sentences_of_each_length():
@@ -168,7 +195,10 @@ def test_bleu_by_length_is_that_of_the_sentences_of_each_length():
     }  # fmt: skip
     assert all(score == pytest.approx(100) for _, score in bins.values())
     bad = Generated("nothing like it", np.zeros(1), 0.0)
-    wrong = [bad if len(source.split()) > 17 else each for source, each in zip(sources, found, strict=True)]
+    wrong = [
+        bad if len(source.split()) > 17 else each
+        for source, each in zip(sources, found, strict=True)
+    ]
     assert translation.by_length(sentences, wrong)["18 or more"][1] < 1
     assert translation.by_length(sentences[:5], found[:5]) == {}
 
@@ -183,7 +213,7 @@ def test_frequent_phrases_are_whole_ones():
 
 @needs_plots
 def test_the_report_shows_translations_alignments_lengths_and_phrases(evaluation):
-    page = evals.report.render(evaluation)
+    page = evals.report.document.render(evaluation)
     for title in ("Translations", "Alignments", "Long sentences", "Map of phrases"):
         assert f"<h2>{title}</h2>" in page
     assert page.count("example 2<") == 1
@@ -192,19 +222,26 @@ def test_the_report_shows_translations_alignments_lengths_and_phrases(evaluation
 
 
 def test_other_runs_have_no_such_sections(evaluation):
-    sections = {translation.translations, translation.alignments, translation.lengths, translation.phrases}
-    assert sections <= set(evals.report.sections_of(evaluation))
+    sections = {
+        translation.translations,
+        translation.alignments,
+        translation.lengths,
+        translation.phrases,
+    }
+    assert sections <= set(evals.report.document.sections_of(evaluation))
     data = evaluation.run.data._replace(task=Classification())
     subject = evaluation.subject._replace(run=evaluation.run._replace(data=data))
     other = dataclasses.replace(evaluation, subject=subject, measured=Measured(metrics={}))
-    assert not sections & set(evals.report.sections_of(other))
+    assert not sections & set(evals.report.document.sections_of(other))
 
 
 def command(*arguments):
     return evals.__main__.main([str(argument) for argument in arguments])
 
 
-def test_the_command_line_translates_sentences_files_and_standard_input(folder, tmp_path, capsys, monkeypatch):
+def test_the_command_line_translates_sentences_files_and_standard_input(
+    folder, tmp_path, capsys, monkeypatch
+):
     assert command("translate", folder, "eleven", "five hundred and three", "--beam", 2) == 0
     assert capsys.readouterr().out == "onze\ncinq cent trois\n"
     file = tmp_path / "numbers.txt"
@@ -237,9 +274,18 @@ def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys
     ("arguments", "message"),
     [
         (("translate", "RUN", "--beam", 3), "translate: give sentences, or a file with --file"),
-        (("translate", "RUN", "one", "two", "--alignment", "a.svg"), "--alignment: 2 sentences, allowed: 1"),
-        (("translate", "RUN", "--file", "f", "--alignment", "a.svg"), "--alignment: 0 sentences, allowed: 1"),
-        (("translate", "RUN", "one", "--file", "f"), "translate: give sentences, or a file with --file"),
+        (
+            ("translate", "RUN", "one", "two", "--alignment", "a.svg"),
+            "--alignment: 2 sentences, allowed: 1",
+        ),
+        (
+            ("translate", "RUN", "--file", "f", "--alignment", "a.svg"),
+            "--alignment: 0 sentences, allowed: 1",
+        ),
+        (
+            ("translate", "RUN", "one", "--file", "f"),
+            "translate: give sentences, or a file with --file",
+        ),
         (("translate", "RUN", "--file", "nowhere.txt"), "nowhere.txt"),
         (("translate", "RUN", "one", "--beam", 0), "beam=0, allowed: 1 to "),
         (("sample", "RUN"), "sample is not for a model of translation; its verbs: translate"),
@@ -316,7 +362,12 @@ def test_runs_of_one_recipe_go_by_their_folders_and_none_is_left_out(folder, tmp
 
 # ---------------------------------------------------------------- other data
 
-OTHER = [("eleven", "onze"), ("one  dozen", "douze"), ("five hundred and three", "cinq cent trois"), ("nine", "sept")]
+OTHER = [
+    ("eleven", "onze"),
+    ("one  dozen", "douze"),
+    ("five hundred and three", "cinq cent trois"),
+    ("nine", "sept"),
+]
 
 
 @pytest.fixture(name="copied")
@@ -328,7 +379,9 @@ def _copied(folder, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_other_sentences_are_measured_with_the_vocabulary_of_the_run(copied, tmp_path, capsys, monkeypatch, run, suffix):
+def test_other_sentences_are_measured_with_the_vocabulary_of_the_run(
+    copied, tmp_path, capsys, monkeypatch, run, suffix
+):
     """All of them, also where they are too few to be divided."""
     monkeypatch.setattr(translation, "SECTIONS", ())
     names = [str(tmp_path / f"other.{language}{suffix}") for language in ("en", "fr")]
@@ -357,17 +410,24 @@ def test_other_sentences_are_measured_with_the_vocabulary_of_the_run(copied, tmp
     assert isinstance(run.task, Translation)
     assert to_dict(other.subject.dataset.task) == to_dict(run.task)
     assert run.task.source.encode("dozen")[0] in other.table["inputs"]["source"][1]
-    assert [source for source, _ in other.subject.dataset.sentences["test"]] == [source for source, _ in OTHER]
+    assert [source for source, _ in other.table.extras["sentences"]] == [
+        source for source, _ in OTHER
+    ]
 
 
 def test_the_runs_own_data_by_name_are_the_runs_own(folder, evaluation):
-    again = evals.evaluate(folder, data=evaluation.run.recipe.data)
+    again = evals.evaluate(folder, data=str(evaluation.run.recipe.data))
     assert again.file == evaluation.file == folder / "eval.json"
     assert again.metrics == evaluation.metrics
 
 
 @pytest.mark.parametrize(
-    ("data", "task"), [("text:{}", "language"), ("digits", "classification into 10 classes"), ("adding:5", "regression")]
+    ("data", "task"),
+    [
+        ("text:{}", "language"),
+        ("digits", "classification into 10 classes"),
+        ("adding:5", "regression"),
+    ],
 )
 def test_data_of_another_task_are_one_line_that_names_both(copied, tmp_path, capsys, data, task):
     file = tmp_path / "book.txt"
@@ -387,7 +447,10 @@ def test_faults_of_other_sentences_are_named(copied, tmp_path, capsys):
     assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr") == 1
     assert "expected as many in both" in capsys.readouterr().err
     (tmp_path / "a.fr").write_text("un\ndeux\n")
-    assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--split", "validation") == 1
+    assert (
+        command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--split", "validation")
+        == 1
+    )
     assert "no validation split; it has test" in capsys.readouterr().err
     assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--example", 2) == 1
     assert "example=2, allowed: 0 to 1" in capsys.readouterr().err

@@ -17,9 +17,12 @@ from evals.evaluation import evaluate
 from evals.run import load_split, restore
 from evals.tasks.density import binary
 from tests.conftest import THOROUGH
+from train.engine.trainer import run
 from train.recipes import RECIPES
-from train.trainer import run
-from zoo import likelihood, rbm
+from zoo import rbm
+from zoo.parts import likelihood
+
+pytestmark = pytest.mark.slow
 
 MNIST = pathlib.Path(os.environ.get("ZOO_DATA_DIR", "")) / "mnist" / "train-images-idx3-ubyte.gz"
 needs_mnist = pytest.mark.skipif(not MNIST.is_file(), reason="needs ZOO_DATA_DIR with mnist/")
@@ -28,7 +31,9 @@ needs_mnist = pytest.mark.skipif(not MNIST.is_file(), reason="needs ZOO_DATA_DIR
 def _shorter(recipe, epochs, before=None):
     """before: epochs of earlier stages."""
     after = _shorter(recipe.after, before or epochs) if recipe.after else None
-    return dataclasses.replace(recipe, epochs=epochs, eval_every=epochs, keep_every=None, after=after)
+    return dataclasses.replace(
+        recipe, epochs=epochs, eval_every=epochs, keep_every=None, after=after
+    )
 
 
 def test_a_machine_finds_digits_more_probable_than_their_means_do(tmp_path, monkeypatch):
@@ -43,12 +48,18 @@ def test_a_machine_finds_digits_more_probable_than_their_means_do(tmp_path, monk
     assert restored.scaling is not None
     visible = jnp.asarray(binary(restored, evaluation.table["inputs"]))
     assert set(np.unique(visible)) == {0, 1}
-    means = restored.scaling(jnp.asarray(load_split(restored, "train", None)["inputs"])).reshape(-1, 64).mean(axis=0)
+    means = (
+        restored.scaling(jnp.asarray(load_split(restored, "train", None)["inputs"]))
+        .reshape(-1, 64)
+        .mean(axis=0)
+    )
     base = likelihood.base_rates(cfg, means)
     of_means = float(jnp.mean(visible @ base - jax.nn.softplus(base).sum()))
     measured = evaluation.metrics["test log-likelihood nats"]
     exact = likelihood.exact_log_partition(cfg, params)
-    assert measured == pytest.approx(float(-rbm.free_energy(cfg, params, visible).mean() - exact), abs=1e-3)
+    assert measured == pytest.approx(
+        float(-rbm.free_energy(cfg, params, visible).mean() - exact), abs=1e-3
+    )
     assert measured > of_means + 2
     assert abs(evaluation.metrics["test annealed error nats"]) < 0.5
     assert evaluation.metrics["test pseudo-likelihood nats"] < 0
@@ -78,10 +89,15 @@ def test_a_model_learns_the_digits_without_labels(name, epochs, metric, bound, t
     evaluation = evaluate(tmp_path)
     assert evaluation.metrics[f"test {metric}"] < bound
     if name == "autoencoder-digits":
-        training, inputs = (load_split(evaluation.run, split, None)["inputs"].reshape(-1, 64) / 16 for split in ("train", "test"))
+        training, inputs = (
+            load_split(evaluation.run, split, None)["inputs"].reshape(-1, 64) / 16
+            for split in ("train", "test")
+        )
         pca = PCA(16).fit(training)
         error = np.square(inputs - pca.inverse_transform(pca.transform(inputs))).sum(axis=1).mean()
-        assert evaluation.metrics["test reconstruction_error of PCA"] == pytest.approx(error, rel=1e-4)
+        assert evaluation.metrics["test reconstruction_error of PCA"] == pytest.approx(
+            error, rel=1e-4
+        )
     if name == "sae-digits":  # codes as wide as the inputs, and errors of hidden units
         stages = [evaluate(tmp_path / f"stage-{number}").metrics for number in (1, 2)]
         assert all(stage.keys() == {"test loss", "test reconstruction_error"} for stage in stages)
@@ -98,13 +114,28 @@ def test_a_net_starts_from_a_deep_belief_net_and_learns(pretrained):
     assert evaluate(pretrained).metrics["test error %"] < 10
     first, second = (restore(pretrained / f"stage-{number}") for number in (1, 2))
     assert [len(each.recipe.model.sizes) for each in (first, second)] == [2, 3]
-    jax.tree.map(np.testing.assert_array_equal, first.params["layer_0"], second.params["layer_0"])  # for all its l2
+    jax.tree.map(
+        np.testing.assert_array_equal, first.params["layer_0"], second.params["layer_0"]
+    )  # for all its l2
 
 
-def test_with_few_labels_the_experiment_trains_both_starts_on_the_same_examples(pretrained, tmp_path, capsys):
+def test_with_few_labels_the_experiment_trains_both_starts_on_the_same_examples(
+    pretrained, tmp_path, capsys
+):
     docs = tmp_path / "page.md"
     docs.write_text(f"before\n{labels.BEGIN}\nold\n{labels.END}\nafter\n")
-    arguments = [str(pretrained), "--labels", "20", "40", "--replicas", "2", "--steps", "100", "--docs", str(docs)]
+    arguments = [
+        str(pretrained),
+        "--labels",
+        "20",
+        "40",
+        "--replicas",
+        "2",
+        "--steps",
+        "100",
+        "--docs",
+        str(docs),
+    ]
     assert labels.main(arguments) == 0
     text = docs.read_text()
     assert text.startswith(f"before\n{labels.BEGIN}\n| labels |")
@@ -117,9 +148,18 @@ def test_with_few_labels_the_experiment_trains_both_starts_on_the_same_examples(
     capsys.readouterr()
     docs.write_text("no markers")
     for wrong, message in (
-        ([str(pretrained / "stage-1")], "stage-1: no run of a multilayer perceptron after other stages, allowed"),
-        ([str(pretrained / "stage-2")], "stage-2: no run of a multilayer perceptron after other stages, allowed"),
-        ([str(pretrained), "--machines", "3"], "machines=3, allowed: 1 to 2, the stages of dbn-digits"),
+        (
+            [str(pretrained / "stage-1")],
+            "stage-1: no run of a multilayer perceptron after other stages, allowed",
+        ),
+        (
+            [str(pretrained / "stage-2")],
+            "stage-2: no run of a multilayer perceptron after other stages, allowed",
+        ),
+        (
+            [str(pretrained), "--machines", "3"],
+            "machines=3, allowed: 1 to 2, the stages of dbn-digits",
+        ),
         ([*arguments[:-1], str(tmp_path / "none.md")], "none.md"),
         (arguments, "page.md: no lines"),
     ):
@@ -138,14 +178,23 @@ def test_first_epochs_of_the_toolbox_net_reconstruct_as_the_toolbox_does():
     params = None
     for stage in last.stages[: None if THOROUGH else 1]:
         settings = {
-            field: getattr(stage, field) for field in ("optimizer", "batch_size", "train_on", "preprocess", "steps_per_dispatch")
+            field: getattr(stage, field)
+            for field in ("optimizer", "batch_size", "train_on", "preprocess", "steps_per_dispatch")
         }
         module, start = zoo_module(stage), None
         if params is not None:
-            start = train.transfer.matching(None, params, stage.model, module.init(stage.model, jax.random.key(1)))
-        result = train.fit(module, stage.model, "mnist", epochs=1, eval_every=1, params=start, **settings)
+            start = train.transfer.matching(
+                None, params, stage.model, module.init(stage.model, jax.random.key(1))
+            )
+        result = train.fit(
+            module, stage.model, "mnist", epochs=1, eval_every=1, params=start, **settings
+        )
         params = result.params
-        errors.append(statistics.fmean(line["reconstruction_error"] for line in result.history if line["split"] == "train"))
+        errors.append(
+            statistics.fmean(
+                line["reconstruction_error"] for line in result.history if line["split"] == "train"
+            )
+        )
     assert 64.0 < errors[0] < 68.0
     assert all(10.3 < error < 11.5 for error in errors[1:])
 

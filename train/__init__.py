@@ -16,36 +16,36 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from train.checkpoint import CheckpointError as CheckpointError
     from train.data import DataError as DataError
     from train.data import load_data as load_data
     from train.dataset import Dataset as Dataset
-    from train.loop import Diverged as Diverged
-    from train.optimizer import Optimizer as Optimizer
+    from train.engine.checkpoint import CheckpointError as CheckpointError
+    from train.engine.loop import Diverged as Diverged
+    from train.engine.optimizer import Optimizer as Optimizer
+    from train.engine.run_folder import RunError as RunError
+    from train.engine.run_folder import load as load
+    from train.engine.step import TrainState as TrainState
+    from train.engine.step import init_state as init_state
+    from train.engine.step import make_evaluate as make_evaluate
+    from train.engine.step import make_step as make_step
+    from train.engine.trainer import Result as Result
+    from train.engine.trainer import fit as fit
+    from train.engine.trainer import run as run
     from train.recipe import Recipe as Recipe
     from train.recipe import Target as Target
     from train.recipes import RECIPES as RECIPES
-    from train.run_folder import RunError as RunError
-    from train.run_folder import load as load
-    from train.step import TrainState as TrainState
-    from train.step import init_state as init_state
-    from train.step import make_evaluate as make_evaluate
-    from train.step import make_step as make_step
-    from train.trainer import Result as Result
-    from train.trainer import fit as fit
-    from train.trainer import run as run
 
 _HOMES = {
-    "checkpoint": ["CheckpointError"],
+    "engine.checkpoint": ["CheckpointError"],
     "data": ["DataError", "load_data"],
     "dataset": ["Dataset"],
-    "loop": ["Diverged"],
-    "optimizer": ["Optimizer"],
+    "engine.loop": ["Diverged"],
+    "engine.optimizer": ["Optimizer"],
     "recipe": ["Recipe", "Target"],
     "recipes": ["RECIPES"],
-    "run_folder": ["RunError", "load"],
-    "step": ["TrainState", "init_state", "make_evaluate", "make_step"],
-    "trainer": ["Result", "fit", "run"],
+    "engine.run_folder": ["RunError", "load"],
+    "engine.step": ["TrainState", "init_state", "make_evaluate", "make_step"],
+    "engine.trainer": ["Result", "fit", "run"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from train import entry, ours
+from train.data import DataError, forms
+from train.data import parse as parse_data
 from train.recipe import Recipe, with_data_in_stages
 from train.recipes import DEFAULT, RECIPES
 
@@ -69,46 +71,100 @@ def main(arguments: list[str] | None = None) -> int:
         name, *arguments = arguments
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{entry.program('train')} --list shows them"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"{entry.program('train')} --list shows them"
+        )
         print(f"no recipe {name!r}; {hint}", file=sys.stderr)
+        return 2
+    if message := _former(arguments):
+        print(message, file=sys.stderr)
         return 2
     try:
         recipe, options = parse(RECIPES[name], arguments)
-    except ValueError as error:  # a field's value that a Config refuses
+    except (ValueError, DataError) as error:  # a value that a Config refuses; no such data
         print(f"error: {error}", file=sys.stderr)
         return 2
     return train(recipe, options)
 
 
-def parse(recipe: Recipe[Any], arguments: list[str]) -> tuple[Recipe[Any], RunOptions]:
-    """The recipe with the command line's overrides.  Exits with status 2 at a wrong option."""
+def parse(recipe: Recipe[Any, Any], arguments: list[str]) -> tuple[Recipe[Any, Any], RunOptions]:
+    """The recipe with the command line's overrides.  Exits with status 2 at a wrong option.
+
+    Raises ValueError for a value that a Config refuses, DataError for a kind of data that is none.
+    """
+    known = recipe
+    chosen, arguments = _chosen_data(recipe, arguments)
 
     def command(
-        recipe: Annotated[Recipe[type(recipe.model)], tyro.conf.arg(name="")] = recipe,  # pyright: ignore
+        recipe: Annotated[
+            Recipe[type(chosen.model), type(chosen.data)],  # pyright: ignore
+            tyro.conf.arg(name=""),
+        ] = chosen,
         run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions(),
-    ) -> tuple[Recipe[Any], RunOptions]:
+    ) -> tuple[Recipe[Any, Any], RunOptions]:
         return with_data_in_stages(recipe, known), run
 
-    known = recipe
-    description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: {entry.program('train')} --list"
-    return tyro.cli(command, prog=f"{entry.program('train')} {recipe.name}", description=description, args=arguments)
+    program = entry.program("train")
+    description = f"{recipe.name}: {recipe.about}.\n\nOther recipes: {program} --list.  "
+    description += (
+        f"Other data: --data KIND; kinds: {', '.join(form.shown for form in forms().values())}"
+    )
+    return tyro.cli(
+        command, prog=f"{program} {recipe.name}", description=description, args=arguments
+    )
 
 
-def train(recipe: Recipe[Any], options: RunOptions) -> int:
+def _chosen_data(
+    recipe: Recipe[Any, Any], arguments: list[str]
+) -> tuple[Recipe[Any, Any], list[str]]:
+    """The recipe with the data that --data KIND names, and the other arguments.
+
+    Taken out first, as the kind decides which options there are.
+    """
+    rest, data = [], recipe.data
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name != "--data":
+            rest.append(argument)
+            continue
+        value = value if equals else next(given, "")
+        if not value or value.startswith("--"):
+            raise ValueError("--data: nothing after it, allowed: a kind of data such as folder:DIR")
+        data = parse_data(value, like=recipe.data)
+    return dataclasses.replace(recipe, data=data), rest
+
+
+FORMER = ("--text.", "--pairs.", "--image-shape")
+"""How options of earlier versions begin, which are settings of the data now."""
+
+
+def _former(arguments: list[str]) -> str | None:
+    """What to say to somebody who gives an option that has become one of the data's."""
+    for argument in arguments:
+        if argument.startswith(FORMER):
+            option = argument.partition("=")[0]
+            return f"error: {option} is --data.{option.lstrip('-').rpartition('.')[2]} now"
+    return None
+
+
+def train(recipe: Recipe[Any, Any], options: RunOptions) -> int:
     """Runs a recipe and says where its results lie."""
     with entry.importing():
-        from train import cluster
-        from train.checkpoint import CheckpointError
-        from train.formats import DataError
-        from train.loop import Diverged
-        from train.memory import keep_memory
-        from train.parallel import Parallel
+        from train.engine import cluster
+        from train.engine.checkpoint import CheckpointError
+        from train.engine.loop import Diverged
+        from train.engine.memory import keep_memory
+        from train.engine.parallel import Parallel
+        from train.engine.run_folder import RunError
+        from train.engine.trainer import run
         from train.programs import keep_programs
-        from train.run_folder import RunError
-        from train.trainer import run
 
     several = options.distributed or any(
-        value is not None for value in (options.coordinator, options.num_processes, options.process_id)
+        value is not None
+        for value in (options.coordinator, options.num_processes, options.process_id)
     )
     joined = False
     keep_memory()
@@ -118,7 +174,10 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
     entry.advise(f"the same command resumes {out} from its last checkpoint")
     try:
         parallel = Parallel(
-            strategy=options.parallel, devices=options.devices, accumulate=options.accumulate, remat=options.remat
+            strategy=options.parallel,
+            devices=options.devices,
+            accumulate=options.accumulate,
+            remat=options.remat,
         )
         if several:
             meeting = cluster.Cluster(
@@ -139,7 +198,16 @@ def train(recipe: Recipe[Any], options: RunOptions) -> int:
             timeout=options.timeout,
             on_save_failure=options.on_save_failure,
         )
-    except (DataError, RunError, CheckpointError, Diverged, cluster.ClusterError, ValueError, OSError, RuntimeError) as error:
+    except (
+        DataError,
+        RunError,
+        CheckpointError,
+        Diverged,
+        cluster.ClusterError,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:
         if entry.interrupted() or isinstance(error, BrokenPipeError):
             raise
         if joined:
@@ -161,7 +229,14 @@ def print_recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recipe", "what", "data", "expected", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "recipe", "what", "data", "expected", box=None, pad_edge=False, header_style="bold"
+    )
     for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.about, recipe.data, "\n".join(str(target) for target in recipe.targets))
+        table.add_row(
+            recipe.name,
+            recipe.about,
+            str(recipe.data),
+            "\n".join(str(target) for target in recipe.targets),
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)

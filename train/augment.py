@@ -50,10 +50,19 @@ class Augment:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         settle(self, "augment: ")
-        most = {"rotate": 180.0, "scale": 2.0, "shear": 80.0, "shift": 1e4, "crop": 10_000, "elastic": 1e4}
+        most = {
+            "rotate": 180.0,
+            "scale": 2.0,
+            "shear": 80.0,
+            "shift": 1e4,
+            "crop": 10_000,
+            "elastic": 1e4,
+        }
         for field, bound in most.items():
             if not 0 <= getattr(self, field) <= bound:
-                raise ValueError(f"augment: {field}={getattr(self, field)!r}, allowed: 0 to {bound:g}")
+                raise ValueError(
+                    f"augment: {field}={getattr(self, field)!r}, allowed: 0 to {bound:g}"
+                )
         if not 0.5 <= self.smoothness < math.inf:
             raise ValueError(f"augment: smoothness={self.smoothness!r}, allowed: at least 0.5")
 
@@ -68,10 +77,14 @@ class Augment:
         if not self.active:
             return
         if len(shape) not in (2, 3):
-            raise ValueError(f"augment: inputs {shape}, allowed: images [height, width, channels] or signals [time, channels]")
+            raise ValueError(
+                f"augment: inputs {shape}, allowed: images [height, width, channels] or signals [time, channels]"
+            )
         for name in PLANAR if len(shape) == 2 else ():
             if getattr(self, name):
-                raise ValueError(f"augment: {name}={getattr(self, name)!r}, allowed for signals {shape}: scale, shift and crop")
+                raise ValueError(
+                    f"augment: {name}={getattr(self, name)!r}, allowed for signals {shape}: scale, shift and crop"
+                )
 
 
 def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
@@ -80,7 +93,9 @@ def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
         return inputs
     augment.check(inputs.shape[1:])
     images = inputs[:, None] if inputs.ndim == 3 else inputs
-    return jax.vmap(_resample)(images, _all_places(augment, images.shape[1:3], keys)).reshape(inputs.shape)
+    return jax.vmap(_resample)(images, _all_places(augment, images.shape[1:3], keys)).reshape(
+        inputs.shape
+    )
 
 
 def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
@@ -92,12 +107,16 @@ def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
         return batch
     inputs, targets = batch["inputs"], batch.get("targets")
     if isinstance(inputs, dict):
-        raise ValueError(f"augment: inputs are {', '.join(sorted(inputs))}, allowed: one array of images or signals")
+        raise ValueError(
+            f"augment: inputs are {', '.join(sorted(inputs))}, allowed: one array of images or signals"
+        )
     deformed = {**batch, "inputs": deform(augment, inputs, keys)}
     if targets is None or targets.ndim != 3 or targets.shape != inputs.shape[:-1]:
         return deformed
     places = _all_places(augment, targets.shape[1:], keys)
-    return deformed | {name: jax.vmap(_nearest)(batch[name], places) for name in ("targets", "mask")}
+    return deformed | {
+        name: jax.vmap(_nearest)(batch[name], places) for name in ("targets", "mask")
+    }
 
 
 def _all_places(augment: Augment, space: tuple[int, ...], keys: Array) -> Array:
@@ -109,10 +128,17 @@ def _places(augment: Augment, space: tuple[int, ...], key: Array) -> Array:
     """Where each output pixel looks: [2, height, width], in pixels; for signals only along the width."""
     key, noise_key = jax.random.split(key)
     draws = jax.random.uniform(key, (10,), minval=-1, maxval=1)
-    angle, shear = draws[0] * math.radians(augment.rotate), jnp.tan(draws[1] * math.radians(augment.shear))
+    angle, shear = (
+        draws[0] * math.radians(augment.rotate),
+        jnp.tan(draws[1] * math.radians(augment.shear)),
+    )
     factors = jnp.exp(-draws[2:4] * augment.scale)
-    flips = jnp.where((draws[4:6] < 0) & jnp.array([augment.flip_vertical, augment.flip_horizontal]), -1.0, 1.0)
-    shifts = draws[6:8] * augment.shift + jnp.clip(jnp.round(draws[8:10] * (augment.crop + 0.5)), -augment.crop, augment.crop)
+    flips = jnp.where(
+        (draws[4:6] < 0) & jnp.array([augment.flip_vertical, augment.flip_horizontal]), -1.0, 1.0
+    )
+    shifts = draws[6:8] * augment.shift + jnp.clip(
+        jnp.round(draws[8:10] * (augment.crop + 0.5)), -augment.crop, augment.crop
+    )
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     turn = jnp.stack([jnp.stack([cosine, -sine]), jnp.stack([sine, cosine])])
     lean = jnp.stack([jnp.array([1.0, 0.0]), jnp.stack([shear, jnp.ones(())])])
@@ -136,7 +162,10 @@ def _smoothing(size: int, smoothness: float) -> Array:
 
 def _nearest(labels: Array, places: Array) -> Array:
     """Labels [height, width] nearest to places [2, height, width]; the border goes on beyond it."""
-    row, column = (jnp.clip(jnp.round(place), 0, size - 1) for place, size in zip(places, labels.shape, strict=True))
+    row, column = (
+        jnp.clip(jnp.round(place), 0, size - 1)
+        for place, size in zip(places, labels.shape, strict=True)
+    )
     return labels[row.astype(jnp.int32), column.astype(jnp.int32)]
 
 

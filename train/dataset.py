@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from train.formats import DataError, Images
+from train.samplers import Contiguous, Sampler, Shuffled
 from train.tasks import Task, task_of_arrays
 
-Table = dict[str, Any]
+Columns = dict[str, Any]
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = (*SPLITS, "one-shot")
@@ -28,104 +29,184 @@ SPLIT_SEED = 2015
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Table(Mapping[str, Any]):
+    """Rows of examples: a mapping from names to columns, which lead with [n].
+
+    columns: what batches have, see ``zoo.base``: inputs, targets, mask, reset.
+    sampler: how rows become batches.
+    extras: {name: [n]}: what evaluation alone reads of each row, arrays or tuples.
+    """
+
+    columns: Mapping[str, Any]
+    sampler: Sampler = Shuffled()  # noqa: RUF009 (frozen)
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(jax.tree.leaves(dict(self.columns))[0])
+
+    def having(self, **columns: Any) -> "Table":
+        """The same rows with other columns."""
+        return dataclasses.replace(self, columns={**self.columns, **columns})
+
+    def joined(self, others: Sequence["Table"]) -> "Table":
+        """These rows, followed by those of other tables with the same columns."""
+        columns = jax.tree.map(
+            _joined, dict(self.columns), *(dict(each.columns) for each in others)
+        )
+        extras = {name: _joined(value, *(each.extras[name] for each in others))
+                  for name, value in self.extras.items() if all(name in each.extras for each in others)}  # fmt: skip
+        return Table(columns, self.sampler.joined([each.sampler for each in others]), extras)
+
+    def content(self) -> Iterator[tuple[str, Any]]:
+        """Name and value of everything that a run depends on, for a fingerprint."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.columns)):
+            yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+        yield from sorted(self.sampler.arrays().items())
+        yield from sorted(self.extras.items())
+
+
+def as_table(table: Mapping[str, Any]) -> Table:
+    """Columns as a Table.  Rows that continue one another, see "reset", are read in order."""
+    if isinstance(table, Table):
+        return table
+    return Table(dict(table), Contiguous() if "reset" in table else Shuffled())
+
+
+class Endless:
+    """A training split that is no table: see ``train.drawn`` and ``train.experience``."""
+
+    def content(self) -> Iterator[tuple[str, Any]]:
+        """See ``Table.content``."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory, but for inputs that are ``Images``.
 
-    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}; where pixels are labelled,
-        targets and mask are [n, height, width].
-    task: what a model can learn from them, see ``train.tasks``; unless given, it follows from the targets.
+    splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}, each a
+        Table or columns alone; where pixels are labelled, targets and mask are [n, height, width].
+        The one to train on may be ``Endless``.
+    task: what a model can learn from them, see ``train.tasks``; unless given, it follows from the
+        targets.
     input_range: least and greatest raw value, for preprocess="unit".
-    speakers: names, where a further column "speakers" [n] of each split is an index into them.
-    widths: {path of a table's array: a length for each "bucket" [n]}, see ``train.batches``.
-    sentences: {split: ((source, target), ...)}, which tokens were made of; sources are "" where there are none.
-    references: {split: all that people said of each row, of which its target is one}, where they said several things.
-    kinds: names, where a further column "pixels" [n, height, width] of each split is 0 or 1 + an index into them.
     notes: what a person should know of how it was read.
+    source: the Config that describes them, see ``train.data``; None for arrays in memory.
 
-    Lists become arrays, and masks of 0 and 1 booleans.  Raises ValueError for splits that are not known or have no inputs, lists
-    that are no array, masks of other values, and masks that hide everything.
+    Lists become arrays, and masks of 0 and 1 booleans.  Raises ValueError for splits that are not
+    known or have no inputs, lists that are no array, masks of other values, and masks that hide
+    everything.
     """
 
     name: str
-    splits: Mapping[str, Table]
+    splits: Mapping[str, Any]
     task: Task = None  # pyright: ignore[reportAssignmentType] (set below)
     input_range: tuple[float, float] = (0.0, 1.0)
-    speakers: tuple[str, ...] = ()
-    widths: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    sentences: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict)
-    references: Mapping[str, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
-    kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source: Any = None
 
     def __post_init__(self) -> None:
         """Raises ValueError: see the class."""
         for split in self.splits:
             if split not in ALL_SPLITS:
-                raise ValueError(f"data {self.name}: split {split!r}, allowed: {', '.join(ALL_SPLITS)}")
-        splits = {split: _table(f"data {self.name}: {split}", table) for split, table in self.splits.items()}
+                raise ValueError(
+                    f"data {self.name}: split {split!r}, allowed: {', '.join(ALL_SPLITS)}"
+                )
+        splits = {
+            split: _table(f"data {self.name}: {split}", table)
+            for split, table in self.splits.items()
+        }
         object.__setattr__(self, "splits", splits)
         if self.task is None:
-            object.__setattr__(self, "task", task_of_arrays(next(iter(splits.values()))))
+            object.__setattr__(self, "task", task_of_arrays(next(iter(self.tables.values()))))
 
     @property
-    def extra_columns(self) -> tuple[str, ...]:
-        """Those that batches or evaluation read, whatever the model."""
-        bucket, speakers = ("bucket",) if self.widths else (), ("speakers",) if self.speakers else ()
-        return bucket + speakers + (("boxes", "phrases", "words", "pixels") if self.kinds else ())
+    def tables(self) -> dict[str, Table]:
+        """The splits that are tables."""
+        return {split: table for split, table in self.splits.items() if isinstance(table, Table)}
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the content: a run is resumed only on the same data."""
         digest = hashlib.blake2b(digest_size=8)
         for split in sorted(self.splits):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.splits[split])):
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                array = leaf if isinstance(leaf, Images) else np.ascontiguousarray(leaf)
-                digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
-                digest.update(array.digest() if isinstance(array, Images) else array.reshape(-1).view(np.uint8).data)
-        if self.references:
-            digest.update(repr(sorted(self.references.items())).encode())
+            for name, value in self.splits[split].content():
+                if isinstance(value, Images):
+                    digest.update(f"{split} {name} {value.dtype} {value.shape}".encode())
+                    digest.update(value.digest())
+                elif isinstance(value, tuple):
+                    digest.update(f"{split} {name} {value!r}".encode())
+                else:
+                    array = np.ascontiguousarray(value)
+                    digest.update(f"{split} {name} {array.dtype} {array.shape}".encode())
+                    digest.update(array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def joined(self, *names: str) -> Table:
         """Several splits as one table."""
-        if len(names) == 1:
-            return dict(self.splits[names[0]])
-        for name in names[1:]:
-            if different := self.splits[names[0]].keys() ^ self.splits[name].keys():
+        first, *others = (self.splits[name] for name in names)
+        if others and any(isinstance(each, Endless) for each in (first, *others)):
+            raise ValueError(
+                f"data {self.name}: {' and '.join(names)} joined, allowed for endless data: one"
+            )
+        for other in others:
+            if different := first.keys() ^ other.keys():
+                what = ", ".join(sorted(different))
                 raise ValueError(
-                    f"data {self.name}: {', '.join(sorted(different))} in one of {', '.join(names)}, expected in all"
+                    f"data {self.name}: {what} in one of {', '.join(names)}, expected in all"
                 )
-        return jax.tree.map(_joined, *(dict(self.splits[name]) for name in names))
+        return first.joined(others) if others else first
 
 
 def map_targets(dataset: Dataset, change: Callable[[str, Table], np.ndarray]) -> Dataset:
     """The data with other targets: change(split, table) -> targets."""
-    changed = {split: change(split, table) for split, table in dataset.splits.items() if "targets" in table}
-    if all(targets is dataset.splits[split]["targets"] for split, targets in changed.items()):
-        return dataset
-    splits = {split: table | ({"targets": changed[split]} if split in changed else {}) for split, table in dataset.splits.items()}
-    return dataclasses.replace(dataset, splits=splits)
+    splits: dict[str, Any] = dict(dataset.splits)
+    for split, table in dataset.tables.items():
+        if "targets" in table:
+            targets = change(split, table)
+            splits[split] = table if targets is table["targets"] else table.having(targets=targets)
+    same = all(splits[split] is table for split, table in dataset.splits.items())
+    return dataset if same else dataclasses.replace(dataset, splits=splits)
 
 
-def _table(where: str, table: Any) -> Table:
+def _table(where: str, table: Any) -> Table | Endless:
+    if isinstance(table, Endless):
+        return table
     if not isinstance(table, Mapping):
-        raise ValueError(f"{where}: {type(table).__name__}, allowed: arrays by name, such as inputs and targets")
+        raise ValueError(
+            f"{where}: {type(table).__name__}, allowed: arrays by name, such as inputs and targets"
+        )
     if "inputs" not in table:
         raise ValueError(f"{where} has no inputs; it has {', '.join(map(str, table)) or 'nothing'}")
-    arrays = {name: _arrays(f"{where} {name}", column) for name, column in _named(where, table).items()}
+    arrays = {
+        name: _arrays(f"{where} {name}", column) for name, column in _named(where, table).items()
+    }
     for name in ("mask", "reset"):
         if name in arrays:
             arrays[name] = _booleans(f"{where} {name}", arrays[name])
     if "mask" in arrays and arrays["mask"].size and not arrays["mask"].any():
         raise ValueError(f"{where} mask: False everywhere, allowed: True somewhere")
-    return arrays
+    given = as_table(table)
+    return Table(arrays, given.sampler, given.extras)
 
 
 def _named(where: str, table: Mapping[Any, Any]) -> Mapping[str, Any]:
     for name in table:
         if not isinstance(name, str):
-            raise ValueError(f"{where}: an array by the name {name!r}, allowed: texts, such as 'inputs'")
+            raise ValueError(
+                f"{where}: an array by the name {name!r}, allowed: texts, such as 'inputs'"
+            )
     return table
 
 
@@ -133,11 +214,15 @@ def _arrays(where: str, column: Any) -> Any:
     if isinstance(column, Images | np.ndarray):
         return column
     if isinstance(column, Mapping):
-        return {name: _arrays(f"{where}.{name}", each) for name, each in _named(where, column).items()}
+        return {
+            name: _arrays(f"{where}.{name}", each) for name, each in _named(where, column).items()
+        }
     try:
         array = np.asarray(column)
     except ValueError:  # numpy's names what it has seen, in many words
-        raise ValueError(f"{where}: lists of different lengths, allowed: an array of numbers") from None
+        raise ValueError(
+            f"{where}: lists of different lengths, allowed: an array of numbers"
+        ) from None
     if array.dtype == object:
         raise ValueError(f"{where}: {type(column).__name__}, allowed: an array of numbers")
     return array
@@ -145,7 +230,9 @@ def _arrays(where: str, column: Any) -> Any:
 
 def _booleans(where: str, column: Any) -> np.ndarray:
     if not isinstance(column, np.ndarray) or column.dtype.kind not in "buif":
-        raise ValueError(f"{where}: {getattr(column, 'dtype', type(column).__name__)}, allowed: True and False")
+        raise ValueError(
+            f"{where}: {getattr(column, 'dtype', type(column).__name__)}, allowed: True and False"
+        )
     if column.dtype == bool:
         return column
     wrong = column[(column != 0) & (column != 1)]
@@ -154,7 +241,9 @@ def _booleans(where: str, column: Any) -> np.ndarray:
     return column.astype(bool)
 
 
-def stratified_split(targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED) -> list[np.ndarray]:
+def stratified_split(
+    targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED
+) -> list[np.ndarray]:
     """Index arrays of the given sizes (they sum to len(targets)), shuffled, each class spread evenly over them."""
     # Within its class an example has a rank in (0, 1); in the order of ranks every class is spread evenly.
     order = _by_rank(targets, seed, lambda count: (np.arange(count) + 0.5) / count)
@@ -172,7 +261,9 @@ def as_many_of_each(targets: np.ndarray, count: int, seed: int) -> np.ndarray:
     most = len(labels) * int(sizes.min())
     if not 0 < count <= most:
         few = f"class {labels[sizes.argmin()]} has {sizes.min()} of the {len(targets)} examples"
-        raise ValueError(f"labels={count}, allowed: 1 to {most}, as {few}, and there are {len(labels)} classes")
+        raise ValueError(
+            f"labels={count}, allowed: 1 to {most}, as {few}, and there are {len(labels)} classes"
+        )
     drawn = _by_rank(targets, seed, np.arange)[:count]
     return np.random.default_rng([seed, 1]).permutation(drawn)
 
@@ -193,12 +284,16 @@ def by_split(source: str, named: Iterable[tuple[str, T]]) -> dict[str, T]:
     for word, thing in named:
         split = SPLIT_OF[word.lower()]
         if split in found:
-            raise DataError(f"{source}: {found[split][0]} and {word} are both the {split} split, expected one of them")
+            raise DataError(
+                f"{source}: {found[split][0]} and {word} are both the {split} split, expected one of them"
+            )
         found[split] = (word, thing)
     return {split: found[split][1] for split in SPLITS if split in found}
 
 
-def with_splits(source: str, tables: dict[str, Table], *, divide: bool = True) -> dict[str, Table]:
+def with_splits(
+    source: str, tables: dict[str, Columns], *, divide: bool = True
+) -> dict[str, Columns]:
     """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation.
 
     divide: else nothing is divided, and a table without splits tests as a whole.
@@ -218,7 +313,10 @@ def with_splits(source: str, tables: dict[str, Table], *, divide: bool = True) -
     labels = table["targets"] if table["targets"].ndim == 1 else np.zeros(count, np.int32)
     sizes = (count - tenth * (len(parts) - 1), *[tenth] * (len(parts) - 1))
     blocks = stratified_split(labels, sizes)
-    made = {part: {key: _chosen(value, rows) for key, value in table.items()} for part, rows in zip(parts, blocks, strict=True)}
+    made = {
+        part: {key: _chosen(value, rows) for key, value in table.items()}
+        for part, rows in zip(parts, blocks, strict=True)
+    }
     return {**made, **{split: value for split, value in tables.items() if split == "test"}}
 
 
@@ -227,4 +325,6 @@ def _chosen(column: Any, rows: np.ndarray) -> Any:
 
 
 def _joined(first: Any, *others: Any) -> Any:
-    return first.followed_by(*others) if isinstance(first, Images) else np.concatenate([first, *others])
+    if isinstance(first, Images):
+        return first.followed_by(*others)
+    return sum(others, first) if isinstance(first, tuple) else np.concatenate([first, *others])

@@ -7,7 +7,7 @@ Ctrl-C and SIGTERM are one line and an exit status, from the first line of ours 
 - otherwise the handler raises KeyboardInterrupt, so that temporary files, workers and the terminal are tidied up.  Where it gets
   lost, as in a callback of the garbage collector, it is raised again; and whatever exception arrives in the end, the signal was
   the reason;
-- ``train.loop.Interrupts`` takes over from the first step until everything is saved;
+- ``train.engine.loop.Interrupts`` takes over from the first step until everything is saved;
 - once the exit status is known, signals change nothing.
 
 None of this touches a program of the user's that imports ``train``.
@@ -66,7 +66,11 @@ class _Program:
             self.previous_unraisable(problem)
             return
         self.lost = True
-        again = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, self.received or signal.SIGINT))
+        again = threading.Timer(
+            0.02,
+            signal.pthread_kill,
+            (threading.main_thread().ident, self.received or signal.SIGINT),
+        )
         again.daemon = True
         again.start()
 
@@ -101,7 +105,9 @@ def run(name: str) -> Any:
         try:
             status = main()
         except SystemExit as stop:
-            status = PIPE_CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code  # it is rich's way
+            status = (
+                PIPE_CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code
+            )  # it is rich's way
         over()
     except BaseException as error:
         status = _program.explain(error)
@@ -154,8 +160,14 @@ def program(name: str) -> str:
     script = f"zoo-{name}"
     if os.path.basename(sys.argv[0]) in PROGRAMS and script in PROGRAMS:
         beside, found = os.path.join(os.path.dirname(sys.argv[0]), script), shutil.which(script)
-        return script if found and os.path.realpath(found) == os.path.realpath(beside) else shlex.quote(beside)
-    python = sys.orig_argv[0] if os.path.basename(sys.orig_argv[0]).startswith("python") else "python"
+        return (
+            script
+            if found and os.path.realpath(found) == os.path.realpath(beside)
+            else shlex.quote(beside)
+        )
+    python = (
+        sys.orig_argv[0] if os.path.basename(sys.orig_argv[0]).startswith("python") else "python"
+    )
     return f"{shlex.quote(python)} -m {name}"
 
 
@@ -184,7 +196,9 @@ def _flush(status: Any) -> Any:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes it once more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # where Python writes it once more
         return status or _program.explain(error)
     return status
 

@@ -50,7 +50,9 @@ def reading(source: str | pathlib.Path) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged input
         lines = str(error).strip().splitlines()
-        raise DataError(f"{source}: unreadable: {lines[0][:200] if lines else type(error).__name__}") from error
+        raise DataError(
+            f"{source}: unreadable: {lines[0][:200] if lines else type(error).__name__}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -79,7 +81,11 @@ def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
 
 def visible(folder: pathlib.Path) -> list[pathlib.Path]:
     """What a person has put into a folder, by name."""
-    return sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.lower() in JUNK))
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if not (entry.name.startswith(".") or entry.name.lower() in JUNK)
+    )
 
 
 def named(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -87,7 +93,9 @@ def named(folder: pathlib.Path, name: str) -> pathlib.Path:
     file = folder / name
     if file.exists() or not folder.is_dir():
         return file
-    return next((entry for entry in sorted(folder.iterdir()) if entry.name.lower() == name.lower()), file)
+    return next(
+        (entry for entry in sorted(folder.iterdir()) if entry.name.lower() == name.lower()), file
+    )
 
 
 def not_read(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
@@ -112,7 +120,9 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
         lengths = stream.read(4 * rank)
         if len(lengths) < 4 * rank:
             raise DataError(f"{file}: truncated in its header")
-        shape = tuple(int.from_bytes(lengths[4 * axis : 4 * axis + 4], "big") for axis in range(rank))
+        shape = tuple(
+            int.from_bytes(lengths[4 * axis : 4 * axis + 4], "big") for axis in range(rank)
+        )
         size, room = math.prod(shape) * dtype.itemsize, _room(raw, ALWAYS_BYTES)
         if not 0 < size <= room:
             raise DataError(f"{file}: shape {shape} announces {size} bytes, allowed: 1 to {room}")
@@ -144,7 +154,9 @@ def read_text(file: pathlib.Path) -> str:
 
 def read_lines(file: pathlib.Path) -> list[str]:
     """The lines of such a file.  Raises DataError that names the line, too."""
-    return [decoded(f"{file}:{number}", line) for number, line in enumerate(read_byte_lines(file), 1)]
+    return [
+        decoded(f"{file}:{number}", line) for number, line in enumerate(read_byte_lines(file), 1)
+    ]
 
 
 def read_byte_lines(file: pathlib.Path) -> list[bytes]:
@@ -182,7 +194,9 @@ def _unmarked(source: str, raw: bytes) -> bytes:
     marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if marked or b"\0" in raw:
         what = "UTF-16" if marked else f"a NUL character after {raw.index(0)} bytes, as in UTF-16"
-        raise DataError(f"{source}: {what}; expected text in UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW")
+        raise DataError(
+            f"{source}: {what}; expected text in UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        )
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
@@ -193,19 +207,26 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file.  Pickled objects are refused."""
     with opened(file) as raw:
         if not zipfile.is_zipfile(raw):
-            raise DataError(f"{file}: not an npz file (named arrays, as numpy.savez writes them), or truncated")
+            raise DataError(
+                f"{file}: not an npz file (named arrays, as numpy.savez writes them), or truncated"
+            )
         with zipfile.ZipFile(raw) as archive:
             members, room = archive.infolist(), _room(raw, ALWAYS_BYTES)
             size = sum(member.file_size for member in members)
             if size > room:
                 raise DataError(f"{file}: announces {size} bytes, allowed: {room}")
-            arrays = {member.filename.removesuffix(".npy"): _read_npy(file, archive, member) for member in members}
+            arrays = {
+                member.filename.removesuffix(".npy"): _read_npy(file, archive, member)
+                for member in members
+            }
         # zipfile does not compare: one wrong bit in the length of a comment hides all later members.
         raw.seek(max(os.fstat(raw.fileno()).st_size - 2**16 - 22, 0))
         end = raw.read().rpartition(b"PK\5\6")[2]
         announced = int.from_bytes(end[6:8], "little")
         if not 0 < len(arrays) == announced:
-            raise DataError(f"{file}: {len(arrays)} arrays where {announced} are announced, expected as many, and at least one")
+            raise DataError(
+                f"{file}: {len(arrays)} arrays where {announced} are announced, expected as many, and at least one"
+            )
         return arrays
 
 
@@ -225,7 +246,9 @@ def check_image_shape(shape: tuple[int, int, int]) -> None:
     """Raises DataError unless images can be given that shape."""
     height, width, channels = shape
     if channels not in MODES or min(height, width) < 1:
-        raise DataError(f"image_shape={shape}, allowed: height, width of at least 1 and 1, 3 or 4 channels")
+        raise DataError(
+            f"image_shape={shape}, allowed: height, width of at least 1 and 1, 3 or 4 channels"
+        )
 
 
 def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -236,7 +259,9 @@ def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
     return read_sized_image(file, shape)[0]
 
 
-def read_sized_image(file: pathlib.Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def read_sized_image(
+    file: pathlib.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
     """``read_image``, and height and width of the image as it was, upright."""
     check_image_shape(shape)
     height, width, channels = shape
@@ -249,9 +274,13 @@ def read_sized_image(file: pathlib.Path, shape: tuple[int, int, int]) -> tuple[n
                 image.draft(None, (side, side))
             turn = _turn(image)
             sideways = turn in SIDEWAYS
-            pixels = _converted(file, image, MODES[channels], (height, width) if sideways else (width, height))
+            pixels = _converted(
+                file, image, MODES[channels], (height, width) if sideways else (width, height)
+            )
             pixels = pixels if turn is None else pixels.transpose(turn)
-            resized = np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+            resized = np.asarray(
+                pixels.resize((width, height), Image.Resampling.BILINEAR), np.uint8
+            )
     return resized.reshape(shape), (across, down) if sideways else (down, across)
 
 
@@ -267,7 +296,9 @@ def opened_image(file: pathlib.Path) -> Iterator[Image.Image]:
             raise DataError(f"{file}: not an image, or damaged")
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{file}: {image.width} x {image.height} pixels, allowed: {MAX_PIXELS:,} in all")
+                raise DataError(
+                    f"{file}: {image.width} x {image.height} pixels, allowed: {MAX_PIXELS:,} in all"
+                )
             yield image
 
 
@@ -281,7 +312,9 @@ def _identified(raw: BinaryIO) -> Image.Image | None:
         # Another format after all, or damaged, is one of these errors.
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
             accepted = accept is None or accept(prefix)
-            if accepted and not isinstance(accepted, str):  # text says what this Pillow was built without
+            if accepted and not isinstance(
+                accepted, str
+            ):  # text says what this Pillow was built without
                 raw.seek(0)
                 return factory(raw, "")
     return None
@@ -318,11 +351,39 @@ def image_size(file: pathlib.Path) -> tuple[int, int]:
         return image.size if _turn(image) in SIDEWAYS else (image.height, image.width)
 
 
+GREY = ("1", "L", "I", "F")
+"""How Pillow's names of grey modes begin."""
+LOOKED_AT = 1000
+"""Images whose sizes are compared, evenly spaced among more of them."""
+
+
+def common_shape(where: object, files: Sequence[pathlib.Path]) -> tuple[int, int, int]:
+    """Height, width and channels that images have: 1 channel where all are grey, else 3.
+
+    Raises DataError that names the option to give where their sizes differ.
+    """
+    shapes = set()
+    for file in files[:: -(-len(files) // LOOKED_AT) or 1]:
+        with opened_image(file) as image:
+            size = image.size if _turn(image) in SIDEWAYS else (image.height, image.width)
+            shapes.add((*size, 1 if image.mode.startswith(GREY) and image.mode != "LA" else 3))
+    channels = max((shape[2] for shape in shapes), default=1)
+    sizes = sorted({shape[:2] for shape in shapes})
+    if len(sizes) != 1:
+        (low, wide), (high, broad) = sizes[0], sizes[-1]
+        example = f"--data.image-shape {low} {wide} {channels}"
+        differ = f"images of {len(sizes)} sizes, such as {low}x{wide} and {high}x{broad}"
+        raise DataError(f"{where}: {differ}; give the one to resize to, such as {example}")
+    return (*sizes[0], channels)
+
+
 def read_mask(file: pathlib.Path) -> np.ndarray:
     """Numbers of classes from a PNG of palette indices or grey values of up to 8 bits -> uint8 [height, width], upright."""
     with opened_image(file) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
-            raise DataError(f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or up to 8 bits of grey")
+            raise DataError(
+                f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or up to 8 bits of grey"
+            )
         turn = _turn(image)
         values = np.array(image if turn is None else image.transpose(turn)).astype(np.uint8)
     return values // np.uint8(255 // (2 ** _bits(file) - 1)) if image.mode == "L" else values
@@ -334,7 +395,9 @@ def _bits(file: pathlib.Path) -> int:
         return raw.read(25)[24]
 
 
-def _converted(file: pathlib.Path, image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
+def _converted(
+    file: pathlib.Path, image: Image.Image, mode: str, size: tuple[int, int]
+) -> Image.Image:
     """Like ``image.convert(mode)``, but right for 16 bits and transparency; a large one is shrunk to twice ``size`` or more."""
     if image.mode in ("I", "F"):
         raise DataError(f"{file}: pixels of 32 bits, whose range is not known; expected 8 or 16")
@@ -380,7 +443,9 @@ def _strip(image: Image.Image, low: Image.Image | None, mode: str) -> Image.Imag
         values = np.asarray(image, np.uint16) << 8 | np.asarray(low)
         image = image.copy()
         del image.info["transparency"]
-        image.putalpha(Image.fromarray(np.where((values == key).all(axis=-1), 0, 255).astype(np.uint8)))
+        image.putalpha(
+            Image.fromarray(np.where((values == key).all(axis=-1), 0, 255).astype(np.uint8))
+        )
     if mode != "RGBA" and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -405,9 +470,18 @@ class Images:
     dtype = np.dtype(np.uint8)
 
     @classmethod
-    def find(cls, root: str | pathlib.Path, files: Sequence[pathlib.Path], image_shape: tuple[int, int, int]) -> "Images":
+    def find(
+        cls,
+        root: str | pathlib.Path,
+        files: Sequence[pathlib.Path],
+        image_shape: tuple[int, int, int],
+    ) -> "Images":
         """files: within the folder ``root``."""
-        return cls(str(root), np.array([os.fsencode(file.relative_to(root)) for file in files], np.bytes_), image_shape)
+        return cls(
+            str(root),
+            np.array([os.fsencode(file.relative_to(root)) for file in files], np.bytes_),
+            image_shape,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -441,7 +515,9 @@ class Images:
 
     def followed_by(self, *others: "Images") -> "Images":
         """All of them, one after the other, not decoded; of the same folder."""
-        return dataclasses.replace(self, index=np.concatenate([self.index, *(other.index for other in others)]))
+        return dataclasses.replace(
+            self, index=np.concatenate([self.index, *(other.index for other in others)])
+        )
 
     def digest(self) -> bytes:
         """A hash of what lies in the files, in their order: of each its length and its first and last ENDS bytes.
@@ -449,7 +525,9 @@ class Images:
         Any change of a PNG shows there (its last bytes hold checksums), and whatever changes the length of a file; reading all
         of a set that does not fit in memory would take as long as an epoch.  Names and times of files do not matter.
         """
-        blocks = [self.index[start : start + AT_ONCE] for start in range(0, len(self.index), AT_ONCE)]
+        blocks = [
+            self.index[start : start + AT_ONCE] for start in range(0, len(self.index), AT_ONCE)
+        ]
         digest = hashlib.blake2b()
         with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             for part in readers.map(self._digest_of, blocks):
@@ -500,16 +578,23 @@ class Mapped(Images):
 
 
 @functools.lru_cache(maxsize=8)
-def _pixels_and_digests(file: str, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _pixels_and_digests(
+    file: str, image_shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [n, height, width, channels] and hashes [n, DIGEST] of a file of ``map_images``."""
     with reading(file):
         whole = np.memmap(file, np.uint8, "r").view(np.ndarray)
         count = len(whole) // (math.prod(image_shape) + DIGEST)
-        return whole[: -count * DIGEST].reshape(count, *image_shape), whole[-count * DIGEST :].reshape(count, DIGEST)
+        return whole[: -count * DIGEST].reshape(count, *image_shape), whole[
+            -count * DIGEST :
+        ].reshape(count, DIGEST)
 
 
 def map_images(
-    files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], folder: pathlib.Path, decoded: Callable[[int], None]
+    files: Sequence[pathlib.Path],
+    image_shape: tuple[int, int, int],
+    folder: pathlib.Path,
+    decoded: Callable[[int], None],
 ) -> Mapped:
     """Image files, resized, as ``Mapped``: each is decoded once, into a file that stays in ``folder``.
 
@@ -520,15 +605,23 @@ def map_images(
     decoded: is told how many images were, each time that some were.  Raises DataError when the file cannot be written.
     """
     check_image_shape(image_shape)
-    name = hashlib.blake2b(repr((READ_VERSION, PIL.__version__, image_shape)).encode(), digest_size=16)
+    name = hashlib.blake2b(
+        repr((READ_VERSION, PIL.__version__, image_shape)).encode(), digest_size=16
+    )
     for file in files:
         with reading(file):
             found = file.stat()
-        name.update(f"{found.st_size} {found.st_mtime_ns} ".encode() + os.fsencode(file.absolute()) + b"\0")
+        name.update(
+            f"{found.st_size} {found.st_mtime_ns} ".encode() + os.fsencode(file.absolute()) + b"\0"
+        )
     place = folder / f"{name.hexdigest()}.images"
     with reading(place):
         size = len(files) * (math.prod(image_shape) + DIGEST)
-        if not (place.is_file() and place.stat().st_size == size and _as_readable_as_then(files, image_shape, place)):
+        if not (
+            place.is_file()
+            and place.stat().st_size == size
+            and _as_readable_as_then(files, image_shape, place)
+        ):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _decode_all(files, image_shape, place, decoded)
@@ -545,14 +638,23 @@ def _decode(file: pathlib.Path, image_shape: tuple[int, int, int]) -> bytes | No
         return None
 
 
-def _as_readable_as_then(files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path) -> bool:
+def _as_readable_as_then(
+    files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path
+) -> bool:
     """Whether images that could not be read when the file was made cannot be read now: rights and decoders change."""
     then = Mapped(str(place), np.arange(len(files), dtype=np.int32), image_shape).readable()
-    return all(_decode(file, image_shape) is None for file, fine in zip(files, then, strict=True) if not fine)
+    return all(
+        _decode(file, image_shape) is None
+        for file, fine in zip(files, then, strict=True)
+        if not fine
+    )
 
 
 def _decode_all(
-    files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path, decoded: Callable[[int], None]
+    files: Sequence[pathlib.Path],
+    image_shape: tuple[int, int, int],
+    place: pathlib.Path,
+    decoded: Callable[[int], None],
 ) -> None:
     """Writes the file: the pixels of all images, then their hashes."""
     black, digests = bytes(math.prod(image_shape)), []
@@ -561,10 +663,18 @@ def _decode_all(
         # Written rather than mapped, as a full disk is then an error and not the end of this process.
         with open(handle, "wb") as out, concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(files), AT_ONCE):
-                images = list(readers.map(lambda file: _decode(file, image_shape), files[start : start + AT_ONCE]))
+                images = list(
+                    readers.map(
+                        lambda file: _decode(file, image_shape), files[start : start + AT_ONCE]
+                    )
+                )
                 for image in images:
                     out.write(image or black)
-                    digests.append(bytes(DIGEST) if image is None else hashlib.blake2b(image, digest_size=DIGEST).digest())
+                    digests.append(
+                        bytes(DIGEST)
+                        if image is None
+                        else hashlib.blake2b(image, digest_size=DIGEST).digest()
+                    )
                 decoded(len(images))
             out.write(b"".join(digests))
             out.flush()
@@ -581,11 +691,15 @@ def check_inputs(source: str, name: str, inputs: np.ndarray) -> np.ndarray:
     if kind not in "buif":
         raise DataError(f"{source}: {name} has dtype {inputs.dtype}, expected numbers")
     if inputs.ndim < 2 or not inputs.size:
-        raise DataError(f"{source}: {name} has shape {inputs.shape}, expected [examples, ...] and at least one value")
+        raise DataError(
+            f"{source}: {name} has shape {inputs.shape}, expected [examples, ...] and at least one value"
+        )
     if kind == "f":
         return _float32(source, name, inputs)
     if size == 8 and not -(2**31) <= int(inputs.min()) <= int(inputs.max()) < 2**31:
-        raise DataError(f"{source}: {name} holds integers of more than 32 bits")  # a device would cut them off without a word
+        raise DataError(
+            f"{source}: {name} holds integers of more than 32 bits"
+        )  # a device would cut them off without a word
     return np.asarray(inputs, np.int32 if size == 8 else inputs.dtype.newbyteorder("="), order="C")
 
 
@@ -597,14 +711,18 @@ def _float32(source: str, name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def check_targets(source: str, name: str, targets: np.ndarray, length: int, classes: int = MAX_CLASSES) -> np.ndarray:
+def check_targets(
+    source: str, name: str, targets: np.ndarray, length: int, classes: int = MAX_CLASSES
+) -> np.ndarray:
     """Classes [n] -> int32, or real targets [n, k] -> float32; as many as there are inputs."""
     if targets.shape[:1] != (length,):
         raise DataError(f"{source}: {name} has shape {targets.shape} for {length} inputs")
     if targets.dtype.kind in "bui" and targets.ndim == 1:
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= classes:
-            raise DataError(f"{source}: {name} holds class {low if low < 0 else high}, allowed: 0 to {classes - 1}")
+            raise DataError(
+                f"{source}: {name} holds class {low if low < 0 else high}, allowed: 0 to {classes - 1}"
+            )
         return targets.astype(np.int32)
     if targets.dtype.kind == "f" and targets.ndim == 2 and targets.size:
         return _float32(source, name, targets)

@@ -52,7 +52,10 @@ def leave(number: int, _: FrameType | None = None, advice: str = "") -> None:
 def say(number: int, advice: str = "") -> None:
     """The line that a signal leaves on standard error."""
     try:  # noqa: SIM105 (contextlib takes longer).  Not by print, in the middle of which the signal may have come
-        os.write(2, f"stopped by {signal.Signals(number).name}{advice}\n".encode(errors="backslashreplace"))
+        os.write(
+            2,
+            f"stopped by {signal.Signals(number).name}{advice}\n".encode(errors="backslashreplace"),
+        )
     except OSError:
         pass
 
@@ -70,7 +73,11 @@ def hidden(*names: str) -> str:
     for name in names:
         loaded = sys.modules.get(name)
         spec = importlib.util.find_spec(name) if loaded is None else None
-        places = [getattr(loaded, "__file__", None), spec and spec.origin, *((spec and spec.submodule_search_locations) or ())]
+        places = [
+            getattr(loaded, "__file__", None),
+            spec and spec.origin,
+            *((spec and spec.submodule_search_locations) or ()),
+        ]
         there = next(filter(None, places), None)
         if there is None or os.path.dirname(os.path.realpath(there)) == os.path.join(root, name):
             continue  # of what is not there at all, the import that follows tells

@@ -14,7 +14,10 @@ NO_CACHE = "there is no home folder that can be written to; XDG_CACHE_HOME may n
 
 def roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
     """The directories where data may lie."""
-    for origin, root in (("--data-dir", data_dir), ("ZOO_DATA_DIR", os.environ.get("ZOO_DATA_DIR"))):
+    for origin, root in (
+        ("--data-dir", data_dir),
+        ("ZOO_DATA_DIR", os.environ.get("ZOO_DATA_DIR")),
+    ):
         if root:
             with reading(f"{origin} {root}"):
                 path = pathlib.Path(root).expanduser()
@@ -35,7 +38,9 @@ def locate(path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     raise DataError(f"no such file or folder: {', '.join(dict.fromkeys(looked))}")
 
 
-def download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()) -> pathlib.Path:
+def download(
+    name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()
+) -> pathlib.Path:
     """The file, from the cache or else from the first mirror that has it with this checksum.
 
     all_files: those that a person could put in place by hand.  Raises DataError that says how, where no mirror has it.
@@ -51,8 +56,12 @@ def download(name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files
             with contextlib.closing(ProgressBar(file)) as bar:
                 downloader: Any = pooch.HTTPDownloader(timeout=20)
                 downloader.progressbar = bar
-                return pathlib.Path(pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=downloader))
-        except Exception as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
+                return pathlib.Path(
+                    pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=downloader)
+                )
+        except (
+            Exception
+        ) as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
             failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
     raise DataError(
         f"data {name!r}: {file} is neither here nor could it be downloaded ({'; '.join(failures)}).  Put "
@@ -88,11 +97,19 @@ class ProgressBar:
 
     def __init__(self, label: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
         columns = (TextColumn(label), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
         self._task = self._progress.add_task(label, total=None)
 
     @property

@@ -9,17 +9,24 @@ from typing import Any, Generic, Literal, TypeVar
 import cattrs
 from tyro.conf import Suppress
 
+from train import data
 from train.augment import Augment
-from train.optimizer import Optimizer, numeric_fields
-from train.pairs import Pairs
-from train.settings import settle
-from train.text import Text
-from zoo.base import Model, plain
+from train.data import digits
+from train.engine.optimizer import Optimizer, numeric_fields
+from train.settings import settle, shown
+from zoo.base import Model
+from zoo.parts.checking import plain
 
 Preprocess = Literal["none", "unit", "standardize", "zscore", "imagenet"]
 C = TypeVar("C")
+D = TypeVar("D")
 Mode = Literal["max", "min"]
-BETTER: dict[str, Mode] = {"accuracy": "max", "loss": "min", "reconstruction_error": "min", "squared_error": "min"}
+BETTER: dict[str, Mode] = {
+    "accuracy": "max",
+    "loss": "min",
+    "reconstruction_error": "min",
+    "squared_error": "min",
+}
 """Which values of the models' metrics are better.  Others have no direction of their own, such as a free energy."""
 
 
@@ -41,13 +48,19 @@ class Target:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         settle(self, f"target {self.metric}: ")
-        if self.published_kind == "bound" and (self.published is None or self.less_is_better is not True):
-            raise ValueError(f"target {self.metric}: published_kind='bound', allowed only with published and at_most")
+        if self.published_kind == "bound" and (
+            self.published is None or self.less_is_better is not True
+        ):
+            raise ValueError(
+                f"target {self.metric}: published_kind='bound', allowed only with published and at_most"
+            )
 
     @property
     def less_is_better(self) -> bool | None:
         """None where no bound of ours says it, or there are two."""
-        return None if (self.at_most is None) == (self.at_least is None) else self.at_most is not None
+        return (
+            None if (self.at_most is None) == (self.at_least is None) else self.at_most is not None
+        )
 
     def as_published(self, value: float) -> bool | None:
         """Whether a value is at least as good as the published one, or below the published bound.
@@ -71,7 +84,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Generic[C]):
+class Recipe(Generic[C, D]):
     """A training run as data.  Lengths in epochs may be fractions."""
 
     name: Suppress[str]
@@ -80,16 +93,9 @@ class Recipe(Generic[C]):
     """One line for lists: what it is and where it comes from."""
     model: C
     """The Config of a model; its module follows from it."""
-    data: str = "digits"
-    """digits, mnist, fashion_mnist, moving_digits, npz:PATH, folder:PATH, stream:PATH, fsdd:PATH, topics, brown, tinyshakespeare,
-    text:PATH, adding:STEPS, copy:STEPS, numbers-en-fr, multi30k-en-fr, pairs:SRC,TGT, digit_scenes, stamps:PATH, captions:PATH,
-    digit_pixels, stamp_pixels:PATH, masks:PATH, synthetic:SHAPE (see docs/training.md)."""
-    image_shape: tuple[int, int, int] = (28, 28, 1)
-    """folder:, stream:, captions: and masks: data only: images are resized to this height, width and number of channels."""
-    text: Text = Text()  # noqa: RUF009 (frozen)
-    """Text data only: how it is read."""
-    pairs: Pairs = Pairs()  # noqa: RUF009 (frozen)
-    """Pairs of sentences and captions: data only: how they are read."""
+    data: D = digits.Config()  # noqa: RUF009 (frozen)  # pyright: ignore[reportAssignmentType]
+    """The Config of a kind of data, see ``train.data``.  Its settings are --data.*; --data KIND
+    chooses another kind, in one word such as folder:DIR (see docs/training.md)."""
     preprocess: Preprocess = "unit"
     """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input.
     imagenet: what torchvision's weights expect of colour images."""
@@ -127,7 +133,7 @@ class Recipe(Generic[C]):
     steps_per_dispatch: int = 1
     """Steps in one compiled loop: more is faster for small dense models; convolutions are slower in loops on a CPU."""
     targets: Suppress[tuple[Target, ...]] = ()
-    after: Suppress["Recipe[Any] | None"] = None
+    after: Suppress["Recipe[Any, Any] | None"] = None
     """The stage before this one (pre-training); its parameters pass through `transfer`."""
     transfer: Suppress[str] = "matching"
     """Name in train.transfer.TRANSFERS: how the earlier stage's parameters initialise this one."""
@@ -136,6 +142,12 @@ class Recipe(Generic[C]):
         """Raises ValueError naming the field, its value and what is allowed."""
         if isinstance(self.init_from, os.PathLike):
             object.__setattr__(self, "init_from", os.fspath(self.init_from))
+        if isinstance(self.data, str):
+            object.__setattr__(self, "data", data.parse(self.data))
+        if not isinstance(self.data, data.Source):
+            raise ValueError(
+                f"recipe {self.name}: data={shown(self.data)}, allowed: a Config of train.data"
+            )
         if isinstance(self.sweep, list | tuple):
             object.__setattr__(self, "sweep", tuple(str(plain(value)) for value in self.sweep))
         settle(self, f"recipe {self.name}: ")
@@ -153,9 +165,13 @@ class Recipe(Generic[C]):
         for field in positive:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"recipe {self.name}: {field}={value!r}, allowed: a positive number")
+                raise ValueError(
+                    f"recipe {self.name}: {field}={value!r}, allowed: a positive number"
+                )
         if not 0 <= self.seed < 2**31 - self.replicas + 1:
-            raise ValueError(f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31, also of replicas")
+            raise ValueError(
+                f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31, also of replicas"
+            )
         if self.after and (self.replicas > 1 or self.sweep):
             raise ValueError(
                 f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, allowed after another stage: 1, ()"
@@ -164,7 +180,7 @@ class Recipe(Generic[C]):
             _swept(self)
 
     @property
-    def members(self) -> "dict[str, Recipe[Any]]":
+    def members(self) -> "dict[str, Recipe[Any, Any]]":
         """The runs that this recipe trains side by side, by their folders' names: {"": itself} if it is the only one."""
         if self.replicas == 1 and not self.sweep:
             return {"": self}
@@ -172,8 +188,12 @@ class Recipe(Generic[C]):
         members = {}
         for name, optimizer in values.items():
             for seed in range(self.seed, self.seed + self.replicas):
-                label = "-".join(part for part in (name, f"seed-{seed}" if self.replicas > 1 else "") if part)
-                members[label] = dataclasses.replace(self, replicas=1, sweep=(), seed=seed, optimizer=optimizer)
+                label = "-".join(
+                    part for part in (name, f"seed-{seed}" if self.replicas > 1 else "") if part
+                )
+                members[label] = dataclasses.replace(
+                    self, replicas=1, sweep=(), seed=seed, optimizer=optimizer
+                )
         return members
 
     def evaluation_interval(self, steps_per_epoch: int) -> int:
@@ -181,27 +201,29 @@ class Recipe(Generic[C]):
         return max(round(self.eval_every * steps_per_epoch), 1)
 
     @property
-    def stages(self) -> "tuple[Recipe[Any], ...]":
+    def stages(self) -> "tuple[Recipe[Any, Any], ...]":
         """All earlier stages, first one first, and this recipe."""
         return (*(self.after.stages if self.after else ()), self)
 
 
-OF_DATA = ("data", "image_shape", "text", "pairs", "preprocess", "train_on")
+OF_DATA = ("data", "preprocess", "train_on")
 
 
-def with_data_in_stages(recipe: Recipe[Any], before: Recipe[Any]) -> Recipe[Any]:
+def with_data_in_stages(recipe: Recipe[Any, Any], before: Recipe[Any, Any]) -> Recipe[Any, Any]:
     """The recipe whose earlier stages have its data, where they had those of ``before``, the recipe that it was made of."""
 
-    def follow(stage: Recipe[Any] | None) -> Recipe[Any] | None:
+    def follow(stage: Recipe[Any, Any] | None) -> Recipe[Any, Any] | None:
         if stage is None:
             return None
         same = [name for name in OF_DATA if getattr(stage, name) == getattr(before, name)]
-        return dataclasses.replace(stage, after=follow(stage.after), **{name: getattr(recipe, name) for name in same})
+        return dataclasses.replace(
+            stage, after=follow(stage.after), **{name: getattr(recipe, name) for name in same}
+        )
 
     return dataclasses.replace(recipe, after=follow(recipe.after))
 
 
-def written_out(recipe: Recipe[Any]) -> Recipe[Any]:
+def written_out(recipe: Recipe[Any, Any]) -> Recipe[Any, Any]:
     """The recipe with the metric that selects and its direction, also of the stages before: what run folders hold."""
     select_by = recipe.select_by or "accuracy"
     return dataclasses.replace(
@@ -212,7 +234,7 @@ def written_out(recipe: Recipe[Any]) -> Recipe[Any]:
     )
 
 
-def _swept(recipe: Recipe[Any]) -> dict[str, Optimizer]:
+def _swept(recipe: Recipe[Any, Any]) -> dict[str, Optimizer]:
     """{"learning_rate-0.01": the optimizer with that value, ...} of a recipe with a sweep.
 
     Raises ValueError naming what is wrong with it.
@@ -231,7 +253,9 @@ def _swept(recipe: Recipe[Any]) -> dict[str, Optimizer]:
         try:
             value = int(text) if type(getattr(recipe.optimizer, name)) is int else float(text)
         except ValueError:
-            raise ValueError(f"recipe {recipe.name}: sweep of {path}: {text!r}, allowed: numbers") from None
+            raise ValueError(
+                f"recipe {recipe.name}: sweep of {path}: {text!r}, allowed: numbers"
+            ) from None
         swept[f"{name}-{text}"] = dataclasses.replace(recipe.optimizer, **{name: value})
     return swept
 
@@ -244,29 +268,35 @@ def module_of(cfg: Any) -> Model:
 _converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
 
 
-def to_dict(recipe: Recipe[Any]) -> dict[str, Any]:
+def to_dict(recipe: Recipe[Any, Any]) -> dict[str, Any]:
     """The recipe as plain JSON types, with the module of each model beside its fields."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(recipe.model)
+    fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(
+        recipe.model
+    )
+    fields["data"] = data.to_dict(recipe.data)
     fields["after"] = to_dict(recipe.after) if recipe.after else None
-    for name in ("augment", "optimizer", "targets", "image_shape", "sweep", "text", "pairs"):
+    for name in ("augment", "optimizer", "targets", "sweep"):
         fields[name] = _converter.unstructure(fields[name])
     return fields
 
 
-def from_dict(fields: dict[str, Any]) -> Recipe[Any]:
+def from_dict(fields: dict[str, Any]) -> Recipe[Any, Any]:
     """The inverse of ``to_dict``.  Imports the model's module, which may be a user's own."""
     import importlib
 
     model = dict(fields["model"])
     config = importlib.import_module(model.pop("module")).Config
     after = from_dict(fields["after"]) if fields["after"] else None
-    rest = {name: value for name, value in fields.items() if name not in ("model", "after")}
-    blank = dataclasses.replace(BLANK, **{"model": _converter.structure(model, config), "after": after})
+    rest = {name: value for name, value in fields.items() if name not in ("model", "data", "after")}
+    source = data.from_dict(fields["data"])
+    blank = dataclasses.replace(
+        BLANK, model=_converter.structure(model, config), data=source, after=after
+    )
     types = {field.name: field.type for field in dataclasses.fields(Recipe)}
     values = {name: _converter.structure(value, types[name]) for name, value in rest.items()}  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(blank, **values)
 
 
-BLANK: Recipe[Any] = Recipe(name="", model=None)
+BLANK: Recipe[Any, Any] = Recipe(name="", model=None)
 """Every setting at its default."""

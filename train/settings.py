@@ -1,14 +1,21 @@
 """Settings are frozen dataclasses of plain Python values: what their annotations say holds for every one that is made."""
 
+import dataclasses
 import functools
 import reprlib
 import types
 import typing
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from zoo.base import plain
+from zoo.parts.checking import plain
 
-_SAID = {int: "an integer", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+_SAID = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    type(None): "None",
+}
 
 
 def settle(settings: Any, where: str) -> None:
@@ -38,7 +45,8 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _tupled(value: Any) -> Any:
@@ -74,7 +82,9 @@ def _said(hint: Any) -> str:
     if origin is tuple:
         each = dict.fromkeys(_said(part) for part in parts if part is not ...)
         return (
-            f"a tuple, each {' or '.join(each)}" if parts[1:] == (...,) else f"a tuple of {len(parts)}, each {' or '.join(each)}"
+            f"a tuple, each {' or '.join(each)}"
+            if parts[1:] == (...,)
+            else f"a tuple of {len(parts)}, each {' or '.join(each)}"
         )
     cls = origin or hint
     return _SAID.get(cls) or f"{cls.__module__}.{cls.__qualname__}"

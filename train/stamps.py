@@ -1,4 +1,4 @@
-"""Scenes of cut-out pictures with captions (see ``train.scenes``).
+"""Scenes of cut-out pictures with captions (see ``train.data.scenes``).
 
 stamps:PATH, stamps:PATH@fr, stamps:PATH@COUNT, stamps:PATH@fr,COUNT
 one or two cut-outs on a canvas 64x64 of colours, captioned in English or French, from a folder of
@@ -17,12 +17,27 @@ import numpy as np
 from PIL import Image
 
 from train import tokens as tokenizers
-from train.formats import DataError, image_size, named, not_read, opened_image, read_image, read_lines, visible
-from train.scenes import RELATIONS, SEED, Phrase, Scenes, Table, arrange, say, tokenize
+from train.composition import RELATIONS, SEED, Phrase, Scenes, arrange, say, tokenize
+from train.dataset import Columns
+from train.formats import (
+    DataError,
+    image_size,
+    named,
+    not_read,
+    opened_image,
+    read_image,
+    read_lines,
+    visible,
+)
 from train.tokens import Tokenizer, pieces
 
 SCENES = {"train": 12_000, "validation": 500, "test": 1_000, "one-shot": 500}
-BOARD, LENGTHS, LONG_OF_TWO, SHORT_OF_ONE = 64, (18, 20, 22, 24, 26, 28, 31, 34, 38, 42, 46, 50, 54), 9, 4
+BOARD, LENGTHS, LONG_OF_TWO, SHORT_OF_ONE = (
+    64,
+    (18, 20, 22, 24, 26, 28, 31, 34, 38, 42, 46, 50, 54),
+    9,
+    4,
+)
 """Sides of the canvas; longest sides of cut-outs: of two, the first LONG_OF_TWO; of one alone, those from SHORT_OF_ONE."""
 LARGEST = 96
 """Longest side at which a cut-out is kept."""
@@ -34,9 +49,7 @@ HELD_OUT_PAIRS = 0.1
 _ARTICLES = {"en": r"(?:an?|the|some) ", "fr": r"(?:(?:une?|des?|du|les?|la) |l['’])"}
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
 _ENDS = re.compile(r" (?:of|in|at|with|on|for|playing) ")
-_ADJECTIVES = (
-    "toute très autre petit petite grand grande gros grosse vieux vieille énorme beau bel belle jeune joli jolie long longue"
-)
+_ADJECTIVES = "toute très autre petit petite grand grande gros grosse vieux vieille énorme beau bel belle jeune joli jolie long longue"
 _BEFORE = re.compile(rf"{_ARTICLES['fr']}(?:(?:{_ADJECTIVES.replace(' ', '|')}) )*")
 
 
@@ -52,7 +65,11 @@ def phrase(text: str, language: str) -> Phrase | None:
     """A caption as part of a sentence; None if it is not a noun with its article and at most MOST_WORDS words."""
     plain = " ".join(re.sub(r"\([^)]*\)", "", text).split()).removesuffix(".").strip()
     plain = plain[:1].lower() + plain[1:]
-    if not (re.match(_ARTICLES[language], plain) and _WORDS.fullmatch(plain) and len(plain.split()) <= MOST_WORDS):
+    if not (
+        re.match(_ARTICLES[language], plain)
+        and _WORDS.fullmatch(plain)
+        and len(plain.split()) <= MOST_WORDS
+    ):
         return None
     if language == "en":  # the noun is last, or before what is added to it
         return Phrase(plain, len(pieces("words", _ENDS.split(plain)[0])) - 1)
@@ -61,7 +78,9 @@ def phrase(text: str, language: str) -> Phrase | None:
     return Phrase(plain, min(head, len(pieces("words", plain)) - 1))
 
 
-def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tokenizer: Tokenizer | None = None) -> Scenes:
+def read_stamps(
+    folder: pathlib.Path, language: str = "en", scenes: int = 0, tokenizer: Tokenizer | None = None
+) -> Scenes:
     """Scenes of the cut-outs in a folder, of which ``scenes`` train, or as many as ``SCENES`` says.
 
     tokenizer: of the captions; fitted to the training captions unless given.
@@ -71,8 +90,12 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tok
         raise DataError(f"{folder}: language {language!r}, allowed: {', '.join(RELATIONS)}")
     phrases, cutouts, notes = _cutouts(folder, language)
     if len(phrases) < 3:
-        raise DataError(f"{folder / 'captions.tsv'}: {len(phrases)} kinds of pictures that can serve, expected at least 3")
-    extents = np.array([[image.shape[:2] for image in cutout.scaled] for cutout in cutouts], np.int32)
+        raise DataError(
+            f"{folder / 'captions.tsv'}: {len(phrases)} kinds of pictures that can serve, expected at least 3"
+        )
+    extents = np.array(
+        [[image.shape[:2] for image in cutout.scaled] for cutout in cutouts], np.int32
+    )
     pictures: list[list[int]] = [[] for _ in phrases]
     for index, cutout in enumerate(cutouts):
         pictures[cutout.kind].append(index)
@@ -80,7 +103,7 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tok
     kept = np.array([found[-1] for found in pictures if len(found) > 1], int)
     kinds = np.array([cutout.kind for cutout in cutouts])
     apart = _held_out(np.random.default_rng([SEED, 10]), len(phrases))
-    made: dict[str, Table] = {}
+    made: dict[str, Columns] = {}
     captions: dict[str, list[str]] = {}
     counts = SCENES | ({"train": scenes} if scenes else {})
     for number, (split, count) in enumerate(counts.items()):
@@ -90,10 +113,16 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tok
         items = _chosen(rng, split, count, shown, kept, kinds, apart)
         axes = rng.integers(0, 2, count)
         alone = items[:, 1] < 0
-        sizes = np.where(alone, rng.integers(SHORT_OF_ONE, len(LENGTHS), count), rng.integers(0, LONG_OF_TWO, (2, count))).T
+        sizes = np.where(
+            alone,
+            rng.integers(SHORT_OF_ONE, len(LENGTHS), count),
+            rng.integers(0, LONG_OF_TWO, (2, count)),
+        ).T
         boxes, sizes = arrange(rng, extents, items, sizes, axes, BOARD)
         found = np.where(items < 0, -1, kinds[items])
-        images, pixels = _drawn(rng, cutouts, items, sizes, boxes, np.uint8 if len(phrases) < 256 else np.uint16)
+        images, pixels = _drawn(
+            rng, cutouts, items, sizes, boxes, np.uint8 if len(phrases) < 256 else np.uint16
+        )
         captions[split], places = say(phrases, found, axes, language)
         made[split] = {"image": images, "boxes": boxes, **places, "pixels": pixels}
     tokenizer = tokenizer or tokenizers.fit("words", captions["train"], size=0, min_count=1)
@@ -101,7 +130,9 @@ def read_stamps(folder: pathlib.Path, language: str = "en", scenes: int = 0, tok
     sentences = {split: tuple(("", text) for text in texts) for split, texts in captions.items()}
     said = f"{len(cutouts)} pictures of {len(phrases)} kinds, {int(apart.sum()) // 2:,} pairs of which are together in tests only"
     held = f"{len(kept)} kinds have several pictures, the last of which is in one-shot scenes only"
-    return Scenes(made, sentences, tokenizer, tuple(each.text for each in phrases), (said, held, *notes))
+    return Scenes(
+        made, sentences, tokenizer, tuple(each.text for each in phrases), (said, held, *notes)
+    )
 
 
 def categories(folder: pathlib.Path, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -162,14 +193,21 @@ def _chosen(
 
 
 def _drawn(
-    rng: np.random.Generator, cutouts: list[Cutout], items: np.ndarray, sizes: np.ndarray, boxes: np.ndarray, dtype: Any
+    rng: np.random.Generator,
+    cutouts: list[Cutout],
+    items: np.ndarray,
+    sizes: np.ndarray,
+    boxes: np.ndarray,
+    dtype: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, BOARD, BOARD, 3] and pixels [n, BOARD, BOARD]."""
     images = np.empty((len(items), BOARD, BOARD, 3), np.uint8)
     pixels = np.zeros(images.shape[:3], dtype)
     for row, image in enumerate(images):
         ground = _ground(rng)
-        for item, size, (top, left, bottom, right) in zip(items[row], sizes[row], boxes[row], strict=True):
+        for item, size, (top, left, bottom, right) in zip(
+            items[row], sizes[row], boxes[row], strict=True
+        ):
             if item < 0:
                 continue
             cutout = cutouts[item].scaled[size]
@@ -204,7 +242,9 @@ def _cutouts(folder: pathlib.Path, language: str) -> tuple[list[Phrase], list[Cu
     left: dict[str, list[str]] = collections.defaultdict(list)
     seen: set[bytes] = set()
     said = {place: phrase(text, language) for place, _, text in rows}
-    alike = collections.Counter(text.lower() for text in {found.text for found in said.values() if found})
+    alike = collections.Counter(
+        text.lower() for text in {found.text for found in said.values() if found}
+    )
     for place, file, text in rows:
         found = said[place]
         if not found:
@@ -224,7 +264,10 @@ def _cutouts(folder: pathlib.Path, language: str) -> tuple[list[Phrase], list[Cu
                 read.append((file, found.text, scaled))
     kinds = sorted(phrases)
     cutouts = [Cutout(file, kinds.index(text), scaled) for file, text, scaled in read]
-    notes = [f"left out: {len(texts)} pictures, {why}, such as {texts[0]!r}" for why, texts in left.items()]
+    notes = [
+        f"left out: {len(texts)} pictures, {why}, such as {texts[0]!r}"
+        for why, texts in left.items()
+    ]
     listed = {file for _, file, _ in rows}
     notes += not_read([file for file in visible(folder / "images") if file.name not in listed])
     return [phrases[text] for text in kinds], cutouts, notes
@@ -241,7 +284,9 @@ def _rows(file: pathlib.Path, columns: tuple[str, str]) -> list[tuple[str, str, 
     for number, line in enumerate(lines[1:], 2):
         place, cells = f"{file}:{number}", line.split("\t")
         if len(cells) != len(header):
-            raise DataError(f"{place}: {len(cells)} columns, expected the {len(header)} of the first line")
+            raise DataError(
+                f"{place}: {len(cells)} columns, expected the {len(header)} of the first line"
+            )
         image, text = (cells[header.index(column)] for column in columns)
         if not image or image in (".", "..") or pathlib.PurePath(image).name != image:
             raise DataError(f"{place}: image {image!r}, expected the name of a file in images/")
@@ -275,4 +320,6 @@ def _scaled(image: np.ndarray, length: int) -> np.ndarray:
     small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     solid = small[..., 3] > 127
     rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    return small[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else small[:0, :0]
+    return (
+        small[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else small[:0, :0]
+    )

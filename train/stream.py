@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from train.batches import Batches, Order, Scaling, finish
+from train.batches import Batches, Scaling, finish
+from train.engine.parallel import Layout
 from train.formats import DataError, Images, Mapped
-from train.parallel import Layout
+from train.samplers import Order
 from zoo.base import Batch
 
 MOST_WORKERS = 8
@@ -37,9 +38,14 @@ AHEAD = 2
 Entry = tuple[dict[str, Any], Any]
 
 
-def make_batches(table: Mapping[str, Any], batch_size: int, **settings: Any) -> Batches:
-    """A ``Stream`` of a table whose inputs are ``Images``, or have them among them, else ``Batches``; settings are theirs."""
-    return (Stream if _images(table) else Batches)(table, batch_size, **settings)
+@functools.singledispatch
+def make_batches(split: Any, batch_size: int, **settings: Any) -> Any:
+    """What feeds steps from a split.
+
+    A ``Stream`` for a table with ``Images`` among its inputs, ``Batches`` for others; settings are theirs.
+    Other kinds of splits register themselves.
+    """
+    return (Stream if _images(split) else Batches)(split, batch_size, **settings)
 
 
 def _images(table: Mapping[str, Any]) -> list[Images]:
@@ -65,14 +71,15 @@ class Stream(Batches):
         scaling: Scaling | None = None,
         layout: Layout | None = None,
         labels: int | None = None,
-        widths: Mapping[str, tuple[int, ...]] | None = None,
         workers: int | None = None,
     ) -> None:
         """See ``Batches``.  workers: processes that decode, 0 for a thread here, None for $ZOO_STREAM_WORKERS or its default.
 
         Raises ValueError as ``Batches`` does, when grain is not installed, and for runs side by side, whose orders differ.
         """
-        super().__init__(table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels, widths=widths)
+        super().__init__(
+            table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels
+        )
         if self.layout.replicas > 1:
             raise ValueError(f"replicas: {self.layout.replicas}, allowed for streamed data: 1")
         _grain()
@@ -87,7 +94,7 @@ class Stream(Batches):
 
     @functools.cached_property
     def _scaling(self) -> Any:
-        return self.layout.share(self.scaling)
+        return self.layout.replicate(self.scaling)
 
     def arrays(self, step: int) -> Any:
         """The scaling on every device; examples come with the plan."""
@@ -119,14 +126,14 @@ class Stream(Batches):
 
     def example(self, rows: int) -> Any:
         """Shapes of what ``load`` receives for a batch of so many rows."""
-        columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), self.table)
+        columns = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), self.table
+        )
         return jax.eval_shape(lambda: self.scaling), (columns, jax.ShapeDtypeStruct((rows,), bool))
 
-    @staticmethod
-    def load(source: Any) -> Batch:
-        """(scaling, (columns, valid [batch])) -> a batch; pure, traced into the step."""
-        scaling, (columns, valid) = source
-        return finish(columns, valid, scaling)
+    def load(self, source: Any) -> Batch:
+        """(scaling, (columns, valid [batch])) -> a batch."""
+        return load_columns(source)
 
     def close(self) -> None:
         """Ends the workers; a plan starts new ones."""
@@ -149,19 +156,27 @@ class Stream(Batches):
             raise
         except Exception as error:
             self.close()
-            raise DataError(f"{_images(self.table)[0].root}: the workers that decode it failed: {error}") from error
+            raise DataError(
+                f"{_images(self.table)[0].root}: the workers that decode it failed: {error}"
+            ) from error
         self._next = self._place(step + 1)
         return entry
 
     def _start(self, step: int) -> None:
         """Starts the workers at a step, and a thread that puts on the devices what they have ready."""
-        grain, mine = _grain(), self.layout.mine(self.padded)
+        grain, mine = _grain(), self.layout.local_rows(self.padded)
         # An element is a batch: the number of workers does not change what it holds, and one message brings all of it.
         source = _Decoded(dict(self.table), self.order, mine, self._place(step))
-        examples = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        examples = examples.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=1), _live_with_parent)
-        dealt = examples.map(functools.partial(_deal, self.layout, self.padded))
-        iterator = grain.experimental.ThreadPrefetchIterDataset(dealt, prefetch_buffer_size=AHEAD).__iter__()
+        examples = grain.MapDataset.source(source).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+        examples = examples.mp_prefetch(
+            grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=1), _live_with_parent
+        )
+        dealt = examples.map(functools.partial(_shard, self.layout, self.padded))
+        iterator = grain.experimental.ThreadPrefetchIterDataset(
+            dealt, prefetch_buffer_size=AHEAD
+        ).__iter__()
         self._reading, self._next = [iterator], self._place(step)
         # Also when nobody closes it, at the end of the program at the latest.
         self._close = weakref.finalize(self, _end, self._reading)
@@ -192,10 +207,10 @@ def _end(reading: list[Any]) -> None:
         reading.pop().close()
 
 
-def _deal(layout: Layout, padded: int, entry: Entry) -> Entry:
+def _shard(layout: Layout, padded: int, entry: Entry) -> Entry:
     """A batch, of several processes this one's part -> [1, batch, ...] on the devices."""
     # Copies: the arrays lie in memory shared with a worker, whose lifetime is grain's.
-    return layout.deal_mine(jax.tree.map(lambda leaf: np.array(leaf)[None], entry), padded)
+    return layout.from_process_local(jax.tree.map(lambda leaf: np.array(leaf)[None], entry), padded)
 
 
 @jax.jit
@@ -203,9 +218,15 @@ def _joined(*entries: Entry) -> Entry:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *entries)
 
 
+def load_columns(source: Any) -> Batch:
+    """(scaling, (columns, valid [batch])) -> a batch."""
+    scaling, (columns, valid) = source
+    return finish(columns, valid, scaling)
+
+
 @jax.jit
 def _load_first(scaling: Scaling | None, plan: Entry) -> dict[str, Array]:
-    return Stream.load((scaling, jax.tree.map(lambda leaf: leaf[0], plan)))
+    return load_columns((scaling, jax.tree.map(lambda leaf: leaf[0], plan)))
 
 
 def _grain() -> Any:
@@ -223,9 +244,15 @@ def _grain() -> Any:
 def _default_workers(images: list[Images]) -> int:
     given = os.environ.get(WORKERS)
     if given is None:
-        if all(isinstance(each, Mapped) for each in images):  # which are read, not decoded: a thread keeps up with that
+        if all(
+            isinstance(each, Mapped) for each in images
+        ):  # which are read, not decoded: a thread keeps up with that
             return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         return min(cores, MOST_WORKERS)
     if not given.isdecimal():
         raise ValueError(f"{WORKERS}={given!r}, allowed: a number of processes, 0 for none")

@@ -107,7 +107,7 @@ class Algorithm(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Language(Task):
-    """The next token of a text, see ``train.text``.
+    """The next token of a text, see ``train.data.text``.
 
     vocabulary: characters or words, as ``tokens`` says.
     """

@@ -30,8 +30,12 @@ class Tokenizer:
     model: bytes = b""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_index", {piece: token for token, piece in enumerate(self.vocabulary)})
-        object.__setattr__(self, "_processor", _processor(self.model) if self.kind == "subwords" else None)
+        object.__setattr__(
+            self, "_index", {piece: token for token, piece in enumerate(self.vocabulary)}
+        )
+        object.__setattr__(
+            self, "_processor", _processor(self.model) if self.kind == "subwords" else None
+        )
 
     def encode(self, sentence: str) -> list[int]:
         """Its tokens, without an end."""
@@ -57,7 +61,11 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {"kind": self.kind, "vocabulary": list(self.vocabulary), "model": base64.b64encode(self.model).decode()}
+        return {
+            "kind": self.kind,
+            "vocabulary": list(self.vocabulary),
+            "model": base64.b64encode(self.model).decode(),
+        }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Tokenizer":
@@ -73,9 +81,13 @@ def fit(kind: Kind, sentences: Sequence[str], *, size: int, min_count: int) -> T
     """
     if kind == "subwords":
         return _fit_subwords(sentences, size)
-    counts = collections.Counter(piece for sentence in sentences for piece in pieces(kind, sentence))
+    counts = collections.Counter(
+        piece for sentence in sentences for piece in pieces(kind, sentence)
+    )
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Tokenizer(kind, ("</s>", "<unk>", *(piece for piece, count in ordered if count >= min_count)))
+    return Tokenizer(
+        kind, ("</s>", "<unk>", *(piece for piece, count in ordered if count >= min_count))
+    )
 
 
 def pieces(kind: Kind, sentence: str) -> list[str]:
@@ -112,7 +124,12 @@ def _fit_subwords(sentences: Sequence[str], size: int) -> Tokenizer:
     while True:
         try:
             trainer = sentencepiece.SentencePieceTrainer
-            trainer.train(sentence_iterator=map(_spaced, sentences), model_writer=model, vocab_size=size, **how)
+            trainer.train(
+                sentence_iterator=map(_spaced, sentences),
+                model_writer=model,
+                vocab_size=size,
+                **how,
+            )
             break
         except RuntimeError as error:
             most = re.search(r"value <= (\d+)", str(error))
@@ -120,7 +137,9 @@ def _fit_subwords(sentences: Sequence[str], size: int) -> Tokenizer:
                 raise
             size, model = int(most[1]), io.BytesIO()
     processor = _processor(model.getvalue())
-    return Tokenizer("subwords", tuple(processor.id_to_piece(list(range(len(processor))))), model.getvalue())
+    return Tokenizer(
+        "subwords", tuple(processor.id_to_piece(list(range(len(processor))))), model.getvalue()
+    )
 
 
 def _processor(model: bytes) -> Any:
@@ -137,7 +156,9 @@ def packed(sentences: Sequence[Sequence[int]], width: int) -> np.ndarray:
     return array
 
 
-def taught(sentences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def teacher_forcing(
+    sentences: Sequence[Sequence[int]], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What a decoder learns of sentences: the token before each target, targets (each sentence's end included) and their mask.
 
     Each [sentences, width].

@@ -3,24 +3,24 @@
 A transfer is a pure function (earlier Config, earlier params, Config, fresh params) -> params.  A recipe names it.
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from zoo import autoencoder, convnet, dbn
-from zoo.base import Params, unfold
+from zoo.base import Params
+from zoo.parts.parameters import restore_matching
 
 Transfer = Callable[[Any, Params, Any, Params], Params]
 
 
 def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
-    """Takes every leaf that has the same path and shape in the earlier stage, and keeps the fresh one elsewhere: see ``unfold``.
+    """Takes every leaf that has the same path and shape in the earlier stage, and keeps the fresh one elsewhere: see ``restore_matching``.
 
     Raises ValueError when nothing matches.
     """
-    return unfold(earlier, fresh)
+    return restore_matching(earlier, fresh)
 
 
 def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
@@ -35,9 +35,11 @@ def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params
     units = {"activation": "bernoulli"} if len(cfg.sizes) > 2 else {}
     units |= {"output": earlier_cfg.visible_units, "code": earlier_cfg.top_units}
     for field, kind in units.items():
-        have = getattr(cfg, field) or cfg.activation
+        have = vars(cfg)[field] or cfg.activation
         if have != kinds[kind]:
-            raise ValueError(f"{field}={have!r}, allowed after a deep belief net with {kind} units there: {kinds[kind]!r}")
+            raise ValueError(
+                f"{field}={have!r}, allowed after a deep belief net with {kind} units there: {kinds[kind]!r}"
+            )
     return autoencoder.unroll(cfg, earlier)
 
 
@@ -50,9 +52,9 @@ def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
     cfg: of the model that they are for; of torchvision's weights only what fits it, or the ConvNet within it, is read.
     Raises ValueError, RunError, CheckpointError or FileNotFoundError naming the source and what is wrong with it.
     """
-    from train.run_folder import load
+    from train.engine.run_folder import load
     from zoo.interop import load_safetensors
-    from zoo.torchvision import is_torchvision, load_torchvision
+    from zoo.interop.torchvision import is_torchvision, load_torchvision
 
     path = pathlib.Path(source)
     if not path.exists():
@@ -61,5 +63,5 @@ def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
         return load(path)[2]
     if not is_torchvision(path):
         return load_safetensors(path)
-    parts = (getattr(cfg, field.name) for field in dataclasses.fields(cfg))
-    return load_torchvision(path, next((part for part in parts if isinstance(part, convnet.Config)), cfg), strict=False)
+    networks = (part for part in vars(cfg).values() if isinstance(part, convnet.Config))
+    return load_torchvision(path, next(networks, cfg), strict=False)

@@ -6,7 +6,8 @@
     params = mlp.init(cfg, jax.random.key(0))
     logits = jax.jit(mlp.apply)(cfg, params, images)
 
-``zoo.base`` states the contract that every model follows; ``zoo.interop`` converts to flax, safetensors and ``jax.export``.
+Each module of this package is a model family, but for ``zoo.base``, the contract that they follow.  ``zoo.parts`` holds what
+several models are made of.  ``zoo.interop`` converts to flax, safetensors, torchvision and ``jax.export``; it has to be imported.
 """
 
 import difflib
@@ -14,32 +15,24 @@ import fnmatch
 from typing import Any
 
 from zoo import (
-    attention,
     autoencoder,
     base,
     captioner,
     conv_autoencoder,
     convnet,
-    convolution,
     dbn,
-    decode,
-    decoder,
     fcn,
     hard_captioner,
-    language,
-    layers,
-    likelihood,
-    matlab,
     mlp,
     nnlm,
+    parts,
     rbm,
-    recurrence,
-    recurrent_weights,
     rnn,
     rnnlm,
     seq2seq,
 )
 from zoo.base import (
+    Adaptable,
     Autoencoder,
     Aux,
     Batch,
@@ -50,15 +43,14 @@ from zoo.base import (
     Outputs,
     Params,
     Recurrent,
-    static,
 )
+from zoo.parts.config import replace, static
 
 __all__ = [
-    "MODELS", "Autoencoder", "Aux", "Batch", "Conditional", "EnergyModel", "Generative", "Model",
+    "MODELS", "Adaptable", "Autoencoder", "Aux", "Batch", "Conditional", "EnergyModel", "Generative", "Model",
     "Outputs", "Params", "Recurrent",
-    "attention", "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "convolution", "create", "dbn", "decode",
-    "decoder", "fcn", "hard_captioner", "language", "layers", "likelihood", "list_models", "matlab", "mlp", "nnlm", "rbm",
-    "recurrence", "recurrent_weights", "rnn", "rnnlm", "seq2seq", "static",
+    "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "create", "dbn", "fcn", "hard_captioner", "list_models",
+    "mlp", "nnlm", "parts", "rbm", "rnn", "rnnlm", "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.2.0.dev0"
 
@@ -93,6 +85,9 @@ def create(name: str, **overrides: Any) -> tuple[Model, Any]:
     """
     if name not in list_models():
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
-        raise ValueError(f"no model {name!r}; " + ("did you mean " + " or ".join(near) if near else "see zoo.list_models()"))
+        raise ValueError(
+            f"no model {name!r}; "
+            + ("did you mean " + " or ".join(near) if near else "see zoo.list_models()")
+        )
     model, preset = name.split("/")
-    return MODELS[model], base.replace(MODELS[model].PRESETS[preset], **overrides)
+    return MODELS[model], replace(MODELS[model].PRESETS[preset], **overrides)

@@ -4,29 +4,18 @@ An encoder maps inputs to a code, and a decoder the code back: y = f(x W + b), z
 of an encoder that is deep.  What is learned is to reconstruct the inputs; a denoising one sees them corrupted.
 """
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    blank_padding,
-    block,
-    require,
-    require_choice,
-    require_inputs,
-    require_shape,
-    require_sizes,
-    static,
-)
-from zoo.layers import (
-    ACTIVATIONS,
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block
+from zoo.parts.checking import require_inputs, require_shape
+from zoo.parts.config import PositiveFloat, at_least, static
+from zoo.parts.layers import (
     Activation,
     ComputeDtype,
     Initializer,
@@ -40,7 +29,8 @@ from zoo.layers import (
     init_layer,
     output_activation,
     reconstruction_loss,
-    require_reconstructing,
+    require_noise,
+    require_objective,
 )
 
 
@@ -65,7 +55,7 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[int, ...], at_least(2)]
     activation: Activation = "logistic"
     code: Activation | None = None
     output: Literal["logistic", "linear"] = "logistic"
@@ -75,16 +65,17 @@ class Config:
     tied: bool = False
     greedy: bool = False
     initializer: Initializer = "glorot_uniform"
-    gain: float = 1.0
+    gain: PositiveFloat = 1.0
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_sizes(self, "sizes", at_least=2)
-        require_choice(self, "code", (None, *ACTIVATIONS))
-        for field in ("tied", "greedy"):
-            require(isinstance(getattr(self, field), bool), self, field, "True or False")
-        require_reconstructing(self)
+        require_objective(self, self.output, self.objective)
+        require_noise(self, self.noise, self.noise_level)
+
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, sizes=(math.prod(shape), *self.sizes[1:]))
 
     @property
     def outputs(self) -> Outputs:
@@ -97,14 +88,20 @@ class Config:
         return (0.0, 1.0) if self.output == "logistic" else None
 
 
-_stacked = Config(sizes=(784, 1000), noise="mask", noise_level=0.1, tied=True, greedy=True, gain=4.0)
+_stacked = Config(
+    sizes=(784, 1000), noise="mask", noise_level=0.1, tied=True, greedy=True, gain=4.0
+)
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(sizes=(8, 6, 5), activation="tanh", noise="mask", noise_level=0.1),
     # The 8x8 digits that ship with the package.
-    "digits": Config(sizes=(64, 128, 16), activation="relu", code="linear", initializer="he_normal"),
+    "digits": Config(
+        sizes=(64, 128, 16), activation="relu", code="linear", initializer="he_normal"
+    ),
     # The Matlab DeepLearnToolbox's test_example_SAE (Palm 2012): its encoder initialises an MLP.
-    "toolbox": Config(sizes=(784, 100), objective="squared_error", noise="mask", noise_level=0.5, gain=4.0),
+    "toolbox": Config(
+        sizes=(784, 100), objective="squared_error", noise="mask", noise_level=0.5, gain=4.0
+    ),
     # Hinton and Salakhutdinov 2006: initialised by ``unroll``.
     "deep": Config(sizes=(784, 1000, 500, 250, 30), code="linear"),
     # The stacked denoising autoencoder of the LISA deep learning tutorials, layer by layer.
@@ -121,7 +118,10 @@ def init(cfg: Config, key: Array) -> Params:
     """
     layers = list(enumerate(zip(cfg.sizes[:-1], cfg.sizes[1:], strict=True)))
     up, down = jax.random.split(key, (2, len(layers)))
-    params = {f"layer_{index}": init_layer(up[index], shape, cfg.initializer, cfg.gain) for index, shape in layers}
+    params = {
+        f"layer_{index}": init_layer(up[index], shape, cfg.initializer, cfg.gain)
+        for index, shape in layers
+    }
     for index, (inputs, outputs) in layers:
         decoder = init_layer(down[index], (outputs, inputs), cfg.initializer, cfg.gain)
         params[f"decoder_{index}"] = {"bias": decoder["bias"]} if cfg.tied else decoder
@@ -189,7 +189,9 @@ def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
     return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Summed loss of the reconstruction against the clean inputs over unmasked examples; metric "reconstruction_error".
 
     batch: inputs [batch, ...], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the squared
@@ -198,12 +200,14 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     batch, _ = blank_padding(batch)
     x = _flat(cfg, batch["inputs"])
     if cfg.outputs.of == "inputs":
-        return reconstruction_loss(cfg, _forward(cfg, params, x, key)["logits"], x, batch["mask"])
+        return reconstruction_loss(
+            cfg.output, cfg.objective, _forward(cfg, params, x, key)["logits"], x, batch["mask"]
+        )
     pair, params, x = _top_pair(cfg, params, x)
     logits = _forward(pair, params, x, key)["logits"]
     if pair.output == "linear":  # but for logistic units, whose losses are of logits
         logits = activate(cfg.activation, logits)
-    return reconstruction_loss(pair, logits, x, batch["mask"])
+    return reconstruction_loss(pair.output, pair.objective, logits, x, batch["mask"])
 
 
 def _top_pair(cfg: Config, params: Params, x: Array) -> tuple[Config, Params, Array]:
@@ -234,14 +238,26 @@ def unroll(cfg: Config, params: Params) -> Params:
     """
     names = [f"layer_{index}" for index in range(len(cfg.sizes) - 1)]
     if sorted(params) != sorted(names):
-        raise ValueError(f"params: layers {', '.join(sorted(params))}, expected {', '.join(names)} for sizes={cfg.sizes}")
+        raise ValueError(
+            f"params: layers {', '.join(sorted(params))}, expected {', '.join(names)} for sizes={cfg.sizes}"
+        )
     unrolled: Params = {}
-    for index, (name, inputs, outputs) in enumerate(zip(names, cfg.sizes[:-1], cfg.sizes[1:], strict=True)):
-        for leaf, shape in (("kernel", (inputs, outputs)), ("bias", (outputs,)), ("visible_bias", (inputs,))):
+    for index, (name, inputs, outputs) in enumerate(
+        zip(names, cfg.sizes[:-1], cfg.sizes[1:], strict=True)
+    ):
+        for leaf, shape in (
+            ("kernel", (inputs, outputs)),
+            ("bias", (outputs,)),
+            ("visible_bias", (inputs,)),
+        ):
             if leaf not in params[name]:
-                raise ValueError(f"params: {name} has {', '.join(params[name])}, expected kernel, bias, visible_bias")
+                raise ValueError(
+                    f"params: {name} has {', '.join(params[name])}, expected kernel, bias, visible_bias"
+                )
             require_shape(f"{name}.{leaf}", params[name][leaf], shape)
         kernel, up, down = (params[name][leaf] for leaf in ("kernel", "bias", "visible_bias"))
         unrolled[name] = {"kernel": kernel, "bias": up}
-        unrolled[f"decoder_{index}"] = {"bias": down} if cfg.tied else {"kernel": jnp.transpose(kernel), "bias": down}
+        unrolled[f"decoder_{index}"] = (
+            {"bias": down} if cfg.tied else {"kernel": jnp.transpose(kernel), "bias": down}
+        )
     return unrolled

@@ -3,7 +3,7 @@
 After "Show and Tell" (Vinyals et al. 2014) and "Show, Attend and Tell" (Xu et al. 2015).
 
 The convolutional stages of a ``zoo.convnet`` say something of each place of the image: annotations a_1 ... a_L, the cells of
-their last map, in rows from the top.  ``zoo.decoder`` writes the sentence, its first state from the mean annotation:
+their last map, in rows from the top.  ``zoo.parts.decoder`` writes the sentence, its first state from the mean annotation:
 
 attention "none"    the mean annotation is all that it sees                                    Vinyals et al. 2014
           "soft"    before each word it looks at a weighted mean of all places, and a gate     Xu et al. 2015, section 4.2,
@@ -20,25 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo import attention, convnet, decoder, recurrence, rnn
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    require,
-    require_choice,
-    require_count,
-    require_rate,
-    require_shape,
-    static,
-)
-from zoo.decoder import Carry, Choose, Memory
-from zoo.language import next_token_loss
-from zoo.layers import ComputeDtype, at_least_float32, dropout, split_keys
-from zoo.rnn import mask_of_steps
+from zoo import convnet
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding
+from zoo.parts import decoder, recurrent_layers
+from zoo.parts.checking import require, require_shape
+from zoo.parts.config import NonNegativeFloat, PositiveInt, Rate, static
+from zoo.parts.decoder import Carry, Choose, Memory
+from zoo.parts.language import next_token_loss
+from zoo.parts.layers import ComputeDtype, at_least_float32, dropout, mask_of_steps, split_keys
 
 EXAMPLE_TARGET = 3
 """Tokens of an example; a model takes any number."""
@@ -62,32 +51,24 @@ class Config:
     """
 
     encoder: convnet.Config
-    vocabulary: int
-    features: int
-    units: int
+    vocabulary: PositiveInt
+    features: PositiveInt
+    units: PositiveInt
     cell: Literal["lstm", "gru"] = "lstm"
     attention: Literal["none", "soft"] = "soft"
     places: bool = True
-    coverage: float = 0.0
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    forget_bias: float = 1.0
+    coverage: NonNegativeFloat = 0.0
+    dropout: Rate = 0.0
+    label_smoothing: Rate = 0.0
+    forget_bias: NonNegativeFloat = 1.0
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        valid = isinstance(self.encoder, convnet.Config) and len(self.encoder.shape) == 3
-        require(valid, self, "encoder", "a zoo.convnet.Config of images [height, width, channels]")
-        for field in ("vocabulary", "features", "units"):
-            require_count(self, field)
-        require_choice(self, "cell", ("lstm", "gru"))
-        require_choice(self, "attention", ("none", "soft"))
-        require_choice(self, "places", (True, False))
-        number = isinstance(self.coverage, int | float) and not isinstance(self.coverage, bool)
-        fits = number and 0 <= self.coverage < float("inf") and (self.attention != "none" or self.coverage == 0)
-        require(fits, self, "coverage", "a number, 0 or more; without attention 0")
-        require_rate(self, "dropout", "label_smoothing")
-        rnn.require_unrolled(self)
+        require_images(self, self.encoder)
+        require(
+            self.attention != "none" or self.coverage == 0, self, "coverage", "0 without attention"
+        )
 
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
@@ -106,21 +87,28 @@ class Config:
         return height, width
 
     @property
-    def writer(self) -> "Writer":
-        """What ``zoo.decoder`` takes."""
-        return Writer(self)
+    def writer(self) -> decoder.Config:
+        """The decoder, which writes the caption."""
+        return decoder.Config(
+            vocabulary=self.vocabulary,
+            features=self.features,
+            annotation_size=self.encoder.stages[-1].features,
+            layers=recurrent_layers.Config(
+                units=(self.units,),
+                cell=self.cell,
+                dropout=self.dropout,
+                forget_bias=self.forget_bias,
+                compute_dtype=self.compute_dtype,
+            ),
+            attention=None if self.attention == "none" else "additive",
+            input_feeding=True,
+        )
 
 
-class Writer:
-    """A Config as ``zoo.decoder`` reads it."""
-
-    def __init__(self, cfg: Config) -> None:
-        self.vocabulary, self.features, self.decoder_units = cfg.vocabulary, cfg.features, (cfg.units,)
-        self.kind: recurrence.Cell = cfg.cell
-        self.attention: attention.Score | Literal["none"] = "none" if cfg.attention == "none" else "additive"
-        self.annotation_size, self.query_size = cfg.encoder.stages[-1].features, cfg.units
-        self.input_feeding, self.tied, self.remat = True, False, False
-        self.dropout, self.forget_bias, self.compute_dtype = cfg.dropout, cfg.forget_bias, cfg.compute_dtype
+def require_images(cfg: Any, encoder: Any) -> None:
+    """Raises ValueError unless the field "encoder" of a Config is a ``zoo.convnet.Config`` of images."""
+    valid = isinstance(encoder, convnet.Config) and len(encoder.shape) == 3
+    require(valid, cfg, "encoder", "a zoo.convnet.Config of images [height, width, channels]")
 
 
 _stage = convnet.Stage
@@ -141,12 +129,24 @@ def _vgg(name: str) -> Config:
     network = convnet.PRESETS[name]
     stages = (*network.stages[:-1], replace(network.stages[-1], pool=None))
     encoder = replace(network, stages=stages)
-    return Config(encoder=encoder, vocabulary=10_000, features=512, units=1000, places=False, coverage=1.0, dropout=0.5)
+    return Config(
+        encoder=encoder,
+        vocabulary=10_000,
+        features=512,
+        units=1000,
+        places=False,
+        coverage=1.0,
+        dropout=0.5,
+    )
 
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(
-        encoder=replace(convnet.PRESETS["tiny"], shape=(4, 4, 1), stages=(_stage(features=3, pool="max", activation="tanh"),)),
+        encoder=replace(
+            convnet.PRESETS["tiny"],
+            shape=(4, 4, 1),
+            stages=(_stage(features=3, pool="max", activation="tanh"),),
+        ),
         vocabulary=5,
         features=4,
         units=6,
@@ -177,21 +177,30 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"conv_0": see ``zoo.convnet.init``, ..., "places": {"embedding" [places, features]}, ...: see ``zoo.decoder.init``}.
+    """{"conv_0": see ``zoo.convnet.init``, ..., "places": {"embedding" [places, features]}, ...: see ``zoo.parts.decoder.init``}.
 
-    So that weights of a ConvNet, or torchvision's, initialise the stages (``zoo.base.unfold``).
+    So that weights of a ConvNet, or torchvision's, initialise the stages (``zoo.parts.parameters.restore_matching``).
     """
     encoder_key, *others, gate_key, places_key = jax.random.split(key, 3 + len(decoder.KEYS))
-    stages = {name: leaf for name, leaf in convnet.init(cfg.encoder, encoder_key).items() if name.startswith("conv_")}
+    stages = {
+        name: leaf
+        for name, leaf in convnet.init(cfg.encoder, encoder_key).items()
+        if name.startswith("conv_")
+    }
     gate = None if cfg.attention == "none" else gate_key
     params = stages | decoder.init(cfg.writer, dict(zip(decoder.KEYS, others, strict=True)), gate)
     if cfg.places:
         height, width = cfg.grid
-        params["places"] = {"embedding": 0.1 * jax.random.normal(places_key, (height * width, cfg.writer.annotation_size))}
+        params["places"] = {
+            "embedding": 0.1
+            * jax.random.normal(places_key, (height * width, cfg.writer.annotation_size))
+        }
     return params
 
 
-def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> Array:
+def apply(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> Array:
     """Logits [batch, time, vocabulary] of each token given the image and the tokens before it; at least float32.
 
     inputs: "image" [batch, height, width, channels]; "target" [batch, time]: the tokens before, of which the first is the one
@@ -210,53 +219,77 @@ def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array,
 
 def show(cfg: Config, logits: Array, seen: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     """What ``trace`` returns, from what ``forward`` does."""
-    for name in {"attention", "looked"} & seen.keys():
+    for name in [
+        name for name in ("attention", "looked") if name in seen
+    ]:  # a set's order is another in each process
         seen[name] = seen[name].reshape(*seen[name].shape[:2], *cfg.grid)
     return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
 
-def encode(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> tuple[Memory, Carry]:
+def encode(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> tuple[Memory, Carry]:
     """What is known of the image of ``inputs``, and the decoder's carry before its first step."""
     memory, carry, _ = _encode(cfg, params, inputs, key)
     return memory, carry
 
 
-def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+def decode_step(
+    cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
+) -> tuple[Carry, Array]:
     """One token [rows] of each caption: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
     return decoder.step(cfg.writer, params, carry, inputs, memory)
 
 
-def _encode(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Memory, Carry, dict[str, Array]]:
+def _encode(
+    cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
+) -> tuple[Memory, Carry, dict[str, Array]]:
     stages_key, dropout_key = split_keys(key, 2)
-    maps, seen = convnet.run_stages(cfg.encoder, params, inputs["image"], split_keys(stages_key, len(cfg.encoder.stages)))
+    maps, seen = convnet.run_stages(
+        cfg.encoder, params, inputs["image"], split_keys(stages_key, len(cfg.encoder.stages))
+    )
     annotations = at_least_float32(maps.reshape(maps.shape[0], -1, maps.shape[-1]))
     if cfg.places:
-        annotations = annotations + jnp.broadcast_to(params["places"]["embedding"][None], annotations.shape)
+        annotations = annotations + jnp.broadcast_to(
+            params["places"]["embedding"][None], annotations.shape
+        )
     annotations = seen["annotations"] = dropout(annotations, cfg.dropout, dropout_key)
     mask = jnp.ones(annotations.shape[:2], bool)
-    return *decoder.start(cfg.writer, params, annotations, mask, jnp.mean(annotations, axis=1)), seen
+    return *decoder.start(
+        cfg.writer, params, annotations, mask, jnp.mean(annotations, axis=1)
+    ), seen
 
 
 def forward(
-    cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None, choose: Choose | None = None
+    cfg: Config,
+    params: Params,
+    inputs: dict[str, Array],
+    key: Array | None,
+    choose: Choose | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Logits, and what ``trace`` names, "attention" [batch, time, places].  choose: see ``zoo.decoder``."""
+    """Logits, and what ``trace`` names, "attention" [batch, time, places].  choose: see ``zoo.parts.decoder``."""
     image_key, *keys = split_keys(key, 4)
     memory, carry, seen = _encode(cfg, params, inputs, image_key)
     logits, more = decoder.unroll(cfg.writer, params, memory, carry, inputs["target"], keys, choose)
     return logits, seen | more
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones; while training also what the Config's coverage asks.
 
     batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
     """
     batch, _ = blank_padding(batch)
     logits, seen = forward(cfg, params, batch["inputs"], key)
-    total, aux = next_token_loss(logits, batch, carry, cfg.label_smoothing if key is not None else 0.0)
+    total, aux = next_token_loss(
+        logits, batch, carry, cfg.label_smoothing if key is not None else 0.0
+    )
     if key is not None and cfg.coverage:
-        total = total + cfg.coverage * jnp.sum(uncovered(seen["attention"], mask_of_steps(batch["mask"], logits.shape[:2])))
+        total = total + cfg.coverage * jnp.sum(
+            uncovered(seen["attention"], mask_of_steps(batch["mask"], logits.shape[:2]))
+        )
     return total, aux
 
 
@@ -282,4 +315,8 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     lengths = jax.random.randint(keys[1], (batch_size, 1), EXAMPLE_TARGET // 2, EXAMPLE_TARGET + 1)
     image = jax.random.uniform(keys[2], (batch_size, *cfg.encoder.shape))
     mask = jnp.arange(EXAMPLE_TARGET)[None] < lengths
-    return {"inputs": {"image": image, "target": target[:, :-1]}, "targets": target[:, 1:], "mask": mask}
+    return {
+        "inputs": {"image": image, "target": target[:, :-1]},
+        "targets": target[:, 1:],
+        "mask": mask,
+    }

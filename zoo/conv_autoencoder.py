@@ -6,29 +6,19 @@ Where a stage pools, the decoder repeats every value over the window; then a con
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from zoo import convnet
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    blank_padding,
-    block,
-    require,
-    require_inputs,
-    require_shape,
-    require_sizes,
-    static,
-)
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block
 from zoo.convnet import Stage
-from zoo.convolution import Sizes
-from zoo.layers import (
+from zoo.parts.checking import require, require_inputs, require_shape
+from zoo.parts.config import PositiveFloat, at_least, static
+from zoo.parts.convolution import Sizes
+from zoo.parts.layers import (
     Activation,
     ComputeDtype,
     Initializer,
@@ -43,10 +33,11 @@ from zoo.layers import (
     init_layer,
     output_activation,
     reconstruction_loss,
-    require_reconstructing,
+    require_noise,
+    require_objective,
     split_keys,
 )
-from zoo.pooling import pool
+from zoo.parts.pooling import pool
 
 
 @static
@@ -66,7 +57,7 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], at_least(2)]
     stages: tuple[Stage, ...]
     activation: Activation = "relu"
     output: Literal["logistic", "linear"] = "logistic"
@@ -74,26 +65,40 @@ class Config:
     noise: Noise = "none"
     noise_level: float = 0.0
     initializer: Initializer = "he_normal"
-    gain: float = 1.0
+    gain: PositiveFloat = 1.0
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_sizes(self, "shape", at_least=2)
         stages = convnet.require_stages(self)
-        require_reconstructing(self)
+        require_objective(self, self.output, self.objective)
+        require_noise(self, self.noise, self.noise_level)
         space = self.shape[:-1]
         for number, stage in enumerate(stages):
             require(stage.padding == "same", stage, "padding", "'same' in an autoencoder")
             require(set(stage.stride) == {1}, stage, "stride", "1 in an autoencoder")
             at = stage.geometry(space)
-            require(at.pool == at.pool_strides, stage, "pool_stride", "None, or pool_size, in an autoencoder")
+            require(
+                at.pool == at.pool_strides,
+                stage,
+                "pool_stride",
+                "None, or pool_size, in an autoencoder",
+            )
             if stage.pool:
-                divides = all(size % window == 0 for size, window in zip(space, at.pool, strict=True))
+                divides = all(
+                    size % window == 0 for size, window in zip(space, at.pool, strict=True)
+                )
                 require(
-                    divides, self, "shape", f"sizes that the windows {at.pool} of stage {number} divide; they are {space} there"
+                    divides,
+                    self,
+                    "shape",
+                    f"sizes that the windows {at.pool} of stage {number} divide; they are {space} there",
                 )
             space = stage.outputs(space)
+
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, shape=shape)
 
     @property
     def outputs(self) -> Outputs:
@@ -109,7 +114,10 @@ class Config:
 PRESETS: dict[str, Config] = {
     "tiny": Config(
         shape=(4, 4, 2),
-        stages=(Stage(features=5, pool="max", dropout=0.05), Stage(features=6, kernel=(2,), pool="mean")),
+        stages=(
+            Stage(features=5, pool="max", dropout=0.05),
+            Stage(features=6, kernel=(2,), pool="mean"),
+        ),
         activation="tanh",
         noise="mask",
         noise_level=0.05,
@@ -139,10 +147,16 @@ def init(cfg: Config, key: Array) -> Params:
     up, down = jax.random.split(key, (2, len(cfg.stages)))
     axes = cfg.shape[:-1]
     params: Params = {}
-    for index, (inputs, outputs) in enumerate(itertools.pairwise((cfg.shape[-1], *(stage.features for stage in cfg.stages)))):
+    for index, (inputs, outputs) in enumerate(
+        itertools.pairwise((cfg.shape[-1], *(stage.features for stage in cfg.stages)))
+    ):
         window = cfg.stages[index].geometry(axes).window
-        params[f"conv_{index}"] = init_layer(up[index], (*window, inputs, outputs), cfg.initializer, cfg.gain)
-        params[f"decoder_{index}"] = init_layer(down[index], (*window, outputs, inputs), cfg.initializer, cfg.gain)
+        params[f"conv_{index}"] = init_layer(
+            up[index], (*window, inputs, outputs), cfg.initializer, cfg.gain
+        )
+        params[f"decoder_{index}"] = init_layer(
+            down[index], (*window, outputs, inputs), cfg.initializer, cfg.gain
+        )
     return params
 
 
@@ -205,7 +219,9 @@ def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
         at = stage.geometry(x.shape[1:-1])
         x = conv(params[f"decoder_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
         if index:
-            x = seen[f"decoded_{index}"] = block(activate(cfg.stages[index - 1].activation or cfg.activation, x))
+            x = seen[f"decoded_{index}"] = block(
+                activate(cfg.stages[index - 1].activation or cfg.activation, x)
+            )
     logits = at_least_float32(x)
     return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
 
@@ -216,14 +232,22 @@ def _repeat(x: Array, window: Sizes) -> Array:
     return x
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Summed loss of the reconstruction against the clean inputs over unmasked examples; metric "reconstruction_error".
 
     batch: inputs [batch, *shape], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the
     squared error of an example, summed over units.
     """
     batch, _ = blank_padding(batch)
-    return reconstruction_loss(cfg, _forward(cfg, params, batch["inputs"], key)["logits"], batch["inputs"], batch["mask"])
+    return reconstruction_loss(
+        cfg.output,
+        cfg.objective,
+        _forward(cfg, params, batch["inputs"], key)["logits"],
+        batch["inputs"],
+        batch["mask"],
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:

@@ -8,30 +8,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    blank_padding,
-    block,
-    require,
-    require_choice,
-    require_count,
-    require_rate,
-    require_shape,
-    require_sizes,
-    static,
-)
-from zoo.convolution import Pads, Sizes, output_sizes, padding
-from zoo.layers import (
-    ACTIVATIONS,
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block
+from zoo.parts.checking import require, require_shape
+from zoo.parts.config import PositiveFloat, PositiveInt, Rate, at_least, static
+from zoo.parts.convolution import Pads, Sizes, output_sizes, padding
+from zoo.parts.layers import (
     Activation,
     ComputeDtype,
     Initializer,
@@ -45,12 +32,12 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
-    require_supervised,
+    require_objective,
     split_keys,
     supervised_loss,
     supervised_outputs,
 )
-from zoo.pooling import Pooling, pool
+from zoo.parts.pooling import Pooling, pool
 
 
 @static
@@ -64,41 +51,44 @@ class Stage:
     dropout: probability that a unit of the stage's result is dropped while training.
     """
 
-    features: int
-    kernel: tuple[int, ...] = (3,)
-    stride: tuple[int, ...] = (1,)
+    features: PositiveInt
+    kernel: Annotated[tuple[int, ...], at_least(1)] = (3,)
+    stride: Annotated[tuple[int, ...], at_least(1)] = (1,)
     padding: str = "same"
     activation: Activation | None = None
     pool: Pooling | None = None
-    pool_size: tuple[int, ...] = (2,)
-    pool_stride: tuple[int, ...] | None = None
-    dropout: float = 0.0
+    pool_size: Annotated[tuple[int, ...], at_least(1)] = (2,)
+    pool_stride: Annotated[tuple[int, ...], at_least(1)] | None = None
+    dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_count(self, "features")
-        for field in ("kernel", "stride", "pool_size"):
-            require_sizes(self, field, at_least=1)
-        if self.pool_stride is not None:
-            require_sizes(self, "pool_stride", at_least=1)
-        known = self.padding in ("valid", "same") or (isinstance(self.padding, str) and self.padding.isdecimal())
+        known = self.padding in ("valid", "same") or (
+            isinstance(self.padding, str) and self.padding.isdecimal()
+        )
         require(known, self, "padding", "'valid', 'same', or a number of zeros such as '2'")
-        require_choice(self, "activation", (None, *ACTIVATIONS))
-        require_choice(self, "pool", (None, "max", "mean"))
-        require_rate(self, "dropout")
 
     def geometry(self, space: Sizes) -> "Geometry":
         """Sizes along every axis for inputs of these spatial sizes."""
         window, strides = _each(self.kernel, space), _each(self.stride, space)
-        pads = padding(int(self.padding) if self.padding.isdecimal() else self.padding, space, window, strides)  # pyright: ignore
-        return Geometry(window, strides, pads, _each(self.pool_size, space), _each(self.pool_stride or self.pool_size, space))
+        kind: Any = int(self.padding) if self.padding.isdecimal() else self.padding
+        pads = padding(kind, space, window, strides)
+        return Geometry(
+            window,
+            strides,
+            pads,
+            _each(self.pool_size, space),
+            _each(self.pool_stride or self.pool_size, space),
+        )
 
     def outputs(self, space: Sizes) -> Sizes:
         """Spatial sizes of the stage's result."""
         at = self.geometry(space)
         space = output_sizes(space, at.window, at.strides, at.pads)
         return (
-            output_sizes(space, at.pool, at.pool_strides, padding("valid", space, at.pool, at.pool_strides))
+            output_sizes(
+                space, at.pool, at.pool_strides, padding("valid", space, at.pool, at.pool_strides)
+            )
             if self.pool
             else space
         )
@@ -124,7 +114,12 @@ def require_stages(cfg: Any) -> tuple[Stage, ...]:
     axes = len(cfg.shape) - 1
     for stage, field in itertools.product(stages, ("kernel", "stride", "pool_size", "pool_stride")):
         fits = len(getattr(stage, field) or (1,)) in (1, axes)
-        require(fits, stage, field, f"one number, or one for each of the {axes} spatial axes of shape={cfg.shape}")
+        require(
+            fits,
+            stage,
+            field,
+            f"one number, or one for each of the {axes} spatial axes of shape={cfg.shape}",
+        )
     return stages
 
 
@@ -148,31 +143,29 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], at_least(2)]
     stages: tuple[Stage, ...]
     global_pool: Pooling | None = None
-    dense: tuple[int, ...] = ()
-    classes: int = 10
+    dense: Annotated[tuple[int, ...], at_least(0)] = ()
+    classes: PositiveInt = 10
     activation: Activation = "relu"
     output: Output = "softmax"
     objective: Objective | None = None
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     initializer: Initializer = "he_normal"
-    gain: float = 1.0
+    gain: PositiveFloat = 1.0
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_sizes(self, "shape", at_least=2)
         require_stages(self)
-        require_choice(self, "global_pool", (None, "max", "mean"))
-        require_sizes(self, "dense", at_least=0)
-        require_count(self, "classes")
-        require_rate(self, "dropout")
-        require_supervised(self)
+        require_objective(self, self.output, self.objective)
         for number, sizes in enumerate(self.spaces()):
             require(
-                min(sizes) >= 1, self, "shape", f"sizes that stages 0 to {number} do not shrink below 1; they are {sizes} there"
+                min(sizes) >= 1,
+                self,
+                "shape",
+                f"sizes that stages 0 to {number} do not shrink below 1; they are {sizes} there",
             )
 
     @property
@@ -180,14 +173,22 @@ class Config:
         """What inputs must lie in: anything."""
         return None
 
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, shape=shape, classes=classes or self.classes)
+
     @property
     def outputs(self) -> Outputs:
         """What the outputs are, and the loss."""
-        return supervised_outputs(self, self.classes)
+        return supervised_outputs(self.output, self.objective, self.classes)
 
     def spaces(self) -> list[Sizes]:
         """Spatial sizes of the result of every stage."""
-        return list(itertools.accumulate(self.stages, lambda space, stage: stage.outputs(space), initial=self.shape[:-1]))[1:]
+        return list(
+            itertools.accumulate(
+                self.stages, lambda space, stage: stage.outputs(space), initial=self.shape[:-1]
+            )
+        )[1:]
 
 
 def _vgg(*plan: tuple[int, int]) -> Config:
@@ -197,7 +198,9 @@ def _vgg(*plan: tuple[int, int]) -> Config:
         for features, count in plan
         for last in range(1, count + 1)
     ]
-    return Config(shape=(224, 224, 3), stages=tuple(stages), dense=(4096, 4096), classes=1000, dropout=0.5)
+    return Config(
+        shape=(224, 224, 3), stages=tuple(stages), dense=(4096, 4096), classes=1000, dropout=0.5
+    )
 
 
 _toolbox = Stage(features=6, kernel=(5,), padding="valid", pool="mean")
@@ -205,7 +208,10 @@ _toolbox = Stage(features=6, kernel=(5,), padding="valid", pool="mean")
 PRESETS: dict[str, Config] = {
     "tiny": Config(
         shape=(6, 6, 2),
-        stages=(Stage(features=4, pool="max", dropout=0.1), Stage(features=5, kernel=(2,), padding="valid", pool="mean")),
+        stages=(
+            Stage(features=4, pool="max", dropout=0.1),
+            Stage(features=5, kernel=(2,), padding="valid", pool="mean"),
+        ),
         dense=(5,),
         classes=3,
         activation="tanh",
@@ -214,7 +220,11 @@ PRESETS: dict[str, Config] = {
     # The 8x8 digits that ship with the package.
     "digits": Config(
         shape=(8, 8, 1),
-        stages=(Stage(features=32), Stage(features=64, pool="max", dropout=0.25), Stage(features=64, pool="max", dropout=0.25)),
+        stages=(
+            Stage(features=32),
+            Stage(features=64, pool="max", dropout=0.25),
+            Stage(features=64, pool="max", dropout=0.25),
+        ),
         dense=(128,),
         dropout=0.5,
     ),
@@ -222,7 +232,10 @@ PRESETS: dict[str, Config] = {
     # of scaled means, all maps connected, softmax instead of radial basis functions.
     "lenet5": Config(
         shape=(28, 28, 1),
-        stages=(Stage(features=6, kernel=(5,), pool="max"), Stage(features=16, kernel=(5,), padding="valid", pool="max")),
+        stages=(
+            Stage(features=6, kernel=(5,), pool="max"),
+            Stage(features=16, kernel=(5,), padding="valid", pool="max"),
+        ),
         dense=(120, 84),
     ),
     # The Matlab DeepLearnToolbox's test_example_CNN (Palm 2012): 6c5-2s-12c5-2s, its 's' layers without parameters.
@@ -238,8 +251,18 @@ PRESETS: dict[str, Config] = {
     "alexnet": Config(
         shape=(224, 224, 3),
         stages=(
-            Stage(features=64, kernel=(11,), stride=(4,), padding="2", pool="max", pool_size=(3,), pool_stride=(2,)),
-            Stage(features=192, kernel=(5,), padding="2", pool="max", pool_size=(3,), pool_stride=(2,)),
+            Stage(
+                features=64,
+                kernel=(11,),
+                stride=(4,),
+                padding="2",
+                pool="max",
+                pool_size=(3,),
+                pool_stride=(2,),
+            ),
+            Stage(
+                features=192, kernel=(5,), padding="2", pool="max", pool_size=(3,), pool_stride=(2,)
+            ),
             Stage(features=384),
             Stage(features=256),
             Stage(features=256, pool="max", pool_size=(3,), pool_stride=(2,)),
@@ -303,7 +326,11 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
 
 
 def run_stages(
-    cfg: Config, params: Params, inputs: Array, keys: Sequence[Array | None], shape: Sizes | None = None
+    cfg: Config,
+    params: Params,
+    inputs: Array,
+    keys: Sequence[Array | None],
+    shape: Sizes | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The last stage's maps of inputs [batch, *shape], and every map by name: see ``trace``.  keys: one for each stage.
 
@@ -321,26 +348,34 @@ def run_stages(
     return x, seen
 
 
-def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, inputs: Array, key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     keys = split_keys(key, len(cfg.stages) + len(cfg.dense))
     x, seen = run_stages(cfg, params, inputs, keys)
     if cfg.global_pool:
         x = (jnp.max if cfg.global_pool == "max" else jnp.mean)(x, axis=tuple(range(1, x.ndim - 1)))
     x = x.reshape(x.shape[0], -1)
     for index in range(len(cfg.dense)):
-        x = seen[f"hidden_{index}"] = activate(cfg.activation, dense(params[f"dense_{index}"], x, cfg.compute_dtype))
+        x = seen[f"hidden_{index}"] = activate(
+            cfg.activation, dense(params[f"dense_{index}"], x, cfg.compute_dtype)
+        )
         x = dropout(x, cfg.dropout, keys[len(cfg.stages) + index])
     logits = at_least_float32(dense(params[f"dense_{len(cfg.dense)}"], x, cfg.compute_dtype))
     return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Summed loss over unmasked examples; metric "accuracy" where targets are classes.
 
     batch: inputs [batch, *shape], mask [batch], targets: classes [batch] (integers) or [batch, classes] (0/1 or real).
     """
     batch, _ = blank_padding(batch)
-    return supervised_loss(cfg, apply(cfg, params, batch["inputs"], key=key), batch)
+    return supervised_loss(
+        cfg.output, cfg.objective, apply(cfg, params, batch["inputs"], key=key), batch
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:

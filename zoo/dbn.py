@@ -2,11 +2,12 @@
 
 Each machine learns the hidden means of the one below, as if they were data.  The result is a generative model, whose two top
 layers are a machine and whose other layers generate downwards; and the up-pass, which is a multilayer perceptron with logistic
-units: the names and shapes of its parameters are an MLP's, so that one can start from them (``zoo.base.unfold``).
+units: the names and shapes of its parameters are an MLP's, so that one can start from them (``zoo.parts.parameters.restore_matching``).
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from zoo import rbm
-from zoo.base import Aux, Batch, Outputs, Params, blank_padding, require_choice, require_integer, require_sizes, static
-from zoo.layers import ComputeDtype
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding
+from zoo.parts.checking import require_integer
+from zoo.parts.config import NonNegativeFloat, PositiveInt, at_least, replace, static
+from zoo.parts.layers import ComputeDtype
 
 SAMPLED = True
 
@@ -33,23 +36,21 @@ class Config:
         inputs.
     """
 
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[int, ...], at_least(2)]
     trains: Literal["top", "all"] = "top"
     visible_units: rbm.Units = "bernoulli"
     top_units: rbm.Units = "bernoulli"
     binarize: rbm.Binarize = "none"
-    steps: int = 1
+    steps: PositiveInt = 1
     persistent: bool = False
     positive_phase: Literal["mean", "sampled"] = "mean"
-    initializer_deviation: float = 0.01
+    initializer_deviation: NonNegativeFloat = 0.01
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_sizes(self, "sizes", at_least=2)
-        require_choice(self, "trains", ("top", "all"))
         rbm.require_units(self, "visible_units", "top_units", adjacent=len(self.sizes) == 2)
-        rbm.require_learning(self)
+        rbm.require_binarized(self, self.binarize, self.visible_units)
 
     @property
     def machines(self) -> tuple[rbm.Config, ...]:
@@ -65,8 +66,14 @@ class Config:
                 binarize=self.binarize if index == 0 else "none",
                 **{field: getattr(self, field) for field in shared},
             )
-            for index, (visible, hidden) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+            for index, (visible, hidden) in enumerate(
+                zip(self.sizes[:-1], self.sizes[1:], strict=True)
+            )
         )
+
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, sizes=(math.prod(shape), *self.sizes[1:]))
 
     @property
     def outputs(self) -> Outputs:
@@ -94,7 +101,10 @@ PRESETS: dict[str, Config] = {
 def init(cfg: Config, key: Array) -> Params:
     """{"layer_0": {"kernel" [in, out], "bias" [out], "visible_bias" [in]}, ...}: see ``zoo.rbm.init``."""
     keys = jax.random.split(key, len(cfg.machines))
-    return {f"layer_{index}": rbm.init(machine, keys[index]) for index, machine in enumerate(cfg.machines)}
+    return {
+        f"layer_{index}": rbm.init(machine, keys[index])
+        for index, machine in enumerate(cfg.machines)
+    }
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
@@ -106,7 +116,10 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
     """Highest means, "hidden_0", ... [batch, units], and "reconstruction" [batch, sizes[0]]: means all the way down again."""
     top = apply(cfg, params, inputs)
-    hidden = {f"hidden_{index}": means for index, means in enumerate([*_upwards(cfg, params, inputs)[1:], top])}
+    hidden = {
+        f"hidden_{index}": means
+        for index, means in enumerate([*_upwards(cfg, params, inputs)[1:], top])
+    }
     return top, {**hidden, "reconstruction": down(cfg, params, top)}
 
 
@@ -118,7 +131,9 @@ def _upwards(cfg: Config, params: Params, inputs: Array) -> list[Array]:
     return seen
 
 
-def down(cfg: Config, params: Params, top: Float[Array, "batch units"], machines: int | None = None) -> Array:
+def down(
+    cfg: Config, params: Params, top: Float[Array, "batch units"], machines: int | None = None
+) -> Array:
     """Means of the inputs [batch, sizes[0]] given the highest layer, layer after layer.
 
     machines: to go down through; all of them unless given.  Raises ValueError for more than there are.
@@ -127,7 +142,9 @@ def down(cfg: Config, params: Params, top: Float[Array, "batch units"], machines
         require_integer("machines", machines, at_least=0, at_most=len(cfg.machines))
     for index in reversed(range(len(cfg.machines) if machines is None else machines)):
         machine = cfg.machines[index]
-        top = rbm.mean(machine.visible_units, rbm.visible_field(machine, params[f"layer_{index}"], top))
+        top = rbm.mean(
+            machine.visible_units, rbm.visible_field(machine, params[f"layer_{index}"], top)
+        )
     return top
 
 
@@ -148,7 +165,9 @@ def fantasies(
     return down(cfg, params, rbm.sample(machine, params_top, start, key, steps), len(below))
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """The loss of the machines that are trained (see ``zoo.rbm.loss``); those below only pass their means upwards.
 
     Metrics: "reconstruction_error" and "free_energy" of the highest machine, as the one below it sees the inputs.
@@ -158,14 +177,22 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     last = len(cfg.machines) - 1
     carries = carry if carry else ((),) * (last + 1)
     total, aux, after = jnp.zeros(()), None, []
-    for index, (machine, seen) in enumerate(zip(cfg.machines, _upwards(cfg, params, batch["inputs"]), strict=True)):
+    for index, (machine, seen) in enumerate(
+        zip(cfg.machines, _upwards(cfg, params, batch["inputs"]), strict=True)
+    ):
         if cfg.trains == "top" and index < last:
             after.append(carries[index])
             continue
         # The gradient of contrastive divergence ends at the machine; that of the deterministic loss is one of all that is there.
         seen = seen if key is None and cfg.trains == "all" else jax.lax.stop_gradient(seen)
         keys = None if key is None else jax.vmap(jax.random.fold_in, (0, None))(key, index)
-        part, aux = rbm.loss(machine, params[f"layer_{index}"], {**batch, "inputs": seen}, key=keys, carry=carries[index])
+        part, aux = rbm.loss(
+            machine,
+            params[f"layer_{index}"],
+            {**batch, "inputs": seen},
+            key=keys,
+            carry=carries[index],
+        )
         total = total + part
         after.append(aux.carry)
     assert aux is not None

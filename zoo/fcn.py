@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +23,21 @@ import numpy as np
 from jax import Array
 
 from zoo import convnet
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    block,
-    require,
-    require_choice,
-    require_count,
-    require_integer,
-    require_shape,
-    require_sizes,
-    static,
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding, block
+from zoo.parts.checking import require, require_integer, require_shape
+from zoo.parts.config import PositiveInt, at_least, static
+from zoo.parts.convolution import Pads, Sizes, convolve, interleave, output_sizes, padding
+from zoo.parts.layers import (
+    ComputeDtype,
+    activate,
+    at_least_float32,
+    conv,
+    dense,
+    dropout,
+    split_keys,
+    summed,
 )
-from zoo.convolution import Pads, Sizes, convolve, interleave, output_sizes, padding
-from zoo.layers import ComputeDtype, activate, at_least_float32, conv, dense, dropout, split_keys, summed
-from zoo.pooling import pool
+from zoo.parts.pooling import pool
 
 VOID = 0.1
 """Part of an example's pixels that have no label."""
@@ -64,9 +60,9 @@ class Config:
     compute_dtype: of the trunk; scores go up in float32.
     """
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], at_least(2)]
     trunk: convnet.Config
-    classes: int
+    classes: PositiveInt
     skips: tuple[str, ...] = ()
     upsampling: Literal["learned", "fixed"] = "learned"
     padding: Literal["same", "valid"] = "same"
@@ -75,13 +71,8 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         require(isinstance(self.trunk, convnet.Config), self, "trunk", "a zoo.convnet.Config")
-        require_sizes(self, "shape", at_least=2)
         fits = len(self.shape) == len(self.trunk.shape) and self.shape[-1] == self.trunk.shape[-1]
         require(fits, self, "shape", f"as many axes and channels as the trunk's {self.trunk.shape}")
-        require_count(self, "classes")
-        require_choice(self, "upsampling", ("learned", "fixed"))
-        require_choice(self, "padding", ("same", "valid"))
-        require_choice(self, "compute_dtype", (None, "bfloat16"))
         grids = _grids(self, self.shape[:-1])
         require(_holds(grids), self, "shape", "sizes that the trunk does not shrink below 1")
         maps = list(grids)[:-1]
@@ -101,6 +92,10 @@ class Config:
         """What inputs must lie in: anything."""
         return None
 
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, shape=shape, classes=classes or self.classes)
+
     @property
     def outputs(self) -> Outputs:
         """What the outputs are, and the loss."""
@@ -116,8 +111,12 @@ class Config:
         """Learned transposed convolutions before each skip."""
         grids = _grids(self, self.shape[:-1])
         hops = itertools.pairwise(grids[name].strides for name in (SCORES, *self.skips))
-        ratios = (min(coarse / fine for coarse, fine in zip(*strides, strict=True)) for strides in hops)
-        return tuple(int(math.log2(max(ratio, 1))) if self.upsampling == "learned" else 0 for ratio in ratios)
+        ratios = (
+            min(coarse / fine for coarse, fine in zip(*strides, strict=True)) for strides in hops
+        )
+        return tuple(
+            int(math.log2(max(ratio, 1))) if self.upsampling == "learned" else 0 for ratio in ratios
+        )
 
 
 SCORES = "scores"
@@ -136,7 +135,10 @@ class Grid(NamedTuple):
         return Grid(
             output_sizes(self.sizes, window, strides, pads),
             tuple(old * new for old, new in zip(self.strides, strides, strict=True)),
-            tuple(start + stride * shift for start, stride, shift in zip(self.offsets, self.strides, shifts, strict=True)),
+            tuple(
+                start + stride * shift
+                for start, stride, shift in zip(self.offsets, self.strides, shifts, strict=True)
+            ),
         )
 
     def doubled(self) -> "Grid":
@@ -144,7 +146,9 @@ class Grid(NamedTuple):
         return Grid(
             tuple(2 * size for size in self.sizes),
             tuple(stride / 2 for stride in self.strides),
-            tuple(start - stride / 4 for start, stride in zip(self.offsets, self.strides, strict=True)),
+            tuple(
+                start - stride / 4 for start, stride in zip(self.offsets, self.strides, strict=True)
+            ),
         )
 
 
@@ -159,7 +163,9 @@ def _grids(cfg: Config, space: Sizes) -> dict[str, Grid]:
         at = stage.geometry(grid.sizes)
         grid = found[f"conv_{index}"] = grid.under(at.window, at.strides, at.pads)
         if stage.pool:
-            grid = found[f"pool_{index}"] = grid.under(at.pool, at.pool_strides, ((0, 0),) * len(space))
+            grid = found[f"pool_{index}"] = grid.under(
+                at.pool, at.pool_strides, ((0, 0),) * len(space)
+            )
     found[SCORES] = grid.under(cfg.window, (1,) * len(space), _head_pads(cfg, grid.sizes))
     return found
 
@@ -208,7 +214,9 @@ PRESETS: dict[str, Config] = {
         skips=("pool_1", "pool_0", "conv_0"),
     ),
     # Long et al. 2015: FCN-8s on VGG-16.
-    "vgg16": Config(shape=(512, 512, 3), trunk=convnet.PRESETS["vgg16"], classes=21, skips=("pool_9", "pool_6")),
+    "vgg16": Config(
+        shape=(512, 512, 3), trunk=convnet.PRESETS["vgg16"], classes=21, skips=("pool_9", "pool_6")
+    ),
 }
 
 
@@ -216,12 +224,19 @@ def init(cfg: Config, key: Array) -> Params:
     """{"conv_0": ..., "dense_0": ..., ...: see ``zoo.convnet.init``; "skip_conv_0": {"kernel" [features, classes], "bias"}, ...;
     "double_0": {"kernel" [4, ..., 4, classes, classes]}, ...}, of which skips start at zero and doublings are bilinear.
 
-    The classifier's parameters keep their names and shapes, so that its weights are these (``zoo.base.unfold``).
+    The classifier's parameters keep their names and shapes, so that its weights are these (``zoo.parts.parameters.restore_matching``).
     """  # fmt: skip
     params = convnet.init(cfg.network, key)
-    features = {f"{kind}_{index}": stage.features for index, stage in enumerate(cfg.trunk.stages) for kind in ("conv", "pool")}
+    features = {
+        f"{kind}_{index}": stage.features
+        for index, stage in enumerate(cfg.trunk.stages)
+        for kind in ("conv", "pool")
+    }
     for name in cfg.skips:
-        params[f"skip_{name}"] = {"kernel": jnp.zeros((features[name], cfg.classes)), "bias": jnp.zeros(cfg.classes)}
+        params[f"skip_{name}"] = {
+            "kernel": jnp.zeros((features[name], cfg.classes)),
+            "bias": jnp.zeros(cfg.classes),
+        }
     for index in range(sum(cfg.doublings)):
         params[f"double_{index}"] = {"kernel": bilinear(len(cfg.shape) - 1, cfg.classes)}
     return params
@@ -253,12 +268,16 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
 
-def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, inputs: Array, key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     space, network = inputs.shape[1:-1], cfg.network
     require_shape("inputs", inputs, ("batch", *["any"] * (len(cfg.shape) - 1), cfg.shape[-1]))
     grids = _grids(cfg, space)
     if not _holds(grids):
-        raise ValueError(f"inputs: shape {inputs.shape}, expected sizes that the trunk does not shrink below 1")
+        raise ValueError(
+            f"inputs: shape {inputs.shape}, expected sizes that the trunk does not shrink below 1"
+        )
     keys = split_keys(key, len(network.stages) + len(network.dense))
     x, seen = convnet.run_stages(network, params, inputs, keys, inputs.shape[1:])
     scores, hidden = _slide(cfg, params, x, keys[len(network.stages) :])
@@ -274,7 +293,9 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
     return _interpolate(scores, grid, _image(space)), seen
 
 
-def _slide(cfg: Config, params: Params, x: Array, keys: Sequence[Array | None]) -> tuple[Array, dict[str, Array]]:
+def _slide(
+    cfg: Config, params: Params, x: Array, keys: Sequence[Array | None]
+) -> tuple[Array, dict[str, Array]]:
     """The classifier's dense layers at every position of its trunk's last map: scores [batch, *positions, classes]."""
     network, ones, seen = cfg.network, (1,) * (x.ndim - 2), {}
     pads = _head_pads(cfg, x.shape[1:-1])
@@ -308,9 +329,19 @@ def double(kernel: Array, x: Array) -> Array:
     phases = list(itertools.product((0, 1), repeat=axes))
     kernels = [kernel[tuple(slice(3 - phase, None, -2) for phase in each)] for each in phases]
     around = jnp.pad(x, ((0, 0), *[(1, 1)] * axes, (0, 0)), mode="edge")
-    parts = jnp.split(convolve(around, jnp.concatenate(kernels, axis=-1).astype(x.dtype)), len(phases), axis=-1)
+    parts = jnp.split(
+        convolve(around, jnp.concatenate(kernels, axis=-1).astype(x.dtype)), len(phases), axis=-1
+    )
     cut = [
-        part[(slice(None), *(slice(phase, phase + size) for phase, size in zip(each, x.shape[1:-1], strict=True)))]
+        part[
+            (
+                slice(None),
+                *(
+                    slice(phase, phase + size)
+                    for phase, size in zip(each, x.shape[1:-1], strict=True)
+                ),
+            )
+        ]
         for part, each in zip(parts, phases, strict=True)
     ]
     return interleave(cut, (2,) * axes)
@@ -319,16 +350,22 @@ def double(kernel: Array, x: Array) -> Array:
 def _interpolate(x: Array, grid: Grid, target: Grid) -> Array:
     """A map on one grid, seen at the positions of another: linear between positions, the nearest one's value beyond them."""
     for axis, (size, wanted) in enumerate(zip(grid.sizes, target.sizes, strict=True)):
-        places = target.offsets[axis] + target.strides[axis] * np.arange(wanted) - grid.offsets[axis]
+        places = (
+            target.offsets[axis] + target.strides[axis] * np.arange(wanted) - grid.offsets[axis]
+        )
         places = np.clip(places / grid.strides[axis], 0, size - 1)
         weights = np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0)
         if not np.array_equal(weights, np.eye(size)):
-            product = jnp.tensordot(jnp.asarray(weights, x.dtype), x, ((1,), (axis + 1,)), precision="highest")
+            product = jnp.tensordot(
+                jnp.asarray(weights, x.dtype), x, ((1,), (axis + 1,)), precision="highest"
+            )
             x = jnp.moveaxis(product, 0, axis + 1)
     return x
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Softmax cross-entropy summed over unmasked pixels, in nats; metric "accuracy" of a pixel.
 
     batch: inputs [batch, *space, channels]; targets, labels (integers), and mask [batch, *space]: False where there is none.
@@ -339,7 +376,11 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     targets = batch["targets"].astype(jnp.int32)
     # Optax's takes the first of one score for each pixel besides, whose gradient XLA evaluates while it compiles: slow for many.
     scores = jnp.squeeze(jnp.take_along_axis(logits, targets[..., None], axis=-1), axis=-1)
-    return summed(jax.nn.logsumexp(logits, axis=-1) - scores, batch["mask"], accuracy=jnp.argmax(logits, axis=-1) == targets)
+    return summed(
+        jax.nn.logsumexp(logits, axis=-1) - scores,
+        batch["mask"],
+        accuracy=jnp.argmax(logits, axis=-1) == targets,
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
@@ -353,4 +394,8 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     targets = jax.random.randint(target_key, (batch_size, *cfg.shape[:-1]), 0, cfg.classes)
     image = jax.random.uniform(image_key, (batch_size, *cfg.shape))
     image = image.at[..., 0].set((targets.astype(image.dtype) + 0.5 * image[..., 0]) / cfg.classes)
-    return {"inputs": image, "targets": targets, "mask": ~jax.random.bernoulli(mask_key, VOID, targets.shape)}
+    return {
+        "inputs": image,
+        "targets": targets,
+        "mask": ~jax.random.bernoulli(mask_key, VOID, targets.shape),
+    }

@@ -12,25 +12,27 @@ Without a key the most likely place is looked at.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo import captioner, decoder
-from zoo.base import Aux, Batch, Params, blank_padding, require, require_rate, static
-from zoo.decoder import Carry, Memory
-from zoo.language import token_losses
-from zoo.layers import add_gradient, split_keys, summed
-from zoo.rnn import mask_of_steps
+from zoo import captioner, convnet
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding
+from zoo.parts import decoder
+from zoo.parts.checking import require
+from zoo.parts.config import NonNegativeFloat, PositiveInt, Rate, static
+from zoo.parts.decoder import Carry, Memory
+from zoo.parts.language import token_losses
+from zoo.parts.layers import ComputeDtype, add_gradient, mask_of_steps, split_keys, summed
 
 SAMPLED = True
 
 
 @static
 @dataclass(frozen=True, kw_only=True)
-class Config(captioner.Config):
+class Config:
     """A captioner that looks at one place at a time.
 
     encoder, vocabulary, features, units, cell, places, dropout, label_smoothing, forget_bias, compute_dtype: see
@@ -40,21 +42,49 @@ class Config(captioner.Config):
     soft: probability that an image is seen as soft attention sees it.
     """
 
-    reward: float = 1.0
-    entropy: float = 0.01
-    memory: float = 0.9
-    soft: float = 0.5
+    encoder: convnet.Config
+    vocabulary: PositiveInt
+    features: PositiveInt
+    units: PositiveInt
+    cell: Literal["lstm", "gru"] = "lstm"
+    attention: Literal["soft"] = "soft"
+    places: bool = True
+    coverage: float = 0.0
+    dropout: Rate = 0.0
+    label_smoothing: Rate = 0.0
+    forget_bias: NonNegativeFloat = 1.0
+    compute_dtype: ComputeDtype = None
+    reward: NonNegativeFloat = 1.0
+    entropy: NonNegativeFloat = 0.01
+    memory: Rate = 0.9
+    soft: Rate = 0.5
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        super().__post_init__()
-        require(self.attention == "soft", self, "attention", "'soft'")
+        captioner.require_images(self, self.encoder)
         require(self.coverage == 0, self, "coverage", "0")
-        for field in ("reward", "entropy"):
-            value = getattr(self, field)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-            require(number, self, field, "a number, 0 or more")
-        require_rate(self, "memory", "soft")
+
+    @property
+    def softly(self) -> captioner.Config:
+        """The Config of a captioner with soft attention and the same parameters."""
+        return captioner.Config(
+            **{field.name: getattr(self, field.name) for field in fields(captioner.Config)}
+        )
+
+    @property
+    def input_range(self) -> dict[str, tuple[float, float]]:
+        """What inputs must lie in: the tokens."""
+        return self.softly.input_range
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs are, and the loss."""
+        return self.softly.outputs
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Places in height and width."""
+        return self.softly.grid
 
 
 def _hard(cfg: captioner.Config) -> Config:
@@ -63,15 +93,23 @@ def _hard(cfg: captioner.Config) -> Config:
 
 
 PRESETS: dict[str, Config] = {name: _hard(cfg) for name, cfg in captioner.PRESETS.items()}
-PRESETS["tiny"] = replace(PRESETS["tiny"], features=5, dropout=0.0, label_smoothing=0.0)  # the test enumerates places only
-init = captioner.init
+PRESETS["tiny"] = replace(
+    PRESETS["tiny"], features=5, dropout=0.0, label_smoothing=0.0
+)  # the test enumerates places only
+
+
+def init(cfg: Config, key: Array) -> Params:
+    """Those of a captioner: see ``zoo.captioner.init``."""
+    return captioner.init(cfg.softly, key)
 
 
 def _most_likely(weights: Array, step: Any) -> Array:
     return jax.nn.one_hot(jnp.argmax(weights, axis=-1), weights.shape[-1], dtype=weights.dtype)
 
 
-def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> Array:
+def apply(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> Array:
     """Logits [batch, time, vocabulary]: see ``zoo.captioner.apply``."""
     return _forward(cfg, params, inputs, key)[0]
 
@@ -79,20 +117,28 @@ def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array |
 def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     """As ``zoo.captioner.trace``; and "looked" [batch, time, height, width], 1 at the place that was looked at."""
     logits, seen = _forward(cfg, params, inputs, None)
-    return captioner.show(cfg, logits, seen)
+    return captioner.show(cfg.softly, logits, seen)
 
 
-encode = captioner.encode
+def encode(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> tuple[Memory, Carry]:
+    """What is known of the image of ``inputs``, and the decoder's carry before its first step."""
+    return captioner.encode(cfg.softly, params, inputs, key=key)
 
 
-def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+def decode_step(
+    cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
+) -> tuple[Carry, Array]:
     """One token [rows] of each caption: see ``zoo.captioner.decode_step``."""
-    return decoder.step(cfg.writer, params, carry, inputs, memory, _most_likely)
+    return decoder.step(cfg.softly.writer, params, carry, inputs, memory, _most_likely)
 
 
-def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     if key is None:
-        return captioner.forward(cfg, params, inputs, None, _most_likely)
+        return captioner.forward(cfg.softly, params, inputs, None, _most_likely)
     draw_key, soft_key = split_keys(key, 6)[4:]  # the first four are dropout's
     assert draw_key is not None
     assert soft_key is not None
@@ -101,14 +147,20 @@ def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array |
     def choose(weights: Array, step: Any) -> Array:
         keys = jax.vmap(jax.random.fold_in, (0, None))(draw_key, step)
         tiny = jnp.finfo(weights.dtype).tiny
-        drawn = jax.vmap(jax.random.categorical)(keys, jnp.log(jnp.maximum(jax.lax.stop_gradient(weights), tiny)))
-        return jnp.where(soft[:, None], weights, jax.nn.one_hot(drawn, weights.shape[-1], dtype=weights.dtype))
+        drawn = jax.vmap(jax.random.categorical)(
+            keys, jnp.log(jnp.maximum(jax.lax.stop_gradient(weights), tiny))
+        )
+        return jnp.where(
+            soft[:, None], weights, jax.nn.one_hot(drawn, weights.shape[-1], dtype=weights.dtype)
+        )
 
-    logits, seen = captioner.forward(cfg, params, inputs, key, choose)
+    logits, seen = captioner.forward(cfg.softly, params, inputs, key, choose)
     return logits, seen | {"soft": soft}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """-log p(y | s, a) of each target token, in nats, summed over unmasked ones; its gradient is the module's.
 
     batch: see ``zoo.captioner.loss``.  carry: b of each row [batch], () for fresh ones.
@@ -121,15 +173,27 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
     if key is None:
         return total, aux._replace(carry=carry)
     fresh = init_carry(cfg, params, mask.shape[0], key=key)
-    baseline = fresh if isinstance(carry, tuple) else jnp.where(batch["reset"], fresh, carry) if "reset" in batch else carry
+    baseline = (
+        fresh
+        if isinstance(carry, tuple)
+        else jnp.where(batch["reset"], fresh, carry)
+        if "reset" in batch
+        else carry
+    )
     tokens = jnp.sum(mask, axis=1, dtype=losses.dtype)
     reward = -jax.lax.stop_gradient(jnp.sum(jnp.where(mask, losses, 0), axis=1))
     log_weights = jnp.log(jnp.maximum(seen["attention"], jnp.finfo(losses.dtype).tiny))
     of_place = jnp.sum(jnp.where(jax.lax.stop_gradient(seen["looked"]) > 0, log_weights, 0), axis=2)
     entropy = -jnp.sum(seen["attention"] * log_weights, axis=2)
     log_p, entropy = (jnp.sum(jnp.where(mask, each, 0), axis=1) for each in (of_place, entropy))
-    estimate = jnp.where(seen["soft"], 0, cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy)
-    after = jnp.where(tokens > 0, cfg.memory * baseline + (1 - cfg.memory) * reward / jnp.maximum(tokens, 1), baseline)
+    estimate = jnp.where(
+        seen["soft"], 0, cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy
+    )
+    after = jnp.where(
+        tokens > 0,
+        cfg.memory * baseline + (1 - cfg.memory) * reward / jnp.maximum(tokens, 1),
+        baseline,
+    )
     return add_gradient(total, -jnp.sum(estimate)), aux._replace(carry=after)
 
 
@@ -138,4 +202,6 @@ def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> A
     return jnp.full(batch_size, -jnp.log(float(cfg.vocabulary)))
 
 
-example_batch = captioner.example_batch
+def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
+    """Uniform images, and random captions of different lengths."""
+    return captioner.example_batch(cfg.softly, key, batch_size)

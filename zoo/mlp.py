@@ -3,14 +3,17 @@
 Each layer computes z = x W + b and y = f(z); backpropagation multiplies the error by the transposed kernel on the way down.
 """
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax import Array
 
-from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block, require_inputs, require_rate, require_sizes, static
-from zoo.layers import (
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, block
+from zoo.parts.checking import require_inputs
+from zoo.parts.config import PositiveFloat, Rate, at_least, static
+from zoo.parts.layers import (
     Activation,
     ComputeDtype,
     Initializer,
@@ -23,7 +26,7 @@ from zoo.layers import (
     example_supervised,
     init_layer,
     output_activation,
-    require_supervised,
+    require_objective,
     split_keys,
     supervised_loss,
     supervised_outputs,
@@ -45,38 +48,49 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[int, ...], at_least(2)]
     activation: Activation = "relu"
     output: Output = "softmax"
     objective: Objective | None = None
-    input_dropout: float = 0.0
-    dropout: float = 0.0
+    input_dropout: Rate = 0.0
+    dropout: Rate = 0.0
     initializer: Initializer = "glorot_uniform"
-    gain: float = 1.0
+    gain: PositiveFloat = 1.0
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_sizes(self, "sizes", at_least=2)
-        require_rate(self, "input_dropout", "dropout")
-        require_supervised(self)
+        require_objective(self, self.output, self.objective)
 
     @property
     def input_range(self) -> None:
         """What inputs must lie in: anything."""
         return None
 
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        sizes = (math.prod(shape), *self.sizes[1:-1], classes or self.sizes[-1])
+        return replace(self, sizes=sizes)
+
     @property
     def outputs(self) -> Outputs:
         """What the outputs are, and the loss."""
-        return supervised_outputs(self, self.sizes[-1])
+        return supervised_outputs(self.output, self.objective, self.sizes[-1])
 
 
-_toolbox = Config(sizes=(784, 100, 10), activation="lecun_tanh", output="logistic", objective="squared_error", gain=4.0)
+_toolbox = Config(
+    sizes=(784, 100, 10),
+    activation="lecun_tanh",
+    output="logistic",
+    objective="squared_error",
+    gain=4.0,
+)
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(sizes=(6, 5, 5, 3), activation="tanh", dropout=0.25),
-    "digits": Config(sizes=(64, 512, 512, 10), input_dropout=0.05, dropout=0.5, initializer="he_normal"),
+    "digits": Config(
+        sizes=(64, 512, 512, 10), input_dropout=0.05, dropout=0.5, initializer="he_normal"
+    ),
     # The nets of the Matlab DeepLearnToolbox's test_example_NN (Palm 2012).
     "toolbox": _toolbox,
     # The toolbox halves activations when testing; here they are doubled while training, so kernels start at half its size.
@@ -86,7 +100,9 @@ PRESETS: dict[str, Config] = {
     # The MLP of the LISA deep learning tutorials.
     "tanh500": Config(sizes=(784, 500, 10), activation="tanh"),
     # Srivastava et al. 2014, table 2.
-    "dropout1024x3": Config(sizes=(784, 1024, 1024, 1024, 10), input_dropout=0.2, dropout=0.5, initializer="he_normal"),
+    "dropout1024x3": Config(
+        sizes=(784, 1024, 1024, 1024, 10), input_dropout=0.2, dropout=0.5, initializer="he_normal"
+    ),
 }
 
 
@@ -109,7 +125,9 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return _forward(cfg, params, inputs, None)
 
 
-def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, inputs: Array, key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     x = require_inputs(inputs, cfg.sizes[0], None, "sizes[0]")
     keys = split_keys(key, len(cfg.sizes) - 1)
     seen = {}
@@ -122,13 +140,17 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
     return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Summed loss over unmasked examples; metric "accuracy" where targets are classes.
 
     batch: inputs [batch, ...], mask [batch], targets: classes [batch] (integers) or [batch, sizes[-1]] (0/1 or real).
     """
     batch, _ = blank_padding(batch)
-    return supervised_loss(cfg, apply(cfg, params, batch["inputs"], key=key), batch)
+    return supervised_loss(
+        cfg.output, cfg.objective, apply(cfg, params, batch["inputs"], key=key), batch
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:

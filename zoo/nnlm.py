@@ -14,34 +14,21 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, random
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    block,
-    require_choice,
-    require_count,
-    require_rate,
-    require_shape,
-    restart,
-    static,
-)
-from zoo.language import example_tokens, init_embedding, look_up, next_token_loss
-from zoo.layers import (
-    INITIALIZERS,
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding, block, restart
+from zoo.parts.checking import require_shape
+from zoo.parts.config import PositiveInt, Rate, static
+from zoo.parts.language import example_tokens, init_embedding, look_up, next_token_loss
+from zoo.parts.layers import (
     ComputeDtype,
     Initializer,
     at_least_float32,
     dense,
     dropout,
     init_layer,
+    mask_of_steps,
     output_activation,
     split_keys,
 )
-from zoo.rnn import mask_of_steps
 
 
 @static
@@ -58,24 +45,15 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    vocabulary: int
-    context: int = 4
-    features: int = 60
-    hidden: int = 50
+    vocabulary: PositiveInt
+    context: PositiveInt = 4
+    features: PositiveInt = 60
+    hidden: PositiveInt = 50
     direct: bool = False
-    input_dropout: float = 0.0
-    dropout: float = 0.0
+    input_dropout: Rate = 0.0
+    dropout: Rate = 0.0
     initializer: Initializer = "glorot_uniform"
     compute_dtype: ComputeDtype = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
-        for field in ("vocabulary", "context", "features", "hidden"):
-            require_count(self, field)
-        require_choice(self, "direct", (True, False))
-        require_rate(self, "input_dropout", "dropout")
-        require_choice(self, "initializer", INITIALIZERS)
-        require_choice(self, "compute_dtype", (None, "bfloat16"))
 
     @property
     def input_range(self) -> tuple[float, float]:
@@ -107,7 +85,9 @@ def init(cfg: Config, key: Array) -> Params:
         "output": init_layer(keys[2], (cfg.hidden, cfg.vocabulary), cfg.initializer),
     }
     if cfg.direct:
-        params["direct"] = {"kernel": init_layer(keys[3], (size, cfg.vocabulary), cfg.initializer)["kernel"]}
+        params["direct"] = {
+            "kernel": init_layer(keys[3], (size, cfg.vocabulary), cfg.initializer)["kernel"]
+        }
     return params
 
 
@@ -128,7 +108,13 @@ def initial_carry(cfg: Config, params: Params, batch_size: Any) -> Array:
 
 
 def unroll(
-    cfg: Config, params: Params, carry: Array, inputs: Array, *, key: Array | None = None, mask: Array | None = None
+    cfg: Config,
+    params: Params,
+    carry: Array,
+    inputs: Array,
+    *,
+    key: Array | None = None,
+    mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """Tokens [batch, time] after those of ``carry``: the carry after them, and logits [batch, time, vocabulary].
 
@@ -152,28 +138,47 @@ def _contexts(cfg: Config, carry: Array, tokens: Array, mask: Array | None) -> t
     if mask is not None:  # those that are there, side by side
         tokens = jnp.take_along_axis(tokens, jnp.argsort(~present, axis=1, stable=True), axis=1)
     history = jnp.concatenate([carry.astype(tokens.dtype), tokens], axis=1)
-    before = jnp.cumsum(present, axis=1) - jnp.astype(present, int)  # tokens of this window before each position
+    before = jnp.cumsum(present, axis=1) - jnp.astype(
+        present, int
+    )  # tokens of this window before each position
     offsets = jnp.arange(cfg.context)
-    places = before[:, :, None] + jnp.broadcast_to(offsets[None, None], (*before.shape, cfg.context))
-    contexts = jnp.take_along_axis(history, places.reshape(len(history), -1), axis=1).reshape(places.shape)
-    total = jnp.sum(present, axis=1)[:, None] + jnp.broadcast_to(offsets[None, :-1], (len(history), cfg.context - 1))
+    places = before[:, :, None] + jnp.broadcast_to(
+        offsets[None, None], (*before.shape, cfg.context)
+    )
+    contexts = jnp.take_along_axis(history, places.reshape(len(history), -1), axis=1).reshape(
+        places.shape
+    )
+    total = jnp.sum(present, axis=1)[:, None] + jnp.broadcast_to(
+        offsets[None, :-1], (len(history), cfg.context - 1)
+    )
     return contexts, jnp.take_along_axis(history, total, axis=1).astype(carry.dtype)
 
 
-def _forward(cfg: Config, params: Params, contexts: Array, key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, contexts: Array, key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     keys = split_keys(key, 2)
     vectors = look_up(params["embedding"], contexts)
     x = dropout(vectors.reshape(*contexts.shape[:2], -1), cfg.input_dropout, keys[0])
     hidden = block(jnp.tanh(dense(params["hidden"], x, cfg.compute_dtype)))
     logits = dense(params["output"], dropout(hidden, cfg.dropout, keys[1]), cfg.compute_dtype)
     if cfg.direct:
-        kernel = params["direct"]["kernel"].astype(cfg.compute_dtype or params["direct"]["kernel"].dtype)
+        kernel = params["direct"]["kernel"].astype(
+            cfg.compute_dtype or params["direct"]["kernel"].dtype
+        )
         logits = logits + x.astype(kernel.dtype) @ kernel
     logits = at_least_float32(logits)
-    return logits, {"embedded": x, "hidden_0": hidden, "logits": logits, "outputs": output_activation("softmax", logits)}
+    return logits, {
+        "embedded": x,
+        "hidden_0": hidden,
+        "logits": logits,
+        "outputs": output_activation("softmax", logits),
+    }
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
     batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows

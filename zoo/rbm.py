@@ -22,23 +22,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    blank_padding,
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding
+from zoo.parts.checking import (
     require,
-    require_choice,
-    require_count,
     require_inputs,
     require_integer,
     require_one_of,
-    require_positive,
     require_shape,
-    static,
 )
-from zoo.layers import ComputeDtype, add_gradient, at_least_float32, bernoulli, dense, summed
+from zoo.parts.config import NonNegativeFloat, PositiveFloat, PositiveInt, replace, static
+from zoo.parts.layers import ComputeDtype, add_gradient, at_least_float32, bernoulli, dense, summed
 
 SAMPLED = True
 
@@ -78,30 +71,36 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
     """
 
-    visible: int
-    hidden: int
+    visible: PositiveInt
+    hidden: PositiveInt
     visible_units: Units = "bernoulli"
     hidden_units: Units = "bernoulli"
     binarize: Binarize = "none"
-    steps: int = 1
+    steps: PositiveInt = 1
     persistent: bool = False
     positive_phase: Literal["mean", "sampled"] = "mean"
     sparsity_target: float | None = None
-    sparsity_cost: float = 0.1
-    initializer_deviation: float = 0.01
+    sparsity_cost: PositiveFloat = 0.1
+    initializer_deviation: NonNegativeFloat = 0.01
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        for field in ("visible", "hidden"):
-            require_count(self, field)
         require_units(self, "visible_units", "hidden_units")
-        require_learning(self)
+        require_binarized(self, self.binarize, self.visible_units)
         target = self.sparsity_target
         probability = target is None or (isinstance(target, float) and 0 < target < 1)
         require(probability, self, "sparsity_target", "a probability, 0 < target < 1, or None")
-        require(target is None or self.hidden_units == "bernoulli", self, "sparsity_target", "None for gaussian hidden units")
-        require_positive(self, "sparsity_cost")
+        require(
+            target is None or self.hidden_units == "bernoulli",
+            self,
+            "sparsity_target",
+            "None for gaussian hidden units",
+        )
+
+    def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
+        """See ``zoo.base.Adaptable``."""
+        return replace(self, visible=math.prod(shape))
 
     @property
     def outputs(self) -> Outputs:
@@ -115,25 +114,24 @@ class Config:
 
 
 def require_units(cfg: Any, visible: str, hidden: str, *, adjacent: bool = True) -> None:
-    """Raises ValueError unless these two fields of a Config are kinds of units, that can be beside each other if they are."""
-    require_choice(cfg, visible, UNITS)
-    require_choice(cfg, hidden, UNITS)
+    """Raises ValueError unless the kinds of units in these two fields of a Config can be beside each other, if they are."""
     both = adjacent and getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
-    require(not both, cfg, hidden, "'bernoulli' beside gaussian visible units: the energy would have no least value")
+    require(
+        not both,
+        cfg,
+        hidden,
+        "'bernoulli' beside gaussian visible units: the energy would have no least value",
+    )
 
 
-def require_learning(cfg: Any) -> None:
-    """Raises ValueError unless the fields of a Config that say how a machine starts and learns are allowed."""
-    require_choice(cfg, "binarize", ("none", "sample", "threshold"))
-    binary = cfg.visible_units == "bernoulli" or cfg.binarize == "none"
-    require(binary, cfg, "binarize", "'none' for gaussian visible units")
-    require_count(cfg, "steps")
-    require_choice(cfg, "persistent", (True, False))
-    require_choice(cfg, "positive_phase", ("mean", "sampled"))
-    deviation = cfg.initializer_deviation
-    number = isinstance(deviation, int | float) and 0 <= deviation < math.inf
-    require(number, cfg, "initializer_deviation", "a number of at least 0")
-    require_choice(cfg, "compute_dtype", (None, "bfloat16"))
+def require_binarized(cfg: Any, binarize: Binarize, visible_units: Units) -> None:
+    """Raises ValueError for the Config ``cfg`` where gaussian visible units are binarized."""
+    require(
+        visible_units == "bernoulli" or binarize == "none",
+        cfg,
+        "binarize",
+        "'none' for gaussian visible units",
+    )
 
 
 PRESETS: dict[str, Config] = {
@@ -162,10 +160,15 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
     """Hidden means, and "hidden" [batch, hidden], "reconstruction" [batch, visible]: the visible means given those."""
     hidden = apply(cfg, params, inputs)
-    return hidden, {"hidden": hidden, "reconstruction": mean(cfg.visible_units, visible_field(cfg, params, hidden))}
+    return hidden, {
+        "hidden": hidden,
+        "reconstruction": mean(cfg.visible_units, visible_field(cfg, params, hidden)),
+    }
 
 
-def states(cfg: Config, inputs: Array, key: Key[Array, " batch"] | Numbers | None = None) -> Float[Array, "batch visible"]:
+def states(
+    cfg: Config, inputs: Array, key: Key[Array, " batch"] | Numbers | None = None
+) -> Float[Array, "batch visible"]:
     """Visible states for inputs [batch, ...]: flat, binarised as ``cfg`` says.
 
     Raises ValueError for another number of values, where concrete inputs leave ``cfg.input_range``, and for ``Numbers`` where
@@ -174,17 +177,23 @@ def states(cfg: Config, inputs: Array, key: Key[Array, " batch"] | Numbers | Non
     visible = require_inputs(inputs, cfg.visible, cfg.input_range, "visible")
     if cfg.binarize == "sample" and key is not None:
         if isinstance(key, Numbers):
-            raise ValueError(f"binarize={cfg.binarize!r}, allowed with Numbers, which are of Gibbs steps: 'none', 'threshold'")
+            raise ValueError(
+                f"binarize={cfg.binarize!r}, allowed with Numbers, which are of Gibbs steps: 'none', 'threshold'"
+            )
         return bernoulli(_fold(key, BINARIZE), visible)
     return (visible > 0.5).astype(visible.dtype) if cfg.binarize == "threshold" else visible
 
 
-def hidden_field(cfg: Config, params: Params, visible: Float[Array, "batch visible"]) -> Float[Array, "batch hidden"]:
+def hidden_field(
+    cfg: Config, params: Params, visible: Float[Array, "batch visible"]
+) -> Float[Array, "batch hidden"]:
     """c + v W: what the hidden units receive."""
     return at_least_float32(dense(params, visible, cfg.compute_dtype))
 
 
-def visible_field(cfg: Config, params: Params, hidden: Float[Array, "batch hidden"]) -> Float[Array, "batch visible"]:
+def visible_field(
+    cfg: Config, params: Params, hidden: Float[Array, "batch hidden"]
+) -> Float[Array, "batch visible"]:
     """b + h W^T: what the visible units receive."""
     downwards = {"kernel": params["kernel"].T, "bias": params["visible_bias"]}
     return at_least_float32(dense(downwards, hidden, cfg.compute_dtype))
@@ -197,13 +206,19 @@ def mean(units: Units, field: Array) -> Array:
 
 
 def draw(
-    units: Units, field: Float[Array, "batch units"], key: Key[Array, " batch"] | Float[Array, "..."]
+    units: Units,
+    field: Float[Array, "batch units"],
+    key: Key[Array, " batch"] | Float[Array, "..."],
 ) -> Float[Array, "batch units"]:
     """States of units that receive ``field``.  key: a key for each row, or the numbers [batch, units] themselves: ``Numbers``."""
     require_one_of("units", units, UNITS)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         require_shape("numbers", key, field.shape)
-        return (key < mean(units, field)).astype(field.dtype) if units == "bernoulli" else field + key.astype(field.dtype)
+        return (
+            (key < mean(units, field)).astype(field.dtype)
+            if units == "bernoulli"
+            else field + key.astype(field.dtype)
+        )
     if units == "bernoulli":
         return bernoulli(key, mean(units, field))
     return field + jax.vmap(lambda key: jax.random.normal(key, field.shape[1:], field.dtype))(key)
@@ -212,7 +227,11 @@ def draw(
 def log_normalizer(units: Units, field: Array) -> Array:
     """Log sum (or integral) over a unit's states x of exp(field x - Q(x)); its derivative is ``mean``."""
     require_one_of("units", units, UNITS)
-    return jax.nn.softplus(field) if units == "bernoulli" else 0.5 * jnp.square(field) + 0.5 * jnp.log(2 * jnp.pi)
+    return (
+        jax.nn.softplus(field)
+        if units == "bernoulli"
+        else 0.5 * jnp.square(field) + 0.5 * jnp.log(2 * jnp.pi)
+    )
 
 
 def energy(cfg: Config, params: Params, visible: Array, hidden: Array) -> Float[Array, " batch"]:
@@ -239,7 +258,11 @@ def _free_energy(cfg: Config, params: Params, visible: Array, field: Array) -> A
 
 
 def _quadratic(units: Units, x: Array) -> Array:
-    return jnp.zeros(x.shape[0], x.dtype) if units == "bernoulli" else 0.5 * jnp.sum(jnp.square(x), axis=-1)
+    return (
+        jnp.zeros(x.shape[0], x.dtype)
+        if units == "bernoulli"
+        else 0.5 * jnp.sum(jnp.square(x), axis=-1)
+    )
 
 
 def _fold(key: Key[Array, " batch"], use: int | Array) -> Key[Array, " batch"]:
@@ -248,11 +271,18 @@ def _fold(key: Key[Array, " batch"], use: int | Array) -> Key[Array, " batch"]:
 
 def _at(key: Key[Array, " batch"] | Numbers, index: int | Array) -> Key[Array, " batch"] | Numbers:
     """What one step of a chain draws with."""
-    return Numbers(*(each[:, index] for each in key)) if isinstance(key, Numbers) else _fold(key, index)
+    return (
+        Numbers(*(each[:, index] for each in key))
+        if isinstance(key, Numbers)
+        else _fold(key, index)
+    )
 
 
 def gibbs_step(
-    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"] | Numbers
+    cfg: Config,
+    params: Params,
+    visible: Float[Array, "batch visible"],
+    key: Key[Array, " batch"] | Numbers,
 ) -> tuple[Float[Array, "batch visible"], Float[Array, "batch hidden"]]:
     """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
     up, down = key if isinstance(key, Numbers) else (_fold(key, HIDDEN), _fold(key, VISIBLE))
@@ -261,7 +291,11 @@ def gibbs_step(
 
 
 def sample(
-    cfg: Config, params: Params, visible: Float[Array, "batch visible"], key: Key[Array, " batch"] | Numbers, steps: int | Array
+    cfg: Config,
+    params: Params,
+    visible: Float[Array, "batch visible"],
+    key: Key[Array, " batch"] | Numbers,
+    steps: int | Array,
 ) -> Float[Array, "batch visible"]:
     """Visible states after ``steps`` Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number.
 
@@ -272,7 +306,12 @@ def sample(
         key = _require_numbers(cfg, key, visible.shape[0], "steps")
         most = key.hidden.shape[1]
     require_integer("steps", steps, at_least=0, at_most=most)
-    return jax.lax.fori_loop(0, steps, lambda index, visible: gibbs_step(cfg, params, visible, _at(key, index))[0], visible)
+    return jax.lax.fori_loop(
+        0,
+        steps,
+        lambda index, visible: gibbs_step(cfg, params, visible, _at(key, index))[0],
+        visible,
+    )
 
 
 def fantasies(
@@ -288,7 +327,14 @@ def fantasies(
     return mean(cfg.visible_units, visible_field(cfg, params, hidden))
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | Numbers | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Array | Numbers | None = None,
+    carry: Any = (),
+) -> tuple[Array, Aux]:
     """Squared reconstruction error, summed over units and unmasked examples; its *gradient* is that of contrastive divergence.
 
     CD is the gradient of no function that could be watched falling (Sutskever and Tieleman 2010), so the value is what is watched
@@ -313,7 +359,9 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | Numbers | No
         return total, aux._replace(carry=carry)
 
     if key is None:
-        errors = error(mean(cfg.visible_units, visible_field(cfg, params, mean(cfg.hidden_units, field))))
+        errors = error(
+            mean(cfg.visible_units, visible_field(cfg, params, mean(cfg.hidden_units, field)))
+        )
         return summary(errors, errors, carry)
     fixed = jax.lax.stop_gradient(params)
     first, then = _first_and_then(cfg, key, visible.shape[0])
@@ -325,18 +373,30 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | Numbers | No
             carry = _start(cfg, params, _fold(key, START))
         chain = jnp.where(batch["reset"][:, None], visible, carry) if "reset" in batch else carry
         chain = sample(cfg, fixed, chain, then, cfg.steps)
-        errors = error(mean(cfg.visible_units, visible_field(cfg, fixed, mean(cfg.hidden_units, jax.lax.stop_gradient(field)))))
+        errors = error(
+            mean(
+                cfg.visible_units,
+                visible_field(cfg, fixed, mean(cfg.hidden_units, jax.lax.stop_gradient(field))),
+            )
+        )
     elif cfg.steps == 1:
         chain, errors = reconstruction, error(reconstruction)
     else:
-        chain, errors = sample(cfg, fixed, reconstruction, then, cfg.steps - 1), error(reconstruction)
+        chain, errors = (
+            sample(cfg, fixed, reconstruction, then, cfg.steps - 1),
+            error(reconstruction),
+        )
     chain = jax.lax.stop_gradient(chain)
-    positive = energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
+    positive = (
+        energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
+    )
     difference = positive - free_energy(cfg, params, chain) + _sparsity(cfg, field)
     return summary(add_gradient(errors, difference), errors, chain if cfg.persistent else carry)
 
 
-def _first_and_then(cfg: Config, key: Array | Numbers, rows: int) -> tuple[Array | Numbers, Array | Numbers]:
+def _first_and_then(
+    cfg: Config, key: Array | Numbers, rows: int
+) -> tuple[Array | Numbers, Array | Numbers]:
     """What the step from the data draws with, and what the chain does after it."""
     if not isinstance(key, Numbers):
         return key, _fold(key, CHAIN)
@@ -356,7 +416,9 @@ def _sparsity(cfg: Config, field: Array) -> Array:
     """Cross-entropy [batch] between how often hidden units should be on and are: its derivative at the field is is - should."""
     if cfg.sparsity_target is None:
         return jnp.zeros(field.shape[0], field.dtype)
-    return cfg.sparsity_cost * jnp.sum(jax.nn.softplus(field) - cfg.sparsity_target * field, axis=-1)
+    return cfg.sparsity_cost * jnp.sum(
+        jax.nn.softplus(field) - cfg.sparsity_target * field, axis=-1
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
@@ -365,7 +427,9 @@ def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> A
 
 
 def _start(cfg: Config, params: Params, key: Key[Array, " batch"]) -> Array:
-    return draw(cfg.visible_units, jnp.broadcast_to(params["visible_bias"], (len(key), cfg.visible)), key)
+    return draw(
+        cfg.visible_units, jnp.broadcast_to(params["visible_bias"], (len(key), cfg.visible)), key
+    )
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:

@@ -1,39 +1,23 @@
 """Recurrent networks: tanh or ReLU units, LSTM, GRU; in layers, and in both directions (LeCun, Bengio, Hinton 2015, figure 5).
 
-``zoo.recurrence`` has their equations and computes them.  Sequences are as long as they are; a mask says where they end, and
-``unroll`` and ``step`` continue from a carry, so that training by pieces (truncated backpropagation through time), streaming
-and generation are one definition.
+``zoo.parts.recurrence`` has their equations and computes them.  Sequences are as long as they are; a mask says where they
+end, and ``unroll`` and ``step`` continue from a carry, so that training by pieces (truncated backpropagation through time),
+streaming and generation are one definition.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo import recurrence
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    blank_padding,
-    block,
-    require,
-    require_choice,
-    require_count,
-    require_rate,
-    require_shape,
-    require_sizes,
-    restart,
-    static,
-)
-from zoo.layers import (
-    INITIALIZERS,
-    OUTPUTS,
+from zoo.base import Aux, Batch, Outputs, Params, blank_padding, restart
+from zoo.parts import recurrent_layers
+from zoo.parts.checking import require, require_shape
+from zoo.parts.config import NonNegativeFloat, PositiveInt, Rate, at_least, static
+from zoo.parts.layers import (
     ComputeDtype,
     Initializer,
     Objective,
@@ -42,7 +26,9 @@ from zoo.layers import (
     dense,
     dropout,
     init_layer,
+    mask_of_steps,
     output_activation,
+    require_objective,
     split_keys,
     supervised_loss,
     supervised_outputs,
@@ -78,40 +64,45 @@ class Config:
     compute_dtype: None computes in the parameters' type; "bfloat16" halves the precision of matrix products, not of states.
     """
 
-    inputs: int
-    units: tuple[int, ...]
-    output_units: int
+    inputs: PositiveInt
+    units: Annotated[tuple[int, ...], at_least(1)]
+    output_units: PositiveInt
     cell: Unit = "lstm"
     activation: Literal["tanh", "relu"] = "tanh"
     bidirectional: bool = False
     read_out: ReadOut = "each"
     output: Output = "softmax"
     objective: Objective | None = None
-    input_dropout: float = 0.0
-    dropout: float = 0.0
-    forget_bias: float = 1.0
+    input_dropout: Rate = 0.0
+    dropout: Rate = 0.0
+    forget_bias: NonNegativeFloat = 1.0
     remat: bool = False
     initializer: Initializer = "glorot_uniform"
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_count(self, "inputs")
-        require_count(self, "output_units")
-        require_layers(self)
-        require_choice(self, "bidirectional", (True, False))
-        require_choice(self, "read_out", get_args(ReadOut))
-        require_choice(self, "output", OUTPUTS)
-        require_choice(self, "objective", (None, "cross_entropy", "squared_error"))
-        linear = self.output == "linear" and self.objective == "cross_entropy"
-        require(not linear, self, "objective", "'squared_error' or None for linear outputs")
-        require_rate(self, "input_dropout", "dropout")
-        require_choice(self, "initializer", INITIALIZERS)
+        require(
+            self.cell == "rnn" or self.activation == "tanh",
+            self,
+            "activation",
+            "'tanh' unless cell is 'rnn'",
+        )
+        require_objective(self, self.output, self.objective)
 
     @property
-    def kind(self) -> recurrence.Cell:
-        """The cell as ``zoo.recurrence`` names it."""
-        return self.activation if self.cell == "rnn" else self.cell
+    def layers(self) -> recurrent_layers.Config:
+        """The recurrent layers."""
+        return recurrent_layers.Config(
+            units=self.units,
+            cell=self.activation if self.cell == "rnn" else self.cell,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            forget_bias=self.forget_bias,
+            initializer=self.initializer,
+            remat=self.remat,
+            compute_dtype=self.compute_dtype,
+        )
 
     @property
     def carries(self) -> bool:
@@ -126,30 +117,14 @@ class Config:
     @property
     def outputs(self) -> Outputs:
         """What the outputs are, and the loss."""
-        return supervised_outputs(self, self.output_units)
-
-
-def require_layers(cfg: Any) -> None:
-    """Raises ValueError unless the fields of a Config that describe recurrent layers are allowed."""
-    require_sizes(cfg, "units", at_least=1)
-    require_choice(cfg, "cell", get_args(Unit))
-    require_choice(cfg, "activation", ("tanh", "relu"))
-    require(cfg.cell == "rnn" or cfg.activation == "tanh", cfg, "activation", "'tanh' unless cell is 'rnn'")
-    require_choice(cfg, "remat", (True, False))
-    require_unrolled(cfg)
-
-
-def require_unrolled(cfg: Any) -> None:
-    """Raises ValueError unless a Config's forget_bias and compute_dtype are allowed."""
-    bias = cfg.forget_bias
-    valid = isinstance(bias, int | float) and not isinstance(bias, bool) and 0 <= bias < math.inf
-    require(valid, cfg, "forget_bias", "a number, 0 or more")
-    require_choice(cfg, "compute_dtype", (None, "bfloat16"))
+        return supervised_outputs(self.output, self.objective, self.output_units)
 
 
 def _adding(cell: Unit) -> Config:
     """For the adding problem (Hochreiter and Schmidhuber 1997, section 5.4): the sum of two marked ones of many numbers."""
-    return Config(inputs=2, units=(64,), output_units=1, cell=cell, read_out="last", output="linear")
+    return Config(
+        inputs=2, units=(64,), output_units=1, cell=cell, read_out="last", output="linear"
+    )
 
 
 PRESETS: dict[str, Config] = {
@@ -163,12 +138,12 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"layer_0": parameters of ``zoo.recurrence``, ..., "output": {"kernel" [units, outputs], "bias" [outputs]}}.
+    """{"layer_0": parameters of ``zoo.parts.recurrence``, ..., "output": {"kernel" [units, outputs], "bias" [outputs]}}.
 
     A bidirectional layer has those of its two directions, {"forward": ..., "backward": ...}.
     """
     *layers, last = jax.random.split(key, len(cfg.units) + 1)
-    params = init_layers(cfg, layers, cfg.inputs, cfg.units, cfg.bidirectional, cfg.initializer)
+    params = recurrent_layers.init(cfg.layers, layers, cfg.inputs)
     size = cfg.units[-1] * (2 if cfg.bidirectional else 1)
     return params | {"output": init_layer(last, (size, cfg.output_units), cfg.initializer)}
 
@@ -181,9 +156,11 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
     """Logits, and "hidden_0", ... [batch, time, units], "logits", "outputs" (probabilities unless the outputs are linear).
 
-    Gates and cells go by ``zoo.recurrence.GATES``, direction and layer: "forget_0", "cell_0", "backward_update_1".
+    Gates and cells go by ``zoo.parts.recurrence.GATES``, direction and layer: "forget_0", "cell_0", "backward_update_1".
     """
-    _, logits, seen = _forward(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, None, None, look=True)
+    _, logits, seen = _forward(
+        cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, None, None, gates=True
+    )
     return logits, seen
 
 
@@ -192,10 +169,7 @@ def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, 
 
     batch_size: an integer, or symbolic while exporting.
     """
-    if cfg.bidirectional:
-        return ()
-    layers = [params[f"layer_{index}"] for index in range(len(cfg.units))]
-    return tuple(recurrence.initial_carry(cfg.kind, layer, batch_size) for layer in layers)
+    return recurrent_layers.initial_carry(cfg.layers, params, batch_size)
 
 
 def unroll(
@@ -217,7 +191,9 @@ def unroll(
     return _forward(cfg, params, carry, inputs, mask, key)[:2]
 
 
-def step(cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array) -> tuple[tuple[Array, ...], Array]:
+def step(
+    cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array
+) -> tuple[tuple[Array, ...], Array]:
     """One step of inputs [batch, inputs]: the carry after it, and logits [batch, outputs].
 
     Raises ValueError for a bidirectional model, which has to see a sequence's end first.
@@ -225,11 +201,8 @@ def step(cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array) -
     if cfg.bidirectional:
         require(False, cfg, "bidirectional", "False, to go step by step")
     require_shape("inputs", inputs, ("batch", cfg.inputs))
-    after, x = [], inputs
-    for index, state in enumerate(carry):
-        state, x = recurrence.step(cfg.kind, params[f"layer_{index}"], state, x, compute_dtype=cfg.compute_dtype)
-        after.append(state)
-    return tuple(after), at_least_float32(dense(params["output"], x, cfg.compute_dtype))
+    after, x = recurrent_layers.step(cfg.layers, params, carry, inputs)
+    return after, at_least_float32(dense(params["output"], x, cfg.compute_dtype))
 
 
 def _forward(
@@ -239,17 +212,21 @@ def _forward(
     inputs: Array,
     mask: Array | None,
     key: Array | None,
-    look: bool = False,
+    gates: bool = False,
 ) -> tuple[tuple[Array, ...], Array, dict[str, Array]]:
-    """The carry after all steps, the logits, and what ``trace`` names; look: gates as well."""
+    """The carry after all steps, the logits, and what ``trace`` names; gates: with these."""
     if inputs.ndim < 3 or math.prod(inputs.shape[2:]) != cfg.inputs:
-        raise ValueError(f"inputs: shape {inputs.shape}, expected [batch, time, ...] with inputs={cfg.inputs} values each")
+        raise ValueError(
+            f"inputs: shape {inputs.shape}, expected [batch, time, ...] with inputs={cfg.inputs} values each"
+        )
     if mask is not None:
         require_shape("mask", mask, inputs.shape[:2])
     x = inputs.reshape(*inputs.shape[:2], cfg.inputs).astype(params["output"]["kernel"].dtype)
     keys = split_keys(key, len(cfg.units) + 1)
     x = dropout(x, cfg.input_dropout, keys[0])
-    after, x, last, seen = run_layers(cfg, params, carry, x, mask, keys[1:-1], look=look, bidirectional=cfg.bidirectional)
+    after, x, last, seen = recurrent_layers.unroll(
+        cfg.layers, params, carry, x, mask, keys[1:-1], gates=gates
+    )
     if cfg.read_out == "each":
         x = dropout(x, cfg.dropout, keys[-1])
     read = x if cfg.read_out == "each" else dropout(last, cfg.dropout, keys[-1])
@@ -259,78 +236,9 @@ def _forward(
     return () if cfg.bidirectional else after, logits, seen
 
 
-def init_layers(
-    cfg: Any,
-    keys: Sequence[Array] | Array,
-    features: int,
-    units: Sequence[int],
-    bidirectional: bool = False,
-    initializer: Initializer = "glorot_uniform",
-) -> Params:
-    """{"layer_0": ..., ...} of recurrent layers over ``features`` values: see ``init``.  keys, units: one for each layer.
-
-    cfg: has ``kind`` and ``forget_bias``.
-    """
-    params: Params = {}
-    for index, (key, size) in enumerate(zip(keys, units, strict=True)):
-
-        def draw(key: Array, size: int = size, features: int = features) -> Params:
-            return recurrence.init(cfg.kind, key, features, size, initializer, cfg.forget_bias)
-
-        if bidirectional:
-            forward, backward = jax.random.split(key)
-            params[f"layer_{index}"] = {"forward": draw(forward), "backward": draw(backward)}
-        else:
-            params[f"layer_{index}"] = draw(key)
-        features = size * (2 if bidirectional else 1)
-    return params
-
-
-def run_layers(
-    cfg: Any,
-    params: Params,
-    carry: Sequence[Array],
-    x: Array,
-    mask: Array | None,
-    keys: Sequence[Array | None],
-    *,
-    look: bool = False,
-    bidirectional: bool = False,
-    reverse: bool = False,
-) -> tuple[tuple[Array, ...], Array, Array, dict[str, Array]]:
-    """The recurrent layers over x [batch, time, features], with dropout between them.
-
-    cfg: has ``kind``, ``dropout``, ``remat`` and ``compute_dtype``.  params: "layer_0", ..., from the first that is there on.
-    carry: of each layer; of those in both directions nothing.  keys: one less than layers.  reverse: read from the end.
-    Returns the carries of all layers and directions, the outputs of the last layer [batch, time, units], those after the last
-    unmasked step [batch, units] (of both directions: that they read), and by name what ``trace`` shows; look: gates as well.
-    """
-    names = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name.removeprefix("layer_")))
-    after, states, seen = [], [], {}
-    for number, name in enumerate(names):
-        index, directions = name.removeprefix("layer_"), params[name] if bidirectional else {"": params[name]}
-        states, outputs = [], []
-        for direction, own in sorted(directions.items(), reverse=True):  # forward first
-            start = recurrence.initial_carry(cfg.kind, own, x.shape[0]) if direction else carry[number]
-            backward = reverse or direction == "backward"
-            state, hidden = recurrence.unroll(
-                cfg.kind, own, start, x, mask, reverse=backward, remat=cfg.remat, compute_dtype=cfg.compute_dtype
-            )
-            states.append(state)
-            outputs.append(hidden)
-            if look:
-                inner = recurrence.inspect(cfg.kind, own, start, x, reverse=backward, compute_dtype=cfg.compute_dtype)
-                seen |= {"_".join(filter(None, (direction, gate, index))): leaf for gate, leaf in inner.items()}
-        after += states
-        x = block(jnp.concatenate(outputs, axis=-1) if bidirectional else outputs[0])
-        seen[f"hidden_{index}"] = x
-        if number < len(names) - 1:
-            x = dropout(x, cfg.dropout, keys[number])
-    last = [recurrence.output_of(cfg.kind, state) for state in states]
-    return tuple(after), x, jnp.concatenate(last, axis=-1), seen
-
-
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Summed loss over unmasked steps, or over sequences for read_out="last"; metric "accuracy" where targets are classes.
 
     batch: inputs [batch, time, ...]; mask [batch, time], or [batch] where all are equally long; targets [batch, time] (classes,
@@ -348,18 +256,24 @@ def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None,
         items = jnp.any(steps, axis=1)
     else:
         classes = jnp.issubdtype(targets.dtype, jnp.integer)
-        require_shape("targets", targets, (rows, time) if classes else (rows, time, cfg.output_units))
-        logits, items, targets = logits.reshape(-1, cfg.output_units), steps.reshape(-1), targets.reshape(-1, *targets.shape[2:])
+        require_shape(
+            "targets", targets, (rows, time) if classes else (rows, time, cfg.output_units)
+        )
+        logits, items, targets = (
+            logits.reshape(-1, cfg.output_units),
+            steps.reshape(-1),
+            targets.reshape(-1, *targets.shape[2:]),
+        )
     if targets.ndim == 2 and targets.shape[0] == items.shape[0]:
-        targets = jnp.where(items[:, None], targets, 0)  # or padding that is NaN would be in the gradient, times zero
-    total, aux = supervised_loss(cfg, logits, {"targets": targets, "mask": items})
-    return total, aux._replace(carry=jax.lax.stop_gradient(last)) if cfg.carries else aux._replace(carry=carry)
-
-
-def mask_of_steps(mask: Array, shape: tuple[int, ...]) -> Array:
-    """A mask [batch, time]; of one [batch] all steps of each row are there where it is.  Raises ValueError for other shapes."""
-    require_shape("mask", mask, shape[:1] if mask.ndim == 1 else shape)
-    return jnp.broadcast_to(mask[:, None], shape) if mask.ndim == 1 else mask
+        targets = jnp.where(
+            items[:, None], targets, 0
+        )  # or padding that is NaN would be in the gradient, times zero
+    total, aux = supervised_loss(
+        cfg.output, cfg.objective, logits, {"targets": targets, "mask": items}
+    )
+    return total, aux._replace(carry=jax.lax.stop_gradient(last)) if cfg.carries else aux._replace(
+        carry=carry
+    )
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[Array, ...]:
@@ -378,8 +292,14 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
         targets = jax.random.normal(keys[1], (*items, cfg.output_units))
     else:
         targets = jax.random.randint(keys[1], items, 0, cfg.output_units)
-    batch = {"inputs": jax.random.normal(keys[0], (*shape, cfg.inputs)), "targets": targets, "mask": jnp.ones(items, bool)}
+    batch = {
+        "inputs": jax.random.normal(keys[0], (*shape, cfg.inputs)),
+        "targets": targets,
+        "mask": jnp.ones(items, bool),
+    }
     if cfg.read_out == "each":
-        lengths = jax.random.randint(keys[2], (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1)
+        lengths = jax.random.randint(
+            keys[2], (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1
+        )
         batch["mask"] = jnp.broadcast_to(jnp.arange(EXAMPLE_STEPS)[None] < lengths, shape)
     return batch | ({"reset": jnp.arange(batch_size) % 2 == 0} if cfg.carries else {})

@@ -8,29 +8,22 @@ A text is one sequence that is read a window at a time: backpropagation through 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jax import Array, random
 
 from zoo import rnn
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    require,
-    require_choice,
-    require_count,
-    require_positive,
-    require_rate,
-    require_shape,
-    restart,
-    static,
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding, restart
+from zoo.parts.checking import require, require_shape
+from zoo.parts.config import NonNegativeFloat, PositiveFloat, PositiveInt, Rate, at_least, static
+from zoo.parts.language import (
+    example_tokens,
+    init_embedding,
+    init_uniform,
+    look_up,
+    next_token_loss,
 )
-from zoo.language import example_tokens, init_embedding, init_uniform, look_up, next_token_loss
-from zoo.layers import ComputeDtype
+from zoo.parts.layers import ComputeDtype, mask_of_steps
 
 
 @static
@@ -48,29 +41,33 @@ class Config:
         is; None is a choice for each kind.
     """
 
-    vocabulary: int
-    features: int
-    units: tuple[int, ...]
+    vocabulary: PositiveInt
+    features: PositiveInt
+    units: Annotated[tuple[int, ...], at_least(1)]
     cell: rnn.Unit = "lstm"
     activation: Literal["tanh", "relu"] = "tanh"
     tied: bool = False
-    dropout: float = 0.0
-    forget_bias: float = 1.0
-    init_scale: float | None = None
+    dropout: Rate = 0.0
+    forget_bias: NonNegativeFloat = 1.0
+    init_scale: PositiveFloat | None = None
     remat: bool = False
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        require_count(self, "vocabulary")
-        require_count(self, "features")
-        require_rate(self, "dropout")
-        require_choice(self, "tied", (True, False))
-        if self.init_scale is not None:
-            require_positive(self, "init_scale")
-        rnn.require_layers(self)
+        require(
+            self.cell == "rnn" or self.activation == "tanh",
+            self,
+            "activation",
+            "'tanh' unless cell is 'rnn'",
+        )
         fits = not self.tied or self.features == self.units[-1]
-        require(fits, self, "tied", f"False unless features, {self.features}, is units[-1], {self.units[-1]}")
+        require(
+            fits,
+            self,
+            "tied",
+            f"False unless features, {self.features}, is units[-1], {self.units[-1]}",
+        )
 
     @property
     def input_range(self) -> tuple[float, float]:
@@ -106,7 +103,9 @@ PRESETS: dict[str, Config] = {
     # Zaremba et al. 2014, section 4.1, on the Penn Treebank: not regularised, medium, large.
     "zaremba_small": _small,
     "zaremba_medium": replace(_small, features=650, units=(650, 650), init_scale=0.05, dropout=0.5),
-    "zaremba_large": replace(_small, features=1500, units=(1500, 1500), init_scale=0.04, dropout=0.65),
+    "zaremba_large": replace(
+        _small, features=1500, units=(1500, 1500), init_scale=0.04, dropout=0.65
+    ),
     # The review's figure 5: x U, a recurrent W, V to the outputs.
     "elman": Config(vocabulary=10_000, features=100, units=(100,), cell="rnn"),
     "characters": Config(vocabulary=66, features=64, units=(512,), dropout=0.3),
@@ -119,7 +118,10 @@ def init(cfg: Config, key: Array) -> Params:
     Tied models have no output kernel.
     """
     keys = random.split(key, 3)
-    params = {"embedding": init_embedding(keys[0], cfg.vocabulary, cfg.features), **rnn.init(cfg.layers, keys[1])}
+    params = {
+        "embedding": init_embedding(keys[0], cfg.vocabulary, cfg.features),
+        **rnn.init(cfg.layers, keys[1]),
+    }
     if cfg.init_scale is not None:
         params = init_uniform(keys[2], params, cfg.init_scale)
     if cfg.tied:
@@ -145,13 +147,23 @@ def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, 
 
 
 def unroll(
-    cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array, *, key: Array | None = None, mask: Array | None = None
+    cfg: Config,
+    params: Params,
+    carry: tuple[Array, ...],
+    inputs: Array,
+    *,
+    key: Array | None = None,
+    mask: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array]:
     """Tokens [batch, time] from ``carry``: the carry after them, and logits [batch, time, vocabulary]; see ``zoo.rnn.unroll``."""
-    return rnn.unroll(cfg.layers, _whole(cfg, params), carry, _embed(params, inputs), key=key, mask=mask)
+    return rnn.unroll(
+        cfg.layers, _whole(cfg, params), carry, _embed(params, inputs), key=key, mask=mask
+    )
 
 
-def step(cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array) -> tuple[tuple[Array, ...], Array]:
+def step(
+    cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array
+) -> tuple[tuple[Array, ...], Array]:
     """One token [batch] of each row: the carry after it, and logits [batch, vocabulary]."""
     return rnn.step(cfg.layers, _whole(cfg, params), carry, look_up(params["embedding"], inputs))
 
@@ -168,14 +180,16 @@ def _whole(cfg: Config, params: Params) -> Params:
     return params | {"output": params["output"] | {"kernel": params["embedding"]["embedding"].T}}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
     batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
     that do not go on from ``carry``.
     """
     batch, carry = blank_padding(batch, carry)
-    mask = rnn.mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
+    mask = mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
     start = restart(initial_carry(cfg, params, batch["inputs"].shape[0]), carry, batch)
     last, logits = unroll(cfg, params, start, batch["inputs"], key=key, mask=mask)
     return next_token_loss(logits, batch, last)

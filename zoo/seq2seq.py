@@ -1,7 +1,7 @@
 """Encoder-decoder networks: one sequence becomes another, through a "thought vector" or attention (review, page 441).
 
 Recurrent layers read the embedded source: forward, from its end, or in both directions.  h_j is what the last of them says of
-place j, m what it says after its last step (of both directions).  ``zoo.decoder`` writes the target:
+place j, m what it says after its last step (of both directions).  ``zoo.parts.decoder`` writes the target:
 
 attention "none"        input_feeding: Cho et al. 2014, equations 3 and 4; else as Sutskever, Vinyals, Le 2014, but that m and
                         E y_{i-1} also enter t_i: in the paper m decides s_0 only
@@ -12,31 +12,19 @@ Here the first layer's s_{i-1} looks, and c_i itself is fed to step i.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo import attention, decoder, recurrence, rnn
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    require,
-    require_choice,
-    require_count,
-    require_rate,
-    require_shape,
-    require_sizes,
-    static,
-)
-from zoo.decoder import Carry, Memory
-from zoo.language import init_embedding, look_up, next_token_loss
-from zoo.layers import ComputeDtype, dropout, split_keys
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding
+from zoo.parts import decoder, recurrent_layers
+from zoo.parts.checking import require, require_shape
+from zoo.parts.config import NonNegativeFloat, PositiveInt, Rate, at_least, static
+from zoo.parts.decoder import Carry, Memory
+from zoo.parts.language import init_embedding, look_up, next_token_loss
+from zoo.parts.layers import ComputeDtype, dropout, split_keys
 
 Direction = Literal["forward", "backward", "both"]
 EXAMPLE_SOURCE, EXAMPLE_TARGET = 7, 6
@@ -53,51 +41,41 @@ class Config:
     encoder_units, decoder_units: of every recurrent layer; an encoder that reads in both directions has as many in each.
     cell: lstm or gru.  forget_bias, remat, compute_dtype: see ``zoo.rnn``; remat is for the encoder.
     encoder: forward, backward (from the source's end, as Sutskever et al. reverse it) or both.
-    attention, input_feeding: see the module and ``zoo.decoder``.
+    attention, input_feeding: see the module and ``zoo.parts.decoder``.
     tied: the output kernel is the transposed target embedding (Press and Wolf 2016).
     dropout: probability that a number is dropped while training: of token vectors, annotations, between layers, and of t.
     label_smoothing: while training, the probability that a target is any token instead (Szegedy et al. 2016, section 7).
     """
 
-    source_vocabulary: int
-    vocabulary: int
-    features: int
-    encoder_units: tuple[int, ...]
-    decoder_units: tuple[int, ...]
+    source_vocabulary: PositiveInt
+    vocabulary: PositiveInt
+    features: PositiveInt
+    encoder_units: Annotated[tuple[int, ...], at_least(1)]
+    decoder_units: Annotated[tuple[int, ...], at_least(1)]
     cell: Literal["lstm", "gru"] = "gru"
     encoder: Direction = "both"
     attention: Literal["none", "additive", "dot", "general"] = "additive"
     input_feeding: bool = True
     tied: bool = False
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    forget_bias: float = 1.0
+    dropout: Rate = 0.0
+    label_smoothing: Rate = 0.0
+    forget_bias: NonNegativeFloat = 1.0
     remat: bool = False
     compute_dtype: ComputeDtype = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        for field in ("source_vocabulary", "vocabulary", "features"):
-            require_count(self, field)
-        for field in ("encoder_units", "decoder_units"):
-            require_sizes(self, field, at_least=1)
-        require_choice(self, "cell", ("lstm", "gru"))
-        require_choice(self, "encoder", get_args(Direction))
-        require_choice(self, "attention", ("none", *attention.SCORES))
-        for field in ("input_feeding", "tied", "remat"):
-            require_choice(self, field, (True, False))
-        require_rate(self, "dropout", "label_smoothing")
-        rnn.require_unrolled(self)
-        fits = self.attention != "dot" or self.annotation_size == self.query_size
-        why = (
-            f"another than 'dot' unless an annotation, {self.annotation_size} numbers, has as many as a query, {self.query_size}"
-        )
-        require(fits, self, "attention", why)
+        annotation, query = self.annotation_size, self.writer.query_size
+        why = f"another than 'dot' unless an annotation, {annotation} numbers, has as many as a query, {query}"
+        require(self.attention != "dot" or annotation == query, self, "attention", why)
 
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
         """What inputs must lie in: the tokens."""
-        return {"source": (0.0, self.source_vocabulary - 1.0), "target": (0.0, self.vocabulary - 1.0)}
+        return {
+            "source": (0.0, self.source_vocabulary - 1.0),
+            "target": (0.0, self.vocabulary - 1.0),
+        }
 
     @property
     def outputs(self) -> Outputs:
@@ -105,26 +83,62 @@ class Config:
         return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
-    def kind(self) -> recurrence.Cell:
-        """The cell as ``zoo.recurrence`` names it."""
-        return self.cell
-
-    @property
     def annotation_size(self) -> int:
         """Numbers that the encoder says of a place."""
         return self.encoder_units[-1] * (2 if self.encoder == "both" else 1)
 
     @property
-    def query_size(self) -> int:
-        """Numbers of the state that looks."""
-        return self.decoder_units[0 if self.input_feeding else -1]
+    def reader(self) -> recurrent_layers.Config:
+        """The layers that read the source."""
+        return self._layers(
+            self.encoder_units,
+            bidirectional=self.encoder == "both",
+            reverse=self.encoder == "backward",
+        )
+
+    @property
+    def writer(self) -> decoder.Config:
+        """The decoder, which writes the target."""
+        return decoder.Config(
+            vocabulary=self.vocabulary,
+            features=self.features,
+            annotation_size=self.annotation_size,
+            layers=self._layers(self.decoder_units),
+            attention=None if self.attention == "none" else self.attention,
+            input_feeding=self.input_feeding,
+            tied=self.tied,
+        )
+
+    def _layers(
+        self, units: tuple[int, ...], *, bidirectional: bool = False, reverse: bool = False
+    ) -> recurrent_layers.Config:
+        return recurrent_layers.Config(
+            units=units,
+            cell=self.cell,
+            dropout=self.dropout,
+            forget_bias=self.forget_bias,
+            remat=self.remat,
+            compute_dtype=self.compute_dtype,
+            bidirectional=bidirectional,
+            reverse=reverse,
+        )
 
 
 _numbers = Config(
-    source_vocabulary=64, vocabulary=64, features=64, encoder_units=(128,), decoder_units=(128,), input_feeding=False
+    source_vocabulary=64,
+    vocabulary=64,
+    features=64,
+    encoder_units=(128,),
+    decoder_units=(128,),
+    input_feeding=False,
 )
 _search = Config(
-    source_vocabulary=30_000, vocabulary=30_000, features=620, encoder_units=(1000,), decoder_units=(1000,), input_feeding=True
+    source_vocabulary=30_000,
+    vocabulary=30_000,
+    features=620,
+    encoder_units=(1000,),
+    decoder_units=(1000,),
+    input_feeding=True,
 )
 
 PRESETS: dict[str, Config] = {
@@ -154,22 +168,25 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"source", "target": {"embedding"}, "encoder", "decoder": {"layer_0": see ``zoo.recurrence``, ...}, ...}.
+    """{"source", "target": {"embedding"}, "encoder", "decoder": {"layer_0": see ``zoo.parts.recurrence``, ...}, ...}.
 
-    "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.attention.init``, "readout": {"kernel"
-    (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features, vocabulary], "bias"}; tied models have no such kernel.
+    "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.parts.attention.init``,
+    "readout": {"kernel" (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features, vocabulary], "bias"};
+    tied models have no such kernel.
     """
     names = ("source", "target", "encoder", "decoder", "bridge", "attention", "readout", "output")
-    keys, units = dict(zip(names, jax.random.split(key, len(names)), strict=True)), cfg.encoder_units
-    layers = jax.random.split(keys["encoder"], len(units))
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    layers = jax.random.split(keys["encoder"], len(cfg.encoder_units))
     return {
         "source": init_embedding(keys["source"], cfg.source_vocabulary, cfg.features),
-        "encoder": rnn.init_layers(cfg, layers, cfg.features, units, cfg.encoder == "both"),
-        **decoder.init(cfg, {name: keys[name] for name in decoder.KEYS}),
+        "encoder": recurrent_layers.init(cfg.reader, layers, cfg.features),
+        **decoder.init(cfg.writer, {name: keys[name] for name in decoder.KEYS}),
     }
 
 
-def apply(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> Array:
+def apply(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> Array:
     """Logits [batch, time, vocabulary] of each target token given the source and the target tokens before it; at least float32.
 
     inputs: "source" [batch, places] tokens, of which the first "lengths" [batch] count; "target" [batch, time]: the tokens
@@ -187,18 +204,24 @@ def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array,
     return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
 
-def encode(cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None) -> tuple[Memory, Carry]:
+def encode(
+    cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
+) -> tuple[Memory, Carry]:
     """What is known of the source of ``inputs``, and the decoder's carry before its first step."""
     memory, carry, _ = _encode(cfg, params, inputs, key)
     return memory, carry
 
 
-def decode_step(cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory) -> tuple[Carry, Array]:
+def decode_step(
+    cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
+) -> tuple[Carry, Array]:
     """One token [rows] of each target: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
-    return decoder.step(cfg, params, carry, inputs, memory)
+    return decoder.step(cfg.writer, params, carry, inputs, memory)
 
 
-def _encode(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Memory, Carry, Array]:
+def _encode(
+    cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
+) -> tuple[Memory, Carry, Array]:
     """The memory, the first carry, and the annotations."""
     source, lengths = inputs["source"], inputs["lengths"]
     require_shape("source", source, ("batch", "places"))
@@ -206,25 +229,27 @@ def _encode(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | 
     keys, layers = split_keys(key, len(cfg.encoder_units) + 1), params["encoder"]
     mask = jnp.arange(source.shape[1])[None] < lengths[:, None]
     x = dropout(look_up(params["source"], source), cfg.dropout, keys[0])
-    starts = ()
-    if cfg.encoder != "both":
-        starts = tuple(recurrence.initial_carry(cfg.kind, layers[f"layer_{index}"], len(source)) for index in range(len(layers)))
-    _, annotations, summary, _ = rnn.run_layers(
-        cfg, layers, starts, x, mask, keys[1:-1], bidirectional=cfg.encoder == "both", reverse=cfg.encoder == "backward"
+    starts = recurrent_layers.initial_carry(cfg.reader, layers, len(source))
+    _, annotations, summary, _ = recurrent_layers.unroll(
+        cfg.reader, layers, starts, x, mask, keys[1:-1]
     )
     annotations = dropout(annotations, cfg.dropout, keys[-1])
-    return *decoder.start(cfg, params, annotations, mask, summary), annotations
+    return *decoder.start(cfg.writer, params, annotations, mask, summary), annotations
 
 
-def _forward(cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None) -> tuple[Array, dict[str, Array]]:
+def _forward(
+    cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
+) -> tuple[Array, dict[str, Array]]:
     """Logits, and what ``trace`` names."""
     source_key, *keys = split_keys(key, 4)
     memory, carry, annotations = _encode(cfg, params, inputs, source_key)
-    logits, seen = decoder.unroll(cfg, params, memory, carry, inputs["target"], keys)
+    logits, seen = decoder.unroll(cfg.writer, params, memory, carry, inputs["target"], keys)
     return logits, {"annotations": annotations, "summary": memory.summary, **seen}
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones; while training (key given) with label smoothing.
 
     batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
@@ -245,8 +270,12 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
     target = jax.random.randint(keys[0], (batch_size, EXAMPLE_TARGET + 1), 0, cfg.vocabulary)
     lengths = jax.random.randint(keys[1], (batch_size, 1), EXAMPLE_TARGET // 2, EXAMPLE_TARGET + 1)
     inputs = {
-        "source": jax.random.randint(keys[2], (batch_size, EXAMPLE_SOURCE), 0, cfg.source_vocabulary),
-        "lengths": jax.random.randint(keys[3], (batch_size,), EXAMPLE_SOURCE // 2, EXAMPLE_SOURCE + 1),
+        "source": jax.random.randint(
+            keys[2], (batch_size, EXAMPLE_SOURCE), 0, cfg.source_vocabulary
+        ),
+        "lengths": jax.random.randint(
+            keys[3], (batch_size,), EXAMPLE_SOURCE // 2, EXAMPLE_SOURCE + 1
+        ),
         "target": target[:, :-1],
     }
     mask = jnp.arange(EXAMPLE_TARGET)[None] < lengths

@@ -43,7 +43,18 @@ TOPOLOGIES: dict[str, str] = {"tpu": "v5e:16x16", "cuda": "1x32x8"}
 GATES = {"convnet-alexnet": 256, "convnet-vgg16": 64}
 """Examples on each TPU that have to fit, and to scale to the largest slice with an efficiency of at least EFFICIENCY."""
 EFFICIENCY = 0.9
-COLUMNS = ("recipe", "batch a chip", "type", "memory", "collectives", "gradients", "TFLOP", "GB", "step ms", "all-reduce ms")
+COLUMNS = (
+    "recipe",
+    "batch a chip",
+    "type",
+    "memory",
+    "collectives",
+    "gradients",
+    "TFLOP",
+    "GB",
+    "step ms",
+    "all-reduce ms",
+)
 BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
 
 
@@ -51,7 +62,9 @@ BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
 class Command:
     """Compiles the training step of recipes for accelerators that need not be there, and predicts how it scales."""
 
-    recipes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE ...]")] = ()
+    recipes: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE ...]")
+    ] = ()
     """Which recipes; all unless given."""
     topology: str | None = None
     """Chips: v5e:16x16 unless given (also v4, v5p, v6e); for cuda slices x machines x GPUs of each, 1x32x8 unless given."""
@@ -83,7 +96,12 @@ class Row(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Compiles and prints; returns the exit status: 0 all fit and scale, 1 an error or one does not, 2 a wrong command line."""
-    command = tyro.cli(Command, prog=entry.program("evals.aot"), description=f"Recipes: {', '.join(RECIPES)}.", args=arguments)
+    command = tyro.cli(
+        Command,
+        prog=entry.program("evals.aot"),
+        description=f"Recipes: {', '.join(RECIPES)}.",
+        args=arguments,
+    )
     topology = command.topology or TOPOLOGIES[command.platform]
     problem = _problem(command, topology)
     if problem:
@@ -92,7 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")  # what is there is not what we compile for
     chip = CHIPS["h100" if command.platform == "cuda" else topology.partition(":")[0]]
     try:
-        devices = devices_of(command.platform, topology, command.target) if command.compile else None
+        devices = (
+            devices_of(command.platform, topology, command.target) if command.compile else None
+        )
     except MissingCompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -101,7 +121,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     chips = len(devices) if devices else math.prod(chip.slices[-1])
     header = (*COLUMNS, *(f"efficiency at {math.prod(slice_)}" for slice_ in chip.slices))
-    table = [header, ["---"] * 3 + ["--:" if name.endswith("ms") or name in ("TFLOP", "GB") else "---" for name in header[3:]]]
+    table = [
+        header,
+        ["---"] * 3
+        + [
+            "--:" if name.endswith("ms") or name in ("TFLOP", "GB") else "---"
+            for name in header[3:]
+        ],
+    ]
     print(f"{topology}, {chips} chips ({chip.kind}), jax {jax.__version__}\n", flush=True)
     print("\n".join(_line(cells) for cells in table), flush=True)
     rows = []
@@ -115,7 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
         if row.failed:
             print(f"{row.cells[0]}, {row.cells[1]} a chip: {row.failed}", file=sys.stderr)
     if command.docs is not None:
-        command.docs.write_text(merged(command.docs.read_text("utf-8"), table, [row.cells for row in rows]), "utf-8")
+        command.docs.write_text(
+            merged(command.docs.read_text("utf-8"), table, [row.cells for row in rows]), "utf-8"
+        )
     return 1 if any(row.failed for row in rows) else 0
 
 
@@ -137,33 +166,69 @@ def _problem(command: Command, topology: str) -> str:
         return "error: --target, allowed with --platform cuda only"
     if command.platform == "cuda" and command.compile and command.target is None:
         return "error: --platform cuda needs --target FILE, which describes the GPU"
-    if command.docs is not None and not (command.docs.is_file() and BEGIN in command.docs.read_text("utf-8")):
+    if command.docs is not None and not (
+        command.docs.is_file() and BEGIN in command.docs.read_text("utf-8")
+    ):
         return f"error: --docs {command.docs}, allowed: a file with a line {BEGIN}"
     return ""
 
 
-def measure(command: Command, recipe: Recipe[Any], batch: int, chips: int, devices: Sequence[Any] | None, chip: Chip) -> Row:
+def measure(
+    command: Command,
+    recipe: Recipe[Any, Any],
+    batch: int,
+    chips: int,
+    devices: Sequence[Any] | None,
+    chip: Chip,
+) -> Row:
     """A recipe's line.  batch: examples on all chips.  devices: to compile for; None does not compile."""
     share = math.ceil(batch / chips)
-    step = make(recipe, batch if devices else share, devices or jax.devices()[:1], command.platform, command.length)
+    step = make(
+        recipe,
+        batch if devices else share,
+        devices or jax.devices()[:1],
+        command.platform,
+        command.length,
+    )
     seconds = step_seconds(step.operations, step.moved, chip)
     backward = step_seconds(step.operations, 0, chip) - step_seconds(step.forward, 0, chip)
     program, memory, gradients, failed = None, "", "", ""
     if devices:
         try:
-            program = compile_step(step, command.platform, OVERLAP[command.platform] if command.overlap else None)
+            program = compile_step(
+                step, command.platform, OVERLAP[command.platform] if command.overlap else None
+            )
             memory = f"{program.memory / 1e9:.3g} of {chip.memory / 1e9:.0f} GB"
             gradients = reduced(program.collectives, step.params, step.metrics)
-            failed = memory if program.memory > chip.memory else "" if gradients == ONCE else f"gradients: {gradients}"
+            failed = (
+                memory
+                if program.memory > chip.memory
+                else ""
+                if gradients == ONCE
+                else f"gradients: {gradients}"
+            )
         except RuntimeError as error:
             memory, failed = "does not compile", f"does not compile: {str(error).splitlines()[0]}"
     found = program.collectives if program else []
     volume = sum(reductions(found).values()) or float(step.params)
-    scales = scaling(seconds, backward, volume, sum(reductions(found, asynchronous=True).values()), chip, chip.slices)
-    gated = command.platform == "tpu" and not command.global_batch and share == GATES.get(recipe.name)
+    scales = scaling(
+        seconds,
+        backward,
+        volume,
+        sum(reductions(found, asynchronous=True).values()),
+        chip,
+        chip.slices,
+    )
+    gated = (
+        command.platform == "tpu" and not command.global_batch and share == GATES.get(recipe.name)
+    )
     if program and gated and not failed:
         reached = scales[-1].compiled
-        failed = "" if reached >= EFFICIENCY else f"efficiency {reached:.3f} at {scales[-1].chips}, expected {EFFICIENCY}"
+        failed = (
+            ""
+            if reached >= EFFICIENCY
+            else f"efficiency {reached:.3f} at {scales[-1].chips}, expected {EFFICIENCY}"
+        )
     sums = total(step.operations)
     cells = (
         recipe.name,
@@ -188,7 +253,11 @@ def _collectives(found: Sequence[Collective]) -> str:
         these = [each for each in found if each.kind == kind]
         sizes = [f"{volume / 1e6:,.1f} MB {dtype}" for dtype, volume in volumes(these).items()]
         behind = sum(each.bytes for each in these if each.asynchronous)
-        parts += [f"{len(these)} {kind}", *sizes, *([f"{behind / 1e6:,.1f} MB overlap"] if behind else [])]
+        parts += [
+            f"{len(these)} {kind}",
+            *sizes,
+            *([f"{behind / 1e6:,.1f} MB overlap"] if behind else []),
+        ]
     return ", ".join(parts)
 
 
@@ -208,5 +277,7 @@ def merged(text: str, header: Sequence[Sequence[str]], rows: Sequence[Sequence[s
     table, after = rest.split(END)
     lines = [_line(cells) for cells in header]
     old = [line for line in table.strip().splitlines() if line not in lines]
-    kept = {tuple(line.split(" | ")[:3]): line for line in (*old, *(_line(cells) for cells in rows))}
+    kept = {
+        tuple(line.split(" | ")[:3]): line for line in (*old, *(_line(cells) for cells in rows))
+    }
     return "\n".join([before + BEGIN, *lines, *kept.values(), END + after])

@@ -44,11 +44,19 @@ _PLANE = ((2, 4), (8, 8), (16, 16))
 _CUBE = ((2, 2, 2), (4, 4, 4), (4, 8, 8))
 
 
-def _tpu(kind: str, tera: float, memory: float, bandwidth: float, link: float, ring: int, slices: tuple) -> Chip:
+def _tpu(
+    kind: str, tera: float, memory: float, bandwidth: float, link: float, ring: int, slices: tuple
+) -> Chip:
     # The default precision of float32 products on a TPU is one pass in bfloat16.
     peak = {"bfloat16": tera * TERA, "float32": tera * TERA}
     return Chip(
-        kind=kind, peak=peak, memory=memory, bandwidth=bandwidth * GB, link=LINK_SHARE * link * GB, ring=ring, slices=slices
+        kind=kind,
+        peak=peak,
+        memory=memory,
+        bandwidth=bandwidth * GB,
+        link=LINK_SHARE * link * GB,
+        ring=ring,
+        slices=slices,
     )
 
 
@@ -101,7 +109,9 @@ def all_reduce_seconds(volume: float, slice_: Sequence[int], chip: Chip) -> floa
     axes = [length for length in slice_ if length > 1]
     rings = [length % chip.ring == 0 for length in axes]
     rate = sum(chip.link * (2 if ring else 1) for ring in rings)
-    hops = sum(length // 2 if ring else length - 1 for length, ring in zip(axes, rings, strict=True))
+    hops = sum(
+        length // 2 if ring else length - 1 for length, ring in zip(axes, rings, strict=True)
+    )
     return _exchange(volume, math.prod(axes), rate, chip.hop * hops)
 
 
@@ -124,7 +134,12 @@ class Scaling(NamedTuple):
 
 
 def scaling(
-    step: float, backward: float, volume: float, asynchronous: float, chip: Chip, slices: Sequence[Sequence[int]]
+    step: float,
+    backward: float,
+    volume: float,
+    asynchronous: float,
+    chip: Chip,
+    slices: Sequence[Sequence[int]],
 ) -> list[Scaling]:
     """step, backward: seconds on one chip.  volume: bytes to be reduced; asynchronous: of these, in asynchronous collectives."""
 
@@ -135,5 +150,11 @@ def scaling(
     for slice_ in slices:
         reduction = all_reduce_seconds(volume, slice_, chip)
         share = asynchronous / volume if volume else 0
-        rows.append(Scaling(math.prod(slice_), reduction, *(efficiency(reduction, each) for each in (0, 1, share))))
+        rows.append(
+            Scaling(
+                math.prod(slice_),
+                reduction,
+                *(efficiency(reduction, each) for each in (0, 1, share)),
+            )
+        )
     return rows

@@ -27,7 +27,21 @@ ELEMENTWISE = frozenset(
             "exp2",
             "expm1",
         ),
-        *("floor", "integer_pow", "lgamma", "log", "log1p", "logistic", "max", "min", "mul", "neg", "nextafter", "pow", "rem"),
+        *(
+            "floor",
+            "integer_pow",
+            "lgamma",
+            "log",
+            "log1p",
+            "logistic",
+            "max",
+            "min",
+            "mul",
+            "neg",
+            "nextafter",
+            "pow",
+            "rem",
+        ),
         *("round", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh"),
     ]
 )
@@ -35,11 +49,15 @@ ELEMENTWISE = frozenset(
 REDUCTIONS = frozenset([*(f"cum{name}" for name in ("logsumexp", "max", "min", "prod", "sum")), "argmax", "argmin",
                         *(f"reduce_{name}" for name in ("max", "min", "prod", "sum"))])  # fmt: skip
 """With one operation for each value of their operand."""
-WINDOWS = frozenset(["reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"])
+WINDOWS = frozenset(
+    ["reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"]
+)
 """With one operation for each value under each window."""
 PASSED = frozenset(["select_and_gather_add", "select_and_scatter_add"])
 """The gradients of those: one for each value under each window, whose number is that of the smaller operand."""
-LOOKUPS = frozenset(["gather", "scatter", "scatter_add", "scatter_max", "scatter_min", "scatter_mul"])
+LOOKUPS = frozenset(
+    ["gather", "scatter", "scatter_add", "scatter_max", "scatter_min", "scatter_mul"]
+)
 """They compute nothing worth counting, but move rows one by one."""
 
 
@@ -70,7 +88,10 @@ class Total(NamedTuple):
 
 def total(operations: Iterable[Operation]) -> Total:
     """Of all operations, as often as they are done."""
-    rows = [(each.times * each.products, each.times * each.others, each.times * each.bytes) for each in operations]
+    rows = [
+        (each.times * each.products, each.times * each.others, each.times * each.bytes)
+        for each in operations
+    ]
     return Total(*(sum(column) for column in zip(*rows, strict=True))) if rows else Total(0, 0, 0)
 
 
@@ -110,14 +131,23 @@ def _is_jaxpr(value: Any) -> bool:
 def _branch(eqn: Any, platform: str, times: int) -> list[Operation]:
     branches, platforms = eqn.params["branches"], eqn.params.get("branches_platforms")
     if platforms is not None:
-        index = next(index for index, names in enumerate(platforms) if names is None or platform in names)
+        index = next(
+            index for index, names in enumerate(platforms) if names is None or platform in names
+        )
         return list(_walk(branches[index].jaxpr, platform, times))
-    return max((list(_walk(branch.jaxpr, platform, times)) for branch in branches), key=lambda found: sum(total(found)[:2]))
+    return max(
+        (list(_walk(branch.jaxpr, platform, times)) for branch in branches),
+        key=lambda found: sum(total(found)[:2]),
+    )
 
 
 def _operation(eqn: Any, times: int) -> Operation | None:
     """None if it is not counted, or is a call of others."""
-    name, operands, results = eqn.primitive.name, [atom.aval for atom in eqn.invars], [atom.aval for atom in eqn.outvars]
+    name, operands, results = (
+        eqn.primitive.name,
+        [atom.aval for atom in eqn.invars],
+        [atom.aval for atom in eqn.outvars],
+    )
     products, others, moved = 0, 0, _sum(operands) + _sum(results)
     if name == "dot_general":
         products = _dot(operands[0], results[0], eqn.params)
@@ -151,11 +181,15 @@ def _convolution(left: Any, right: Any, result: Any, params: dict[str, Any]) -> 
     pairs = 1
     for axis, (low, _) in enumerate(params["padding"]):
         sizes = (spec[2 + axis] for spec in (at.lhs_spec, at.rhs_spec, at.out_spec))
-        values, taps, outputs = (aval.shape[index] for aval, index in zip((left, right, result), sizes, strict=True))
+        values, taps, outputs = (
+            aval.shape[index] for aval, index in zip((left, right, result), sizes, strict=True)
+        )
         spread = params["lhs_dilation"][axis]
         places = np.arange(outputs)[:, None] * params["window_strides"][axis] - low
         places = places + np.arange(taps) * params["rhs_dilation"][axis]
-        pairs *= int(((places >= 0) & (places <= (values - 1) * spread) & (places % spread == 0)).sum())
+        pairs *= int(
+            ((places >= 0) & (places <= (values - 1) * spread) & (places % spread == 0)).sum()
+        )
     # The kernel's input axis is what one group of features sees; groups of the batch make as many parts of the batch.
     batch, features = (result.shape[at.out_spec[axis]] for axis in (0, 1))
     return 2 * pairs * batch * features * right.shape[at.rhs_spec[1]]
@@ -171,4 +205,6 @@ def _sum(avals: Iterable[Any]) -> int:
 
 def _bytes(aval: Any) -> int:
     dtype = aval.dtype
-    return math.prod(aval.shape) * (8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize)
+    return math.prod(aval.shape) * (
+        8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+    )

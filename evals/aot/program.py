@@ -14,15 +14,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from evals.aot.operations import Operation, operations, size
 from evals.hlo import Collective, collectives
 from train.augment import deform_batch
-from train.parallel import AXIS, EVERYWHERE, Layout, Parallel
+from train.engine.parallel import AXIS, EVERYWHERE, Layout, Parallel
+from train.engine.step import example_keys, free, init_state, make_step, root_key
 from train.recipe import Recipe, module_of
-from train.step import example_keys, free, init_state, make_step, root_key
 from zoo.base import Conditional, Model, Params, Recurrent
 
 Platform = Literal["tpu", "cuda"]
 PACKAGES = {
     "tpu": (("libtpu",), "pip install 'purezoo[tpu]'"),
-    "cuda": (("jax_cuda12_plugin", "jax_plugins.xla_cuda12"), "pip install jax-cuda12-plugin jax-cuda12-pjrt, of jax's version"),
+    "cuda": (
+        ("jax_cuda12_plugin", "jax_plugins.xla_cuda12"),
+        "pip install jax-cuda12-plugin jax-cuda12-pjrt, of jax's version",
+    ),
 }
 """What each platform's compiler is in, as modules, and how to install it."""
 
@@ -79,7 +82,9 @@ class Program(NamedTuple):
     collectives: list[Collective]
 
 
-def devices_of(platform: Platform, topology: str, target: pathlib.Path | None = None) -> Sequence[Any]:
+def devices_of(
+    platform: Platform, topology: str, target: pathlib.Path | None = None
+) -> Sequence[Any]:
     """Devices of a topology such as "v5e:16x16", or of GPUs "1x32x8" (slices, machines, each one's GPUs) as ``target`` describes.
 
     target: a text file of XLA's GpuTargetConfigProto.
@@ -89,17 +94,23 @@ def devices_of(platform: Platform, topology: str, target: pathlib.Path | None = 
 
     modules, install = PACKAGES[platform]
     if not any(_importable(module) for module in modules):
-        raise MissingCompilerError(f"--platform {platform} needs its compiler, which needs no hardware: {install}")
+        raise MissingCompilerError(
+            f"--platform {platform} needs its compiler, which needs no hardware: {install}"
+        )
     if platform == "tpu":
         for name, value in LIBTPU.items():
             os.environ.setdefault(name, value)
     try:
         if target is not None:
             text = target.read_text("utf-8")
-            return topologies.get_topology_desc(platform=platform, target_config=text, topology=topology).devices
+            return topologies.get_topology_desc(
+                platform=platform, target_config=text, topology=topology
+            ).devices
         # A v4 chip's two cores are one device only when asked for.
         how = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
-        return topologies.get_topology_desc(platform=platform, topology_name=topology, **how).devices
+        return topologies.get_topology_desc(
+            platform=platform, topology_name=topology, **how
+        ).devices
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
 
@@ -111,7 +122,13 @@ def _importable(module: str) -> bool:
         return False
 
 
-def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str, length: int | None = None) -> Step:
+def make(
+    recipe: Recipe[Any, Any],
+    batch: int,
+    devices: Sequence[Any],
+    platform: str,
+    length: int | None = None,
+) -> Step:
     """The step of a recipe, spread over devices as the trainer does unless told otherwise.
 
     batch: examples in all, in place of the recipe's.  They are the model's example batch, which the plan of steps holds itself.
@@ -124,7 +141,9 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
     def build(**how: Any) -> Any:
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else "note"
         settings = {"nonfinite": nonfinite, "only": recipe.optimizer.only, **how}
-        return make_step(module, cfg, optimizer, recipe.augment, load=lambda source: source[1], **settings)
+        return make_step(
+            module, cfg, optimizer, recipe.augment, load=lambda source: source[1], **settings
+        )
 
     key = jax.eval_shape(lambda: root_key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
@@ -137,13 +156,18 @@ def make(recipe: Recipe[Any], batch: int, devices: Sequence[Any], platform: str,
 
     def put(tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
         sharding = None if layout.single else NamedSharding(layout.mesh, spec)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
 
     spread = put(plan, PartitionSpec(None, AXIS))
     steps: Any = layout.steps(build, recipe.steps_per_dispatch > 1, batch)
     traced = steps.trace(put(state), put(metrics), (), (spread, put(number)), put(number), put(key))
     share, carry = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype), (examples, state.carry)
+        lambda leaf: jax.ShapeDtypeStruct(
+            (leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype
+        ),
+        (examples, state.carry),
     )
     return Step(
         traced,
@@ -167,7 +191,9 @@ def _of_length(examples: dict[str, Any], length: int) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(stretched, examples)
 
 
-def _forward(recipe: Recipe[Any], module: Model, params: Params, carry: Any, batch: Any, key: Any) -> Any:
+def _forward(
+    recipe: Recipe[Any, Any], module: Model, params: Params, carry: Any, batch: Any, key: Any
+) -> Any:
     def loss(params: Params, carry: Any, batch: Any, key: jax.Array) -> Any:
         keys = example_keys(key, jnp.int32(0), batch["mask"].shape[0])
         batch = deform_batch(recipe.augment, batch, keys)
@@ -180,7 +206,12 @@ def compile_step(step: Step, platform: str, options: dict[str, Any] | None = Non
     """options: of the compiler.  Raises RuntimeError when it refuses, for example because the step does not fit into memory."""
     compiled = step.traced.lower(lowering_platforms=(platform,)).compile(compiler_options=options)
     memory = compiled.memory_analysis()
-    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    taken = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     return Program(taken + memory.generated_code_size_in_bytes, collectives(compiled.as_text()))
 
 
@@ -190,7 +221,11 @@ def reduced(found: Sequence[Collective], params: float, metrics: float) -> str:
     params, metrics: bytes of what has to be reduced; equal metrics may be reduced as one.
     """
     sums = reductions(found)
-    narrow = [f"{dtype} {volume / 1e6:,.1f} MB" for dtype, volume in sums.items() if dtype in ("bf16", "f16")]
+    narrow = [
+        f"{dtype} {volume / 1e6:,.1f} MB"
+        for dtype, volume in sums.items()
+        if dtype in ("bf16", "f16")
+    ]
     if narrow:
         return ", ".join(narrow)
     volume = sums.get("f32", 0)
@@ -212,8 +247,10 @@ def volumes(found: Sequence[Collective]) -> dict[str, float]:
     return sums
 
 
-def with_type(recipe: Recipe[Any], compute_dtype: str | None) -> Recipe[Any]:
+def with_type(recipe: Recipe[Any, Any], compute_dtype: str | None) -> Recipe[Any, Any]:
     """The recipe, computed in this type; in its own if None."""
     if compute_dtype is None:
         return recipe
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compute_dtype=compute_dtype))
+    return dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, compute_dtype=compute_dtype)
+    )

@@ -14,13 +14,14 @@ round, and what is reported is the median of the rounds and their extremes.  Bel
     beam          translations of 16 such sentences by a beam of width 5, all steps compiled, over numpy and over a loop in Python
     captioning    captions of 16 such images of 12 tokens, over the same
     loop          the trainer's host loop over the jitted step alone, for a tiny model, for that of ``mlp``, and for LeNet-5
-    parallel      the step as ``train.parallel`` compiles it over the jitted step alone, for the same models
+    parallel      the step as ``train.engine.parallel`` compiles it over the jitted step alone, for the same models
     replicas      eight runs side by side over as many one after the other: whole processes
     start         from the first trace to the end of the first step, in a new process, over the same without cached programs
     cd1, cd25     a step of contrastive divergence of 1 and 25 Gibbs steps, 784-500, batch 100, over plain torch and numpy
     ais           an estimate of log Z of the same machine: 1,000 temperatures, 100 chains, over the same
     augment       random deformations of a batch of LeNet-5's images, over its training step, and over torch doing the same
-    convolutions  what ``zoo.convolution`` chooses over the fastest formulation, for each pass of each convolution up to ``tdnn``
+    convolutions  what ``zoo.parts.convolution`` chooses over the fastest formulation, for each pass of each convolution up to
+                  ``tdnn``
 
 The first seven time the step, the same with the batch, the width, the size of the inputs and so on doubled, compilation, and
 the first step.  The last one shows the estimate and the measurement of every formulation that may matter.

@@ -23,8 +23,8 @@ import tyro
 from evals.speed.contenders import has_torch
 from evals.speed.rows import ROWS, Line, Options, Others
 from train import entry, ours
-from train.memory import keep_memory
-from train.run_folder import hardware, today, versions, write_text
+from train.engine.memory import keep_memory
+from train.engine.run_folder import hardware, today, versions, write_text
 
 OTHERS_AT_MOST = 0.05
 """Share of the processors' time that other programs may take before we warn."""
@@ -55,7 +55,12 @@ class Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 stopped by Ctrl-C."""
-    command = tyro.cli(Command, prog=entry.program("evals.speed"), description=f"Rows: {', '.join(ROWS)}.", args=arguments)
+    command = tyro.cli(
+        Command,
+        prog=entry.program("evals.speed"),
+        description=f"Rows: {', '.join(ROWS)}.",
+        args=arguments,
+    )
     for row in command.rows:
         if row not in ROWS:
             near = difflib.get_close_matches(row, ROWS, n=1, cutoff=0)[0]
@@ -70,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command.json is not None and not command.json.parent.is_dir():
         print(f"error: --json {command.json}: no folder {command.json.parent}", file=sys.stderr)
         return 2
-    if command.json is not None and (command.json.is_dir() or not os.access(command.json.parent, os.W_OK)):
+    if command.json is not None and (
+        command.json.is_dir() or not os.access(command.json.parent, os.W_OK)
+    ):
         print(f"error: --json {command.json}: cannot be written", file=sys.stderr)
         return 2
     keep_memory()  # as when training, and for all contenders alike
@@ -79,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     made: dict[str, Any] = {
         "date": today(),
         "hardware": hardware(),
-        "versions": versions() | ({"torch": importlib.metadata.version("torch")} if has_torch() else {}),
+        "versions": versions()
+        | ({"torch": importlib.metadata.version("torch")} if has_torch() else {}),
         "rounds": command.rounds,
         "seconds": command.seconds,
     }
@@ -117,13 +125,20 @@ def measure(command: Command) -> Iterator[Line]:
 def write(file: pathlib.Path | None, lines: Sequence[Line], made: dict[str, Any]) -> None:
     """All comparisons so far, atomically; nothing without a file.  Raises OSError that names it."""
     if file is not None:
-        rows = [{name: value for name, value in dataclasses.asdict(line).items() if value is not None} | made for line in lines]
+        rows = [
+            {name: value for name, value in dataclasses.asdict(line).items() if value is not None}
+            | made
+            for line in lines
+        ]
         write_text(file, json.dumps(rows, indent=2) + "\n")
 
 
 def show_header(title: str) -> None:
     """Prints what is above the comparisons."""
-    _print(f"{title}\n[bold]{'row':<{WIDTHS[0]}} {'peer':<{WIDTHS[1]}} {'zoo ms':>10} {'peer ms':>10} ", end="")
+    _print(
+        f"{title}\n[bold]{'row':<{WIDTHS[0]}} {'peer':<{WIDTHS[1]}} {'zoo ms':>10} {'peer ms':>10} ",
+        end="",
+    )
     _print("[bold]" + " ".join(f"{name:>8}" for name in ("ratio", "least", "greatest", "best")))
 
 
@@ -132,7 +147,9 @@ def show(line: Line) -> None:
     times = f"{line.zoo_ms:10.3f} {line.peer_ms:10.3f}"
     ratios = line.ratio, line.ratio_min, line.ratio_max, line.zoo_ms_best / line.peer_ms_best
     shown = " ".join(f"{ratio:8.3f}" for ratio in ratios)
-    _print(f"{line.row:<{WIDTHS[0]}} {line.peer:<{WIDTHS[1]}} {times} {shown}  {_note(line)}".rstrip())
+    _print(
+        f"{line.row:<{WIDTHS[0]}} {line.peer:<{WIDTHS[1]}} {times} {shown}  {_note(line)}".rstrip()
+    )
 
 
 def _print(text: str, end: str = "\n") -> None:
@@ -157,7 +174,10 @@ def _note(line: Line) -> str:
     if line.zoo_bytes is not None and line.peer_bytes is not None:
         notes.append(f"{line.zoo_bytes / 1e6:.1f} MB (peer {line.peer_bytes / 1e6:.1f})")
     if line.chosen is not None and line.measured_ms and line.estimated_ms:
-        each = (f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})" for name, cost in line.estimated_ms.items())
+        each = (
+            f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})"
+            for name, cost in line.estimated_ms.items()
+        )
         notes.append(f"chose {line.chosen} of {', '.join(each)}")
     if line.at_most is not None:
         verdict = "ok" if measured <= line.at_most else "[red]above[/red]"

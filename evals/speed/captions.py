@@ -10,13 +10,22 @@ from jax import Array
 
 import zoo
 from evals.speed import workloads
-from evals.speed.translation import Task, Writer, flax_writer_params, torch_linear, torch_writer, torch_writer_params
+from evals.speed.translation import (
+    Task,
+    Writer,
+    flax_writer_params,
+    torch_linear,
+    torch_writer,
+    torch_writer_params,
+)
 from evals.speed.workloads import Workload, flax_stages, torch_stages
 from zoo.base import Params
 from zoo.convnet import Stage
 
 
-def caption(batch: int = 32, width: float = 1, side: int = 96, length: int = 12, vocabulary: int = 1000) -> Workload:
+def caption(
+    batch: int = 32, width: float = 1, side: int = 96, length: int = 12, vocabulary: int = 1000
+) -> Workload:
     """As Xu et al. 2015, smaller: see ``network``.  All captions are equally long.  width: a factor on features and units."""
     cfg = network(width, side, vocabulary)
     keys = jax.random.split(jax.random.key(2), 2)
@@ -26,7 +35,15 @@ def caption(batch: int = 32, width: float = 1, side: int = 96, length: int = 12,
         "targets": target[:, 1:],
         "mask": jnp.ones((batch, length), bool),
     }
-    return Workload(zoo.captioner, cfg, arrays, Captioner(cfg), lambda: torch_captioner(cfg), torch_params, flax_params)
+    return Workload(
+        zoo.captioner,
+        cfg,
+        arrays,
+        Captioner(cfg),
+        lambda: torch_captioner(cfg),
+        torch_params,
+        flax_params,
+    )
 
 
 CAPTIONS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
@@ -42,11 +59,16 @@ def network(width: float = 1, side: int = 96, vocabulary: int = 1000) -> zoo.cap
     """
     plan = ((64, 2), (64, 2), (128, 3), (128, None))
     stages = tuple(
-        Stage(features=round(width * features), pool="max" if pool else None, pool_size=(pool or 2,)) for features, pool in plan
+        Stage(
+            features=round(width * features), pool="max" if pool else None, pool_size=(pool or 2,)
+        )
+        for features, pool in plan
     )
     encoder = zoo.convnet.Config(shape=(side, side, 3), stages=stages)
     units = round(256 * width)
-    return zoo.captioner.Config(encoder=encoder, vocabulary=vocabulary, features=units, units=units, places=False)
+    return zoo.captioner.Config(
+        encoder=encoder, vocabulary=vocabulary, features=units, units=units, places=False
+    )
 
 
 def images(cfg: zoo.captioner.Config, key: Array, batch: int) -> dict[str, Array]:
@@ -73,8 +95,12 @@ class Captioner(nn.Module):
         cfg = self.cfg
         maps = flax_stages(cfg.encoder, x["image"])
         annotations = maps.reshape(maps.shape[0], -1, maps.shape[-1])
-        hidden, cell = jnp.split(nn.tanh(nn.Dense(2 * cfg.units, name="bridge")(annotations.mean(axis=1))), 2, axis=-1)
-        writer = Writer(cfg.vocabulary, cfg.features, cfg.units, nn.OptimizedLSTMCell, gated=True, name="writer")
+        hidden, cell = jnp.split(
+            nn.tanh(nn.Dense(2 * cfg.units, name="bridge")(annotations.mean(axis=1))), 2, axis=-1
+        )
+        writer = Writer(
+            cfg.vocabulary, cfg.features, cfg.units, nn.OptimizedLSTMCell, gated=True, name="writer"
+        )
         return writer((cell, hidden), annotations, x["target"])
 
 
@@ -85,13 +111,21 @@ def stages_of(params: Params) -> Params:
 
 def flax_params(params: Params) -> Params:
     """The zoo's params as ``Captioner`` names them."""
-    return {**stages_of(params), "bridge": params["bridge"]["layer_0"], "writer": flax_writer_params("lstm", params)}
+    return {
+        **stages_of(params),
+        "bridge": params["bridge"]["layer_0"],
+        "writer": flax_writer_params("lstm", params),
+    }
 
 
 def torch_params(params: Params) -> list[Any]:
     """The zoo's params in the order and the layout of those of ``torch_captioner`` that are trained."""
     bridge = torch_linear(params["bridge"]["layer_0"])
-    return [*workloads.torch_params(stages_of(params)), *bridge, *torch_writer_params("lstm", params)]
+    return [
+        *workloads.torch_params(stages_of(params)),
+        *bridge,
+        *torch_writer_params("lstm", params),
+    ]
 
 
 def torch_captioner(cfg: zoo.captioner.Config) -> Any:
@@ -105,7 +139,9 @@ def torch_captioner(cfg: zoo.captioner.Config) -> Any:
             annotation = cfg.encoder.stages[-1].features
             self.encoder = encoder.to(memory_format=torch.channels_last)
             self.bridge = torch.nn.Linear(annotation, 2 * cfg.units)
-            self.writer = torch_writer("lstm", cfg.vocabulary, cfg.features, cfg.units, annotation, gated=True)
+            self.writer = torch_writer(
+                "lstm", cfg.vocabulary, cfg.features, cfg.units, annotation, gated=True
+            )
 
         def forward(self, x: Any) -> Any:
             annotations = self.encoder(x["image"]).flatten(2).mT

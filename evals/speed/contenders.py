@@ -18,13 +18,13 @@ from jax import Array
 
 from evals.speed.workloads import Workload
 from train.augment import Augment, deform
-from train.loop import LOGS_PER_EVALUATION
-from train.optimizer import Optimizer
-from train.parallel import Layout, Parallel
-from train.step import TrainState, init_state, make_step
-from train.trainer import fit
+from train.engine.loop import LOGS_PER_EVALUATION
+from train.engine.optimizer import Optimizer
+from train.engine.parallel import Layout, Parallel
+from train.engine.step import TrainState, init_state, make_step
+from train.engine.trainer import fit
 from zoo.base import Batch, Model, Params
-from zoo.convolution import Formulation, Geometry, Pass, formulate
+from zoo.parts.convolution import Formulation, Geometry, Pass, formulate
 
 RATE, MOMENTUM = 1e-6, 0.9
 """The learning rate is so small that thousands of steps on one batch leave the parameters as they were drawn."""
@@ -45,7 +45,9 @@ class Program(NamedTuple):
 def zoo_program(module: Model, cfg: Any, batch: Batch, rate: float = RATE) -> Program:
     """The trainer's step."""
     key = jax.random.key(0)
-    optimizer = Optimizer(learning_rate=rate, momentum=MOMENTUM).build(total_steps=1, steps_per_epoch=1)
+    optimizer = Optimizer(learning_rate=rate, momentum=MOMENTUM).build(
+        total_steps=1, steps_per_epoch=1
+    )
 
     def start(params: Params | None) -> TrainState:
         return init_state(module, cfg, optimizer, key, len(batch["mask"]), params)
@@ -58,7 +60,9 @@ def flax_program(work: Workload, rate: float = RATE) -> Program:
     optimizer = optax.sgd(rate, MOMENTUM)
 
     def start(params: Params | None) -> FlaxState:
-        drawn = None if params else work.network.init(jax.random.key(0), work.batch["inputs"])["params"]
+        drawn = (
+            None if params else work.network.init(jax.random.key(0), work.batch["inputs"])["params"]
+        )
         given: Any = work.flax_params(params) if params else drawn
         return FlaxState.create(apply_fn=work.network.apply, params=given, tx=optimizer)
 
@@ -71,12 +75,17 @@ def flax_program(work: Workload, rate: float = RATE) -> Program:
         loss, gradients = jax.value_and_grad(objective)(state.params)
         return state.apply_gradients(grads=gradients), loss
 
-    return Program(step, start, (work.batch,) if work.lengths is None else (work.batch, work.lengths))
+    return Program(
+        step, start, (work.batch,) if work.lengths is None else (work.batch, work.lengths)
+    )
 
 
 def programs(work: Workload, rate: float = RATE) -> dict[str, Program]:
     """Those in JAX."""
-    return {"zoo": zoo_program(work.module, work.cfg, work.batch, rate), "flax": flax_program(work, rate)}
+    return {
+        "zoo": zoo_program(work.module, work.cfg, work.batch, rate),
+        "flax": flax_program(work, rate),
+    }
 
 
 class BackToBack:
@@ -122,12 +131,14 @@ class Jitted(BackToBack):
 
 
 class Spread(BackToBack):
-    """The trainer's step as ``train.parallel`` compiles it for one device, on a batch that lies there."""
+    """The trainer's step as ``train.engine.parallel`` compiles it for one device, on a batch that lies there."""
 
     def __init__(self, module: Model, cfg: Any, batch: Batch) -> None:
         """batch: on one device."""
         layout, rows = Layout(Parallel(devices=1)), len(batch["mask"])
-        optimizer = Optimizer(learning_rate=RATE, momentum=MOMENTUM).build(total_steps=1, steps_per_epoch=1)
+        optimizer = Optimizer(learning_rate=RATE, momentum=MOMENTUM).build(
+            total_steps=1, steps_per_epoch=1
+        )
 
         def build(**how: Any) -> Callable:
             return make_step(module, cfg, optimizer, load=lambda source: source[1], **how)
@@ -136,17 +147,19 @@ class Spread(BackToBack):
         state = init_state(module, cfg, optimizer, key, rows)
         shapes = jax.eval_shape(make_step(module, cfg, optimizer), state, batch, key)[1]
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        self.state, self.outputs = layout.put_state(state, rows), layout.share(zeros)
-        self.entries = layout.deal(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
-        self.count, self.key = layout.share((np.int32(1), key))
+        self.state, self.outputs = layout.place_state(state, rows), layout.replicate(zeros)
+        self.entries = layout.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
+        self.count, self.key = layout.replicate((np.int32(1), key))
         # Entries are found by the step's number; here there is one, for whatever step.
-        self.places = layout.share(np.int32(0))
+        self.places = layout.replicate(np.int32(0))
         self.jitted = layout.steps(build, False, rows)
 
     def step(self) -> None:
         """Dispatches a step."""
         plan = self.entries, self.places
-        self.state, self.outputs = self.jitted(self.state, self.outputs, (), plan, self.count, self.key)
+        self.state, self.outputs = self.jitted(
+            self.state, self.outputs, (), plan, self.count, self.key
+        )
 
     def wait(self) -> None:
         """Until the device is idle."""
@@ -156,7 +169,9 @@ class Spread(BackToBack):
 class Command:
     """Whole processes, one after the other; the seconds of all, whatever ``count`` is."""
 
-    def __init__(self, *commands: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *commands: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         """environment: beside this process's own."""
         self.commands, self.environment = commands, os.environ | dict(environment or {})
 
@@ -174,10 +189,18 @@ class ConvolutionPass(BackToBack):
     def __init__(self, shape: Geometry, which: Pass, formulation: Formulation) -> None:
         """which: forward, or the gradient with respect to the inputs or the kernel, which see an error too."""
         ends = shape.channels_in, shape.channels_out
-        sizes = [(shape.batch, *shape.space, ends[0]), (*shape.window, *ends), (shape.batch, *shape.outputs, ends[1])]
+        sizes = [
+            (shape.batch, *shape.space, ends[0]),
+            (*shape.window, *ends),
+            (shape.batch, *shape.outputs, ends[1]),
+        ]
         draw = np.random.default_rng(0).standard_normal  # nothing to compile
-        self.arguments = [jnp.asarray(draw(size, np.float32)) for size in sizes[: 2 if which == "forward" else 3]]
-        run = functools.partial(formulate, which, formulation, strides=shape.strides, pads=shape.pads)
+        self.arguments = [
+            jnp.asarray(draw(size, np.float32)) for size in sizes[: 2 if which == "forward" else 3]
+        ]
+        run = functools.partial(
+            formulate, which, formulation, strides=shape.strides, pads=shape.pads
+        )
         self.jitted = jax.jit(run)
 
     def step(self) -> None:
@@ -193,7 +216,9 @@ class Torch(BackToBack):
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
-        self.inputs = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), work.batch["inputs"])
+        self.inputs = jax.tree.map(
+            lambda leaf: torch.tensor(np.asarray(leaf)), work.batch["inputs"]
+        )
         # The loss ignores targets of -100.
         targets = np.where(work.batch["mask"], work.batch["targets"], -100)
         self.targets = torch.tensor(targets).long().flatten()
@@ -226,7 +251,10 @@ class Deform(BackToBack):
 
     def __init__(self, augment: Augment, shape: tuple[int, ...]) -> None:
         """shape: [batch, height, width, channels]."""
-        self.images, self.keys = example_images(shape), jax.random.split(jax.random.key(0), shape[0])
+        self.images, self.keys = (
+            example_images(shape),
+            jax.random.split(jax.random.key(0), shape[0]),
+        )
         self.jitted = jax.jit(functools.partial(deform, augment))
 
     def step(self) -> None:
@@ -258,7 +286,10 @@ class TorchDeform(BackToBack):
         torch, batch = self.torch, len(self.images)
         functional = torch.nn.functional
         angles, factors, shears = (torch.rand(batch) * 2 - 1 for _ in range(3))
-        angles, shears = angles * math.radians(self.augment.rotate), torch.tan(shears * math.radians(self.augment.shear))
+        angles, shears = (
+            angles * math.radians(self.augment.rotate),
+            torch.tan(shears * math.radians(self.augment.shear)),
+        )
         factors = torch.exp(factors * self.augment.scale)
         maps = torch.zeros(batch, 2, 3)
         maps[:, 0, 0], maps[:, 0, 1] = factors * torch.cos(angles), shears - torch.sin(angles)
@@ -270,7 +301,9 @@ class TorchDeform(BackToBack):
             for taps in (self.taps[..., None], self.taps[..., None, :]):
                 noise = functional.conv2d(noise, taps, padding="same", groups=2)
             grid = grid + noise.permute(0, 2, 3, 1) * (self.augment.elastic * 2 / self.width)
-        self.outputs = functional.grid_sample(self.images, grid, padding_mode="border", align_corners=True)
+        self.outputs = functional.grid_sample(
+            self.images, grid, padding_mode="border", align_corners=True
+        )
 
 
 def has_torch() -> bool:
@@ -281,7 +314,9 @@ def has_torch() -> bool:
 def contenders(work: Workload, rate: float = RATE) -> dict[str, Any]:
     """The zoo, flax, and torch where it is installed, all with the same parameters."""
     params = work.module.init(work.cfg, jax.random.key(1))
-    found: dict[str, Any] = {name: Jitted(program, params) for name, program in programs(work, rate).items()}
+    found: dict[str, Any] = {
+        name: Jitted(program, params) for name, program in programs(work, rate).items()
+    }
     return found | ({"torch": Torch(work, params, rate)} if has_torch() else {})
 
 
@@ -309,5 +344,8 @@ class Fit:
         if not result.complete:  # the trainer takes a Ctrl-C, and ends in good order
             raise KeyboardInterrupt
         history = result.history
-        first, last = history[0], history[-2]  # the very last log does not wait for a later dispatch, as the others do
+        first, last = (
+            history[0],
+            history[-2],
+        )  # the very last log does not wait for a later dispatch, as the others do
         return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])

@@ -13,33 +13,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.speed.contenders import MOMENTUM, RATE, TORCH_THREADS, BackToBack, Jitted, has_torch, zoo_program
-from zoo import likelihood, rbm
+from evals.speed.contenders import (
+    MOMENTUM,
+    RATE,
+    TORCH_THREADS,
+    BackToBack,
+    Jitted,
+    has_torch,
+    zoo_program,
+)
+from zoo import rbm
+from zoo.parts import likelihood
 
 BATCH = 100
 
 
-def divergence(steps: int = 1, batch: int = BATCH, visible: int = 784, hidden: int = 500) -> dict[str, Any]:
+def divergence(
+    steps: int = 1, batch: int = BATCH, visible: int = 784, hidden: int = 500
+) -> dict[str, Any]:
     """Contenders of a training step of CD-k: {peer: BackToBack}."""
     cfg = rbm.Config(visible=visible, hidden=hidden, steps=steps)
-    return dividing(cfg, rbm.init(cfg, jax.random.key(1)), rbm.example_batch(cfg, jax.random.key(0), batch))
+    return dividing(
+        cfg, rbm.init(cfg, jax.random.key(1)), rbm.example_batch(cfg, jax.random.key(0), batch)
+    )
 
 
 def dividing(cfg: rbm.Config, params: Any, batch: Any, rate: float = RATE) -> dict[str, Any]:
     """The same from these parameters on this batch."""
-    given = [np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"], batch["inputs"])]
+    given = [
+        np.asarray(leaf)
+        for leaf in (params["kernel"], params["visible_bias"], params["bias"], batch["inputs"])
+    ]
     found: dict[str, Any] = {"zoo": Jitted(zoo_program(rbm, cfg, batch, rate), params)}
-    return found | {name: _Divergence(peer(*given, rate), cfg.steps) for name, peer in _peers().items()}
+    return found | {
+        name: _Divergence(peer(*given, rate), cfg.steps) for name, peer in _peers().items()
+    }
 
 
-def annealing(temperatures: int = 1000, chains: int = 100, visible: int = 784, hidden: int = 500) -> dict[str, Any]:
+def annealing(
+    temperatures: int = 1000, chains: int = 100, visible: int = 784, hidden: int = 500
+) -> dict[str, Any]:
     """Contenders of an estimate of log Z: {peer: BackToBack}."""
     cfg = rbm.Config(visible=visible, hidden=hidden)
     params = rbm.init(cfg, jax.random.key(1))
-    given = [np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"])]
+    given = [
+        np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"])
+    ]
     states = np.zeros((chains, visible), np.float32)
     found: dict[str, Any] = {"zoo": _Annealed(cfg, params, temperatures, chains)}
-    return found | {name: _Annealing(peer(*given, states), temperatures) for name, peer in _peers().items()}
+    return found | {
+        name: _Annealing(peer(*given, states), temperatures) for name, peer in _peers().items()
+    }
 
 
 ENERGY: dict[str, Callable[..., dict[str, Any]]] = {
@@ -58,12 +82,17 @@ class _Annealed(BackToBack):
     """The zoo's."""
 
     def __init__(self, cfg: rbm.Config, params: Any, temperatures: int, chains: int) -> None:
-        self.arguments, self.how = (cfg, params, jax.random.key(0)), {"chains": chains, "temperatures": temperatures}
+        self.arguments, self.how = (
+            (cfg, params, jax.random.key(0)),
+            {"chains": chains, "temperatures": temperatures},
+        )
         self.base = jnp.zeros(cfg.visible)
 
     def step(self) -> None:
         """One estimate."""
-        self.outputs = likelihood.annealed_log_partition(*self.arguments, base=self.base, **self.how)
+        self.outputs = likelihood.annealed_log_partition(
+            *self.arguments, base=self.base, **self.how
+        )
         jax.block_until_ready(self.outputs)
 
 
@@ -98,7 +127,12 @@ class _Annealing(BackToBack):
             beta, colder = index / self.temperatures, (index + 1) / self.temperatures
             field = a.hidden_field(visible)
             own = visible @ a.visible_bias
-            weights = weights + (colder - beta) * own + a.softplus_sum(colder * field) - a.softplus_sum(beta * field)
+            weights = (
+                weights
+                + (colder - beta) * own
+                + a.softplus_sum(colder * field)
+                - a.softplus_sum(beta * field)
+            )
             hidden = a.draw(a.sigmoid(colder * field))
             visible = a.draw(a.sigmoid(colder * a.visible_field(hidden, down)))
         base = (len(a.visible_bias) + len(a.hidden_bias)) * math.log(2)
@@ -106,13 +140,17 @@ class _Annealing(BackToBack):
 
 
 class _Numpy:
-    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE) -> None:
+    def __init__(
+        self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE
+    ) -> None:
         self.kernel, self.visible_bias, self.hidden_bias, self.data = (
             np.array(leaf, np.float32) for leaf in (kernel, visible_bias, hidden_bias, data)
         )
         self.rate = rate
         self.random = np.random.default_rng(0)
-        self.speed = [np.zeros_like(leaf) for leaf in (self.kernel, self.visible_bias, self.hidden_bias)]
+        self.speed = [
+            np.zeros_like(leaf) for leaf in (self.kernel, self.visible_bias, self.hidden_bias)
+        ]
 
     def transposed(self) -> Any:
         return np.ascontiguousarray(self.kernel.T)
@@ -151,7 +189,9 @@ class _Numpy:
     def update(self, data: Any, chain: Any) -> None:
         (v0, h0), (v1, h1) = data, chain
         slopes = (v0.T @ h0 - v1.T @ h1, (v0 - v1).sum(axis=0), (h0 - h1).sum(axis=0))
-        for leaf, speed, slope in zip((self.kernel, self.visible_bias, self.hidden_bias), self.speed, slopes, strict=True):
+        for leaf, speed, slope in zip(
+            (self.kernel, self.visible_bias, self.hidden_bias), self.speed, slopes, strict=True
+        ):
             speed *= np.float32(MOMENTUM)
             slope *= np.float32(1 / len(v0))
             speed += slope
@@ -159,7 +199,9 @@ class _Numpy:
 
 
 class _Torch:
-    def __init__(self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE) -> None:
+    def __init__(
+        self, kernel: Any, visible_bias: Any, hidden_bias: Any, data: Any, rate: float = RATE
+    ) -> None:
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
@@ -167,7 +209,9 @@ class _Torch:
         self.kernel, self.visible_bias, self.hidden_bias, self.data = (
             torch.tensor(leaf) for leaf in (kernel, visible_bias, hidden_bias, data)
         )
-        self.speed = [torch.zeros_like(leaf) for leaf in (self.kernel, self.visible_bias, self.hidden_bias)]
+        self.speed = [
+            torch.zeros_like(leaf) for leaf in (self.kernel, self.visible_bias, self.hidden_bias)
+        ]
 
     def transposed(self) -> Any:
         return self.kernel.T.contiguous()
@@ -199,8 +243,12 @@ class _Torch:
     def update(self, data: Any, chain: Any) -> None:
         (v0, h0), (v1, h1) = data, chain
         kernel, visible_bias, hidden_bias = self.speed
-        kernel.mul_(MOMENTUM).addmm_(v0.T, h0, alpha=1 / len(v0)).addmm_(v1.T, h1, alpha=-1 / len(v0))
+        kernel.mul_(MOMENTUM).addmm_(v0.T, h0, alpha=1 / len(v0)).addmm_(
+            v1.T, h1, alpha=-1 / len(v0)
+        )
         visible_bias.mul_(MOMENTUM).add_((v0 - v1).sum(0), alpha=1 / len(v0))
         hidden_bias.mul_(MOMENTUM).add_((h0 - h1).sum(0), alpha=1 / len(v0))
-        for leaf, speed in zip((self.kernel, self.visible_bias, self.hidden_bias), self.speed, strict=True):
+        for leaf, speed in zip(
+            (self.kernel, self.visible_bias, self.hidden_bias), self.speed, strict=True
+        ):
             leaf.add_(speed, alpha=self.rate)

@@ -20,10 +20,20 @@ def pixels(batch: int = 16, width: float = 1, side: int = 96) -> Workload:
     cfg = network(width, side)
     arrays = zoo.fcn.example_batch(cfg, jax.random.key(2), batch)
     arrays["mask"] = jnp.ones_like(arrays["mask"])
-    return Workload(zoo.fcn, cfg, arrays, Segmenter(cfg), lambda: torch_segmenter(cfg), torch_params, flax_params)
+    return Workload(
+        zoo.fcn,
+        cfg,
+        arrays,
+        Segmenter(cfg),
+        lambda: torch_segmenter(cfg),
+        torch_params,
+        flax_params,
+    )
 
 
-PIXELS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {"pixels": (pixels, {"flax": 0.8, "torch": 1.5})}
+PIXELS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
+    "pixels": (pixels, {"flax": 0.8, "torch": 1.5})
+}
 """See ``evals.speed.workloads.WORKLOADS``."""
 
 
@@ -32,9 +42,13 @@ def network(width: float = 1, side: int = 96) -> zoo.fcn.Config:
 
     Two learned doublings, with a skip after each; the last one is bilinear.
     """
-    stages = tuple(Stage(features=round(width * features), pool="max") for features in (64, 64, 128))
+    stages = tuple(
+        Stage(features=round(width * features), pool="max") for features in (64, 64, 128)
+    )
     trunk = zoo.convnet.Config(shape=(24, 24, 3), stages=stages, dense=(round(256 * width),))
-    return zoo.fcn.Config(shape=(side, side, 3), trunk=trunk, classes=21, skips=("pool_1", "pool_0"))
+    return zoo.fcn.Config(
+        shape=(side, side, 3), trunk=trunk, classes=21, skips=("pool_1", "pool_0")
+    )
 
 
 class Segmenter(nn.Module):
@@ -50,11 +64,22 @@ class Segmenter(nn.Module):
             x = nn.relu(nn.Conv(stage.features, (3, 3), name=f"conv_{index}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
             maps.append(x)
-        x = nn.relu(nn.Conv(cfg.trunk.dense[0], cfg.window, padding="VALID", name="dense_0")(_around(x)))
+        x = nn.relu(
+            nn.Conv(cfg.trunk.dense[0], cfg.window, padding="VALID", name="dense_0")(_around(x))
+        )
         scores = nn.Dense(cfg.classes, name="dense_1")(x)
         for index, finer in enumerate(maps[-2::-1]):
-            double = nn.ConvTranspose(cfg.classes, (4, 4), (2, 2), ((0, 0), (0, 0)), use_bias=False, name=f"double_{index}")
-            scores = double(_around(scores)) + nn.Dense(cfg.classes, name=f"skip_{cfg.skips[index]}")(finer)
+            double = nn.ConvTranspose(
+                cfg.classes,
+                (4, 4),
+                (2, 2),
+                ((0, 0), (0, 0)),
+                use_bias=False,
+                name=f"double_{index}",
+            )
+            scores = double(_around(scores)) + nn.Dense(
+                cfg.classes, name=f"skip_{cfg.skips[index]}"
+            )(finer)
         return jax.image.resize(scores, (*size, cfg.classes), "bilinear")
 
 
@@ -64,16 +89,25 @@ def _around(x: Array) -> Array:
 
 def flax_params(params: Params) -> Params:
     """The zoo's params as ``Segmenter`` has them."""
-    doubles = {name: {"kernel": jnp.flip(params[name]["kernel"], (0, 1))} for name in _named(params, "double")}
+    doubles = {
+        name: {"kernel": jnp.flip(params[name]["kernel"], (0, 1))}
+        for name in _named(params, "double")
+    }
     return {**params, "dense_0": _windowed(params["dense_0"], 3), **doubles}
 
 
 def torch_params(params: Params) -> list[Any]:
     """The zoo's params in the order and the layout of those of ``torch_segmenter``."""
-    convolutions = {name: params[name] for name in _named(params, "conv")} | {"dense_0": _windowed(params["dense_0"], 3)}
+    convolutions = {name: params[name] for name in _named(params, "conv")} | {
+        "dense_0": _windowed(params["dense_0"], 3)
+    }
     # From the coarsest skip on.
-    convolutions |= {name: _windowed(params[name], 1) for name in ("dense_1", *reversed(_named(params, "skip")))}
-    doubles = [jnp.moveaxis(params[name]["kernel"], (2, 3), (0, 1)) for name in _named(params, "double")]
+    convolutions |= {
+        name: _windowed(params[name], 1) for name in ("dense_1", *reversed(_named(params, "skip")))
+    }
+    doubles = [
+        jnp.moveaxis(params[name]["kernel"], (2, 3), (0, 1)) for name in _named(params, "double")
+    ]
     return [*workloads.torch_params(convolutions), *doubles]
 
 
@@ -99,9 +133,16 @@ def torch_segmenter(cfg: zoo.fcn.Config) -> Any:
             features = [stage.features for stage in cfg.trunk.stages]
             units, classes = cfg.trunk.dense[0], cfg.classes
             self.stages = torch.nn.Sequential(*torch_stages(cfg.trunk))
-            self.head = torch.nn.ModuleList([torch.nn.Conv2d(features[-1], units, 3), torch.nn.Conv2d(units, classes, 1)])
-            self.skips = torch.nn.ModuleList([torch.nn.Conv2d(each, classes, 1) for each in features[-2::-1]])
-            doubles = [torch.nn.ConvTranspose2d(classes, classes, 4, 2, 3, bias=False) for _ in features[1:]]
+            self.head = torch.nn.ModuleList(
+                [torch.nn.Conv2d(features[-1], units, 3), torch.nn.Conv2d(units, classes, 1)]
+            )
+            self.skips = torch.nn.ModuleList(
+                [torch.nn.Conv2d(each, classes, 1) for each in features[-2::-1]]
+            )
+            doubles = [
+                torch.nn.ConvTranspose2d(classes, classes, 4, 2, 3, bias=False)
+                for _ in features[1:]
+            ]
             self.doubles = torch.nn.ModuleList(doubles)
 
         def forward(self, x: Any) -> Any:

@@ -14,17 +14,22 @@ from jax import Array
 import zoo
 from evals.speed.contenders import BackToBack
 from evals.speed.workloads import Workload
-from zoo import recurrence, recurrent_weights
 from zoo.base import Params
-from zoo.language import generate
+from zoo.interop import recurrent_weights
+from zoo.parts import recurrence
+from zoo.parts.language import generate
 
 FRAME, PHONEMES = 40, 61
 """Numbers of a frame of speech, and what it is classified as."""
 
 
-def lstm_lm(batch: int = 20, units: int = 650, length: int = 35, vocabulary: int = 10_000) -> Workload:
+def lstm_lm(
+    batch: int = 20, units: int = 650, length: int = 35, vocabulary: int = 10_000
+) -> Workload:
     """The medium model of Zaremba et al. 2014 without its dropout: two layers, words."""
-    return language(zoo.rnnlm.Config(vocabulary=vocabulary, features=units, units=(units, units)), batch, length)
+    return language(
+        zoo.rnnlm.Config(vocabulary=vocabulary, features=units, units=(units, units)), batch, length
+    )
 
 
 def lstm_chars(batch: int = 32, units: int = 128, length: int = 100) -> Workload:
@@ -43,15 +48,27 @@ def language(cfg: zoo.rnnlm.Config, batch: int, length: int) -> Workload:
     }
     network = RecurrentNetwork(cfg.units, cfg.vocabulary, embedding=(cfg.vocabulary, cfg.features))
     return Workload(
-        zoo.rnnlm, cfg, arrays, network, functools.partial(torch_recurrent, network, cfg.features), torch_params, flax_params
+        zoo.rnnlm,
+        cfg,
+        arrays,
+        network,
+        functools.partial(torch_recurrent, network, cfg.features),
+        torch_params,
+        flax_params,
     )
 
 
 def lstm_ragged(batch: int = 16, units: int = 256, length: int = 200) -> Workload:
     """Two layers in both directions that classify each frame of utterances, which take from half of the length to all of it."""
-    cfg = zoo.rnn.Config(inputs=FRAME, units=(units, units), output_units=PHONEMES, bidirectional=True)
+    cfg = zoo.rnn.Config(
+        inputs=FRAME, units=(units, units), output_units=PHONEMES, bidirectional=True
+    )
     keys = jax.random.split(jax.random.key(2), 2)
-    lengths = jnp.asarray(np.random.default_rng(0).permutation(np.linspace(length / 2, length, batch).round().astype(int)))
+    lengths = jnp.asarray(
+        np.random.default_rng(0).permutation(
+            np.linspace(length / 2, length, batch).round().astype(int)
+        )
+    )
     arrays = {
         "inputs": jax.random.normal(keys[0], (batch, length, FRAME)),
         "targets": jax.random.randint(keys[1], (batch, length), 0, PHONEMES),
@@ -96,7 +113,11 @@ class RecurrentNetwork(nn.Module):
             x = nn.Embed(*self.embedding, name="embedding")(x)
         for index, units in enumerate(self.units):
             forward = nn.RNN(nn.OptimizedLSTMCell(units, name=f"forward_{index}"))
-            backward = nn.RNN(nn.OptimizedLSTMCell(units, name=f"backward_{index}")) if self.bidirectional else None
+            backward = (
+                nn.RNN(nn.OptimizedLSTMCell(units, name=f"backward_{index}"))
+                if self.bidirectional
+                else None
+            )
             layer: Any = nn.Bidirectional(forward, backward) if backward else forward
             x = layer(x, seq_lengths=lengths)
         return nn.Dense(self.outputs, name="output")(x)
@@ -114,8 +135,13 @@ def _directions(params: Params) -> list[tuple[str, int, Params]]:
 
 def flax_params(params: Params) -> Params:
     """The zoo's params as ``RecurrentNetwork`` names them."""
-    cells = {f"{end}_{index}": recurrent_weights.to_flax("lstm", own) for end, index, own in _directions(params)}
-    return cells | {name: leaves for name, leaves in params.items() if not name.startswith("layer_")}
+    cells = {
+        f"{end}_{index}": recurrent_weights.to_flax("lstm", own)
+        for end, index, own in _directions(params)
+    }
+    return cells | {
+        name: leaves for name, leaves in params.items() if not name.startswith("layer_")
+    }
 
 
 def torch_params(params: Params) -> list[Any]:
@@ -138,9 +164,13 @@ def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding = torch.nn.Embedding(*network.embedding) if network.embedding else torch.nn.Identity()
+            self.embedding = (
+                torch.nn.Embedding(*network.embedding) if network.embedding else torch.nn.Identity()
+            )
             both, (units, *more) = network.bidirectional, network.units
-            self.layers = torch.nn.LSTM(features, units, 1 + len(more), batch_first=True, bidirectional=both)
+            self.layers = torch.nn.LSTM(
+                features, units, 1 + len(more), batch_first=True, bidirectional=both
+            )
             self.output = torch.nn.Linear(units * (2 if both else 1), network.outputs)
             for name, leaf in self.layers.named_parameters():
                 if name.startswith("bias_hh"):
@@ -149,7 +179,9 @@ def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int
         def forward(self, x: Any) -> Any:
             x = self.embedding(x)
             if lengths:
-                packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+                packed = pack_padded_sequence(
+                    x, torch.tensor(lengths), batch_first=True, enforce_sorted=False
+                )
                 x, _ = pad_packed_sequence(self.layers(packed)[0], batch_first=True)
             else:
                 x, _ = self.layers(x)
@@ -159,16 +191,22 @@ def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int
 
 
 class Generated(BackToBack):
-    """Texts by ``zoo.language.generate``: one compiled loop each."""
+    """Texts by ``zoo.parts.language.generate``: one compiled loop each."""
 
     def __init__(self, cfg: zoo.rnnlm.Config, tokens: int = TOKENS, rows: int = 1) -> None:
         """tokens: of each text; rows: texts at once."""
         self.cfg, self.params = cfg, jax.jit(zoo.rnnlm.init)(cfg, jax.random.key(1))
-        self.tokens, self.prompt, self.keys = tokens, jnp.zeros((rows, 1), int), jax.random.split(jax.random.key(0), rows)
+        self.tokens, self.prompt, self.keys = (
+            tokens,
+            jnp.zeros((rows, 1), int),
+            jax.random.split(jax.random.key(0), rows),
+        )
 
     def step(self) -> None:
         """Starts on a text [rows, tokens]."""
-        self.outputs = generate(zoo.rnnlm, self.cfg, self.params, self.prompt, self.tokens, self.keys)
+        self.outputs = generate(
+            zoo.rnnlm, self.cfg, self.params, self.prompt, self.tokens, self.keys
+        )
 
     def wait(self) -> None:
         """Until the last one is written."""
@@ -182,7 +220,9 @@ class Looped(Generated):
         """As the other's."""
         super().__init__(*arguments, **more)
 
-        def token(params: Params, carry: Any, logits: Array, keys: Array, index: Any) -> tuple[Any, Array, Array]:
+        def token(
+            params: Params, carry: Any, logits: Array, keys: Array, index: Any
+        ) -> tuple[Any, Array, Array]:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(self.prompt.dtype)
             return *zoo.rnnlm.step(self.cfg, params, carry, drawn), drawn
@@ -203,11 +243,15 @@ class Looped(Generated):
 class Unrolled(BackToBack):
     """The gradient of a layer of ``lstm-chars`` with respect to its parameters, over sequences of this length."""
 
-    def __init__(self, length: int, *, remat: bool, batch: int = 32, features: int = 64, units: int = 128) -> None:
-        """remat: see ``zoo.recurrence.unroll``."""
+    def __init__(
+        self, length: int, *, remat: bool, batch: int = 32, features: int = 64, units: int = 128
+    ) -> None:
+        """remat: see ``zoo.parts.recurrence.unroll``."""
 
         def objective(params: Params, carry: Array, inputs: Array) -> Array:
-            return jnp.sum(jnp.square(recurrence.unroll("lstm", params, carry, inputs, remat=remat)[1]))
+            return jnp.sum(
+                jnp.square(recurrence.unroll("lstm", params, carry, inputs, remat=remat)[1])
+            )
 
         keys = jax.random.split(jax.random.key(0), 2)
         params = jax.jit(lambda key: recurrence.init("lstm", key, features, units))(keys[0])

@@ -34,11 +34,19 @@ from evals.speed.energy import ENERGY
 from evals.speed.pixels import PIXELS
 from evals.speed.recurrent import LENGTHS, RECURRENT, WRITERS, Generated, Looped, Unrolled
 from evals.speed.translation import SEARCHES, TRANSLATION, Task, sentences
-from evals.speed.workloads import DEFORMATIONS, LOOPS, SIDE_BY_SIDE, WORKLOADS, Workload, convolutions
+from evals.speed.workloads import (
+    DEFORMATIONS,
+    LOOPS,
+    SIDE_BY_SIDE,
+    WORKLOADS,
+    Workload,
+    convolutions,
+)
 from train.augment import Augment
-from zoo import convnet, convolution
+from zoo import convnet
 from zoo.base import Model
-from zoo.convolution import PASSES, Formulation, Geometry, Pass
+from zoo.parts import convolution
+from zoo.parts.convolution import PASSES, Formulation, Geometry, Pass
 
 LOOP_US_AT_MOST = 60.0
 PARALLEL_AT_MOST = 1.03
@@ -78,7 +86,9 @@ def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
 
     All contenders then see the same drifts of the machine.
     """
-    counts = {name: max(round(options.seconds / contender(1)), 1) for name, contender in timed.items()}
+    counts = {
+        name: max(round(options.seconds / contender(1)), 1) for name, contender in timed.items()
+    }
     times = {name: np.empty(options.rounds) for name in timed}
     for turn in range(options.rounds):
         for name in list(timed)[:: -1 if turn % 2 else 1]:
@@ -123,7 +133,9 @@ class Line:
     estimated_ms: dict[str, float] | None = None
 
 
-def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: Any) -> Line:
+def compare(
+    row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: Any
+) -> Line:
     """The comparison of two contenders' seconds a step [rounds]; more: further fields."""
     ratios = zoo_times / peer_times
     return Line(
@@ -140,19 +152,27 @@ def compare(row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, 
     )
 
 
-def step_row(row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options) -> Iterator[Line]:
+def step_row(
+    row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options
+) -> Iterator[Line]:
     """Lines of a workload: its step at its own size, and unless that is all, with each of its sizes doubled; its compilation.
 
     make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio, "compile": that of compilation over flax's}.
     """
     if not options.compilation:
-        yield from sized_lines(row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options)
+        yield from sized_lines(
+            row, lambda **change: contenders(make(**change)), _defaults(make), at_most, options
+        )
     if not options.own_size:
         yield from fresh_lines(row, make(), options, at_most.get("compile"))
 
 
 def sized_lines(
-    row: str, make: Callable[..., dict[str, Timed]], default: dict[str, Any], at_most: dict[str, float], options: Options
+    row: str,
+    make: Callable[..., dict[str, Timed]],
+    default: dict[str, Any],
+    at_most: dict[str, float],
+    options: Options,
 ) -> Iterator[Line]:
     """The zoo over each of its peers, among the contenders that ``make`` makes; and how their costs grow.
 
@@ -161,30 +181,43 @@ def sized_lines(
     sizes: dict[str, dict[str, Any]] = {row: {}}
     if not options.own_size:
         sizes |= {f"{row}, {name} x2": {name: 2 * size} for name, size in default.items()}
-    timed = {(size, name): timed for size, change in sizes.items() for name, timed in make(**change).items()}
+    timed = {
+        (size, name): timed
+        for size, change in sizes.items()
+        for name, timed in make(**change).items()
+    }
     times = interleave(timed, options)
     for size, peer in timed:
         if peer == "zoo":
             continue
         more: dict[str, float | None] = {"at_most": at_most.get(peer)}
         if size != row:
-            growth = {name: float(np.median(times[size, name] / times[row, name])) for name in ("zoo", peer)}
+            growth = {
+                name: float(np.median(times[size, name] / times[row, name]))
+                for name in ("zoo", peer)
+            }
             more = {"zoo_growth": growth["zoo"], "peer_growth": growth[peer]}
         yield compare(size, peer, times[size, "zoo"], times[size, peer], **more)
 
 
 def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    return {
+        name: parameter.default for name, parameter in inspect.signature(make).parameters.items()
+    }
 
 
-def fresh_lines(row: str, work: Workload, options: Options, at_most: float | None = None) -> Iterator[Line]:
+def fresh_lines(
+    row: str, work: Workload, options: Options, at_most: float | None = None
+) -> Iterator[Line]:
     """Compilation, and the time to the first step: drawing the parameters, compiling, running it.  Nothing is cached."""
 
     def compile_step(program: Any, abstract: Any) -> None:
         jax.jit(program.step, donate_argnums=0).lower(abstract, *program.arguments).compile()
 
     def first_step(program: Any, _: Any) -> None:
-        jax.block_until_ready(jax.jit(program.step, donate_argnums=0)(program.start(None), *program.arguments))
+        jax.block_until_ready(
+            jax.jit(program.step, donate_argnums=0)(program.start(None), *program.arguments)
+        )
 
     def fresh(action: Callable[[Any, Any], None], program: Any, _: int) -> float:
         abstract = jax.eval_shape(lambda: program.start(None))
@@ -193,8 +226,14 @@ def fresh_lines(row: str, work: Workload, options: Options, at_most: float | Non
         action(program, abstract)
         return time.perf_counter() - started
 
-    for what, action, bound in (("compile", compile_step, at_most), ("first step", first_step, None)):
-        timed = {name: functools.partial(fresh, action, program) for name, program in programs(work).items()}
+    for what, action, bound in (
+        ("compile", compile_step, at_most),
+        ("first step", first_step, None),
+    ):
+        timed = {
+            name: functools.partial(fresh, action, program)
+            for name, program in programs(work).items()
+        }
         times = interleave(timed, Options(min(options.rounds, MOST_FRESH_ROUNDS), 0))
         yield compare(f"{row}, {what}", "flax", times["zoo"], times["flax"], at_most=bound)
 
@@ -225,14 +264,18 @@ class Others:
         return sum(ticks) - idle - waiting, sum(ticks), own
 
 
-def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> Iterator[Line]:
+def loop_row(
+    cases: dict[str, tuple[Model, Any, int, float | None]], options: Options
+) -> Iterator[Line]:
     """The trainer's loop over its jitted step alone, which sees the same batch again and again.
 
     cases: {row: (module, Config, batch size, at most this ratio)}; without a ratio the overhead of a step counts, and the loop is
     timed with many steps in a dispatch as well.
     """
     for row, (module, cfg, batch_size, at_most) in cases.items():
-        alone = Jitted(zoo_program(module, cfg, module.example_batch(cfg, jax.random.key(0), batch_size)))
+        alone = Jitted(
+            zoo_program(module, cfg, module.example_batch(cfg, jax.random.key(0), batch_size))
+        )
         timed: dict[int, Timed] = {0: alone, 1: Fit(module, cfg, batch_size, 1)}
         if at_most is None:
             timed[DISPATCH] = Fit(module, cfg, batch_size, DISPATCH)
@@ -243,17 +286,32 @@ def loop_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Op
         for many, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
             overhead = 1e6 * float(np.median(times[many] - times[0]))
             best = 1e6 * float(times[many].min() - times[0].min())
-            more = {"overhead_us": overhead, "overhead_us_best": best, "at_most": LOOP_US_AT_MOST if many == 1 else None}
+            more = {
+                "overhead_us": overhead,
+                "overhead_us_best": best,
+                "at_most": LOOP_US_AT_MOST if many == 1 else None,
+            }
             yield compare(name, "jitted step", times[many], times[0], **more)
 
 
-def parallel_row(cases: dict[str, tuple[Model, Any, int, float | None]], options: Options) -> Iterator[Line]:
-    """The step as ``train.parallel`` compiles it for one device over the same step under ``jax.jit`` alone."""
+def parallel_row(
+    cases: dict[str, tuple[Model, Any, int, float | None]], options: Options
+) -> Iterator[Line]:
+    """The step as ``train.engine.parallel`` compiles it for one device over the same step under ``jax.jit`` alone."""
     for row, (module, cfg, batch_size, _) in cases.items():
         batch = module.example_batch(cfg, jax.random.key(0), batch_size)
-        timed: dict[str, Timed] = {"zoo": Spread(module, cfg, batch), "jit": Jitted(zoo_program(module, cfg, batch))}
+        timed: dict[str, Timed] = {
+            "zoo": Spread(module, cfg, batch),
+            "jit": Jitted(zoo_program(module, cfg, batch)),
+        }
         times = interleave(timed, options)
-        yield compare(row.replace("loop", "parallel"), "jitted step", times["zoo"], times["jit"], at_most=PARALLEL_AT_MOST)
+        yield compare(
+            row.replace("loop", "parallel"),
+            "jitted step",
+            times["zoo"],
+            times["jit"],
+            at_most=PARALLEL_AT_MOST,
+        )
 
 
 def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> Iterator[Line]:
@@ -264,11 +322,16 @@ def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> Iterato
             rounds = min(options.rounds, MOST_PROCESS_ROUNDS)
             times = {name: np.empty(rounds) for name in ("side by side", "one by one")}
             for turn in range(rounds):
-                alone = [(*command, f"{folder}/{turn}-{seed}", "--seed", str(seed)) for seed in range(REPLICAS)]
+                alone = [
+                    (*command, f"{folder}/{turn}-{seed}", "--seed", str(seed))
+                    for seed in range(REPLICAS)
+                ]
                 together = (*command, f"{folder}/{turn}", "--replicas", str(REPLICAS))
                 times["side by side"][turn] = Command(together)(1)
                 times["one by one"][turn] = Command(*alone)(1)
-        yield compare(f"{row} x{REPLICAS}", "one by one", times["side by side"], times["one by one"])
+        yield compare(
+            f"{row} x{REPLICAS}", "one by one", times["side by side"], times["one by one"]
+        )
 
 
 START = """
@@ -276,7 +339,7 @@ import sys, time
 from train.data import load_data
 from train.programs import keep_programs
 from train.recipes import RECIPES
-from train.trainer import fit
+from train.engine.trainer import fit
 from zoo import mlp, convnet
 keep_programs()
 recipe = RECIPES[sys.argv[1]]
@@ -299,36 +362,58 @@ def start_row(recipes: Sequence[str], options: Options) -> Iterator[Line]:
                 environment.pop("JAX_COMPILATION_CACHE_DIR", None)
                 for name in ("first", "second"):
                     command = [sys.executable, "-c", START, recipe]
-                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                    done = subprocess.run(
+                        command, env=environment, check=True, capture_output=True, text=True
+                    )
                     times[name][turn] = float(done.stdout)
-        yield compare(f"start, {recipe}", "first start", times["second"], times["first"], at_most=START_AT_MOST)
+        yield compare(
+            f"start, {recipe}",
+            "first start",
+            times["second"],
+            times["first"],
+            at_most=START_AT_MOST,
+        )
 
 
-def augment_row(deformations: dict[str, Augment], make: Callable[[], Workload], options: Options) -> Iterator[Line]:
+def augment_row(
+    deformations: dict[str, Augment], make: Callable[[], Workload], options: Options
+) -> Iterator[Line]:
     """Deforming a batch of a workload's images over its training step, and over torch doing the same."""
     work = make()
     shape = work.batch["inputs"].shape
     for row, augment in deformations.items():
-        timed: dict[str, Timed] = {"zoo": Deform(augment, shape), "step": Jitted(zoo_program(work.module, work.cfg, work.batch))}
+        timed: dict[str, Timed] = {
+            "zoo": Deform(augment, shape),
+            "step": Jitted(zoo_program(work.module, work.cfg, work.batch)),
+        }
         if has_torch():
             timed["torch"] = TorchDeform(augment, shape)
         times = interleave(timed, options)
         rate = shape[0] / float(np.median(times["zoo"]))
-        yield from (compare(row, peer, times["zoo"], times[peer], images_per_second=rate) for peer in timed if peer != "zoo")
+        yield from (
+            compare(row, peer, times["zoo"], times[peer], images_per_second=rate)
+            for peer in timed
+            if peer != "zoo"
+        )
 
 
 def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> Iterator[Line]:
-    """The formulation that ``zoo.convolution`` chooses over the fastest one, for every convolution of those workloads."""
+    """The formulation that ``zoo.parts.convolution`` chooses over the fastest one, for every convolution of those workloads."""
     options = Options(min(options.rounds, MOST_PASS_ROUNDS), PASS_SHARE * options.seconds)
     for shape, which in passes(make() for make in makes):
         costs = convolution.costs(shape, which)
         estimated: dict[Formulation, float] = {
             name: cost for name, cost in costs.items() if cost <= HOPELESS * min(costs.values())
         }
-        times = interleave({name: ConvolutionPass(shape, which, name) for name in estimated}, options)
+        times = interleave(
+            {name: ConvolutionPass(shape, which, name) for name in estimated}, options
+        )
         measured = {name: float(np.median(taken)) for name, taken in times.items()}
         chosen, best = convolution.choose(shape, which), min(measured, key=measured.__getitem__)
-        inputs, window = ("x".join(map(str, sizes)) for sizes in ((shape.batch, *shape.space, shape.channels_in), shape.window))
+        inputs, window = (
+            "x".join(map(str, sizes))
+            for sizes in ((shape.batch, *shape.space, shape.channels_in), shape.window)
+        )
         more = {
             "chosen": chosen,
             "measured_ms": {name: 1e3 * seconds for name, seconds in measured.items()},
@@ -345,7 +430,11 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
     """
     found: dict[tuple[Geometry, Pass], None] = {}
     for work in works:
-        shapes = convolutions(work.cfg, len(work.batch["mask"])) if isinstance(work.cfg, convnet.Config) else []
+        shapes = (
+            convolutions(work.cfg, len(work.batch["mask"]))
+            if isinstance(work.cfg, convnet.Config)
+            else []
+        )
         for (number, shape), which in itertools.product(enumerate(shapes), PASSES):
             if number or which != "inputs":
                 found[shape, which] = None
@@ -354,7 +443,9 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
 
 def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> Iterator[Line]:
     """Lines of an algorithm at the sizes that are the defaults of ``make``, and with each of them doubled."""
-    yield from sized_lines(row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options)
+    yield from sized_lines(
+        row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options
+    )
 
 
 def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
@@ -364,10 +455,14 @@ def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
         times = interleave({"zoo": Generated(cfg), "loop": loop}, options)
         rate = loop.tokens / float(np.median(times["zoo"]))
         at_most = None if number else GENERATE_AT_MOST
-        yield compare(row, "Python loop", times["zoo"], times["loop"], at_most=at_most, tokens_per_second=rate)
+        yield compare(
+            row, "Python loop", times["zoo"], times["loop"], at_most=at_most, tokens_per_second=rate
+        )
 
 
-def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options) -> Iterator[Line]:
+def beam_row(
+    row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options
+) -> Iterator[Line]:
     """What one compiled beam search writes over the same search in numpy, and by a loop in Python.
 
     at_most: {peer: ratio}.  unit: the Line's field for the inputs that are done in a second.
@@ -382,23 +477,48 @@ def beam_row(row: str, make: Callable[[], Task], at_most: dict[str, float], unit
 
 def unroll_row(lengths: Sequence[int], options: Options) -> Iterator[Line]:
     """The gradient of a recurrent layer that keeps few states over one that keeps all, by the length of the sequences."""
-    timed = {(length, remat): Unrolled(length, remat=remat) for length in lengths for remat in (True, False)}
+    timed = {
+        (length, remat): Unrolled(length, remat=remat)
+        for length in lengths
+        for remat in (True, False)
+    }
     times = interleave(timed, options)
     for length in lengths:
-        growth = [float(np.median(times[length, remat] / times[lengths[0], remat])) for remat in (True, False)]
+        growth = [
+            float(np.median(times[length, remat] / times[lengths[0], remat]))
+            for remat in (True, False)
+        ]
         sizes = [timed[length, remat].memory() for remat in (True, False)]
-        more = dict(zip(("zoo_growth", "peer_growth", "zoo_bytes", "peer_bytes"), growth + sizes, strict=True))
-        yield compare(f"unroll, {length} steps, remat", "all kept", times[length, True], times[length, False], **more)
+        more = dict(
+            zip(
+                ("zoo_growth", "peer_growth", "zoo_bytes", "peer_bytes"),
+                growth + sizes,
+                strict=True,
+            )
+        )
+        yield compare(
+            f"unroll, {length} steps, remat",
+            "all kept",
+            times[length, True],
+            times[length, False],
+            **more,
+        )
 
 
 ROWS: dict[str, Callable[[Options], Iterator[Line]]] = {
     **{
         row: functools.partial(step_row, row, make, at_most)
-        for row, (make, at_most) in (WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS).items()
+        for row, (make, at_most) in (
+            WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS
+        ).items()
     },
     "generate": functools.partial(generate_row, WRITERS),
-    "beam": functools.partial(beam_row, "beam", sentences, {"numpy": 0.4, "Python loop": 1.0}, "sentences_per_second"),
-    "captioning": functools.partial(beam_row, "captioning", pictures, {"numpy": 1.0, "Python loop": 1.0}, "images_per_second"),
+    "beam": functools.partial(
+        beam_row, "beam", sentences, {"numpy": 0.4, "Python loop": 1.0}, "sentences_per_second"
+    ),
+    "captioning": functools.partial(
+        beam_row, "captioning", pictures, {"numpy": 1.0, "Python loop": 1.0}, "images_per_second"
+    ),
     "unroll": functools.partial(unroll_row, LENGTHS),
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),

@@ -13,13 +13,15 @@ from jax import Array
 import zoo
 from evals.speed.contenders import BackToBack
 from evals.speed.workloads import Workload
-from zoo import recurrent_weights
 from zoo.base import Conditional, Params
-from zoo.decode import Written, beam_search
-from zoo.recurrence import Cell
+from zoo.interop import recurrent_weights
+from zoo.parts.decode import Hypotheses, beam_search
+from zoo.parts.recurrence import Cell
 
 
-def translation(batch: int = 64, units: int = 256, length: int = 20, vocabulary: int = 8000) -> Workload:
+def translation(
+    batch: int = 64, units: int = 256, length: int = 20, vocabulary: int = 8000
+) -> Workload:
     """As Bahdanau et al. 2014, smaller: GRUs, as many numbers in a token's vector as units.  All sentences are equally long."""
     cfg = network(units, vocabulary)
     keys = jax.random.split(jax.random.key(2), 2)
@@ -29,7 +31,15 @@ def translation(batch: int = 64, units: int = 256, length: int = 20, vocabulary:
         "targets": target[:, 1:],
         "mask": jnp.ones((batch, length), bool),
     }
-    return Workload(zoo.seq2seq, cfg, arrays, Translator(cfg), lambda: torch_translator(cfg), torch_params, flax_params)
+    return Workload(
+        zoo.seq2seq,
+        cfg,
+        arrays,
+        Translator(cfg),
+        lambda: torch_translator(cfg),
+        torch_params,
+        flax_params,
+    )
 
 
 TRANSLATION: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
@@ -41,7 +51,11 @@ TRANSLATION: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
 def network(units: int = 256, vocabulary: int = 8000) -> zoo.seq2seq.Config:
     """Both directions read, additive attention, whose contexts the decoder's layer reads."""
     return zoo.seq2seq.Config(
-        source_vocabulary=vocabulary, vocabulary=vocabulary, features=units, encoder_units=(units,), decoder_units=(units,)
+        source_vocabulary=vocabulary,
+        vocabulary=vocabulary,
+        features=units,
+        encoder_units=(units,),
+        decoder_units=(units,),
     )
 
 
@@ -59,7 +73,9 @@ class AttendingCell(nn.Module):
     gated: bool = False
 
     @nn.compact
-    def __call__(self, state: Any, embedded: Array, keys: Array, annotations: Array) -> tuple[Any, tuple[Array, Array]]:
+    def __call__(
+        self, state: Any, embedded: Array, keys: Array, annotations: Array
+    ) -> tuple[Any, tuple[Array, Array]]:
         """The state after a token [batch, features]; and for the output what the cell puts out and the context."""
         hidden = state[1] if isinstance(state, tuple) else state
         query = nn.Dense(self.units, use_bias=False, name="query")(hidden)
@@ -67,7 +83,9 @@ class AttendingCell(nn.Module):
         context = jnp.einsum("bp,bpf->bf", nn.softmax(scores[..., 0]), annotations)
         if self.gated:
             context = nn.sigmoid(nn.Dense(1, name="gate")(hidden)) * context
-        state, hidden = self.kind(self.units, name="cell")(state, jnp.concatenate([embedded, context], axis=-1))
+        state, hidden = self.kind(self.units, name="cell")(
+            state, jnp.concatenate([embedded, context], axis=-1)
+        )
         return state, (hidden, context)
 
 
@@ -89,10 +107,18 @@ class Writer(nn.Module):
         keys = nn.Dense(self.units, name="key")(annotations)
         embedded = nn.Embed(self.vocabulary, self.features, name="target")(tokens)
         axes: Any = (1, nn.broadcast, nn.broadcast)
-        scan = nn.scan(AttendingCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=axes, out_axes=1)
+        scan = nn.scan(
+            AttendingCell,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=axes,
+            out_axes=1,
+        )
         step = scan(self.units, self.kind, self.gated, name="decoder")
         _, (hidden, context) = step(state, embedded, keys, annotations)
-        read = nn.Dense(self.features, name="readout")(jnp.concatenate([hidden, context, embedded], axis=-1))
+        read = nn.Dense(self.features, name="readout")(
+            jnp.concatenate([hidden, context, embedded], axis=-1)
+        )
         return nn.Dense(self.vocabulary, name="output")(nn.tanh(read))
 
 
@@ -106,10 +132,14 @@ class Translator(nn.Module):
         """Inputs as the zoo has them -> logits [batch, time, vocabulary]."""
         cfg, units = self.cfg, self.cfg.decoder_units[0]
         source = nn.Embed(cfg.source_vocabulary, cfg.features, name="source")(x["source"])
-        forward, backward = (nn.RNN(nn.GRUCell(cfg.encoder_units[0], name=name)) for name in ("forward", "backward"))
+        forward, backward = (
+            nn.RNN(nn.GRUCell(cfg.encoder_units[0], name=name)) for name in ("forward", "backward")
+        )
         last, annotations = nn.Bidirectional(forward, backward, return_carry=True)(source)
         start = nn.tanh(nn.Dense(units, name="bridge")(jnp.concatenate(last, axis=-1)))
-        return Writer(cfg.vocabulary, cfg.features, units, name="writer")(start, annotations, x["target"])
+        return Writer(cfg.vocabulary, cfg.features, units, name="writer")(
+            start, annotations, x["target"]
+        )
 
 
 def flax_params(params: Params) -> Params:
@@ -173,7 +203,9 @@ def torch_linear(layer: Params) -> list[Any]:
 def torch_cell(cell: Cell, layer: Params) -> list[Any]:
     """What is trained of a recurrent layer."""
     tensors = recurrent_weights.to_torch(cell, layer)
-    return [array for name, array in tensors.items() if cell == "gru" or not name.startswith("bias_hh")]
+    return [
+        array for name, array in tensors.items() if cell == "gru" or not name.startswith("bias_hh")
+    ]
 
 
 def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
@@ -186,9 +218,13 @@ def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
             super().__init__()
             units = cfg.decoder_units[0]
             self.source = Embedding(cfg.source_vocabulary, cfg.features)
-            self.encoder = GRU(cfg.features, cfg.encoder_units[0], batch_first=True, bidirectional=True)
+            self.encoder = GRU(
+                cfg.features, cfg.encoder_units[0], batch_first=True, bidirectional=True
+            )
             self.bridge = Linear(cfg.annotation_size, units)
-            self.writer = torch_writer("gru", cfg.vocabulary, cfg.features, units, cfg.annotation_size)
+            self.writer = torch_writer(
+                "gru", cfg.vocabulary, cfg.features, units, cfg.annotation_size
+            )
             freeze_second_biases(self.encoder, "gru")
 
         def forward(self, x: Any) -> Any:
@@ -199,7 +235,9 @@ def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
     return Network()
 
 
-def torch_writer(cell: Cell, vocabulary: int, features: int, units: int, annotation: int, gated: bool = False) -> Any:
+def torch_writer(
+    cell: Cell, vocabulary: int, features: int, units: int, annotation: int, gated: bool = False
+) -> Any:
     """A decoder in torch: a loop over steps, without what does not depend on the state.  annotation: numbers of one."""
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import Embedding, GRUCell, Linear, LSTMCell  # pyright: ignore[reportMissingImports]
@@ -211,7 +249,10 @@ def torch_writer(cell: Cell, vocabulary: int, features: int, units: int, annotat
             self.query, self.score = Linear(units, units, bias=False), Linear(units, 1, bias=False)
             self.gate = Linear(units, 1) if gated else None
             self.cell = {"gru": GRUCell, "lstm": LSTMCell}[cell](features + annotation, units)
-            self.readout, self.output = Linear(units + annotation + features, features), Linear(features, vocabulary)
+            self.readout, self.output = (
+                Linear(units + annotation + features, features),
+                Linear(features, vocabulary),
+            )
             freeze_second_biases(self.cell, cell)
 
         def forward(self, state: Any, annotations: Any, tokens: Any) -> Any:
@@ -226,7 +267,9 @@ def torch_writer(cell: Cell, vocabulary: int, features: int, units: int, annotat
                 hidden = state[0] if cell == "lstm" else state
                 states.append(hidden)
                 contexts.append(context)
-            read = torch.cat([torch.stack(states, dim=1), torch.stack(contexts, dim=1), embedded], dim=-1)
+            read = torch.cat(
+                [torch.stack(states, dim=1), torch.stack(contexts, dim=1), embedded], dim=-1
+            )
             return self.output(torch.tanh(self.readout(read)))
 
     return Network()
@@ -267,14 +310,24 @@ def sentences(batch: int = 16, length: int = 20, cfg: zoo.seq2seq.Config | None 
 
 
 class Searched(BackToBack):
-    """What ``zoo.decode.beam_search`` writes: inputs are encoded and searched in one compiled program.
+    """What ``zoo.parts.decode.beam_search`` writes: inputs are encoded and searched in one compiled program.
 
     Unless told otherwise nothing is ever allowed to end, so that all contenders take all steps.
     """
 
-    def __init__(self, task: Task, width: int = 5, banned: tuple[int, ...] = (END,), params: Params | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        width: int = 5,
+        suppressed: tuple[int, ...] = (END,),
+        params: Params | None = None,
+    ) -> None:
         """params: drawn, unless given."""
-        (self.module, self.cfg, self.inputs, self.length), self.width, self.banned = task, width, banned
+        (self.module, self.cfg, self.inputs, self.length), self.width, self.suppressed = (
+            task,
+            width,
+            suppressed,
+        )
         self.batch = len(jax.tree.leaves(self.inputs)[0])
         self.params = params or jax.jit(self.module.init)(self.cfg, jax.random.key(1))
         self.prepare()
@@ -282,11 +335,19 @@ class Searched(BackToBack):
     def prepare(self) -> None:
         """Makes what ``step`` runs."""
 
-        def write(params: Params, inputs: dict[str, Array]) -> Written:
+        def write(params: Params, inputs: dict[str, Array]) -> Hypotheses:
             memory, carry = self.module.encode(self.cfg, params, inputs)
             advance = functools.partial(self.module.decode_step, self.cfg, params, memory=memory)
             first = jnp.full(self.batch, FIRST)
-            return beam_search(advance, carry, first, self.length, end=END, width=self.width, banned=self.banned)
+            return beam_search(
+                advance,
+                carry,
+                first,
+                self.length,
+                end=END,
+                width=self.width,
+                suppressed=self.suppressed,
+            )
 
         self.write = jax.jit(write)
 
@@ -319,7 +380,10 @@ class SearchedInPython(Searched):
 
         def start(params: Params, inputs: dict[str, Array]) -> tuple[Any, dict[str, Any]]:
             memory, carry = self.module.encode(cfg, params, inputs)
-            nothing, tokens = jnp.full((batch, width), -jnp.inf), jnp.full((batch, width, length), END)
+            nothing, tokens = (
+                jnp.full((batch, width), -jnp.inf),
+                jnp.full((batch, width, length), END),
+            )
             search = {
                 "index": 0,
                 "carry": jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), carry),
@@ -331,17 +395,25 @@ class SearchedInPython(Searched):
             }
             return memory, search
 
-        def advance(params: Params, memory: Any, search: dict[str, Any]) -> tuple[dict[str, Any], Array]:
+        def advance(
+            params: Params, memory: Any, search: dict[str, Any]
+        ) -> tuple[dict[str, Any], Array]:
             index, living, best = search["index"], search["scores"], search["best"]
-            carry, logits = self.module.decode_step(cfg, params, search["carry"], search["last"].reshape(-1), memory)
-            log_p = jax.nn.log_softmax(logits).at[:, jnp.asarray(self.banned, int)].set(-jnp.inf)
+            carry, logits = self.module.decode_step(
+                cfg, params, search["carry"], search["last"].reshape(-1), memory
+            )
+            log_p = (
+                jax.nn.log_softmax(logits).at[:, jnp.asarray(self.suppressed, int)].set(-jnp.inf)
+            )
             scores = living[..., None] + log_p.reshape(batch, width, -1)
             done = self.done(best, living)[:, None]
             finished = jnp.where(done, -jnp.inf, scores[:, :, END] / norm(index + 1))
             best, order = jax.lax.top_k(jnp.concatenate([best, finished], axis=1), width)
             # What has ended now is the tokens so far: behind them there is nothing but END.
             ended = jnp.concatenate([search["ended"], search["tokens"]], axis=1)
-            living, flat = jax.lax.top_k(scores.at[:, :, END].set(-jnp.inf).reshape(batch, -1), width)
+            living, flat = jax.lax.top_k(
+                scores.at[:, :, END].set(-jnp.inf).reshape(batch, -1), width
+            )
             parents, last = flat // cfg.vocabulary, flat % cfg.vocabulary
             rows = (jnp.arange(batch)[:, None] * width + parents).reshape(-1)
             after = {
@@ -349,7 +421,9 @@ class SearchedInPython(Searched):
                 "carry": jax.tree.map(lambda leaf: leaf[rows], carry),
                 "last": last,
                 "scores": living,
-                "tokens": jnp.take_along_axis(search["tokens"], parents[..., None], axis=1).at[:, :, index].set(last),
+                "tokens": jnp.take_along_axis(search["tokens"], parents[..., None], axis=1)
+                .at[:, :, index]
+                .set(last),
                 "best": best,
                 "ended": jnp.take_along_axis(ended, order[..., None], axis=1),
             }
@@ -372,7 +446,9 @@ class SearchedInPython(Searched):
 
     def best(self) -> np.ndarray:
         """The best that was written [batch, length]: of what has ended, or the best beginning where nothing has."""
-        best, ended, tokens = (np.asarray(self.outputs[name]) for name in ("best", "ended", "tokens"))
+        best, ended, tokens = (
+            np.asarray(self.outputs[name]) for name in ("best", "ended", "tokens")
+        )
         return np.where(np.isfinite(best[:, :1]), ended[:, 0], tokens[:, 0])
 
 
@@ -382,8 +458,12 @@ class SearchedInNumpy(SearchedInPython):
     def prepare(self) -> None:
         """Compiles the encoder and a step of the decoder."""
 
-        def advance(params: Params, memory: Any, carry: Any, rows: Array, tokens: Array) -> tuple[Any, Array]:
-            return self.module.decode_step(self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory)
+        def advance(
+            params: Params, memory: Any, carry: Any, rows: Array, tokens: Array
+        ) -> tuple[Any, Array]:
+            return self.module.decode_step(
+                self.cfg, params, jax.tree.map(lambda leaf: leaf[rows], carry), tokens, memory
+            )
 
         self.encode = jax.jit(functools.partial(self.module.encode, self.cfg))
         self.advance = jax.jit(advance)
@@ -404,7 +484,7 @@ class SearchedInNumpy(SearchedInPython):
             scores -= scores.max(axis=1, keepdims=True)
             # One number of each hypothesis, all in one pass: its score less the logarithm of the softmax's denominator.
             scores += living.reshape(-1, 1) - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-            scores[:, self.banned] = -np.inf
+            scores[:, self.suppressed] = -np.inf
             finished = scores[:, END].reshape(batch, width) / np.float32(norm(index + 1))
             finished[self.done(best, living)] = -np.inf
             scores[:, END] = -np.inf
@@ -412,7 +492,10 @@ class SearchedInNumpy(SearchedInPython):
             flat = np.argpartition(scores, -width, axis=1)[:, -width:]
             flat = flat[each, np.argsort(-scores[each, flat], axis=1)]
             living, (parents, last) = scores[each, flat], np.divmod(flat, self.cfg.vocabulary)
-            best, ended = np.concatenate([best, finished], axis=1), np.concatenate([ended, tokens], axis=1)
+            best, ended = (
+                np.concatenate([best, finished], axis=1),
+                np.concatenate([ended, tokens], axis=1),
+            )
             order = np.argsort(-best, axis=1, kind="stable")[:, :width]
             best, ended = best[each, order], ended[each, order]
             tokens = tokens[each, parents]
@@ -424,9 +507,13 @@ class SearchedInNumpy(SearchedInPython):
 
 
 def norm(length: Any) -> Any:
-    """What log p of a text of this length is divided by: see ``zoo.decode.normalised``."""
+    """What log p of a text of this length is divided by: see ``zoo.parts.decode.normalised``."""
     return (5 + length) / 6
 
 
-SEARCHES: dict[str, type[Searched]] = {"zoo": Searched, "numpy": SearchedInNumpy, "Python loop": SearchedInPython}
+SEARCHES: dict[str, type[Searched]] = {
+    "zoo": Searched,
+    "numpy": SearchedInNumpy,
+    "Python loop": SearchedInPython,
+}
 """Contenders."""

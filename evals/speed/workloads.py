@@ -15,7 +15,7 @@ import zoo
 from train.augment import Augment
 from zoo.base import Batch, Model, Params
 from zoo.convnet import Stage
-from zoo.convolution import Geometry, Sizes
+from zoo.parts.convolution import Geometry, Sizes
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def mlp(batch: int = 128, width: int = 800) -> Workload:
     def torch_network() -> Any:
         from torch.nn import Linear, ReLU, Sequential  # pyright: ignore[reportMissingImports]
 
-        return Sequential(Linear(784, width), ReLU(), Linear(width, width), ReLU(), Linear(width, 10))
+        return Sequential(
+            Linear(784, width), ReLU(), Linear(width, width), ReLU(), Linear(width, 10)
+        )
 
     arrays = zoo.mlp.example_batch(cfg, jax.random.key(2), batch)
     return Workload(zoo.mlp, cfg, arrays, Network(), torch_network, torch_params)
@@ -71,7 +73,9 @@ def torch_params(params: Params) -> list[Array]:
 def convnet(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
     """The network of flax's MNIST example: 32 and 64 features in windows of 3x3, means of 2x2, 256 units."""
     stages = tuple(Stage(features=features, pool="mean") for features in (32, 64))
-    return convolutional(zoo.convnet.Config(shape=(side, side, 1), stages=stages, dense=(256,)), batch, width)
+    return convolutional(
+        zoo.convnet.Config(shape=(side, side, 1), stages=stages, dense=(256,)), batch, width
+    )
 
 
 def lenet5(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
@@ -96,17 +100,33 @@ def convolutional(cfg: zoo.convnet.Config, batch: int, width: float) -> Workload
 
     width: a factor on all features and hidden units.
     """
-    stages = tuple(replace(stage, features=round(width * stage.features), dropout=0.0) for stage in cfg.stages)
-    cfg = replace(cfg, stages=stages, dense=tuple(round(width * units) for units in cfg.dense), dropout=0.0)
+    stages = tuple(
+        replace(stage, features=round(width * stage.features), dropout=0.0) for stage in cfg.stages
+    )
+    cfg = replace(
+        cfg, stages=stages, dense=tuple(round(width * units) for units in cfg.dense), dropout=0.0
+    )
     arrays = zoo.convnet.example_batch(cfg, jax.random.key(2), batch)
-    return Workload(zoo.convnet, cfg, arrays, ConvolutionalNetwork(cfg), lambda: torch_convolutional(cfg), torch_params)
+    return Workload(
+        zoo.convnet,
+        cfg,
+        arrays,
+        ConvolutionalNetwork(cfg),
+        lambda: torch_convolutional(cfg),
+        torch_params,
+    )
 
 
 def convolutions(cfg: zoo.convnet.Config, batch: int) -> list[Geometry]:
     """Those of the stages."""
-    spaces, channels = [cfg.shape[:-1], *cfg.spaces()], [cfg.shape[-1], *(stage.features for stage in cfg.stages)]
+    spaces, channels = (
+        [cfg.shape[:-1], *cfg.spaces()],
+        [cfg.shape[-1], *(stage.features for stage in cfg.stages)],
+    )
     found = []
-    for stage, space, ends in zip(cfg.stages, spaces[:-1], itertools.pairwise(channels), strict=True):
+    for stage, space, ends in zip(
+        cfg.stages, spaces[:-1], itertools.pairwise(channels), strict=True
+    ):
         at = stage.geometry(space)
         found.append(Geometry(batch, space, at.window, at.strides, at.pads, *ends))
     return found
@@ -119,7 +139,9 @@ def flax_stages(cfg: zoo.convnet.Config, x: Array) -> Array:
     """Inputs [batch, *shape] -> the last stage's maps, within the linen module that calls this."""
     for index, stage in enumerate(cfg.stages):
         at = stage.geometry(x.shape[1:-1])
-        x = nn.relu(nn.Conv(stage.features, at.window, at.strides, at.pads, name=f"conv_{index}")(x))
+        x = nn.relu(
+            nn.Conv(stage.features, at.window, at.strides, at.pads, name=f"conv_{index}")(x)
+        )
         if stage.pool:
             x = POOLS[stage.pool](x, at.pool, at.pool_strides)
     return x
@@ -148,7 +170,9 @@ def torch_convolutional(cfg: zoo.convnet.Config) -> Any:
 
     layers = torch_stages(cfg)
     if cfg.global_pool:
-        layers.append({"max": nn.AdaptiveMaxPool2d, "mean": nn.AdaptiveAvgPool2d}[cfg.global_pool](1))
+        layers.append(
+            {"max": nn.AdaptiveMaxPool2d, "mean": nn.AdaptiveAvgPool2d}[cfg.global_pool](1)
+        )
     layers += [torch_turn(1, -1), nn.Flatten()]
     inputs = cfg.stages[-1].features * (1 if cfg.global_pool else math.prod(cfg.spaces()[-1]))
     for sizes in itertools.pairwise((inputs, *cfg.dense, cfg.classes)):
@@ -169,10 +193,19 @@ def torch_stages(cfg: zoo.convnet.Config) -> list[Any]:
         return (other, *sizes) if len(sizes) == 1 else sizes
 
     pools = {"max": nn.MaxPool2d, "mean": nn.AvgPool2d}
-    layers: list[Any] = [torch_turn(-1, 1)] if len(cfg.shape) == 3 else [nn.Unflatten(1, (1, -1)), torch_turn(-1, 1)]
+    layers: list[Any] = (
+        [torch_turn(-1, 1)]
+        if len(cfg.shape) == 3
+        else [nn.Unflatten(1, (1, -1)), torch_turn(-1, 1)]
+    )
     for stage, shape in zip(cfg.stages, convolutions(cfg, batch=1), strict=True):
         pads = lift(tuple(low for low, _ in shape.pads), other=0)
-        layers += [nn.Conv2d(shape.channels_in, shape.channels_out, lift(shape.window), lift(shape.strides), pads), nn.ReLU()]
+        layers += [
+            nn.Conv2d(
+                shape.channels_in, shape.channels_out, lift(shape.window), lift(shape.strides), pads
+            ),
+            nn.ReLU(),
+        ]
         if stage.pool:
             at = stage.geometry(shape.outputs)
             layers.append(pools[stage.pool](lift(at.pool), lift(at.pool_strides)))
@@ -217,6 +250,14 @@ One where the host's work shows; one where most of it hides behind the device's;
 
 SIDE_BY_SIDE = {
     "replicas, mlp": ("mlp-digits", "--epochs", "20"),
-    "replicas, lenet5": ("convnet-lenet5", "--data", "synthetic:3200x28x28x1/10", "--train-on", "train", "--epochs", "2"),
+    "replicas, lenet5": (
+        "convnet-lenet5",
+        "--data",
+        "synthetic:3200x28x28x1/10",
+        "--train-on",
+        "train",
+        "--epochs",
+        "2",
+    ),
 }
 """{row: a recipe and its options}."""

@@ -15,7 +15,6 @@ import collections
 import dataclasses
 import functools
 import html
-import importlib.util
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple, cast
@@ -33,15 +32,17 @@ from evals.generation import (
     LENGTH_PENALTY,
     NEEDS_BLEU,
     Generated,
+    has_bleu,
     require_search,
     search,
 )
-from evals.page import PAGE, STYLE, picture, titled
+from evals.report.page import REPORT_NEEDS, can_render, page, picture, titled
 from evals.run import Run
 from train import tasks
 from train.batches import Batches
+from train.dataset import Table
+from train.engine.run_folder import write_text
 from train.formats import Images, read_image
-from train.run_folder import write_text
 from train.tokens import END, pieces
 from zoo.base import Model, Params
 
@@ -84,18 +85,24 @@ def task_of(run: Run) -> tasks.Captioning:
 
 
 def caption(
-    run: Run, images: np.ndarray | Images, *, beam: int = BEAM, length_penalty: float = LENGTH_PENALTY
+    run: Run,
+    images: np.ndarray | Images,
+    *,
+    beam: int = BEAM,
+    length_penalty: float = LENGTH_PENALTY,
 ) -> list[Generated]:
     """The best captions that a beam search finds of raw images [n, height, width, channels].
 
-    They have at most as many tokens as ``pairs.max_length`` allowed in training, and an end.
+    They have at most as many tokens as ``data.max_length`` allowed in training, and an end.
     Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
     """
     task = task_of(run)
     require_search(len(task.target.vocabulary), beam, length_penalty)
 
     def function(module: Any, cfg: Any, params: Params, batch: Any) -> Any:
-        return search(module, cfg, params, batch["inputs"], task.max_length + 1, beam, length_penalty)
+        return search(
+            module, cfg, params, batch["inputs"], task.max_length + 1, beam, length_penalty
+        )
 
     written = run.map(function, {"inputs": {"image": images}}, rows=min(ROWS, len(images)))
     found = []
@@ -113,8 +120,8 @@ def measure(subject: Subject) -> Captioned:
     chance %".
     """
     run, table = subject.run, subject.table
-    sentences = subject.dataset.sentences[subject.split]
-    references = subject.dataset.references.get(subject.split, ())
+    sentences = table.extras["sentences"]
+    references = table.extras.get("references", ())
     found = caption(run, table["inputs"]["image"])
     said = _said(sentences, references)
     right = np.array([each.text in own for each, own in zip(found, said, strict=True)])
@@ -122,7 +129,7 @@ def measure(subject: Subject) -> Captioned:
     with np.errstate(over="ignore"):  # of a model that diverged
         perplexity = float(np.exp(subject.means["loss"]))
     named = {"exact %": 100 * float(right.mean()), "perplexity": perplexity}
-    if "phrases" in table:
+    if table.extras.get("phrases") is not None:
         named["objects %"] = 100 * named_objects(table, [each.tokens for each in found])
     pointed = pointing(run, table, right)
     if pointed is not None and np.isnan(pointed.noun):
@@ -134,9 +141,12 @@ def measure(subject: Subject) -> Captioned:
         [" ".join(pieces("words", text)) for text in written],
         [[" ".join(pieces("words", text)) for text in own] for own in said],
     )
-    named |= {"CIDEr-D": float(np.mean(cider_d(*words))), "ROUGE-L": float(np.mean(rouge_l(*words)))}
+    named |= {
+        "CIDEr-D": float(np.mean(cider_d(*words))),
+        "ROUGE-L": float(np.mean(rouge_l(*words))),
+    }
     note = NEEDS_BLEU
-    if importlib.util.find_spec("sacrebleu") is not None:
+    if has_bleu():
         import sacrebleu
 
         for order in (1, 2, 3, 4):
@@ -154,46 +164,60 @@ def measure(subject: Subject) -> Captioned:
     )
 
 
-def _said(sentences: Sequence[tuple[str, str]], references: Sequence[Sequence[str]]) -> list[list[str]]:
+def _said(
+    sentences: Sequence[tuple[str, str]], references: Sequence[Sequence[str]]
+) -> list[list[str]]:
     """What people said of each image, its spaces single."""
-    return [[" ".join(text.split()) for text in each] for each in references or [[target] for _, target in sentences]]
+    return [
+        [" ".join(text.split()) for text in each]
+        for each in references or [[target] for _, target in sentences]
+    ]
 
 
-def named_objects(table: dict[str, Any], written: Sequence[np.ndarray]) -> float:
+def named_objects(table: Table, written: Sequence[np.ndarray]) -> float:
     """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are.
 
     What is written is read as the longest names that any object of the table has: "a duck made of rubber" names no "duck".
     Raises ValueError where there is no object, or not something written for each row.
     """
-    if len(written) != len(table["phrases"]) or not np.any(table["phrases"][..., 1] > 0):
-        raise ValueError(f"{len(written)} captions, allowed: one for each of {len(table['phrases'])} rows that have objects")
+    spans = table.extras["phrases"]
+    if len(written) != len(spans) or not np.any(spans[..., 1] > 0):
+        raise ValueError(
+            f"{len(written)} captions, allowed: one for each of {len(spans)} rows that have objects"
+        )
     names = [
         collections.Counter(tuple(targets[slice(*span)].tolist()) for span in phrases if span[1])
-        for targets, phrases in zip(table["targets"], table["phrases"], strict=True)
+        for targets, phrases in zip(table["targets"], spans, strict=True)
     ]
     known = set().union(*names)
     said = (collections.Counter(_named(tokens.tolist(), known)) for tokens in written)
-    return sum((own & found).total() for own, found in zip(names, said, strict=True)) / sum(own.total() for own in names)
+    return sum((own & found).total() for own, found in zip(names, said, strict=True)) / sum(
+        own.total() for own in names
+    )
 
 
 def _named(tokens: list[int], known: set[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
     """The longest known names in a text, from its beginning on."""
     lengths, at = sorted({len(name) for name in known}, reverse=True), 0
     while at < len(tokens):
-        name = next((name for length in lengths if (name := tuple(tokens[at : at + length])) in known), None)
+        name = next(
+            (name for length in lengths if (name := tuple(tokens[at : at + length])) in known), None
+        )
         if name is not None:
             yield name
         at += len(name or (0,))
 
 
-def pointing(run: Run, table: dict[str, Any], right: np.ndarray) -> Pointing | None:
+def pointing(run: Run, table: Table, right: np.ndarray) -> Pointing | None:
     """Of images whose captions are ``right`` [n]; None without boxes or any such image."""
     rows = np.flatnonzero(right)
-    if "boxes" not in table or not len(rows):
+    names = ("boxes", "phrases", "words")
+    if table.extras.get("boxes") is None or not len(rows):
         return None
+    columns = {**table, **{name: table.extras[name] for name in names}}
     found = []
     for first in range(0, len(rows), ROWS):
-        chosen = jax.tree.map(lambda leaf: leaf[rows[first : first + ROWS]], table)  # noqa: B023 (used at once)
+        chosen = jax.tree.map(lambda leaf: leaf[rows[first : first + ROWS]], columns)  # noqa: B023 (used at once)
         inputs, phrases, boxes = chosen["inputs"], chosen["phrases"], chosen["boxes"]
         weights = attention(run, inputs["image"], inputs["target"])
         time = np.arange(inputs["target"].shape[1])
@@ -203,7 +227,10 @@ def pointing(run: Run, table: dict[str, Any], right: np.ndarray) -> Pointing | N
             at_noun = np.full(boxes.shape[:2], np.nan)
         else:
             looked = np.where(said[..., None, None], weights[:, None], 0).max(axis=2)
-            at_noun = _hits(np.take_along_axis(weights, chosen["words"][:, :, None, None], axis=1), _inside(run, boxes, weights))
+            at_noun = _hits(
+                np.take_along_axis(weights, chosen["words"][:, :, None, None], axis=1),
+                _inside(run, boxes, weights),
+            )
         inside = _inside(run, boxes, looked)
         there = phrases[..., 1] > 0
         found.append(np.stack([_hits(looked, inside), at_noun, inside.mean(axis=(2, 3))])[:, there])
@@ -215,7 +242,9 @@ def pointing(run: Run, table: dict[str, Any], right: np.ndarray) -> Pointing | N
 def _inside(run: Run, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Which places of the grid of weights [..., rows, columns] have their centres in boxes [n, objects, 4]."""
     within = []
-    for axis, (count, size) in enumerate(zip(weights.shape[-2:], cast(Any, run.data.input_shape), strict=False)):
+    for axis, (count, size) in enumerate(
+        zip(weights.shape[-2:], cast(Any, run.data.input_shape), strict=False)
+    ):
         centres = (np.arange(count) + 0.5) * size / count
         within.append((centres >= boxes[..., axis, None]) & (centres < boxes[..., axis + 2, None]))
     return within[0][..., :, None] & within[1][..., None, :]
@@ -224,23 +253,36 @@ def _inside(run: Run, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _hits(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Whether the places of most weight are inside; both [n, objects, rows, columns] -> [n, objects]."""
     peaks = weights.reshape(*inside.shape[:2], -1).argmax(axis=2)
-    return np.take_along_axis(inside.reshape(*inside.shape[:2], -1), peaks[..., None], axis=2)[..., 0]
+    return np.take_along_axis(inside.reshape(*inside.shape[:2], -1), peaks[..., None], axis=2)[
+        ..., 0
+    ]
 
 
-def saliency(run: Run, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray) -> np.ndarray:
+def saliency(
+    run: Run, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray
+) -> np.ndarray:
     """Of raw images, for tokens chosen by ``said`` [n, objects, time]: [n, objects, height, width] of the model's grid."""
     batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
     image, cfg = batches.batch(0)["inputs"]["image"], run.recipe.model
-    gradients = [_gradient(run.module, cfg, run.params, image, before, targets, each) for each in said.swapaxes(0, 1)]
+    gradients = [
+        _gradient(run.module, cfg, run.params, image, before, targets, each)
+        for each in said.swapaxes(0, 1)
+    ]
     pixels = np.abs(np.stack(gradients, axis=1)).sum(axis=-1)
     rows, columns = cfg.grid
-    height, width = (side - side % count for side, count in zip(pixels.shape[2:], cfg.grid, strict=True))
-    cells = pixels[..., :height, :width].reshape(*pixels.shape[:2], rows, height // rows, columns, width // columns)
+    height, width = (
+        side - side % count for side, count in zip(pixels.shape[2:], cfg.grid, strict=True)
+    )
+    cells = pixels[..., :height, :width].reshape(
+        *pixels.shape[:2], rows, height // rows, columns, width // columns
+    )
     return cells.sum(axis=(3, 5))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient(module: Model, cfg: Any, params: Params, image: Any, before: Any, targets: Any, said: Any) -> Any:
+def _gradient(
+    module: Model, cfg: Any, params: Params, image: Any, before: Any, targets: Any, said: Any
+) -> Any:
     """d log p(said targets) / d image."""
 
     def log_p(image: Any) -> Any:
@@ -268,7 +310,9 @@ def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
     """The raw image, and for each word that the model wrote of it the image lit where it looked; figure 3 of the review."""
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     grey = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    figures = [f"<figure>{picture(grey, 'image')}<figcaption>{html.escape(written.text)}</figcaption></figure>"]
+    figures = [
+        f"<figure>{picture(grey, 'image')}<figcaption>{html.escape(written.text)}</figcaption></figure>"
+    ]
     # Filled up, so that captions of all lengths are one program: what comes later changes nothing.
     before = np.full(task_of(run).max_length + 1, END, np.int32)
     before[1 : len(written.tokens)] = written.tokens[:-1]
@@ -279,7 +323,9 @@ def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
             word = vocabulary[int(token)].lstrip("▁")
             title = f"while it writes {word}"
             lit = lighten(pixels, looked)
-            figures.append(f"<figure>{picture(lit, title)}<figcaption>{html.escape(word)}</figcaption></figure>")
+            figures.append(
+                f"<figure>{picture(lit, title)}<figcaption>{html.escape(word)}</figcaption></figure>"
+            )
     return f'<div class="strips" style="--width: {ZOOM}px">{"".join(figures)}</div>'
 
 
@@ -289,8 +335,15 @@ def lighten(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     height, width = pixels.shape[:2]
     mask = Image.fromarray((255 * weights / max(float(weights.max()), 1e-9)).astype(np.uint8))
-    light = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR), np.float32)[..., None] / 255
-    colours = np.broadcast_to(pixels[..., :3], (height, width, 3)) if pixels.shape[-1] == 1 else pixels[..., :3]
+    light = (
+        np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR), np.float32)[..., None]
+        / 255
+    )
+    colours = (
+        np.broadcast_to(pixels[..., :3], (height, width, 3))
+        if pixels.shape[-1] == 1
+        else pixels[..., :3]
+    )
     return np.round(colours * (0.25 + 0.75 * light) + 40 * light).clip(0, 255).astype(np.uint8)
 
 
@@ -300,9 +353,14 @@ def captioned(evaluation: Evaluation) -> str | None:
     found, said = evaluation.measured.captions, evaluation.measured.references
     images = evaluation.table["inputs"]["image"]
     wrong = {index for index in range(len(found)) if found[index].text not in said[index]}
-    sure = sorted(range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1))
+    sure = sorted(
+        range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1)
+    )
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
-    best, worst = [index for index in sure if index not in wrong][:SHOWN], [index for index in reversed(sure) if index in wrong]
+    best, worst = (
+        [index for index in sure if index not in wrong][:SHOWN],
+        [index for index in reversed(sure) if index in wrong],
+    )
     groups = {"From the chosen example on": chosen, "Right, and the model was most sure": best}
     groups |= {"Wrong, and the model was least sure": worst[:SHOWN]}
     parts = []
@@ -312,9 +370,7 @@ def captioned(evaluation: Evaluation) -> str | None:
             note = f'<p class="note">example {row}; people: {html.escape("; ".join(said[row]))}</p>'
             parts.append(note + overlays(evaluation.run, images[row], found[row]))
     intro = f"{len(found) - len(wrong):,} of {len(found):,} captions are what people wrote.  Each picture is lit where the model "
-    intro += (
-        "looked while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
-    )
+    intro += "looked while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
     intro += "others, <code>zoo-evals caption</code> captions your own."
     return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
 
@@ -336,12 +392,14 @@ def print_captions(run: Run, options: verbs.Caption) -> int:
     found = caption(run, pixels, beam=options.beam, length_penalty=options.length_penalty)
     for (file, _), image, generated in zip(images, pixels, found, strict=True):
         print(f"{file}  {generated.text}")
-        sections.append(titled(str(file), overlays(run, image, generated)))
-    page = run.folder.path / "captions.html"
-    title = html.escape(f"{run.recipe.name}, captions")
-    filled = PAGE.replace("{title}", title).replace("{style}", STYLE)
-    write_text(page, filled.replace("{sections}", "".join(sections)))
-    print(f"overlays {page}")
+        if can_render():
+            sections.append(titled(str(file), overlays(run, image, generated)))
+    if not can_render():
+        print(REPORT_NEEDS)
+        return int(failures.any)
+    file = run.folder.path / "captions.html"
+    write_text(file, page(f"{run.recipe.name}, captions", sections))
+    print(f"overlays {file}")
     return int(failures.any)
 
 

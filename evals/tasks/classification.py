@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from evals import maps, verbs
+from evals import verbs
 from evals.base import Evaluation, Measured, Subject
 from evals.files import Failures, holds_arrays, read_inputs, readable
 from evals.gradients import through_time
 from evals.metrics import confusion_matrix
-from evals.page import as_images, listing, picture, show_output, titled, unbroken
+from evals.report import maps
+from evals.report.page import as_images, listing, picture, show_output, titled, unbroken
+from evals.report.shifts import shifts
 from evals.run import Run, class_names, predict_batch, restore
-from evals.shifts import shifts
 from train import tasks
 from train.batches import Batches
+from train.engine.step import root_key
 from train.formats import DataError
-from train.step import root_key
 from zoo.base import Model, Params
 
 TASK = tasks.Classification
@@ -36,9 +37,7 @@ BARS = 5
 MISTAKES = 24
 MATRIX_CLASSES = 20
 """A matrix of more classes does not fit a screen: the most frequent confusions are listed instead."""
-POLARITY = (
-    "images are used as they are; if yours have the opposite polarity to the training data (e.g. dark on light), add --invert"
-)
+POLARITY = "images are used as they are; if yours have the opposite polarity to the training data (e.g. dark on light), add --invert"
 
 
 class Predictions(NamedTuple):
@@ -79,7 +78,7 @@ def _predict(subject: Subject) -> Predictions | None:
     carry = run.module.init_carry(run.recipe.model, run.params, 1, key=root_key(0))
     if jax.tree.leaves(carry):
         return None
-    outputs, losses = run.map(_outputs_and_losses, table, widths=subject.dataset.widths)
+    outputs, losses = run.map(_outputs_and_losses, table)
     return Predictions(outputs, losses, table["targets"])
 
 
@@ -135,12 +134,12 @@ def mistakes(evaluation: Evaluation) -> str | None:
 
 
 def feature_maps(evaluation: Evaluation) -> str | None:
-    """``evals.maps.feature_maps`` with the scores of the example beside them."""
+    """``evals.report.maps.feature_maps`` with the scores of the example beside them."""
     return maps.feature_maps(evaluation, beside=_scores(evaluation))
 
 
 def small_shifts(evaluation: Evaluation) -> str | None:
-    """``evals.shifts.shifts``, where there are predictions."""
+    """``evals.report.shifts.shifts``, where there are predictions."""
     predictions = _predictions(evaluation)
     return None if predictions is None else shifts(evaluation, predictions.targets)
 
@@ -193,7 +192,8 @@ def _pairs(counts: np.ndarray, names: list[str]) -> str:
     order = np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]
     pairs = [divmod(int(index), len(counts)) for index in order if wrong.flat[index]]
     return "<p>The most frequent confusions (true, predicted):</p>" + listing(
-        (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}") for true, predicted in pairs
+        (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}")
+        for true, predicted in pairs
     )
 
 
@@ -247,7 +247,11 @@ def predict_files(
             accepted.add(kind)
         return inputs
 
-    items = (item for file, inputs in readable(files, read, failed) for item in zip(_labels(file, inputs), inputs, strict=True))
+    items = (
+        item
+        for file, inputs in readable(files, read, failed)
+        for item in zip(_labels(file, inputs), inputs, strict=True)
+    )
     for _, alike in itertools.groupby(items, lambda item: _kind(item[1])):
         while group := list(itertools.islice(alike, size)):
             inputs = np.stack([inputs for _, inputs in group])

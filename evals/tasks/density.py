@@ -5,6 +5,7 @@ binarisations are not comparable.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals.base import Measured, Subject
-from evals.checkpoints import free_energies, histograms
-from evals.maps import feature_maps, first_weights
+from evals.report.checkpoints import free_energies, histograms
+from evals.report.maps import feature_maps, first_weights
 from evals.run import Run
 from evals.tasks.reconstruction import codes, fantasies, reconstructions
 from train import tasks
 from train.batches import Scaling
-from train.step import root_key
-from zoo import likelihood, rbm
+from train.engine.step import root_key
+from zoo import rbm
 from zoo.base import Model, Params
+from zoo.parts import likelihood
 
 TASK = tasks.Density
 CHAINS, TEMPERATURES = 400, 10_000
@@ -39,7 +41,9 @@ def measure(subject: Subject) -> Measured:
     return Measured(metrics=subject.losses | subject.named(named))
 
 
-def likelihoods(run: Run, table: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
+def likelihoods(
+    run: Run, table: Mapping[str, Any], training: Mapping[str, Any]
+) -> dict[str, float]:
     """Metrics of a restricted Boltzmann machine on a table.
 
     "log-likelihood nats": with the exact partition function where it can be enumerated, and then "annealed error nats" says how
@@ -49,8 +53,12 @@ def likelihoods(run: Run, table: dict[str, Any], training: dict[str, Any]) -> di
     """
     cfg, params = run.recipe.model, run.params
     visible = binary(run, table["inputs"])
-    base = likelihood.base_rates(cfg, jnp.asarray(np.mean(_scaled(run, training["inputs"]), axis=0)))
-    annealed = likelihood.annealed_log_partition(cfg, params, root_key(0), chains=CHAINS, temperatures=TEMPERATURES, base=base)
+    base = likelihood.base_rates(
+        cfg, jnp.asarray(np.mean(_scaled(run, training["inputs"]), axis=0))
+    )
+    annealed = likelihood.annealed_log_partition(
+        cfg, params, root_key(0), chains=CHAINS, temperatures=TEMPERATURES, base=base
+    )
     exact = likelihood.exact_log_partition(cfg, params) if likelihood.enumerable(cfg) else None
     log_partition = annealed.log_partition if exact is None else exact
     free_energy = _map(run, _free_energy, visible)
@@ -69,9 +77,13 @@ def binary(run: Run, inputs: np.ndarray) -> np.ndarray:
     """Visible states [n, visible] for raw inputs, float32: as the model binarises them, by fixed keys where it draws."""
     cfg = run.recipe.model
     scaled = _scaled(run, inputs)
-    states = np.asarray(rbm.states(cfg, jnp.asarray(scaled), jax.random.split(root_key(0), len(scaled))))
+    states = np.asarray(
+        rbm.states(cfg, jnp.asarray(scaled), jax.random.split(root_key(0), len(scaled)))
+    )
     if cfg.visible_units == "bernoulli" and not np.isin(states, (0, 1)).all():
-        states = (np.random.default_rng(0).random(states.shape, np.float32) < states).astype(np.float32)
+        states = (np.random.default_rng(0).random(states.shape, np.float32) < states).astype(
+            np.float32
+        )
     return states
 
 

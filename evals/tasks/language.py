@@ -1,6 +1,6 @@
 """Language models: how probable they find a text, beside n-grams of the same tokens, what is hard for them, what they write.
 
-A *text* is data of ``train.text``: windows of tokens of a vocabulary, of characters or of words.
+A *text* is data of ``train.data.text``: windows of tokens of a vocabulary, of characters or of words.
 """
 
 import dataclasses
@@ -19,21 +19,23 @@ from jax import Array
 from evals import ngrams, verbs
 from evals.base import Evaluation, Measured, Subject
 from evals.metrics import is_whole
-from evals.page import titled
+from evals.report.page import titled
+from evals.report.words import analogies, neighbours, word_map
 from evals.run import Run
-from evals.words import analogies, neighbours, word_map
 from train import tasks
-from train.step import root_key
-from train.text import BEGIN, UNKNOWN, begun, decode, encode
+from train.data.text import BEGIN, UNKNOWN, begun, decode, encode
+from train.engine.step import root_key
 from zoo.base import Params, Recurrent, restart
-from zoo.language import generate
+from zoo.parts.language import generate
 
 ORDERS = {"characters": (5, 7), "words": (2, 3, 5)}
 """Of the n-grams beside; the last ones are mixed with the model, too."""
 MOST = 20_000_000
 """Training tokens; n-grams of more would take gigabytes."""
 TEMPERATURES = (0.5, 0.8, 1.0)
-WRITTEN, PROMPT, PASSAGE = ({"characters": c, "words": w} for c, w in ((500, 100), (40, 8), (1500, 300)))
+WRITTEN, PROMPT, PASSAGE = (
+    {"characters": c, "words": w} for c, w in ((500, 100), (40, 8), (1500, 300))
+)
 """Tokens of a sample in the report, of the prompt before it, and of the passage shown."""
 _AS_WRITTEN = "white-space: pre-wrap; overflow-wrap: anywhere"
 DARKEST = 0.55
@@ -91,7 +93,11 @@ def measure(subject: Subject) -> Read:
 
 
 def baselines(
-    run: Run, split: str, splits: Mapping[str, dict[str, Any]], neural: np.ndarray, held_out: np.ndarray | None
+    run: Run,
+    split: str,
+    splits: Mapping[str, dict[str, Any]],
+    neural: np.ndarray,
+    held_out: np.ndarray | None,
 ) -> dict[str, float]:
     """Metrics of modified Kneser-Ney n-grams of what the run was trained on, on a split.
 
@@ -116,28 +122,32 @@ def baselines(
     for order in ORDERS[tokens]:
         model = ngrams.fit(training, vocabulary, order)
         p, other = (
-            np.concatenate([ngrams.probabilities(model, document) for document in documents(splits[each])])
+            np.concatenate(
+                [ngrams.probabilities(model, document) for document in documents(splits[each])]
+            )
             for each in (split, "validation")
         )
         named |= name("of", order, p)
         if held_out is not None and order == ORDERS[tokens][-1]:
             weight = ngrams.interpolate(held_out, other)
-            named |= name("with", order, weight * neural + (1 - weight) * p) | {f"weight with {order}-grams": weight}
+            named |= name("with", order, weight * neural + (1 - weight) * p) | {
+                f"weight with {order}-grams": weight
+            }
     return named
 
 
-def documents(table: dict[str, Any]) -> list[np.ndarray]:
+def documents(table: Mapping[str, Any]) -> list[np.ndarray]:
     """The documents of a split of text, each int32 [tokens], in their order."""
     return np.split(table["targets"][table["mask"]], tokens_before(table)[table["reset"]][1:])
 
 
-def tokens_before(table: dict[str, Any]) -> np.ndarray:
+def tokens_before(table: Mapping[str, Any]) -> np.ndarray:
     """How many tokens of a split of text lie before each window [windows]."""
     lengths = table["mask"].sum(axis=1)
     return np.cumsum(lengths) - lengths
 
 
-def token_log_probabilities(run: Run, table: dict[str, Any]) -> np.ndarray:
+def token_log_probabilities(run: Run, table: Mapping[str, Any]) -> np.ndarray:
     """log p of each token of a split in its order, given those before it: float32 [tokens]; their sum is minus the loss's.
 
     As in ``evaluation_batches`` a text is read in several stretches, each of which begins without what came before it.
@@ -170,23 +180,35 @@ def read_prompt(run: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
     prompt = prompt.removeprefix(vocabulary[BEGIN])
     parts = begun(prompt, vocabulary)
     unknown = [part for part in parts if part not in vocabulary]
-    return np.concatenate([[BEGIN], encode(parts, vocabulary)]).astype(np.int32), list(dict.fromkeys(unknown))
+    return np.concatenate([[BEGIN], encode(parts, vocabulary)]).astype(np.int32), list(
+        dict.fromkeys(unknown)
+    )
 
 
 def write(
-    run: Run, prompt: np.ndarray, length: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    run: Run,
+    prompt: np.ndarray,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
-    """So many tokens [length], never <unk>, that the model writes after a prompt [tokens]: see ``zoo.language.generate``.
+    """So many tokens [length], never <unk>, that the model writes after a prompt [tokens]: see ``zoo.parts.language.generate``.
 
     Raises ValueError naming what is out of range.
     """
     most = len(language_of(run).vocabulary)
     checks = {
-        f"prompt: shape {prompt.shape}, allowed: [tokens], at least one": prompt.ndim == 1 and prompt.size > 0,
+        f"prompt: shape {prompt.shape}, allowed: [tokens], at least one": prompt.ndim == 1
+        and prompt.size > 0,
         f"prompt: tokens outside of 0 to {most - 1}": ((prompt >= 0) & (prompt < most)).all(),
         f"tokens={length}, allowed: a positive number": is_whole(length) and length >= 1,
-        f"temperature={temperature}, allowed: a finite number, 0 or more": 0 <= temperature < math.inf,
-        f"top_k={top_k}, allowed: 1 to {most}": top_k is None or (is_whole(top_k) and 1 <= top_k <= most),
+        f"temperature={temperature}, allowed: a finite number, 0 or more": 0
+        <= temperature
+        < math.inf,
+        f"top_k={top_k}, allowed: 1 to {most}": top_k is None
+        or (is_whole(top_k) and 1 <= top_k <= most),
         f"seed={seed}, allowed: 0 to {2**32 - 1}": is_whole(seed) and 0 <= seed < 2**32,
     }
     for message, holds in checks.items():
@@ -194,15 +216,27 @@ def write(
             raise ValueError(message)
     assert isinstance(run.module, Recurrent)
     keys = root_key(np.uint32(seed))[None]
-    how = {"temperature": temperature, "top_k": top_k, "banned": (UNKNOWN,)}
-    return np.asarray(generate(run.module, run.recipe.model, run.params, jax.numpy.asarray(prompt[None]), length, keys, **how)[0])
+    how = {"temperature": temperature, "top_k": top_k, "suppressed": (UNKNOWN,)}
+    return np.asarray(
+        generate(
+            run.module,
+            run.recipe.model,
+            run.params,
+            jax.numpy.asarray(prompt[None]),
+            length,
+            keys,
+            **how,
+        )[0]
+    )
 
 
 def samples(evaluation: Evaluation) -> str | None:
     """Texts that the model writes after the beginning of the chosen example, at several temperatures."""
     run, table = evaluation.run, evaluation.table
     vocabulary, tokens = language_of(run).vocabulary, language_of(run).tokens
-    begun = table["targets"][evaluation.example][table["mask"][evaluation.example]][: PROMPT[tokens]]
+    begun = table["targets"][evaluation.example][table["mask"][evaluation.example]][
+        : PROMPT[tokens]
+    ]
     prompt = np.concatenate([[BEGIN], begun]).astype(np.int32)
     figures = []
     for temperature in TEMPERATURES:
@@ -214,7 +248,9 @@ def samples(evaluation: Evaluation) -> str | None:
     intro += f"{evaluation.split} split, which are bold.  Logits are divided by the temperature: the lower it is, the more often "
     intro += "the most probable token is drawn.  <code>zoo-evals sample</code> writes more."
     columns = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr))"
-    return titled("Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>')
+    return titled(
+        "Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>'
+    )
 
 
 def passage(evaluation: Evaluation) -> str | None:
@@ -228,11 +264,15 @@ def passage(evaluation: Evaluation) -> str | None:
     begins = set((tokens_before(table)[table["reset"]] - first).tolist())
     chance = math.log(max(len(vocabulary), 2))
     parts = []
-    for index, (token, log_p) in enumerate(zip(targets.tolist(), found[stretch].tolist(), strict=True)):
+    for index, (token, log_p) in enumerate(
+        zip(targets.tolist(), found[stretch].tolist(), strict=True)
+    ):
         parts.append("<hr>" if index and index in begins else "")
         parts.append(_shaded(decode([token], vocabulary), log_p, chance))
     steps = [p for p in (1, 0.1, 0.01, 0.001) if -math.log(p) < chance]
-    key = " ".join(_shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary)))
+    key = " ".join(
+        _shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary))
+    )
     mean = -found[stretch].mean(dtype=np.float64)
     intro = f"The {len(targets)} {tokens} from example {evaluation.example} of the {evaluation.split} split on, each shaded by "
     intro += f"-log p, where p is the model's probability of it given those before: darkest at {chance:.1f} nats, what a guess "
@@ -244,7 +284,9 @@ def passage(evaluation: Evaluation) -> str | None:
 def _shaded(text: str, log_p: float, chance: float) -> str:
     """A token, its line end made visible."""
     shade = DARKEST * min(-log_p / chance, 1) if log_p < 0 else 0.0
-    shown, space = (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
+    shown, space = (
+        (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
+    )
     return f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">{html.escape(shown)}</span>{space}'
 
 

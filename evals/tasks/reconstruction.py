@@ -2,7 +2,6 @@
 
 import functools
 import html
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +9,14 @@ import jax
 import numpy as np
 
 from evals.base import Evaluation, Measured, Subject
-from evals.checkpoints import histograms
-from evals.examples import evenly, labelled, spread
-from evals.maps import feature_maps, first_weights
-from evals.page import NEEDS, as_bytes, as_images, legend, picture, plot, titled
-from evals.points import neighbour_error, principal, tsne
+from evals.report.checkpoints import histograms
+from evals.report.examples import evenly, labelled, spread
+from evals.report.maps import feature_maps, first_weights
+from evals.report.page import as_bytes, as_images, legend, picture, plot, titled
+from evals.report.points import neighbour_error, principal, tsne
 from evals.run import Run
 from train import tasks
-from train.step import root_key
+from train.engine.step import root_key
 from zoo.base import Autoencoder, Generative, Model, Params
 
 TASK = tasks.Reconstruction
@@ -56,16 +55,24 @@ def reconstructions(evaluation: Evaluation) -> str | None:
     rows, many = spread(evaluation, PAIRS), evenly(len(inputs), AVERAGED)
     scaled, mirrored = run.map(_reconstructed, {"inputs": inputs[rows]})
     errors, targets = np.square(scaled - mirrored).sum(axis=1), labelled(evaluation)
-    originals, pictures = as_images(inputs[rows], run.data.input_range), as_pixels(evaluation, mirrored)
+    originals, pictures = (
+        as_images(inputs[rows], run.data.input_range),
+        as_pixels(evaluation, mirrored),
+    )
     assert originals is not None
     cards = []
     for number, row in enumerate(rows):
-        images = picture(originals[number], f"example {row}") + picture(pictures[number], f"reconstruction of example {row}")
+        images = picture(originals[number], f"example {row}") + picture(
+            pictures[number], f"reconstruction of example {row}"
+        )
         label = "" if targets is None else f"<b>{html.escape(run.task.labels[targets[row]])}</b> "
-        cards.append(f"<figure>{images}<figcaption>{label}{errors[number]:.2f}</figcaption></figure>")
+        cards.append(
+            f"<figure>{images}<figcaption>{label}{errors[number]:.2f}</figcaption></figure>"
+        )
     scaled, mirrored = run.map(_reconstructed, {"inputs": inputs[many]})
     error, constant = (
-        np.square(scaled - other).sum(axis=1).mean(dtype=np.float64) for other in (mirrored, scaled.mean(axis=0, keepdims=True))
+        np.square(scaled - other).sum(axis=1).mean(dtype=np.float64)
+        for other in (mirrored, scaled.mean(axis=0, keepdims=True))
     )
     intro = f"Examples of the {evaluation.split} split above, what the model makes of them below, and the squared error between "
     intro += "the two, summed over an example as the model sees it, scaled.  The mean of "
@@ -82,20 +89,27 @@ def fantasies(evaluation: Evaluation) -> str | None:
         return None
     begin, fall = jax.random.split(root_key(0))
     data = run.map(_flat, {"inputs": inputs[spread(evaluation, CHAINS)]})
-    noise = np.asarray(run.module.example_batch(run.recipe.model, begin, len(data))["inputs"]).reshape(data.shape)
-    columns = [as_pixels(evaluation, values) for values in dreams(run, np.concatenate([data, noise]), fall)]
+    noise = np.asarray(
+        run.module.example_batch(run.recipe.model, begin, len(data))["inputs"]
+    ).reshape(data.shape)
+    columns = [
+        as_pixels(evaluation, values) for values in dreams(run, np.concatenate([data, noise]), fall)
+    ]
     tables = []
-    for first, title in ((0, f"from {evaluation.split} examples"), (len(data), "from random states")):
+    for first, title in (
+        (0, f"from {evaluation.split} examples"),
+        (len(data), "from random states"),
+    ):
         lines = [f"<tr>{''.join(f'<th>{steps}</th>' for steps in STEPS)}</tr>"]
         for chain in range(first, first + len(data)):
             shown = zip(STEPS, columns, strict=True)
-            cells = [picture(pixels[chain], f"chain {chain}, {steps} steps") for steps, pixels in shown]
+            cells = [
+                picture(pixels[chain], f"chain {chain}, {steps} steps") for steps, pixels in shown
+            ]
             lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         tables.append(f'<table class="chains"><caption>{title}</caption>{"".join(lines)}</table>')
     intro = "Each row is a Gibbs chain, with the number of its steps above: what it starts at, then the means of the visible "
-    intro += (
-        "units given the last states of hidden ones.  A model that mixes leaves what a chain started at for other likely data."
-    )
+    intro += "units given the last states of hidden ones.  A model that mixes leaves what a chain started at for other likely data."
     return titled("Fantasies", f'<p>{intro}</p><div class="plots">{"".join(tables)}</div>')
 
 
@@ -104,8 +118,8 @@ def dreams(run: Run, start: np.ndarray, key: Any) -> list[np.ndarray]:
 
     Every column runs from the start again: the same keys make the same chain, whatever the module keeps between its steps.
     """
-    module, cfg = run.module, run.recipe.model
-    assert isinstance(module, Generative)
+    module: Any = run.module
+    cfg = run.recipe.model
     keys = jax.random.split(key, len(start))
     after = jax.jit(module.fantasies)
     columns = (after(cfg, run.params, start, keys, np.int32(steps)) for steps in STEPS if steps)
@@ -124,31 +138,32 @@ def codes(evaluation: Evaluation) -> str | None:
     targets, units = targets[rows], code.shape[1]
     spaces = {"inputs": inputs, "code": code}
     maps = {"PCA of the inputs": principal(inputs)}
-    notes = []
     if units == 2:
         maps["code"] = code
     else:
         maps["PCA of the code"] = principal(code)
-        if importlib.util.find_spec("sklearn") is None:
-            notes.append(NEEDS.format(what="A t-SNE map", package="scikit-learn"))
-        else:
-            maps["t-SNE of the code"] = tsne(code)
-    plots = ""
+        maps["t-SNE of the code"] = tsne(code)
     classes = run.task.labels
     colors = _colors(len(classes))
-    if importlib.util.find_spec("matplotlib") is None:
-        notes.append(NEEDS.format(what="The maps are drawn, which", package="matplotlib"))
-    else:
-        plots = "".join(f"<figure>{plot(name, _scatter(points, targets, colors))}</figure>" for name, points in maps.items())
+    plots = "".join(
+        f"<figure>{plot(name, _scatter(points, targets, colors))}</figure>"
+        for name, points in maps.items()
+    )
     lines = ["<tr><th>space</th><th>dimensions</th><th>error %</th></tr>"]
     for name, points in (spaces | maps).items():
-        lines.append(f"<tr><th>{name}</th><td>{points.shape[1]}</td><td>{100 * neighbour_error(points, targets):.1f}</td></tr>")
+        lines.append(
+            f"<tr><th>{name}</th><td>{points.shape[1]}</td><td>{100 * neighbour_error(points, targets):.1f}</td></tr>"
+        )
     caption = "<caption>leave-one-out error of the nearest neighbour's class</caption>"
     known = legend(zip(classes, colors, strict=True)) if len(colors) <= LEGEND else ""
-    some = f"{len(rows):,} evenly spaced examples of the {evaluation.count:,}" if len(rows) < evaluation.count else "the examples"
+    some = (
+        f"{len(rows):,} evenly spaced examples of the {evaluation.count:,}"
+        if len(rows) < evaluation.count
+        else "the examples"
+    )
     intro = f"Each point is one of {some} of the {evaluation.split} split, its colour the class, which the model was not told."
     table = f'<table class="matrix">{caption}{"".join(lines)}</table>'
-    body = f'<p>{intro}</p>{known}<div class="plots">{plots}<div>{table}{"".join(notes)}</div></div>'
+    body = f'<p>{intro}</p>{known}<div class="plots">{plots}<div>{table}</div></div>'
     return titled("Codes", body)
 
 
@@ -171,12 +186,16 @@ def principal_error(run: Run, training: Any, inputs: Any) -> float | None:
     """
     units = run.map(_coded, {"inputs": training[:1]})[1].shape[1]
     of_hidden = run.recipe.model.outputs.of == "hidden"
-    if of_hidden or not (isinstance(training, np.ndarray) and units < training[0].size <= MOST_COMPONENTS):
+    if of_hidden or not (
+        isinstance(training, np.ndarray) and units < training[0].size <= MOST_COMPONENTS
+    ):
         return None
     training, inputs = (run.map(_flat, {"inputs": each}) for each in (training, inputs))
     mean = training.mean(axis=0, dtype=np.float64)
     parts = np.array_split(training, len(training) // AVERAGED + 1)
-    axes = np.linalg.eigh(sum((part - mean).T @ (part - mean) for part in parts))[1][:, ::-1][:, :units]
+    axes = np.linalg.eigh(sum((part - mean).T @ (part - mean) for part in parts))[1][:, ::-1][
+        :, :units
+    ]
     centred = inputs - mean
     return float((np.square(centred).sum(axis=1) - np.square(centred @ axes).sum(axis=1)).mean())
 
@@ -206,20 +225,25 @@ def _coded(module: Model, cfg: Any, params: Params, batch: Any) -> tuple[Any, An
 
 
 def _colors(classes: int) -> list[str]:
-    if importlib.util.find_spec("matplotlib") is None:
-        return ["gray"] * classes
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     few = colormaps["tab10" if classes <= 10 else "tab20"]
     many = colormaps["turbo"]
-    return [to_hex(few(index) if classes <= LEGEND else many(index / (classes - 1))) for index in range(classes)]
+    return [
+        to_hex(few(index) if classes <= LEGEND else many(index / (classes - 1)))
+        for index in range(classes)
+    ]
 
 
 def _scatter(points: np.ndarray, targets: np.ndarray, colors: list[str]) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        axes.figure.dpi = 160  # of what is rasterised: as vectors, thousands of points would be a megabyte
-        axes.scatter(*points.T, s=7, c=[colors[target] for target in targets], linewidths=0, rasterized=True)
+        axes.figure.dpi = (
+            160  # of what is rasterised: as vectors, thousands of points would be a megabyte
+        )
+        axes.scatter(
+            *points.T, s=7, c=[colors[target] for target in targets], linewidths=0, rasterized=True
+        )
         axes.set_xticks([])
         axes.set_yticks([])
 

@@ -2,7 +2,7 @@
 
 from evals.base import Measured, Subject
 from evals.gradients import through_time
-from evals.maps import feature_maps, first_weights
+from evals.report.maps import feature_maps, first_weights
 from train import tasks
 
 TASK = tasks.Regression

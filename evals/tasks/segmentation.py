@@ -20,9 +20,9 @@ import numpy as np
 from evals import verbs
 from evals.base import Evaluation, Measured, Subject
 from evals.files import Failures, readable
-from evals.maps import feature_maps, first_weights
 from evals.metrics import confusion_matrix, is_whole
-from evals.page import as_bytes, picture, titled
+from evals.report.maps import feature_maps, first_weights
+from evals.report.page import as_bytes, picture, titled
 from evals.run import Run
 from train import tasks
 from train.formats import DataError, image_size, read_image
@@ -54,10 +54,18 @@ def segment(run: Run, images: np.ndarray) -> np.ndarray:
     """
     verbs.require(run, "segment", VERBS if isinstance(run.task, TASK) else {})
     if images.ndim != 4 or not images.size:
-        raise ValueError(f"images: shape {images.shape}, allowed: [n, height, width, channels], at least one")
-    if run.scaling is not None and np.ndim(run.scaling.shift) > 1 and images.shape[1:] != run.data.input_shape:
+        raise ValueError(
+            f"images: shape {images.shape}, allowed: [n, height, width, channels], at least one"
+        )
+    if (
+        run.scaling is not None
+        and np.ndim(run.scaling.shift) > 1
+        and images.shape[1:] != run.data.input_shape
+    ):
         why = f"preprocess={run.recipe.preprocess!r}, which knows each pixel"
-        raise ValueError(f"inputs: shape {images.shape[1:]}, allowed for {why}: {run.data.input_shape}")
+        raise ValueError(
+            f"inputs: shape {images.shape[1:]}, allowed for {why}: {run.data.input_shape}"
+        )
     return run.map(_label, {"inputs": images}, rows=min(run.recipe.batch_size, len(images)))
 
 
@@ -70,7 +78,15 @@ def measure(subject: Subject) -> Segmented:
     """The metrics of the loss, "mean IoU %" and "boundary accuracy %"; a label for each pixel."""
     run, table = subject.run, subject.table
     found, targets, mask = segment(run, table["inputs"]), table["targets"], table["mask"]
-    near = np.concatenate([near_boundaries(each[None], there[None]) for each, there in zip(targets, mask, strict=True)]) & mask
+    near = (
+        np.concatenate(
+            [
+                near_boundaries(each[None], there[None])
+                for each, there in zip(targets, mask, strict=True)
+            ]
+        )
+        & mask
+    )
     named = {"mean IoU %": 100 * mean_overlap(counts(run, targets, found, mask))}
     if near.any():
         named["boundary accuracy %"] = 100 * float((found == targets)[near].mean())
@@ -85,7 +101,10 @@ def counts(run: Run, targets: np.ndarray, found: np.ndarray, mask: np.ndarray) -
 
 def overlaps(matrix: np.ndarray) -> np.ndarray:
     """Intersection over union of each class from counts [true class, class said]; NaN of one that occurs in neither."""
-    both, either = np.diag(matrix).astype(float), matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
+    both, either = (
+        np.diag(matrix).astype(float),
+        matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix),
+    )
     return np.divide(both, either, out=np.full(len(matrix), np.nan), where=either > 0)
 
 
@@ -107,7 +126,12 @@ def near_boundaries(targets: np.ndarray, mask: np.ndarray, distance: int = BOUND
     for axis in (1, 2):
         pads = [(distance, distance) if each == axis else (0, 0) for each in range(3)]
         least, most = (
-            reduce(np.lib.stride_tricks.sliding_window_view(np.pad(each, pads, mode="edge"), 2 * distance + 1, axis), axis=-1)
+            reduce(
+                np.lib.stride_tricks.sliding_window_view(
+                    np.pad(each, pads, mode="edge"), 2 * distance + 1, axis
+                ),
+                axis=-1,
+            )
             for reduce, each in ((np.min, least), (np.max, most))
         )
     return least != most
@@ -136,7 +160,9 @@ def shares(run: Run, labels: np.ndarray) -> str:
     """What is in an image, by how many pixels have each label: "background 81.3 %, seven 18.7 %"."""
     numbers, pixels = np.unique(labels, return_counts=True)
     order = np.argsort(-pixels, kind="stable")
-    return ", ".join(f"{name_of(run, int(numbers[i]))} {100 * pixels[i] / labels.size:.1f} %" for i in order)
+    return ", ".join(
+        f"{name_of(run, int(numbers[i]))} {100 * pixels[i] / labels.size:.1f} %" for i in order
+    )
 
 
 def name_of(run: Run, label: int) -> str:
@@ -152,33 +178,43 @@ def segmented(evaluation: Evaluation) -> str | None:
     run, table = evaluation.run, evaluation.table
     targets, mask = table["targets"], table["mask"]
     matrix = counts(run, targets, found, mask)
-    each = np.array([mean_overlap(counts(run, *one)) for one in zip(targets, found, mask, strict=True)])
-    order = [int(row) for row in np.argsort(each, kind="stable") if np.isfinite(each[row])]  # NaNs are last
+    each = np.array(
+        [mean_overlap(counts(run, *one)) for one in zip(targets, found, mask, strict=True)]
+    )
+    order = [
+        int(row) for row in np.argsort(each, kind="stable") if np.isfinite(each[row])
+    ]  # NaNs are last
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
     parts = [_classes(run, matrix)]
-    for title, rows in (("From the chosen example on", chosen), ("Best", order[::-1][:SHOWN]), ("Worst", order[:SHOWN])):
+    for title, rows in (
+        ("From the chosen example on", chosen),
+        ("Best", order[::-1][:SHOWN]),
+        ("Worst", order[:SHOWN]),
+    ):
         parts.append(f"<h3>{title}</h3>")
         for row in rows:
             image = as_bytes(np.asarray(table["inputs"][row]), run.data.input_range)
             figures = (
                 (image[..., 0] if image.shape[-1] == 1 else image, "image"),
-                (overlay(image, targets[row], mask[row]), "true: " + shares(run, targets[row][mask[row]])),
+                (
+                    overlay(image, targets[row], mask[row]),
+                    "true: " + shares(run, targets[row][mask[row]]),
+                ),
                 (overlay(image, found[row]), "said: " + shares(run, found[row])),
             )
             note = f'<p class="note">example {row}, mean IoU of its classes {100 * each[row]:.1f} %</p>'
             parts.append(note + strip(figures))
-    intro = (
-        "Intersection over union counts, over the whole split, the pixels that are of a class and are said to be, of those that "
-    )
-    intro += (
-        "are of it or are said to be.  <code>--example N</code> chooses others, <code>zoo-evals segment</code> labels your own."
-    )
+    intro = "Intersection over union counts, over the whole split, the pixels that are of a class and are said to be, of those that "
+    intro += "are of it or are said to be.  <code>--example N</code> chooses others, <code>zoo-evals segment</code> labels your own."
     return titled("Labels of pixels", f"<p>{intro}</p>{''.join(parts)}")
 
 
 def strip(figures: Sequence[tuple[np.ndarray, str]]) -> str:
     """Pictures side by side, each with what is below it."""
-    shown = (f"<figure>{picture(each, text)}<figcaption>{html.escape(text)}</figcaption></figure>" for each, text in figures)
+    shown = (
+        f"<figure>{picture(each, text)}<figcaption>{html.escape(text)}</figcaption></figure>"
+        for each, text in figures
+    )
     return f'<div class="strips" style="--width: {ZOOM}px">{"".join(shown)}</div>'
 
 
@@ -193,7 +229,10 @@ def _classes(run: Run, matrix: np.ndarray) -> str:
         recall = f"{100 * matrix[label, label] / true:.1f}" if true else ""
         dot = "background:rgb({},{},{})".format(*colours[label]) if label else "border:1px solid"
         name = f'<span class="legend"><span><i style="{dot}"></i>{html.escape(name_of(run, label))}</span></span>'
-        cells = "".join(f"<td>{cell}</td>" for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}"))
+        cells = "".join(
+            f"<td>{cell}</td>"
+            for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}")
+        )
         lines.append(f"<tr><th>{name}</th>{cells}</tr>")
     return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'
 

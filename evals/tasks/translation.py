@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import html
-import importlib.util
 import itertools
 import math
 import pathlib
@@ -23,17 +22,18 @@ from evals.generation import (
     NEEDS_BLEU,
     Generated,
     bleu,
+    has_bleu,
     require_search,
     search,
 )
 from evals.metrics import is_whole
-from evals.page import NEEDS, plot, titled
-from evals.points import labelled_map, tsne
+from evals.report.page import plot, titled
+from evals.report.points import labelled_map, tsne
 from evals.run import Run
 from evals.runs import COLORS
 from train import formats, tasks
+from train.engine.run_folder import write_text
 from train.formats import DataError
-from train.run_folder import write_text
 from train.tokens import END, SPACE, packed, pieces
 from zoo.base import Conditional, Model, Params
 
@@ -86,7 +86,10 @@ def translate(
     if rows is not None and not (is_whole(rows) and rows >= 1):
         raise ValueError(f"rows={rows!r}, allowed: a positive integer")
     sources = [[*task.source.encode(sentence), END] for sentence in sentences]
-    order = sorted((index for index, source in enumerate(sources) if len(source) > 1), key=lambda index: len(sources[index]))
+    order = sorted(
+        (index for index, source in enumerate(sources) if len(source) > 1),
+        key=lambda index: len(sources[index]),
+    )
     found = [Generated("", np.zeros(0, np.int32), 0.0)] * len(sentences)
     rows = min(ROWS, max(len(order), 1)) if rows is None else rows
     for first in range(0, len(order), rows):
@@ -115,14 +118,14 @@ def measure(subject: Subject) -> Translated:
 
     Exact are translations that equal the reference but for white space.
     """
-    run, pairs = subject.run, subject.dataset.sentences[subject.split]
+    run, pairs = subject.run, subject.table.extras["sentences"]
     found = translate(run, [source for source, _ in pairs])
     targets = [" ".join(target.split()) for _, target in pairs]
     exact = np.mean([each.text == target for each, target in zip(found, targets, strict=True)])
     with np.errstate(over="ignore"):  # of a model that diverged
         perplexity = float(np.exp(subject.means["loss"]))
     named, note = {"exact %": 100 * float(exact), "perplexity": perplexity}, NEEDS_BLEU
-    if importlib.util.find_spec("sacrebleu") is not None:
+    if has_bleu():
         score, signature = bleu([each.text for each in found], targets)
         named = {"BLEU": score} | named
         note = f"BLEU: sacrebleu {signature}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
@@ -135,22 +138,31 @@ def measure(subject: Subject) -> Translated:
     )
 
 
-def by_length(sentences: Sequence[tuple[str, str]], translations: Sequence[Generated]) -> dict[str, tuple[int, float]]:
+def by_length(
+    sentences: Sequence[tuple[str, str]], translations: Sequence[Generated]
+) -> dict[str, tuple[int, float]]:
     """{"9-10": (sentences, BLEU), ...} by the words of the source; bins of fewer than FEWEST sentences are left out.
 
     Raises ValueError unless each sentence has a translation.
     """
     if len(sentences) != len(translations):
-        raise ValueError(f"{len(translations)} translations of {len(sentences)} sentences, allowed: as many")
+        raise ValueError(
+            f"{len(translations)} translations of {len(sentences)} sentences, allowed: as many"
+        )
     words = np.array(
-        [len([piece for piece in pieces("words", source) if any(map(str.isalnum, piece))]) for source, _ in sentences]
+        [
+            len([piece for piece in pieces("words", source) if any(map(str.isalnum, piece))])
+            for source, _ in sentences
+        ]
     )
     found = {}
     for low, high in itertools.pairwise(BINS):
         rows = np.flatnonzero((words > low) & (words <= high)).tolist()
         if len(rows) >= FEWEST:
             name = f"{low + 1:g}-{high:g}" if high < math.inf else f"{low + 1:g} or more"
-            score, _ = bleu([translations[row].text for row in rows], [sentences[row][1] for row in rows])
+            score, _ = bleu(
+                [translations[row].text for row in rows], [sentences[row][1] for row in rows]
+            )
             found[name] = (len(rows), score)
     return found
 
@@ -160,7 +172,14 @@ def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
 
     def lines(axes: Any) -> None:
         for color, (name, bins) in zip(COLORS, runs.items(), strict=False):
-            axes.plot(list(bins), [score for _, score in bins.values()], "o-", color=color, label=name, markersize=4)
+            axes.plot(
+                list(bins),
+                [score for _, score in bins.values()],
+                "o-",
+                color=color,
+                label=name,
+                markersize=4,
+            )
         axes.set_xlabel("words of the source")
         axes.set_ylim(bottom=0)
         if len(runs) > 1:
@@ -173,7 +192,11 @@ def attention(run: Run, source: str, tokens: np.ndarray) -> np.ndarray | None:
     """Where the model looked, float32 [time, places], while it wrote these tokens; None if it has no attention."""
     places = [*task_of(run).source.encode(source), END]
     before = np.concatenate([[END], tokens[:-1]]).astype(np.int32)
-    inputs = {"source": np.array([places], np.int32), "lengths": np.array([len(places)], np.int32), "target": before[None]}
+    inputs = {
+        "source": np.array([places], np.int32),
+        "lengths": np.array([len(places)], np.int32),
+        "target": before[None],
+    }
     _, seen = _trace(run.module, run.recipe.model, run.params, inputs)
     return np.asarray(seen["attention"][0], np.float32) if "attention" in seen else None
 
@@ -189,24 +212,36 @@ def alignment(run: Run, source: str, translation: Generated) -> str | None:
     if weights is None:
         return None
     task = task_of(run)
-    coded = {"source": [*task_of(run).source.encode(source), END], "target": translation.tokens.tolist()}
+    coded = {
+        "source": [*task_of(run).source.encode(source), END],
+        "target": translation.tokens.tolist(),
+    }
     columns, rows = (
-        [getattr(task, side).vocabulary[token].lstrip(SPACE) or SPACE for token in tokens] for side, tokens in coded.items()
+        [getattr(task, side).vocabulary[token].lstrip(SPACE) or SPACE for token in tokens]
+        for side, tokens in coded.items()
     )
     left, top = (10 + 8 * max(map(len, names)) for names in (rows, columns))
     width, height = left + CELL * len(columns) + 4, top + CELL * len(rows) + 4
     marks = []
     for index, name in enumerate(columns):
         x, y = left + CELL * (index + 0.5) + 4, top - 6
-        marks.append(f'<text transform="translate({x:g} {y:g}) rotate(-90)">{html.escape(name)}</text>')
+        marks.append(
+            f'<text transform="translate({x:g} {y:g}) rotate(-90)">{html.escape(name)}</text>'
+        )
     for index, name in enumerate(rows):
         y = top + CELL * (index + 0.5) + 4
         marks.append(f'<text x="{left - 6}" y="{y:g}" text-anchor="end">{html.escape(name)}</text>')
         for column, weight in enumerate(weights[index]):
             box = f'x="{left + CELL * column}" y="{top + CELL * index}" width="{CELL - 1}" height="{CELL - 1}"'
-            title = f"<title>{html.escape(name)}, {html.escape(columns[column])}: {weight:.2f}</title>"
-            marks.append(f'<rect {box} fill="#4c8dff" fill-opacity="{max(float(weight), 0.04):.2f}">{title}</rect>')
-    style = f"width: {width}px; max-width: 100%; fill: currentColor; font: 13px system-ui, sans-serif"
+            title = (
+                f"<title>{html.escape(name)}, {html.escape(columns[column])}: {weight:.2f}</title>"
+            )
+            marks.append(
+                f'<rect {box} fill="#4c8dff" fill-opacity="{max(float(weight), 0.04):.2f}">{title}</rect>'
+            )
+    style = (
+        f"width: {width}px; max-width: 100%; fill: currentColor; font: 13px system-ui, sans-serif"
+    )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="{style}" role="img"'
     return f'{head} aria-label="{html.escape(source)}">{"".join(marks)}</svg>'
 
@@ -221,14 +256,24 @@ def translations(evaluation: Evaluation) -> str | None:
     found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     chosen = np.linspace(0, len(found) - 1, min(SHOWN, len(found))).round().astype(int).tolist()
     parts = [_listed("Evenly chosen", chosen, evaluation)]
-    if importlib.util.find_spec("sacrebleu") is not None:
-        import sacrebleu
+    import sacrebleu
 
-        scores = [sacrebleu.sentence_chrf(each.text, [target]).score for each, (_, target) in zip(found, sentences, strict=True)]
-        worst = [
-            index for index in np.argsort(scores, kind="stable")[:SHOWN].tolist() if found[index].text != sentences[index][1]
-        ]
-        parts.append(_listed("Farthest from what people wrote, by the letters that they share (chrF)", worst, evaluation))
+    scores = [
+        sacrebleu.sentence_chrf(each.text, [target]).score
+        for each, (_, target) in zip(found, sentences, strict=True)
+    ]
+    worst = [
+        index
+        for index in np.argsort(scores, kind="stable")[:SHOWN].tolist()
+        if found[index].text != sentences[index][1]
+    ]
+    parts.append(
+        _listed(
+            "Farthest from what people wrote, by the letters that they share (chrF)",
+            worst,
+            evaluation,
+        )
+    )
     return titled("Translations", "".join(parts))
 
 
@@ -240,7 +285,10 @@ def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
     for index in rows:
         source, target = sentences[index]
         cells = (("source", source), ("model", found[index].text), ("people", target))
-        said = "".join(f'<div><span class="note">{name}</span> {html.escape(text)}</div>' for name, text in cells)
+        said = "".join(
+            f'<div><span class="note">{name}</span> {html.escape(text)}</div>'
+            for name, text in cells
+        )
         lines.append(f"<tr><th>{index}</th><td>{said}</td></tr>")
     return f'<h3>{title}</h3><table class="facts numbered">{"".join(lines)}</table>'
 
@@ -263,18 +311,14 @@ def alignments(evaluation: Evaluation) -> str | None:
 
 def lengths(evaluation: Evaluation) -> str | None:
     """BLEU by the length of the source."""
-    if importlib.util.find_spec("sacrebleu") is None:
-        return None
-    if importlib.util.find_spec("matplotlib") is None:
-        return titled("Long sentences", NEEDS.format(what="The plot", package="matplotlib"))
     bins = by_length(_translated(evaluation).pairs, _translated(evaluation).translations)
     if not bins:
         return None
     counts = ", ".join(f"{name}: {count}" for name, (count, _) in bins.items())
-    intro = (
-        f"BLEU of the sentences whose source has so many words (how many there are: {counts}).  Without attention it falls as "
+    intro = f"BLEU of the sentences whose source has so many words (how many there are: {counts}).  Without attention it falls as "
+    intro += (
+        "they grow, as one vector has to hold all of a sentence (Bahdanau et al. 2014, figure 2)."
     )
-    intro += "they grow, as one vector has to hold all of a sentence (Bahdanau et al. 2014, figure 2)."
     figure = f'<figure style="max-width: 32rem">{lengths_plot({evaluation.run.recipe.name: bins})}</figure>'
     return titled("Long sentences", f"<p>{intro}</p>{figure}")
 
@@ -284,18 +328,17 @@ def phrases(evaluation: Evaluation) -> str | None:
     chosen = frequent_phrases([source for source, _ in _translated(evaluation).pairs], PHRASES)
     if len(chosen) < 10:  # too few for t-SNE's neighbourhoods
         return None
-    if importlib.util.find_spec("sklearn") is None:
-        return titled("Map of phrases", NEEDS.format(what="A t-SNE map", package="scikit-learn"))
     run = evaluation.run
     sources = [[*task_of(run).source.encode(phrase), END] for phrase in chosen]
-    inputs = {"source": packed(sources, max(map(len, sources))), "lengths": np.array(list(map(len, sources)), np.int32)}
+    inputs = {
+        "source": packed(sources, max(map(len, sources))),
+        "lengths": np.array(list(map(len, sources)), np.int32),
+    }
     memory, _ = jax.jit(cast(Conditional, run.module).encode)(run.recipe.model, run.params, inputs)
     vectors = np.asarray(memory.summary, np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     svg, bare = labelled_map(tsne(vectors.astype(np.float32)), chosen, "Map of phrases")
-    intro = (
-        f"The {len(chosen)} most frequent phrases of two to four words in the sources of the {evaluation.split} split, by t-SNE "
-    )
+    intro = f"The {len(chosen)} most frequent phrases of two to four words in the sources of the {evaluation.split} split, by t-SNE "
     intro += "of the encoder's last state (of both directions), as in figure 4 of LeCun, Bengio, Hinton (2015): what means or is "
     intro += f"built alike should lie together.{bare}"
     return titled("Map of phrases", f'<p>{intro}</p><div class="scroll">{svg}</div>')
@@ -309,10 +352,15 @@ def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:
     for source in sources:
         words = source.rstrip(".!? ").split()
         for size in (2, 3, 4):
-            counts.update(tuple(words[first : first + size]) for first in range(len(words) - size + 1))
+            counts.update(
+                tuple(words[first : first + size]) for first in range(len(words) - size + 1)
+            )
     inner = {part: times for phrase, times in counts.items() if len(phrase) > 2 for part in (phrase[1:], phrase[:-1])
              if times > 0.8 * counts[part]}  # fmt: skip
-    ordered = sorted((phrase for phrase in counts if phrase not in inner), key=lambda phrase: (-counts[phrase], phrase))
+    ordered = sorted(
+        (phrase for phrase in counts if phrase not in inner),
+        key=lambda phrase: (-counts[phrase], phrase),
+    )
     return [" ".join(phrase) for phrase in ordered[:count]]
 
 
@@ -329,7 +377,9 @@ def print_translations(run: Run, options: verbs.Translate) -> int:
     rows = None
     while group := list(itertools.islice(lines, 1 if interactive else LINES)):
         rows = rows or min(len(group), ROWS)  # the same for all groups, the smaller last one too
-        found = translate(run, group, beam=options.beam, length_penalty=options.length_penalty, rows=rows)
+        found = translate(
+            run, group, beam=options.beam, length_penalty=options.length_penalty, rows=rows
+        )
         if unknown := task.source.unknown(group):
             words = " ".join(map(repr, unknown))
             print(f"not in the vocabulary, read as <unk>: {words}", file=sys.stderr)

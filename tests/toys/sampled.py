@@ -11,19 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zoo.base import (
-    Aux,
-    Batch,
-    Outputs,
-    Params,
-    Targets,
-    blank_padding,
-    require_choice,
-    require_positive,
-    require_shape,
-    static,
-)
-from zoo.layers import ComputeDtype, add_gradient, at_least_float32, dense, init_layer, summed
+from zoo.base import Aux, Batch, Outputs, Params, Targets, blank_padding
+from zoo.parts.checking import require_choice, require_positive, require_shape
+from zoo.parts.config import static
+from zoo.parts.layers import ComputeDtype, add_gradient, at_least_float32, dense, init_layer, summed
 
 SAMPLED = True
 
@@ -76,7 +67,9 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
     return outputs, {"hidden": hidden}
 
 
-def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> tuple[Array, Array, Array]:
+def _forward(
+    cfg: Config, params: Params, inputs: Array, key: Array | None
+) -> tuple[Array, Array, Array]:
     require_shape("inputs", inputs, ("batch", cfg.features))
     logits = at_least_float32(dense(params["stochastic"], inputs, cfg.compute_dtype))
     hidden, log_probability = jax.nn.sigmoid(logits), jnp.zeros(inputs.shape[0], logits.dtype)
@@ -84,10 +77,16 @@ def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> t
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (cfg.hidden,), logits.dtype))(key)
         hidden = jax.lax.stop_gradient((uniform < hidden).astype(logits.dtype))
         log_probability = jnp.sum(hidden * logits - jax.nn.softplus(logits), axis=-1)
-    return at_least_float32(dense(params["output"], hidden, cfg.compute_dtype)), log_probability, hidden
+    return (
+        at_least_float32(dense(params["output"], hidden, cfg.compute_dtype)),
+        log_probability,
+        hidden,
+    )
 
 
-def loss(cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()) -> tuple[Array, Aux]:
+def loss(
+    cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
+) -> tuple[Array, Aux]:
     """Squared error; its gradient is that of the expectation over the units, by the score function."""
     batch, _ = blank_padding(batch)
     outputs, log_probability, _ = _forward(cfg, params, batch["inputs"], key)

@@ -3,8 +3,21 @@
 from typing import Any
 
 from train.recipe import Recipe
-from train.recipes import autoencoder, captions, convnet, dbn, language, mlp, pixels, rbm, rnn, translation
+from train.recipes import (
+    autoencoder,
+    captions,
+    convnet,
+    dbn,
+    language,
+    mlp,
+    pixels,
+    rbm,
+    rnn,
+    translation,
+)
 
 FAMILIES = (mlp, convnet, rbm, dbn, autoencoder, rnn, language, translation, captions, pixels)
-RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for family in FAMILIES for recipe in family.RECIPES}
+RECIPES: dict[str, Recipe[Any, Any]] = {
+    recipe.name: recipe for family in FAMILIES for recipe in family.RECIPES
+}
 DEFAULT = "convnet-digits"

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from train.optimizer import Optimizer
+from train.data import digits, mnist
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from train.recipes.dbn import FINE, RISING, greedy, supervised
 from zoo import autoencoder, conv_autoencoder, dbn, mlp
@@ -24,7 +25,7 @@ _digits = Recipe(
     name="autoencoder-digits",
     about="64-128-16, ReLU, linear code; 8x8 handwritten digits that ship with the package",
     model=autoencoder.PRESETS["digits"],
-    data="digits",
+    data=digits.Config(),
     optimizer=Optimizer(name="adam", learning_rate=0.002, schedule="cosine", decay=0.0),
     batch_size=32,
     epochs=150,
@@ -40,7 +41,7 @@ _machines = greedy(
     Recipe(
         name="autoencoder-deep-machine",
         model=dbn.PRESETS["deep_autoencoder"],
-        data="mnist",
+        data=mnist.Config(),
         train_on="train+validation",
         batch_size=100,
         epochs=10,
@@ -64,17 +65,23 @@ _digits_machines = greedy(
 )
 
 
-def stacked(recipe: Recipe[Any], models: Sequence[autoencoder.Config]) -> Recipe[Any]:
+def stacked(recipe: Recipe[Any, Any], models: Sequence[autoencoder.Config]) -> Recipe[Any, Any]:
     """Stages that train denoising autoencoders on top of each other, the lowest first; the last one is returned."""
     after = None
     for number, model in enumerate(models, start=1):
-        about = f"{'-'.join(map(str, model.sizes))}: denoising autoencoder {number} of {len(models)}"
-        after = replace(recipe, name=f"{recipe.name}-{number}", about=about, model=model, after=after)
+        about = (
+            f"{'-'.join(map(str, model.sizes))}: denoising autoencoder {number} of {len(models)}"
+        )
+        after = replace(
+            recipe, name=f"{recipe.name}-{number}", about=about, model=model, after=after
+        )
     assert after is not None
     return after
 
 
-_denoising = autoencoder.Config(sizes=(64, 100), noise="mask", noise_level=0.25, tied=True, greedy=True)
+_denoising = autoencoder.Config(
+    sizes=(64, 100), noise="mask", noise_level=0.25, tied=True, greedy=True
+)
 _digits_stack = stacked(
     replace(
         _digits,
@@ -91,7 +98,7 @@ _stack = stacked(
     Recipe(
         name="sae-mnist-autoencoder",
         model=autoencoder.PRESETS["stacked1000_1"],
-        data="mnist",
+        data=mnist.Config(),
         train_on="train+validation",
         optimizer=Optimizer(learning_rate=0.01, momentum=0.9),
         batch_size=100,
@@ -106,7 +113,7 @@ _toolbox = Recipe(
     name="sae-toolbox-autoencoder",
     about="784-100, half of the inputs masked, 1 epoch",
     model=autoencoder.PRESETS["toolbox"],
-    data="mnist",
+    data=mnist.Config(),
     train_on="train+validation",
     optimizer=Optimizer(learning_rate=1.0, momentum=0.5),
     batch_size=100,
@@ -134,7 +141,9 @@ RECIPES = (
         name="autoencoder-digits-deep",
         about="64-256-128-16, unrolled from a deep belief net; 8x8 handwritten digits that ship with the package",
         # Few examples: without noise it reconstructs those that it trains on, and others worse (validation 0.82, not 0.75).
-        model=autoencoder.Config(sizes=(64, 256, 128, 16), code="linear", noise="gaussian", noise_level=0.1),
+        model=autoencoder.Config(
+            sizes=(64, 256, 128, 16), code="linear", noise="gaussian", noise_level=0.1
+        ),
         optimizer=replace(_digits.optimizer, learning_rate=0.004),
         transfer="unroll",
         after=_digits_machines,
@@ -154,10 +163,19 @@ RECIPES = (
         name="sae-mnist",
         about="784-1000-1000-1000-10, pre-trained as a stacked denoising autoencoder (LISA deep learning tutorials, SdA)",
         # Dropout is dbn-mnist's; the tutorial has none.
-        model=mlp.Config(sizes=(784, 1000, 1000, 1000, 10), activation="logistic", dropout=0.3, input_dropout=0.1),
+        model=mlp.Config(
+            sizes=(784, 1000, 1000, 1000, 10), activation="logistic", dropout=0.3, input_dropout=0.1
+        ),
         optimizer=FINE,
         epochs=40,
-        targets=(Target(metric="test error %", published=1.3, source="LISA deep learning tutorials", at_most=1.5),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=1.3,
+                source="LISA deep learning tutorials",
+                at_most=1.5,
+            ),
+        ),
     ),
     replace(
         _machines,
@@ -173,9 +191,17 @@ RECIPES = (
         transfer="unroll",
         after=_machines,
         targets=(
-            Target(metric="test reconstruction_error", published=3.0, source="Hinton and Salakhutdinov 2006", at_most=3.5),
             Target(
-                metric="test reconstruction_error of PCA", published=13.87, source="Hinton and Salakhutdinov 2006", at_most=13.88
+                metric="test reconstruction_error",
+                published=3.0,
+                source="Hinton and Salakhutdinov 2006",
+                at_most=3.5,
+            ),
+            Target(
+                metric="test reconstruction_error of PCA",
+                published=13.87,
+                source="Hinton and Salakhutdinov 2006",
+                at_most=13.88,
             ),
         ),
     ),
@@ -186,6 +212,14 @@ RECIPES = (
         # With the toolbox's logistic ones and squared error two of three seeds reach 9 %; one loses a digit (17.5 %).
         model=mlp.Config(sizes=(784, 100, 10), activation="logistic"),
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
-        targets=(Target(metric="test error %", published=16.0, published_kind="bound", source="DeepLearnToolbox", at_most=8.0),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=16.0,
+                published_kind="bound",
+                source="DeepLearnToolbox",
+                at_most=8.0,
+            ),
+        ),
     ),
 )

@@ -14,8 +14,8 @@
 from dataclasses import replace
 from typing import Any
 
-from train.optimizer import Optimizer
-from train.pairs import Pairs
+from train.data import captions, scenes
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo import captioner, hard_captioner
 
@@ -23,36 +23,52 @@ _digits = Recipe(
     name="captions-digits",
     about="scenes of one to three handwritten digits, ConvNet and LSTM with soft attention (Xu et al. 2015)",
     model=captioner.PRESETS["digit_scenes"],
-    data="digit_scenes:60000",
+    data=scenes.Config(count=60_000),
     preprocess="standardize",
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0
+    ),
     batch_size=32,
     epochs=4,
     eval_every=0.5,
     select_by="loss",
-    targets=(Target(metric="test exact %", at_least=93.0), Target(metric="test pointing %", at_least=80.0)),
+    targets=(
+        Target(metric="test exact %", at_least=93.0),
+        Target(metric="test pointing %", at_least=80.0),
+    ),
 )
 
 _stamps = Recipe(
     name="captions-stamps",
     about="scenes of one or two cut-out pictures of 361 kinds, ConvNet and LSTM with soft attention (Xu et al. 2015)",
     model=captioner.PRESETS["stamp_scenes"],
-    data="stamps:stamps@48000",
-    optimizer=Optimizer(name="adam", learning_rate=4e-3, schedule="cosine", decay=0.02, warmup=0.125, clip_norm=1.0),
+    data=scenes.Config(path="stamps", count=48_000),
+    optimizer=Optimizer(
+        name="adam", learning_rate=4e-3, schedule="cosine", decay=0.02, warmup=0.125, clip_norm=1.0
+    ),
     batch_size=64,
     epochs=5,
     eval_every=0.5,
     select_by="loss",
-    targets=(Target(metric="test BLEU-4"), Target(metric="test objects %"), Target(metric="test pointing %")),
+    targets=(
+        Target(metric="test BLEU-4"),
+        Target(metric="test objects %"),
+        Target(metric="test pointing %"),
+    ),
 )
 
 _flickr = Recipe(
     name="captions-flickr8k",
     about="photographs and five captions of each, VGG-16 as it is and LSTM with soft attention (Xu et al. 2015)",
     model=captioner.PRESETS["vgg16"],
-    data="captions:flickr8k/dataset.json",
-    image_shape=(224, 224, 3),
-    pairs=Pairs(tokens="words", min_count=5, max_length=50, on_bad="skip"),
+    data=captions.Config(
+        path="flickr8k/dataset.json",
+        image_shape=(224, 224, 3),
+        tokens="words",
+        min_count=5,
+        max_length=50,
+        on_bad="skip",
+    ),
     preprocess="imagenet",
     optimizer=Optimizer(name="adam", learning_rate=4e-4, clip_norm=5.0, only=("!conv_*",)),
     batch_size=64,
@@ -63,18 +79,24 @@ _flickr = Recipe(
 )
 
 
-def _without_attention(recipe: Recipe[Any]) -> Recipe[Any]:
+def _without_attention(recipe: Recipe[Any, Any]) -> Recipe[Any, Any]:
     return replace(
         recipe,
         name=f"{recipe.name}-none",
         about=f"{recipe.name} without attention (Vinyals et al. 2014)",
         model=replace(recipe.model, attention="none", coverage=0.0),
-        targets=tuple(Target(metric=target.metric.replace("pointing", "saliency pointing")) for target in recipe.targets),
+        targets=tuple(
+            Target(metric=target.metric.replace("pointing", "saliency pointing"))
+            for target in recipe.targets
+        ),
     )
 
 
 _french = replace(
-    _stamps, name="captions-stamps-fr", about="scenes of 353 kinds, captions in French", data="stamps:stamps@fr,48000"
+    _stamps,
+    name="captions-stamps-fr",
+    about="scenes of 353 kinds, captions in French",
+    data=scenes.Config(path="stamps", language="fr", count=48_000),
 )
 
 RECIPES = (

@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from train.augment import Augment
-from train.optimizer import Optimizer
+from train.data import digits, fsdd, mnist, moving_digits, synthetic
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo.convnet import PRESETS
 
@@ -25,33 +26,43 @@ _toolbox = Recipe(
     name="convnet-toolbox",
     about="6c5-2s-12c5-2s, logistic, mean pooling, squared error, 1 epoch (Matlab DeepLearnToolbox, test_example_CNN)",
     model=PRESETS["toolbox_cnn"],
-    data="mnist",
+    data=mnist.Config(),
     train_on="train+validation",
     optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
     batch_size=50,
     epochs=1,
     steps_per_dispatch=100,
-    targets=(Target(metric="test error %", published=12.0, published_kind="bound", source="DeepLearnToolbox", at_most=12.0),),
+    targets=(
+        Target(
+            metric="test error %",
+            published=12.0,
+            published_kind="bound",
+            source="DeepLearnToolbox",
+            at_most=12.0,
+        ),
+    ),
 )
 
 _lenet5 = Recipe(
     name="convnet-lenet5",
     about="LeNet-5: 6 and 16 maps of 5x5, 120, 84; ReLU, max pooling (LeCun et al. 1998)",
     model=replace(PRESETS["lenet5"], dropout=0.25),
-    data="mnist",
+    data=mnist.Config(),
     train_on="train+validation",
     optimizer=Optimizer(learning_rate=0.05, momentum=0.9, schedule="cosine", decay=0.0, l2=5e-4),
     batch_size=128,
     epochs=30,
     eval_every=5,
-    targets=(Target(metric="test error %", published=0.95, source="LeCun et al. 1998", at_most=0.85),),
+    targets=(
+        Target(metric="test error %", published=0.95, source="LeCun et al. 1998", at_most=0.85),
+    ),
 )
 
 _digits = Recipe(
     name="convnet-digits",
     about="32-64-64 maps of 3x3 kernels, slightly deformed 8x8 handwritten digits that ship with the package",
     model=PRESETS["digits"],
-    data="digits",
+    data=digits.Config(),
     augment=Augment(rotate=8, scale=0.1, shear=5, shift=0.5),
     optimizer=Optimizer(learning_rate=0.05, momentum=0.9, schedule="cosine", decay=0.0, l2=5e-4),
     batch_size=64,
@@ -69,10 +80,12 @@ _tdnn = Recipe(
     name="convnet-tdnn",
     about="windows over time on 40 mel bands, spoken digits (Free Spoken Digit Dataset); after Waibel et al. 1989",
     model=PRESETS["tdnn"],
-    data="fsdd:fsdd",
+    data=fsdd.Config(path="fsdd"),
     preprocess="standardize",
     augment=Augment(crop=8, scale=0.15),
-    optimizer=Optimizer(learning_rate=0.02, momentum=0.9, schedule="cosine", decay=0.0, warmup=2, l2=5e-4),
+    optimizer=Optimizer(
+        learning_rate=0.02, momentum=0.9, schedule="cosine", decay=0.0, warmup=2, l2=5e-4
+    ),
     batch_size=64,
     epochs=40,
     eval_every=4,
@@ -81,12 +94,12 @@ _tdnn = Recipe(
 )
 
 
-def _sized(preset: str, batch_size: int) -> Recipe[Any]:
+def _sized(preset: str, batch_size: int) -> Recipe[Any, Any]:
     return Recipe(
         name=f"convnet-{preset}",
         about=f"{preset} on a generated set of ImageNet's shape, 10 classes, one epoch: that it trains, and the memory it takes",
         model=PRESETS[preset],
-        data="synthetic:160x224x224x3/10",
+        data=synthetic.Config(form="160x224x224x3/10"),
         augment=Augment(crop=16, flip_horizontal=True),
         optimizer=Optimizer(learning_rate=0.01, momentum=0.9, l2=5e-4),
         batch_size=batch_size,
@@ -104,7 +117,14 @@ RECIPES = (
         about="convnet-toolbox, 100 epochs",
         epochs=100,
         eval_every=10,
-        targets=(Target(metric="test error %", published=1.2, source='DeepLearnToolbox: "about 1.2"', at_most=1.3),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=1.2,
+                source='DeepLearnToolbox: "about 1.2"',
+                at_most=1.3,
+            ),
+        ),
     ),
     _lenet5,
     replace(
@@ -117,7 +137,14 @@ RECIPES = (
         optimizer=replace(_lenet5.optimizer, l2=1e-4),
         epochs=40,
         eval_every=10,
-        targets=(Target(metric="test error %", published=0.8, source="LeCun et al. 1998, with distortions", at_most=0.6),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=0.8,
+                source="LeCun et al. 1998, with distortions",
+                at_most=0.6,
+            ),
+        ),
     ),
     _tdnn,
     *(
@@ -125,7 +152,7 @@ RECIPES = (
             _tdnn,
             name=f"convnet-tdnn-without-{speaker}",
             about=f"convnet-tdnn, trained on the other speakers and tested on {speaker}",
-            data=f"fsdd:fsdd@{speaker}",
+            data=fsdd.Config(path="fsdd", speaker=speaker),
             targets=(Target(metric="test accuracy %"),),
         )
         for speaker in SPEAKERS
@@ -134,8 +161,10 @@ RECIPES = (
         name="convnet-video",
         about="3x3x3 kernels on clips of 8 frames: which way does a digit move, under noise?  Made from the package's digits",
         model=PRESETS["conv3d"],
-        data="moving_digits",
-        optimizer=Optimizer(learning_rate=0.02, momentum=0.9, schedule="cosine", decay=0.0, l2=1e-4),
+        data=moving_digits.Config(),
+        optimizer=Optimizer(
+            learning_rate=0.02, momentum=0.9, schedule="cosine", decay=0.0, l2=1e-4
+        ),
         batch_size=64,
         epochs=20,
         eval_every=2,

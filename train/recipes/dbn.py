@@ -11,12 +11,13 @@ What they reach: ``python -m evals.ledger``.  Each machine is a stage of the rec
 from dataclasses import replace
 from typing import Any
 
-from train.optimizer import Optimizer
+from train.data import digits, mnist
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo import dbn, mlp
 
 
-def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any]:
+def greedy(recipe: Recipe[Any, Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any, Any]:
     """Stages that train the machines of a deep belief net one at a time, the lowest first; the last one is returned.
 
     recipe: the last one, but for its optimizer.  optimizers: of each machine.
@@ -29,7 +30,9 @@ def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any
             recipe,
             name=f"{recipe.name}-{number}",
             about=f"{'-'.join(map(str, sizes[: number + 1]))}: machine {number} of {len(optimizers)}",
-            model=replace(recipe.model, sizes=sizes[: number + 1], top_units=top if last else "bernoulli"),
+            model=replace(
+                recipe.model, sizes=sizes[: number + 1], top_units=top if last else "bernoulli"
+            ),
             optimizer=replace(optimizer, only=(f"layer_{number - 1}.*",)),
             after=after,
         )
@@ -37,7 +40,9 @@ def greedy(recipe: Recipe[Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any
     return stage
 
 
-def supervised(pretrained: Recipe[Any], model: mlp.Config, **settings: Any) -> Recipe[Any]:
+def supervised(
+    pretrained: Recipe[Any, Any], model: mlp.Config, **settings: Any
+) -> Recipe[Any, Any]:
     """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net, or as stacked autoencoders."""
     return replace(
         pretrained,
@@ -54,7 +59,7 @@ RISING = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum
 _unsupervised = Recipe(
     name="dbn-mnist-machine",
     model=dbn.PRESETS["mnist"],
-    data="mnist",
+    data=mnist.Config(),
     train_on="train+validation",
     batch_size=100,
     epochs=20,
@@ -76,7 +81,7 @@ _digits = replace(
     _unsupervised,
     name="dbn-digits-machine",
     model=dbn.PRESETS["digits"],
-    data="digits",
+    data=digits.Config(),
     train_on="train",
     batch_size=20,
     epochs=50,
@@ -98,7 +103,9 @@ RECIPES = (
     ),
     supervised(
         greedy(
-            replace(_digits, model=replace(_digits.model, visible_units="gaussian"), preprocess="zscore"),
+            replace(
+                _digits, model=replace(_digits.model, visible_units="gaussian"), preprocess="zscore"
+            ),
             # Units without bounds learn at a hundredth of the others' rate (Hinton 2010, section 13.2).
             (replace(RISING, learning_rate=0.001), RISING),
         ),
@@ -116,18 +123,33 @@ RECIPES = (
         name="dbn-toolbox",
         about="784-100-100-10, each machine and the net 1 epoch (DeepLearnToolbox, but with softmax outputs)",
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
-        targets=(Target(metric="test error %", published=10.0, published_kind="bound", source="DeepLearnToolbox", at_most=8.0),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=10.0,
+                published_kind="bound",
+                source="DeepLearnToolbox",
+                at_most=8.0,
+            ),
+        ),
     ),
     supervised(
         greedy(_unsupervised, 3 * (RISING,)),
         # Without dropout, which the paper did not know, the error was 1.48 % (and 1.38 % against 1.30 % on the validation split).
-        mlp.Config(sizes=(784, 500, 500, 2000, 10), activation="logistic", dropout=0.3, input_dropout=0.1),
+        mlp.Config(
+            sizes=(784, 500, 500, 2000, 10), activation="logistic", dropout=0.3, input_dropout=0.1
+        ),
         name="dbn-mnist",
         about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh 2006)",
         optimizer=FINE,
         epochs=40,
         targets=(
-            Target(metric="test error %", published=1.25, source="Hinton et al. 2006, with labels in the net", at_most=1.4),
+            Target(
+                metric="test error %",
+                published=1.25,
+                source="Hinton et al. 2006, with labels in the net",
+                at_most=1.4,
+            ),
         ),
     ),
 )

@@ -15,24 +15,27 @@
 
 from dataclasses import replace
 
-from train.optimizer import Optimizer
+from train.data import text
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
-from train.text import Text
 from zoo import nnlm, rnnlm
 
 _characters = Recipe(
     name="rnnlm-shakespeare",
     about="characters of tinyshakespeare, LSTM 512 with dropout",
     model=rnnlm.PRESETS["characters"],
-    data="tinyshakespeare",
-    text=Text(window=64),
+    data=text.Config(corpus="tinyshakespeare", window=64),
     preprocess="none",
-    optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0
+    ),
     batch_size=32,
     epochs=10,
     select_by="loss",
     targets=(
-        Target(metric="validation loss nats", published=1.4, source="char-rnn, about", at_most=1.45),
+        Target(
+            metric="validation loss nats", published=1.4, source="char-rnn, about", at_most=1.45
+        ),
         Target(metric="test loss nats", at_most=1.6),
     ),
 )
@@ -41,10 +44,11 @@ _brown = Recipe(
     name="rnnlm-brown",
     about="words of the Brown corpus, LSTM 256 with dropout and tied vectors (Zaremba et al. 2014; Press and Wolf 2016)",
     model=rnnlm.Config(vocabulary=15_882, features=256, units=(256,), tied=True, dropout=0.4),
-    data="brown",
-    text=Text(tokens="words", window=35, min_count=4),
+    data=text.Config(corpus="brown", tokens="words", window=35, min_count=4),
     preprocess="none",
-    optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adam", learning_rate=3e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0
+    ),
     batch_size=20,
     epochs=4,
     select_by="loss",
@@ -57,7 +61,7 @@ RECIPES = (
         name="rnnlm-topics",
         about="characters of the help texts that every Python brings along, LSTM 128",
         model=replace(rnnlm.PRESETS["characters"], features=32, units=(128,), dropout=0.0),
-        data="topics",
+        data=text.Config(corpus="topics"),
         epochs=5,
         targets=(Target(metric="test loss nats", at_most=2.1),),
     ),
@@ -80,8 +84,7 @@ RECIPES = (
         name="rnnlm-ptb",
         about="words of the Penn Treebank (bring your own), LSTM 2x200, not regularised (Zaremba et al. 2014)",
         model=rnnlm.PRESETS["zaremba_small"],
-        data="text:ptb",
-        text=Text(tokens="words", window=20),
+        data=text.Config(path="ptb", tokens="words", window=20),
         preprocess="none",
         optimizer=Optimizer(learning_rate=20.0, momentum=0.0, clip_norm=0.25, plateau_factor=0.5),
         batch_size=20,

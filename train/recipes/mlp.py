@@ -11,21 +11,30 @@ What they reach: ``python -m evals.ledger``.  MNIST recipes train on all 60,000 
 
 from dataclasses import replace
 
-from train.optimizer import Optimizer
+from train.data import digits, mnist
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo.mlp import PRESETS
 
 
 def _asserted(bound: float) -> tuple[Target, ...]:
     source = "DeepLearnToolbox"
-    return (Target(metric="test error %", published=bound, published_kind="bound", source=source, at_most=bound),)
+    return (
+        Target(
+            metric="test error %",
+            published=bound,
+            published_kind="bound",
+            source=source,
+            at_most=bound,
+        ),
+    )
 
 
 _toolbox = Recipe(
     name="mlp-toolbox",
     about="784-100-10, 1.7159 tanh(2x/3), squared error, 1 epoch (Matlab DeepLearnToolbox, test_example_NN)",
     model=PRESETS["toolbox"],
-    data="mnist",
+    data=mnist.Config(),
     preprocess="zscore",
     train_on="train+validation",
     # The toolbox adds the new gradient to half of the last update: momentum 0.5, learning rate 2.
@@ -42,9 +51,11 @@ RECIPES = (
         name="mlp-digits",
         about="64-512-512-10, ReLU, dropout; 8x8 handwritten digits that ship with the package",
         model=PRESETS["digits"],
-        data="digits",
+        data=digits.Config(),
         preprocess="unit",
-        optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0, max_norm=2.0),
+        optimizer=Optimizer(
+            learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0, max_norm=2.0
+        ),
         batch_size=64,
         epochs=150,
         eval_every=3,
@@ -90,7 +101,7 @@ RECIPES = (
         name="mlp-tanh500",
         about="784-500-10, tanh, L2 (LISA deep learning tutorials, MLP)",
         model=PRESETS["tanh500"],
-        data="mnist",
+        data=mnist.Config(),
         preprocess="unit",
         train_on="train+validation",
         optimizer=Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0, l2=1e-4),
@@ -98,20 +109,31 @@ RECIPES = (
         epochs=60,
         eval_every=5,
         steps_per_dispatch=100,
-        targets=(Target(metric="test error %", published=1.65, source="LISA tutorials", at_most=1.7),),
+        targets=(
+            Target(metric="test error %", published=1.65, source="LISA tutorials", at_most=1.7),
+        ),
     ),
     Recipe(
         name="mlp-dropout",
         about="784-1024-1024-1024-10, ReLU, dropout 0.2/0.5, max-norm (Srivastava et al. 2014, table 2)",
         model=PRESETS["dropout1024x3"],
-        data="mnist",
+        data=mnist.Config(),
         preprocess="unit",
         train_on="train+validation",
-        optimizer=Optimizer(learning_rate=0.05, momentum=0.95, schedule="linear", decay=0.01, max_norm=2.0),
+        optimizer=Optimizer(
+            learning_rate=0.05, momentum=0.95, schedule="linear", decay=0.01, max_norm=2.0
+        ),
         batch_size=128,
         epochs=120,
         eval_every=5,
         steps_per_dispatch=100,
-        targets=(Target(metric="test error %", published=1.06, source="Srivastava et al. 2014, table 2", at_most=1.25),),
+        targets=(
+            Target(
+                metric="test error %",
+                published=1.06,
+                source="Srivastava et al. 2014, table 2",
+                at_most=1.25,
+            ),
+        ),
     ),
 )

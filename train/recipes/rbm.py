@@ -11,26 +11,43 @@ its grey value as probability; in training pixels are drawn anew whenever they a
 
 from dataclasses import replace
 
-from train.optimizer import Optimizer
+from train.data import digits, mnist
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo.rbm import PRESETS
 
 _PUBLISHED = "Salakhutdinov and Murray 2008"
 
 
-def _nats(published: float | None, at_least: float, source: str = _PUBLISHED, exact: bool = False) -> tuple[Target, ...]:
+def _nats(
+    published: float | None, at_least: float, source: str = _PUBLISHED, exact: bool = False
+) -> tuple[Target, ...]:
     """exact: where the partition function can be enumerated, and the annealed one is compared with it."""
-    compared = (Target(metric="test annealed error nats", at_least=-0.5, at_most=0.5),) if exact else ()
-    return (Target(metric="test log-likelihood nats", published=published, source=source, at_least=at_least), *compared)
+    compared = (
+        (Target(metric="test annealed error nats", at_least=-0.5, at_most=0.5),) if exact else ()
+    )
+    return (
+        Target(
+            metric="test log-likelihood nats", published=published, source=source, at_least=at_least
+        ),
+        *compared,
+    )
 
 
 _mnist = Recipe(
     name="rbm20-cd1",
     about="784-20, CD-1; exact log-likelihood",
     model=PRESETS["mnist20"],
-    data="mnist",
+    data=mnist.Config(),
     train_on="train+validation",
-    optimizer=Optimizer(learning_rate=0.05, momentum=0.9, momentum_start=0.5, momentum_epochs=2, schedule="linear", decay=0.01),
+    optimizer=Optimizer(
+        learning_rate=0.05,
+        momentum=0.9,
+        momentum_start=0.5,
+        momentum_epochs=2,
+        schedule="linear",
+        decay=0.01,
+    ),
     batch_size=100,
     epochs=10,
     eval_every=2,
@@ -75,9 +92,14 @@ RECIPES = (
         name="rbm-digits",
         about="64-100, CD-1; 8x8 handwritten digits that ship with the package",
         model=PRESETS["digits"],
-        data="digits",
+        data=digits.Config(),
         optimizer=Optimizer(
-            learning_rate=0.05, momentum=0.9, momentum_start=0.5, momentum_epochs=5, schedule="linear", decay=0.01
+            learning_rate=0.05,
+            momentum=0.9,
+            momentum_start=0.5,
+            momentum_epochs=5,
+            schedule="linear",
+            decay=0.01,
         ),
         batch_size=20,
         epochs=100,

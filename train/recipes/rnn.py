@@ -10,7 +10,8 @@ What they reach: ``python -m evals.ledger``.
 
 from dataclasses import replace
 
-from train.optimizer import Optimizer
+from train.data import digits, sequences
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo import rnn, rnnlm
 
@@ -20,7 +21,7 @@ _adding = Recipe(
     name="adding-lstm",
     about=f"the sum of two marked ones of 100 numbers, LSTM 64 ({_ADDING})",
     model=rnn.PRESETS["adding_lstm"],
-    data="adding:100",
+    data=sequences.Config(problem="adding", steps=100),
     preprocess="none",
     optimizer=Optimizer(name="adam", learning_rate=2e-3, clip_norm=1.0),
     batch_size=50,
@@ -35,10 +36,12 @@ _copy = Recipe(
     name="copy-lstm",
     about="ten symbols, said again 100 steps later, LSTM 128 (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016)",
     model=rnnlm.Config(vocabulary=10, features=10, units=(128,)),
-    data="copy:100",
+    data=sequences.Config(problem="copy", steps=100),
     preprocess="none",
     # The rate matters: at 2e-3 an LSTM lost 0.151 nats (test) after 4,000 steps, at 5e-3 0.133 (validation) after 3,250.
-    optimizer=Optimizer(name="adam", learning_rate=5e-3, schedule="cosine", decay=0.0, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adam", learning_rate=5e-3, schedule="cosine", decay=0.0, clip_norm=1.0
+    ),
     batch_size=50,
     steps=6000,
     eval_every=0.5,
@@ -52,7 +55,7 @@ RECIPES = (
         name="rnn-digits",
         about="8x8 handwritten digits that ship with the package, read row by row, LSTM 128",
         model=rnn.PRESETS["digits"],
-        data="digits",
+        data=digits.Config(),
         optimizer=Optimizer(name="adam", learning_rate=3e-3, schedule="cosine", decay=0.0),
         batch_size=64,
         epochs=40,
@@ -74,7 +77,7 @@ RECIPES = (
             name=f"adding400-{cell}",
             about=f"the adding problem over 400 steps, {cell.upper()} 64",
             model=rnn.PRESETS[f"adding_{cell}"],
-            data="adding:400",
+            data=sequences.Config(problem="adding", steps=400),
             steps=6000,
             eval_every=0.5,
         )

@@ -12,8 +12,8 @@
 
 from dataclasses import replace
 
-from train.optimizer import Optimizer
-from train.pairs import Pairs
+from train.data import pairs
+from train.engine.optimizer import Optimizer
 from train.recipe import Recipe, Target
 from zoo import seq2seq
 
@@ -21,10 +21,11 @@ _multi30k = Recipe(
     name="multi30k-en-fr",
     about="captions of pictures, bidirectional GRU 256, additive attention (Bahdanau et al. 2014)",
     model=seq2seq.PRESETS["multi30k"],
-    data="multi30k-en-fr",
-    pairs=Pairs(subwords=6000),
+    data=pairs.Config(corpus="multi30k-en-fr", subwords=6000),
     preprocess="none",
-    optimizer=Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adam", learning_rate=2e-3, schedule="cosine", decay=0.02, warmup=0.1, clip_norm=1.0
+    ),
     batch_size=64,
     epochs=12,
     select_by="loss",
@@ -38,8 +39,7 @@ RECIPES = (
         name="numbers-en-fr",
         about="numbers in English words into French ones, GRU 128 with attention",
         model=seq2seq.PRESETS["numbers"],
-        data="numbers-en-fr",
-        pairs=Pairs(tokens="words", buckets=3),
+        data=pairs.Config(corpus="numbers-en-fr", tokens="words", buckets=3),
         optimizer=replace(_multi30k.optimizer, learning_rate=3e-3),
         epochs=8,
         targets=(Target(metric="test exact %", at_least=99.0),),

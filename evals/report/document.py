@@ -1,0 +1,195 @@
+"""The report of an evaluation: one self-contained HTML file.
+
+A section is a function of the evaluation that returns its HTML, or None where there is nothing to show.  The run's task brings
+its own: see ``evals.base``.
+"""
+
+import html
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from evals import tasks
+from evals.base import Evaluation, Section
+from evals.evaluation import training
+from evals.metrics import format_metric, other_task, reached, show_interval
+from evals.report.page import COLORS, INK, listing, page, plot, titled
+from train.engine.run_folder import write_text
+from train.recipe import Target, to_dict
+
+
+def write_report(evaluation: Evaluation) -> None:
+    """Writes report.html into the run folder (report-validation.html for another split)."""
+    write_text(evaluation.report, render(evaluation))
+
+
+def render(evaluation: Evaluation) -> str:
+    """The whole page."""
+    parts = (section(evaluation) for section in sections_of(evaluation))
+    title = f"{evaluation.run.recipe.name}, {evaluation.split}"
+    return page(title, (part for part in parts if part))
+
+
+def headline(evaluation: Evaluation) -> str:
+    """What was measured on what, and whether the recipe's targets are reached, where they are of the same task."""
+    run, trained = evaluation.run, training(evaluation.run.folder)
+    intervals = evaluation.intervals
+    tiles = [
+        _tile(name, value, evaluation.items, intervals.get(name))
+        for name, value in evaluation.metrics.items()
+    ]
+    facts = {
+        "Recipe": run.recipe.name + (f": {run.recipe.about}" if run.recipe.about else ""),
+        "Measured on": f"{evaluation.measured_on} of {evaluation.subject.dataset.name}",
+        "Checkpoint": f"step {run.step}"
+        + ("" if trained["complete"] else ", the best so far: the run is not complete"),
+        "Seed": run.recipe.seed,
+        "Training": " ".join(
+            [
+                _duration(trained["seconds"]),
+                *([f"on {trained['hardware']}"] if trained["hardware"] else []),
+            ]
+        ),
+        "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(run.params)):,}",
+    }
+    rows = listing([*facts.items(), *_expected(evaluation)])
+    return f'<h1>{html.escape(run.recipe.name)}</h1><div class="tiles">{"".join(tiles)}</div>{rows}'
+
+
+def curves(evaluation: Evaluation) -> str | None:
+    """Each metric of the training history over the epochs, one plot each."""
+    history = evaluation.run.folder.history()
+    metrics = sorted(
+        {name for line in history for name in line} - {"step", "epoch", "split", "seconds"},
+        reverse=True,
+    )
+    if not metrics:
+        return None
+    plots = "".join(
+        f"<figure>{_curve(history, name, evaluation.run.step)}</figure>" for name in metrics
+    )
+    note = "Training values are means over the steps since the point before, with dropout and the like at work."
+    alone = ' style="max-width: 32rem"' if len(metrics) == 1 else ""
+    return titled(
+        "Learning curves", f'<div class="plots"{alone}>{plots}</div><p class="note">{note}</p>'
+    )
+
+
+def configuration(evaluation: Evaluation) -> str:
+    """Everything that decided the result."""
+    config = evaluation.run.folder.config()
+    trained = {
+        key: value for key, value in training(evaluation.run.folder).items() if value is not None
+    }
+    facts = {
+        "data_fingerprint": config["data_fingerprint"],
+        "trained": trained,
+        "versions": config["versions"],
+    }
+    rows = listing(_flat(to_dict(evaluation.run.recipe) | facts))
+    return titled("Configuration", f"<details open><summary>config.json</summary>{rows}</details>")
+
+
+def sections_of(evaluation: Evaluation) -> tuple[Section, ...]:
+    """Those of every run, with those of the run's task between."""
+    own = tasks.module_of(evaluation.run.task).SECTIONS
+    return (headline, curves, *own, configuration)
+
+
+def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
+    """One metric as SVG; the dotted line marks the checkpoint."""
+    percent = name == "accuracy"
+
+    def draw(axes: Any) -> None:
+        values = []
+        for split, color in COLORS.items():
+            lines = [line for line in history if line["split"] == split and name in line]
+            if lines:
+                y = [(100 if percent else 1) * line[name] for line in lines]
+                few = "o" if len(lines) < 20 else ""
+                axes.plot(
+                    [line["epoch"] for line in lines],
+                    y,
+                    color=color,
+                    label=split,
+                    linewidth=1.8,
+                    marker=few,
+                    markersize=4,
+                )
+                values += y
+        best = [line["epoch"] for line in history if line["step"] == best_step]
+        if best:
+            axes.axvline(best[0], color=INK, linewidth=1, linestyle=":", label="checkpoint")
+        _limit(axes, values, percent)
+        axes.set_xlabel("epoch")
+        axes.legend(fontsize=10)
+
+    return plot(f"{name} %" if percent else name, draw)
+
+
+def _limit(axes: Any, values: list[float], percent: bool) -> None:
+    """Of many per cents the lowest twentieth is cut off; what falls by more than a factor of ten is logarithmic."""
+    if percent:
+        axes.set_ylim(
+            bottom=max(np.quantile(values, 0.05 if len(values) > 40 else 0) - 1, 0), top=100
+        )
+    elif min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+
+
+def _expected(evaluation: Evaluation) -> list[tuple[str, str]]:
+    recipe, name = evaluation.run.recipe, evaluation.subject.dataset.name
+    other = other_task(recipe)
+    if recipe.targets and not evaluation.subject.own:
+        return [
+            (
+                "Expected",
+                f"nothing: the targets of {recipe.name} are of its own data, not of {name}",
+            )
+        ]
+    if recipe.targets and other:
+        return [
+            (
+                "Expected",
+                f"nothing: the targets of {recipe.name} are of its own data; this run has {', '.join(other)}",
+            )
+        ]
+    return [
+        ("Expected", f"{target}: {_verdict(target, evaluation.metrics)}")
+        for target in recipe.targets
+    ]
+
+
+def _verdict(target: Target, metrics: dict[str, float]) -> str:
+    if target.metric not in metrics:
+        return "not measured here"
+    if target.at_least is None and target.at_most is None:
+        return "measured"
+    return "reached" if reached(target, metrics[target.metric]) else "missed"
+
+
+def _tile(name: str, value: float, count: int, interval: tuple[float, float] | None) -> str:
+    label, number, unit = format_metric(name, value, count)
+    note = "" if interval is None else f'<span class="note">{show_interval(interval, count)}</span>'
+    return f"<div><span>{html.escape(label)}</span><b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
+
+
+def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{path}[{index}]")
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,156 @@
+"""What the sections of a report are made of: the page and its style, tables, pictures, plots."""
+
+import base64
+import functools
+import html
+import importlib.util
+import io
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+COLORS = {"train": "#4c8dff", "validation": "#e8743b"}
+INK = "#010203"
+"""What matplotlib draws in this colour takes the colour of the text, light or dark."""
+
+
+REPORT_NEEDS = (
+    "no page: it needs jinja2, matplotlib, scikit-learn and sacrebleu: pip install 'purezoo[evals]'"
+)
+
+
+def can_render() -> bool:
+    """Whether what reports are made with is installed: the extra ``evals``."""
+    packages = ("jinja2", "matplotlib", "sklearn", "sacrebleu")
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+@functools.cache
+def _templates() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = pathlib.Path(__file__).parent / "assets"
+    return Environment(
+        loader=FileSystemLoader(folder), autoescape=True, keep_trailing_newline=False
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of ``assets``, filled in.  Texts are escaped, but for ``Markup``."""
+    return _templates().get_template(template).render(values)
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A self-contained HTML page."""
+    from markupsafe import Markup
+
+    style = (pathlib.Path(__file__).parent / "assets" / "style.css").read_text("utf-8")
+    return (
+        render("page.html", title=title, style=Markup(style), sections=map(Markup, sections)) + "\n"
+    )
+
+
+def titled(title: str, body: str) -> str:
+    """A section: a heading, and HTML below it."""
+    from markupsafe import Markup
+
+    return render("section.html", title=title, body=Markup(body))
+
+
+def listing(items: Iterable[tuple[Any, Any]]) -> str:
+    """A table of names and values."""
+    return render("facts.html", items=list(items))
+
+
+def show_output(value: float) -> str:
+    """A probability in per cent; another output as a number."""
+    return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.3g}"
+
+
+def unbroken(output: Any) -> str:
+    """An output of a classifier, on one line."""
+    return show_output(float(output)).replace(" ", "&nbsp;")
+
+
+def legend(items: Iterable[tuple[str, str]]) -> str:
+    """Names and their colours, for several plots."""
+    entries = "".join(
+        f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
+        for name, color in items
+    )
+    return f'<p class="legend">{entries}</p>'
+
+
+def is_image_shape(shape: tuple[int, ...]) -> bool:
+    """Whether examples of this shape are images: [height, width, channels], grey, RGB or RGBA."""
+    return len(shape) == 3 and shape[-1] in (1, 3, 4)
+
+
+def as_images(inputs: Any, input_range: tuple[float, float]) -> np.ndarray | None:
+    """Raw inputs [n, height, width(, channels)] -> uint8 [n, height, width] or [n, height, width, 3 or 4]; None if no images.
+
+    Without a channel axis only bytes are images: other matrices are as likely sequences.
+    """
+    if not isinstance(inputs, np.ndarray):
+        return None
+    if not is_image_shape(inputs.shape[1:]) and not (inputs.ndim == 3 and inputs.dtype == np.uint8):
+        return None
+    pixels = as_bytes(inputs, input_range)
+    return pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
+
+
+def as_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Numbers -> uint8 of the same shape, so that the range becomes 0 to 255; 0 where the range is empty."""
+    low, high = value_range
+    pixels = (values.astype(np.float32) - low) * (255 / (high - low) if high > low else 0)
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+
+def picture(pixels: np.ndarray, alt: str) -> str:
+    """Bytes [height, width], or [height, width, channels]: 2 grey and opacity, 3 RGB, 4 RGBA."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" title="{html.escape(alt)}">'
+
+
+def plot(name: str, draw: Callable[[Any], None]) -> str:
+    """SVG of what ``draw(axes)`` draws with matplotlib; the name is its title."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": 11,
+        "legend.frameon": False,
+    }
+    style |= dict.fromkeys(
+        (
+            "text.color",
+            "axes.labelcolor",
+            "axes.edgecolor",
+            "xtick.color",
+            "ytick.color",
+            "grid.color",
+        ),
+        INK,
+    )
+    buffer = io.StringIO()
+    with matplotlib.rc_context(style):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(5, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title(name, loc="left", fontsize=12)
+        axes.grid(alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,294 @@
+"""What is wrong with data and settings, said before a folder is made or a step is run."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.batches import Scaling
+from train.dataset import Dataset, map_targets
+from train.formats import Images
+from train.recipe import BLANK, Recipe
+from zoo.base import Outputs, Targets
+from zoo.parts.checking import require_range
+
+COLUMNS = ("inputs", "targets", "mask", "reset")
+"""Columns that any batch may have, see ``zoo.base``."""
+NEAR_ONE = 1e-3
+"""How far from 1 the sum of a distribution may be, for rounding."""
+
+
+def require_declared(cfg: Any) -> None:
+    """Raises ValueError unless a model's Config, which may be a user's own, has the properties that every Config has."""
+    where = f"{type(cfg).__module__}.{type(cfg).__name__}"
+    for name in ("outputs", "input_range"):
+        if not hasattr(cfg, name):
+            raise ValueError(
+                f"{where} has no property {name!r}, which training reads: see Config in zoo.base.Model"
+            )
+    if not isinstance(cfg.outputs, Outputs):
+        raise ValueError(
+            f"{where}: outputs={cfg.outputs!r}, allowed: a zoo.base.Outputs, see Config in zoo.base.Model"
+        )
+
+
+def check_columns(dataset: Dataset, example: Mapping[str, Any]) -> None:
+    """Raises ValueError for a column that nobody reads, and for targets that are missing.
+
+    example: a batch of the model's (of arrays or their shapes), whose columns are those that it reads.
+    """
+    known = {**dict.fromkeys(COLUMNS), **dict.fromkeys(example)}
+    for split, table in dataset.tables.items():
+        for name in table:
+            if name not in known:
+                near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(
+                    f"data {dataset.name}: {split} column {name!r}{hint}, allowed: {', '.join(known)}"
+                )
+        if "targets" in example and "targets" not in table and split in ("train", "validation"):
+            raise ValueError(
+                f"data {dataset.name}: {split} has no targets, which the model learns; it has {', '.join(table)}"
+            )
+
+
+def with_targets(dataset: Dataset, cfg: Any, example: Mapping[str, Any]) -> Dataset:
+    """The data with targets as a loss takes them: classes as integers, rows of numbers as floats.
+
+    cfg: its ``outputs.targets`` say what they may be.  example: a batch of the model's.
+    Raises ValueError for targets that its loss is not defined for; those that a mask hides may be
+    anything.
+    """
+    allowed = cfg.outputs.targets
+    if allowed is None:
+        return dataset
+    if allowed.units < 2 and allowed.rows in (None, "distribution"):
+        raise ValueError(
+            f"model {type(cfg).__module__}: a softmax of {allowed.units} output, which always says 1, allowed: 2 outputs or more"
+            + (", or one with output='logistic'" if allowed.rows else "")
+        )
+    axes = example["targets"].ndim - int(jnp.issubdtype(example["targets"].dtype, jnp.inexact))
+
+    def checked(split: str, table: Mapping[str, Any]) -> np.ndarray:
+        return _checked(
+            f"data {dataset.name}: {split} targets",
+            table["targets"],
+            table.get("mask"),
+            axes,
+            allowed,
+        )
+
+    return map_targets(dataset, checked)
+
+
+def _checked(where: str, targets: Any, mask: Any, axes: int, allowed: Targets) -> np.ndarray:
+    """axes: of the items, whose classes are integers, or which have rows of numbers."""
+    if not isinstance(targets, np.ndarray):
+        raise ValueError(f"{where}: several arrays, allowed: one")
+    kind = _kind(targets)
+    if kind in "bi" and targets.ndim == axes and (allowed.rows is None or allowed.units > 1):
+        targets = targets.astype(np.int32) if kind == "b" else targets
+        _unless_hidden(lambda seen: _check_classes(where, seen, allowed.units), targets, mask, axes)
+        return targets
+    rows = allowed.rows
+    if kind in "bif" and rows and targets.ndim == axes + 1 and targets.shape[-1] == allowed.units:
+        targets = targets if kind == "f" else targets.astype(np.float32)
+        _unless_hidden(lambda seen: _check_rows(where, seen, rows), targets, mask, axes)
+        return targets
+    raise ValueError(
+        f"{where}: {targets.dtype} {list(targets.shape)}, allowed: {_expected(targets, kind, axes, allowed)}"
+    )
+
+
+def _kind(array: Any) -> str:
+    """b, i or f of booleans, integers of any kind and floats; "?" of anything else."""
+    kinds = (("b", jnp.bool_), ("i", jnp.integer), ("f", jnp.floating))
+    return next((name for name, kind in kinds if jnp.issubdtype(array.dtype, kind)), "?")
+
+
+def _expected(targets: Any, kind: str, axes: int, allowed: Targets) -> str:
+    """What targets should have been, and how those that are nearly so become it."""
+    items, parts = ", ".join([*map(str, targets.shape[:1]), *["..."] * (axes > 1)]), []
+    if allowed.rows is None or allowed.units > 1:
+        parts.append(f"classes, integers from 0 to {allowed.units - 1} [{items}]")
+        if kind == "f" and targets.ndim == axes and np.array_equal(targets, np.trunc(targets)):
+            parts[-1] += ", which .astype(int) makes of these"
+        elif kind in "bi" and targets.ndim == axes + 1 and targets.shape[-1] == 1:
+            parts[-1] += ", which [..., 0] makes of these"
+    if allowed.rows:
+        parts.append(f"{_ROWS[allowed.rows]} [{items}, {allowed.units}]")
+        if targets.ndim == axes and allowed.units == 1:
+            parts[-1] += ", which [..., None] makes of these"
+    return "; or ".join(parts)
+
+
+_ROWS = {
+    "numbers": "numbers",
+    "probabilities": "probabilities",
+    "distribution": "probabilities that sum to 1",
+}
+
+
+def _unless_hidden(check: Callable[[Any], None], array: Any, mask: Any, axes: int) -> None:
+    """Checks an array, of which a mask may hide what is wrong: looked for only then, as it takes ten times as long."""
+    try:
+        check(array)
+    except ValueError:
+        check(_there(array, mask, axes))
+
+
+def _there(array: Any, mask: Any, axes: int) -> Any:
+    """What of an array, whose first axes are those of its items, is not masked; the array itself if that is all of it."""
+    if mask is None or mask.all():
+        return array
+    mask = mask.any(axis=tuple(range(axes, mask.ndim))) if mask.ndim > axes else mask
+    return (
+        array[mask] if array.shape[: mask.ndim] == mask.shape else array
+    )  # else training says which shape is wrong
+
+
+def _check_classes(where: str, classes: Any, units: int) -> None:
+    if classes.size and not 0 <= (least := classes.min()) <= (greatest := classes.max()) < units:
+        bad = least if least < 0 else greatest
+        raise ValueError(
+            f"{where} hold class {bad}, the model has {units} outputs, allowed: 0 to {units - 1}"
+        )
+
+
+def _check_rows(where: str, rows: Any, kind: str) -> None:
+    if not rows.size:
+        return
+    least, greatest = rows.min(), rows.max()
+    if not np.isfinite(least) or not np.isfinite(greatest):
+        raise ValueError(f"{where}: values from {least} to {greatest}, allowed: finite numbers")
+    if kind == "numbers":
+        return
+    require_range(where, np.stack([least, greatest]), (0.0, 1.0))
+    if kind == "distribution":
+        for part in np.array_split(rows.reshape(-1, rows.shape[-1]), max(rows.size >> 22, 1)):
+            sums = part.sum(axis=-1, dtype=np.float64)
+            worst = sums[np.argmax(np.abs(sums - 1))]
+            if abs(worst - 1) > NEAR_ONE:
+                raise ValueError(
+                    f"{where}: a row whose sum is {worst:g}, allowed for softmax outputs: rows whose sum is 1"
+                )
+
+
+def check_inputs(recipe: Recipe[Any, Any], dataset: Dataset, scaling: Scaling | None) -> None:
+    """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
+    allowed = recipe.model.input_range
+    if allowed is None:
+        return
+    for split, table in dataset.tables.items():
+        where = f"data {dataset.name}: {split} inputs"
+        inputs = table["inputs"]
+        if not all(leaf.shape[0] for leaf in jax.tree.leaves(inputs)):
+            continue
+        if isinstance(allowed, Mapping):
+            for name, values in allowed.items():
+                require_range(f"{where}.{name}", _extremes(inputs[name]), values)
+            continue
+        if isinstance(inputs, Images):
+            low_and_high = np.reshape(dataset.input_range, (2, *[1] * (inputs.ndim - 1)))
+            extremes = np.broadcast_to(low_and_high, (2, *inputs.shape[1:]))
+        else:
+            mask = table.get("mask")
+            axes = 1 if scaling is not None or mask is None else min(mask.ndim, inputs.ndim)
+            inputs = _there(inputs, mask, axes)
+            extremes = _extremes(inputs, None if scaling is None else 0)
+        scaled = extremes if scaling is None else np.asarray(scaling(jnp.asarray(extremes)))
+        require_range(f"{where}, preprocess={recipe.preprocess!r}", scaled, allowed)
+
+
+def _extremes(array: Any, axis: int | None = None) -> np.ndarray:
+    return np.stack([array.min(axis=axis), array.max(axis=axis)])
+
+
+# ---------------------------------------------------------------- settings that nothing reads
+
+
+class Run(NamedTuple):
+    """What decides whether a setting is read.  validates: on a split of its own.  kept: in a run folder."""
+
+    recipe: Recipe[Any, Any]
+    validates: bool
+    kept: bool
+
+
+READ: dict[str, tuple[str, Callable[[Run], bool]]] = {
+    "patience": ("a validation split", lambda run: run.validates),
+    "optimizer.plateau_factor": ("a validation split", lambda run: run.validates),
+    "optimizer.plateau_patience": (
+        "a plateau_factor below 1",
+        lambda run: run.recipe.optimizer.plateau_factor < 1,
+    ),
+    "select_by": ("a validation split", lambda run: run.validates),
+    "select_mode": ("a validation split", lambda run: run.validates),
+    "keep_every": ("a run folder", lambda run: run.kept),
+    "transfer": ("a stage before", lambda run: run.recipe.after is not None),
+    "optimizer.decay": ("a schedule", lambda run: run.recipe.optimizer.schedule != "constant"),
+    "optimizer.decay_every": (
+        "schedule='step'",
+        lambda run: run.recipe.optimizer.schedule == "step",
+    ),
+    "optimizer.momentum_epochs": (
+        "momentum_start",
+        lambda run: run.recipe.optimizer.momentum_start is not None,
+    ),
+    "optimizer.nesterov": (
+        "momentum",
+        lambda run: (
+            run.recipe.optimizer.momentum > 0 or run.recipe.optimizer.momentum_start is not None
+        ),
+    ),
+    "augment.smoothness": ("elastic", lambda run: run.recipe.augment.elastic > 0),
+    "data.subwords": ("tokens='subwords'", lambda run: run.recipe.data.tokens == "subwords"),
+    "data.min_count": (
+        "tokens 'words' or 'characters'",
+        lambda run: run.recipe.data.tokens != "subwords",
+    ),
+}
+"""Settings that are read with something else only: what that is, and whether it is there."""
+NEVER_IDLE = ("patience", "optimizer.plateau_factor")
+"""Without these a run would be another one than its recipe says."""
+
+
+def check_read(recipe: Recipe[Any, Any], *, validates: bool, kept: bool) -> None:
+    """Raises ValueError for a setting that somebody has changed and nothing reads.
+
+    Changed: from its default, and from what the registered recipe of that name has, as its author's settings may wait for others.
+    """
+    author = next((stage for stage in registered() if stage.name == recipe.name), BLANK)
+    for member in recipe.members.values():
+        for path, (other, reads) in READ.items():
+            value, default = _setting(member, path)
+            if value is _ABSENT:  # of another kind of data
+                continue
+            authors, _ = _setting(author, path)
+            changed = value != default and (path in NEVER_IDLE or value != authors)
+            if changed and not reads(Run(member, validates, kept)):
+                raise ValueError(
+                    f"recipe {recipe.name}: {path}={value!r}, allowed without {other}: {default!r}"
+                )
+
+
+_ABSENT = object()
+
+
+def _setting(recipe: Recipe[Any, Any], path: str) -> tuple[Any, Any]:
+    """The value of a setting and its default; absent where the recipe's data do not have it."""
+    group, _, name = path.rpartition(".")
+    holder = getattr(recipe, group) if group else recipe
+    defaults = {field.name: field.default for field in dataclasses.fields(holder)}
+    return vars(holder).get(name, _ABSENT), defaults.get(name)
+
+
+def registered() -> Iterable[Recipe[Any, Any]]:
+    """Every registered recipe, and the stages before it."""
+    from train.recipes import RECIPES
+
+    return (stage for recipe in RECIPES.values() for stage in recipe.stages)

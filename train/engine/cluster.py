@@ -1,0 +1,230 @@
+"""Several processes that train one model together, on one machine or on many: JAX's own runtime, and what keeps it from hanging.
+
+All share one fate.  When one fails, the others end as soon as they notice, each with an error that says so, and whoever started
+them starts all of them again; the run then goes on from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+
+class ClusterError(RuntimeError):
+    """Another process failed, is not there, or wants another run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where the processes meet.
+
+    coordinator: HOST:PORT of process 0.  processes: how many there are.  process: which one this is.  If all are None, the
+    environment says so: SLURM, Open MPI, Cloud TPU, GKE, Kubernetes.  timeout: seconds that a process waits for others.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option, its value and what is allowed."""
+        given = (self.coordinator, self.processes, self.process)
+        if any(value is not None for value in given) and any(value is None for value in given):
+            raise ValueError(
+                "coordinator, num-processes, process-id: give all three, or none of them and distributed"
+            )
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+                raise ValueError(f"coordinator={self.coordinator!r}, allowed: HOST:PORT")
+        if (
+            self.processes is not None
+            and self.process is not None
+            and not 0 <= self.process < self.processes
+        ):
+            raise ValueError(
+                f"process-id={self.process}, allowed: 0 to {self.processes - 1}, as num-processes={self.processes}"
+            )
+        if not self.timeout >= 1:
+            raise ValueError(f"timeout={self.timeout!r}, allowed: at least 1 second")
+
+    def join(self) -> None:
+        """Meets the other processes, before JAX is used.  Raises ClusterError if that is impossible.
+
+        If not all are there in time, this process ends with an error: JAX's runtime then allows no other way.
+        """
+        if self.process == 0:
+            self._check_port()
+        names = {} if self.coordinator is None else {
+            "coordinator_address": self.coordinator, "num_processes": self.processes, "process_id": self.process,
+        }  # fmt: skip
+        where = (
+            f"at {self.coordinator}" if self.coordinator else "as this cluster's environment says"
+        )
+        all_of_them = (
+            f"not all {self.processes} processes" if self.processes else "not all processes"
+        )
+        missing = f"{all_of_them} met {where} within {self.timeout:g} s: is one missing, or the address wrong?"
+        seconds = round(self.timeout)
+        with deadline(self.timeout, missing):
+            try:
+                # Its own time-outs abort the process with a stack trace: ours come first.
+                jax.distributed.initialize(
+                    **names,
+                    initialization_timeout=seconds + 30,
+                    heartbeat_timeout_seconds=2 * seconds + 30,
+                    shutdown_timeout_seconds=60,
+                )
+            except (ValueError, RuntimeError) as error:
+                raise ClusterError(f"cannot meet the other processes {where}: {error}") from error
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+    def _check_port(self) -> None:
+        assert self.coordinator is not None
+        port = int(self.coordinator.rpartition(":")[2])
+        with socket.socket(
+            socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        ) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                raise ClusterError(
+                    f"coordinator={self.coordinator}: cannot listen on port {port}: {error.strerror}"
+                ) from error
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this process writes logs and files."""
+    return jax.process_index() == 0
+
+
+def exchange(text: str) -> list[str]:
+    """The texts of all processes, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(data)])).reshape(-1)
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(action: Callable[[], T]) -> T:
+    """What ``action`` returns in this process, once it has succeeded in all.
+
+    Raises its own error, or ClusterError in those processes where it would have succeeded.
+    """
+    if not several():
+        return action()
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    messages = exchange("" if failure is None else f"{failure}" or type(failure).__name__)
+    if failure is not None:
+        raise failure
+    for process, message in enumerate(messages):
+        if message:
+            raise ClusterError(f"process {process}: {message}")
+    return result  # pyright: ignore[reportReturnType]
+
+
+def stop_requested(calls: int) -> bool:
+    """Whether to stop now, the same in all of several processes, once one of them has received SIGTERM or Ctrl-C.
+
+    calls: how often this was asked before, in every process alike.
+    """
+    # JAX's runtime has taken SIGTERM over; all agree on the next number that none has asked with, so none may be left out.
+    return multihost_utils.reached_preemption_sync_point(calls)
+
+
+def pass_on_interrupt() -> None:
+    """Makes a Ctrl-C what a SIGTERM is, so that all processes agree on a step."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def explain(error: Exception) -> str:
+    """The error, in words that say so if it is that another process is gone."""
+    if not any(sign in str(error) for sign in ("Gloo", "coordination", "UNAVAILABLE")):
+        return str(error)
+    detail = str(error).splitlines()[0][:300]
+    return f"another process is gone: start all processes again to go on from the last checkpoint ({detail})"
+
+
+def fail(message: str) -> NoReturn:
+    """Ends this process with an error, without waiting for others that may never come."""
+    print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with an error if the block takes longer."""
+
+    def give_up() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+PATIENCE = 10
+"""Until its first steps, a run may take so many time-outs: it reads data and compiles."""
+
+
+class Watchdog:
+    """Ends this process when nothing was reported for too long: another one is stuck, or gone without a word.
+
+    A context manager; only for one of several processes.
+    """
+
+    def __init__(self, timeout: float = math.inf) -> None:
+        self.timeout, self.limit = timeout, PATIENCE * timeout
+        self._last, self._what, self._done = time.monotonic(), "starting", threading.Event()
+
+    def beat(self, what: str) -> None:
+        """Reports progress: what has just been done."""
+        self._last, self._what, self.limit = time.monotonic(), what, self.timeout
+
+    def __enter__(self) -> "Watchdog":
+        if several() and self.timeout < math.inf:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(self.timeout / 10, 1.0)):
+            if time.monotonic() - self._last > self.limit:
+                fail(
+                    f"nothing happened for {self.limit:g} s after {self._what}: this or another process is stuck or gone.  "
+                    "Start all processes again to go on from the last checkpoint; --timeout sets the time"
+                )

@@ -1,0 +1,271 @@
+"""What one stage of a recipe needs, checked before a folder is made or a step is run."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from train.batches import Batches, Feed, Scaling, fit_scaling
+from train.dataset import Dataset, Endless, as_table
+from train.engine.checkpoint import describe
+from train.engine.checks import (
+    check_columns,
+    check_inputs,
+    check_read,
+    registered,
+    require_declared,
+    with_targets,
+)
+from train.engine.optimizer import build_one_of
+from train.engine.parallel import Layout, Parallel
+from train.engine.step import TrainState, init_state, make_evaluate, make_step, root_key
+from train.recipe import BETTER, Recipe, module_of, written_out
+from train.samplers import Shuffled
+from train.settings import shown
+from train.stream import make_batches
+from train.tasks import Task, learned
+from zoo.base import Adaptable, Model, Params
+from zoo.parts.config import replace
+
+PREFERRED = ("accuracy", "loss")
+"""Metrics that the best checkpoint is selected by, unless a recipe says another."""
+EVAL_BATCH, SMALL = 250, 2**14
+"""Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one stage of a recipe needs, checked and not yet started.
+
+    members: the recipes that it trains side by side, by label.  build: make_step but for what the layout decides; for several
+    members of (index, **how).  abstract, metrics: of one member.
+    """
+
+    recipe: Recipe[Any, Any]
+    module: Model
+    dataset: Dataset
+    batches: Feed
+    validation: Batches | None
+    total: int
+    members: dict[str, Recipe[Any, Any]]
+    optimizer: Callable[[Any], optax.GradientTransformationExtraArgs]
+    build: Callable[..., Callable]
+    abstract: TrainState
+    metrics: Any
+
+    @property
+    def task(self) -> Task:
+        """What the model learns."""
+        return learned(self.recipe.model.outputs, self.dataset.task)
+
+    def key(self, index: int = 0) -> jax.Array:
+        """A member's root key."""
+        return root_key(list(self.members.values())[index].seed)
+
+    def init(self, index: int = 0, params: Params | None = None) -> TrainState:
+        """A member's state before its first step."""
+        cfg, key = self.recipe.model, self.key(index)
+        moved = self.batches.experience(self.module, cfg)
+        optimizer = self.optimizer(index)
+        return init_state(self.module, cfg, optimizer, key, self.recipe.batch_size, params, moved)
+
+    def fresh(self, index: int = 0) -> Params:
+        """Parameters as the stage draws them itself for a member."""
+        return self.init(index).params
+
+
+def prepare(
+    recipe: Recipe[Any, Any],
+    dataset: Dataset,
+    module: Model,
+    parallel: Parallel,
+    *,
+    kept: bool = True,
+) -> Stage:
+    """Wrong data, shapes, metrics and settings are found here, before a folder is made or a step is run.
+
+    kept: whether the run has a folder.
+    """
+    if not isinstance(parallel, Parallel):
+        raise ValueError(f"parallel={shown(parallel)}, allowed: {Parallel.__module__}.Parallel")
+    require_declared(recipe.model)
+    splits = recipe.train_on.split("+")
+    missing = [split for split in splits if split not in dataset.splits]
+    if missing:
+        raise ValueError(
+            f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}"
+        )
+    check_read(
+        recipe, validates="validation" in dataset.splits and "validation" not in splits, kept=kept
+    )
+    recipe = _with_sizes(recipe, dataset)
+    cfg, only = recipe.model, recipe.optimizer.only
+    example = jax.eval_shape(lambda: module.example_batch(cfg, root_key(0), 1))
+    check_columns(dataset, example)
+    dataset = with_targets(dataset, cfg, example)
+    layout = Layout(parallel, len(recipe.members))
+    batches, validation = _batches(recipe, dataset, layout)
+    total = recipe.steps or max(round(recipe.epochs * batches.steps_per_epoch), 1)
+    optimizers = tuple(member.optimizer for member in recipe.members.values())
+
+    def optimizer(index: Any) -> optax.GradientTransformationExtraArgs:
+        return build_one_of(optimizers, index, total, batches.steps_per_epoch)
+
+    def build(index: Any = 0, **how: Any) -> Callable:
+        stops = "freeze" if len(optimizers) > 1 else "note"
+        nonfinite = "skip" if recipe.on_nonfinite == "skip" else stops
+        how |= {"load": batches.load, "advance": batches.advance(module, cfg), "only": only}
+        return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, **how)
+
+    key = root_key(recipe.seed)
+    moved = batches.experience(module, cfg)
+    abstract = jax.eval_shape(
+        lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size, None, moved)
+    )
+    _, metrics = jax.eval_shape(build(), abstract, batches.example(recipe.batch_size), key)
+    check_inputs(recipe, dataset, batches.scaling)
+    measured = (
+        metrics if validation is None else _evaluated(module, cfg, abstract.params, validation)
+    )
+    recipe = _selecting(
+        recipe, sorted(name for name in measured if name != "nonfinite"), validation is not None
+    )
+    return Stage(
+        recipe,
+        module,
+        dataset,
+        batches,
+        validation,
+        total,
+        recipe.members,
+        optimizer,
+        build,
+        abstract,
+        metrics,
+    )
+
+
+def _batches(
+    recipe: Recipe[Any, Any], dataset: Dataset, layout: Layout
+) -> tuple[Feed, Batches | None]:
+    splits = recipe.train_on.split("+")
+    table = dataset.joined(*splits)
+    scaling = None
+    if recipe.preprocess != "none":
+        inputs = None if isinstance(table, Endless) else table["inputs"]
+        if isinstance(inputs, dict) and "image" not in inputs:
+            raise ValueError(
+                f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays without an image: none"
+            )
+        scaling = fit_scaling(
+            recipe.preprocess,
+            inputs["image"] if isinstance(inputs, dict) else inputs,
+            dataset.input_range,
+        )
+    how = {"scaling": scaling, "layout": layout}
+    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **how)
+    held_out = None
+    if "validation" in dataset.splits and "validation" not in splits:
+        held_out = evaluation_batches(
+            dataset.splits["validation"], recipe.batch_size, scaling, layout
+        )
+    return batches, held_out
+
+
+def evaluation_batches(
+    table: Mapping[str, Any],
+    batch_size: int,
+    scaling: Scaling | None,
+    layout: Layout | None = None,
+) -> Batches:
+    """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
+    leaves = jax.tree.leaves(table["inputs"])
+    # Text uses the training batch size, because each row starts its segment without context.
+    # Bucketed data do too, because their outputs are much larger than their inputs.
+    shuffled = as_table(table).sampler == Shuffled()
+    small = shuffled and max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL
+    rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
+    return make_batches(table, rows, seed=None, scaling=scaling, layout=layout)
+
+
+def _with_sizes(recipe: Recipe[Any, Any], dataset: Dataset) -> Recipe[Any, Any]:
+    """The recipe whose model has the sizes that its data decide, such as a vocabulary.
+
+    Raises ValueError for data that are for another kind of model.
+    """
+    cfg, module = recipe.model, type(recipe.model).__module__
+    example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, root_key(0), 1))["inputs"]
+    some = next(iter(dataset.tables.values()), {"inputs": example})
+    have, want = (_described(inputs) for inputs in (some["inputs"], example))
+    if have != want:
+        raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
+    cfg = _adapted(recipe, some["inputs"], dataset)
+    sizes = dataset.task.sizes
+    if not sizes.keys() <= {field.name for field in dataclasses.fields(cfg)}:
+        raise ValueError(
+            f"data {dataset.name}: tokens, allowed for {module}: data that are no text"
+        )
+    if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
+        raise ValueError(
+            f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none"
+        )
+    return dataclasses.replace(recipe, model=replace(cfg, **sizes))
+
+
+def _adapted(recipe: Recipe[Any, Any], inputs: Any, dataset: Dataset) -> Any:
+    """The model of a registered recipe for other data than its own; as it is where somebody changed it."""
+    cfg = recipe.model
+    author = next((stage for stage in registered() if stage.name == recipe.name), recipe)
+    changed = author.data == recipe.data or author.model != cfg
+    if changed or not isinstance(cfg, Adaptable) or isinstance(inputs, dict):
+        return cfg
+    return cfg.for_data(tuple(inputs.shape[1:]), len(dataset.task.labels) or None)
+
+
+def _described(inputs: Any) -> str:
+    return ", ".join(sorted(inputs)) if isinstance(inputs, dict) else "an array"
+
+
+def check_params(params: Params, expected: Params) -> None:
+    """Raises ValueError naming the first leaf that the model does not have, or has in another shape."""
+    have, want = describe(params), describe(expected)
+    for path in [*want, *have]:
+        if have.get(path) != want.get(path):
+            raise ValueError(
+                f"params: {path} is {have.get(path, 'missing')}, the model has {want.get(path, 'none')}"
+            )
+
+
+def _evaluated(module: Model, cfg: Any, params: Params, validation: Batches) -> dict[str, Any]:
+    """The metrics of an evaluation, as shapes.  Raises ValueError where the split has others than the model takes."""
+
+    def evaluate(params: Params, source: Any) -> Any:
+        carry = module.init_carry(cfg, params, validation.padded, key=root_key(0))
+        return make_evaluate(module, cfg)(params, carry, validation.load(source))[1]
+
+    try:
+        return jax.eval_shape(evaluate, params, validation.example(validation.padded))
+    except ValueError as error:
+        raise ValueError(f"validation split: {error}") from error
+
+
+def _selecting(recipe: Recipe[Any, Any], metrics: list[str], validates: bool) -> Recipe[Any, Any]:
+    """The recipe that says by which metric the best checkpoint is selected, and in which direction.
+
+    Where nothing selects, it says what it always has: runs of earlier versions resume.
+    """
+    usual = next((name for name in PREFERRED if name in metrics or not validates), "loss")
+    select_by = recipe.select_by or usual
+    if select_by not in metrics and (validates or recipe.select_by):
+        raise ValueError(
+            f"recipe {recipe.name}: select_by={select_by!r}, allowed: {', '.join(metrics)}"
+        )
+    mode = recipe.select_mode or BETTER.get(select_by)
+    if mode is None:
+        raise ValueError(
+            f"recipe {recipe.name}: select_by={select_by!r} without select_mode, allowed with it: max, min"
+        )
+    return written_out(dataclasses.replace(recipe, select_by=select_by, select_mode=mode))

@@ -1,0 +1,468 @@
+"""Training as a call: ``fit`` for a model and data in a program, ``run`` for a recipe and a folder."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from train.data import Source, arrays, load_data, parse
+from train.dataset import Dataset
+from train.engine import cluster
+from train.engine.checkpoint import Checkpoints
+from train.engine.loop import Interrupts, Loop
+from train.engine.member import Member, compare_members, resume
+from train.engine.optimizer import trained
+from train.engine.parallel import Parallel
+from train.engine.progress import NOT_METRICS, Progress, summary_writer
+from train.engine.run_folder import RunFolder, differences, jax_settings, versions, write_json
+from train.engine.stage import Stage, check_params, prepare
+from train.engine.step import TrainState
+from train.recipe import Recipe, module_of, to_dict
+from train.transfer import TRANSFERS, load_params, matching
+from zoo.base import Model, Params
+from zoo.parts.parameters import leaves_by_path, shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run gives back.
+
+    params: of the best evaluation, or of the last step where nothing selects.  state: of the last step.
+    history: the lines of metrics.jsonl.  complete: False when a signal ended it; resume with the same call.
+    stopped_by: the signal's name, such as "SIGTERM".
+    members: the results of runs that were trained side by side, by label, of which this is the first; {} of a single run.
+    """
+
+    module: Model
+    cfg: Any
+    params: Params
+    state: TrainState
+    history: list[dict[str, Any]]
+    complete: bool
+    seconds: float
+    stopped_by: str | None = None
+    members: "dict[str, Result]" = dataclasses.field(default_factory=dict)
+
+
+def fit(
+    module: Model,
+    cfg: Any,
+    data: str | Source | Dataset | Mapping[str, Any] = "digits",
+    *,
+    validation: Mapping[str, Any] | None = None,
+    params: Params | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+    parallel: Parallel | None = None,
+    **settings: Any,
+) -> Result:
+    """Trains a model and returns its best parameters::
+
+        result = train.fit(zoo.mlp, cfg, {"inputs": x, "targets": y}, epochs=20, optimizer=train.Optimizer(learning_rate=0.05))
+
+    data: the name of a data set, the Config of a kind (see ``train.data``), a Dataset, or arrays {"inputs": [n, ...],
+    "targets": [n]}, and a "mask" or "reset" (see ``zoo.base``); ``validation``: arrays alike.
+    params: start from these.  out: a run folder for checkpoints (starting again there resumes).
+    parallel: how to use the devices; all of them unless given.
+    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience,
+    init_from (a run folder or a file to start from), ...
+    Raises ValueError for bad settings or shapes, and what ``run`` raises, before any step, Diverged when the loss is not finite.
+    """
+    if out is not None:
+        RunFolder(out).require_writable()
+    names = [
+        field.name
+        for field in dataclasses.fields(Recipe)
+        if field.name not in ("name", "model", "data", "after", "transfer")
+    ]
+    for setting in settings:
+        if setting not in names:
+            raise TypeError(f"fit() has no setting {setting!r}; settings: {', '.join(names)}")
+    if not isinstance(data, str | Source | Dataset):
+        settings.setdefault("preprocess", "none")
+    elif validation is not None:
+        raise ValueError(
+            "validation: arrays, allowed with a data set, which has its own splits: None"
+        )
+    recipe = Recipe(name="fit", model=cfg, **settings)
+    if recipe.init_from is not None and params is not None:
+        raise ValueError(f"init_from={recipe.init_from!r}, allowed with params: None")
+    dataset, source = _data(data, validation, data_dir, recipe)
+    recipe = dataclasses.replace(recipe, data=source)
+    stage = prepare(recipe, dataset, module, parallel or Parallel(), kept=out is not None)
+    start = _load_start(stage, out) if params is None else _Start(lambda _: params)
+    return _run_stage(stage, out, start, _Manner(quiet), Interrupts())
+
+
+def _data(
+    data: Any, validation: Any, data_dir: Any, recipe: Recipe[Any, Any]
+) -> tuple[Dataset, Source]:
+    """The data that ``fit`` was given, and what describes them."""
+    if isinstance(data, str | Source):
+        source = parse(data) if isinstance(data, str) else data
+        source.check(recipe.model, recipe.preprocess)
+        return load_data(source, data_dir), source
+    if not isinstance(data, Dataset):
+        tables = {"train": data} | ({} if validation is None else {"validation": validation})
+        data = Dataset("arrays", tables)
+    return data, data.source or arrays.Config(name=data.name)
+
+
+def run(
+    recipe: Recipe[Any, Any],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    parallel: Parallel | None = None,
+    timeout: float = math.inf,
+    on_save_failure: Literal["stop", "continue"] = "stop",
+) -> Result:
+    """Runs every stage of a recipe, or goes on where it was interrupted.  Earlier stages lie in ``out/stage-1``, ...
+
+    Every stage takes the recipe's seed, the first one its init_from.  A recipe of several members (replicas, a sweep) trains them
+    side by side, each in a folder of its own in ``out``; the result is the first one's, ``Result.members`` has all.
+    parallel: how to use the devices; all of them unless given.  timeout: seconds without any progress after which one of several
+    processes ends, as the others seem to be stuck.
+    on_save_failure: what to do where a checkpoint or the history cannot be written, as on a full disk: stop, or say so and go on
+    (a run of a single process only).
+    Raises DataError, RunError, CheckpointError, ClusterError, ValueError, OSError before any step, Diverged later.
+    """
+    recipes = [dataclasses.replace(stage, seed=recipe.seed) for stage in recipe.stages]
+    recipes[0] = dataclasses.replace(recipes[0], init_from=recipe.init_from or recipes[0].init_from)
+    with cluster.Watchdog(timeout) as watchdog:
+        return _run(
+            recipes,
+            out,
+            data_dir,
+            parallel or Parallel(),
+            _Manner(quiet, tensorboard, watchdog, on_save_failure == "continue"),
+        )
+
+
+def _run(
+    recipes: list[Recipe[Any, Any]],
+    out: str | os.PathLike[str] | None,
+    data_dir: str | os.PathLike[str] | None,
+    parallel: Parallel,
+    manner: "_Manner",
+) -> Result:
+    def prepare_all() -> list[Stage]:
+        if out is not None:
+            RunFolder(out).require_writable()
+        if manner.tensorboard:
+            summary_writer()
+        datasets: dict[Source, Dataset] = {}
+        for each in recipes:
+            each.data.check(each.model, each.preprocess)
+            datasets[each.data] = datasets.get(each.data) or load_data(each.data, data_dir)
+        found = [
+            prepare(
+                each, datasets[each.data], module_of(each.model), parallel, kept=out is not None
+            )
+            for each in recipes
+        ]
+        for earlier, stage in itertools.pairwise(found):
+            initial = jax.eval_shape(
+                functools.partial(_transfer, earlier, stage),
+                earlier.abstract.params,
+                stage.abstract.params,
+            )
+            check_params(initial, stage.abstract.params)
+        return found
+
+    stages = cluster.together(prepare_all)
+    _agree(stages, parallel)
+    earlier = [
+        None if out is None else os.path.join(out, f"stage-{number}")
+        for number in range(1, len(stages))
+    ]
+    folders = [*earlier, out]
+    start = cluster.together(lambda: _load_start(stages[0], folders[0]))
+    if out is not None:  # another run's folder is refused before the first stage starts
+        cluster.together(
+            lambda: RunFolder.create(out, stages[-1].recipe, stages[-1].dataset.fingerprint)
+        )
+    result, interrupts = None, Interrupts()
+    for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+        if result is not None:
+            fresh = stage.fresh()
+            params = _transfer(stages[index - 1], stage, result.params, fresh)
+            note = (
+                _takes(f"stage {index}", result.params, fresh)
+                if stage.recipe.transfer == "matching"
+                else ""
+            )
+            start = _Start(lambda _, params=params: params, note)
+        result = _run_stage(stage, folder, start, manner, interrupts)
+        if not result.complete:
+            break
+        if (
+            interrupts.received is not None and stage is not stages[-1] and not cluster.several()
+        ):  # after its last step
+            result = dataclasses.replace(
+                result, complete=False, stopped_by=signal.Signals(interrupts.received).name
+            )
+            break
+    assert result is not None
+    return result
+
+
+def _transfer(earlier: Stage, stage: Stage, params: Params, fresh: Params) -> Params:
+    """What a stage starts from, given what the one before it ended with."""
+    return TRANSFERS[stage.recipe.transfer](earlier.recipe.model, params, stage.recipe.model, fresh)
+
+
+class _Manner(NamedTuple):
+    """What a person sees of a run, what watches it, and whether it goes on when something cannot be written."""
+
+    quiet: bool = False
+    tensorboard: bool = False
+    watchdog: cluster.Watchdog = cluster.Watchdog()
+    go_on: bool = False
+
+
+class _Start(NamedTuple):
+    """What a stage starts from: a member's parameters, None for fresh ones, and what to say about them."""
+
+    params: Callable[[int], Params] | None = None
+    note: str = ""
+
+
+def _agree(stages: list[Stage], parallel: Parallel) -> None:
+    """Raises ClusterError unless all processes are about to do the same, on the same data."""
+    if not cluster.several():
+        return
+    mine = {
+        "recipe": [to_dict(stage.recipe) for stage in stages][-1],
+        "data_fingerprint": [stage.dataset.fingerprint for stage in stages],
+        "jax": jax_settings(),
+        "versions": versions(),
+        "parallel": dataclasses.asdict(parallel),
+    }
+    all_of_them = [json.loads(text) for text in cluster.exchange(json.dumps(mine))]
+    for process, theirs in enumerate(all_of_them):
+        different = list(differences(all_of_them[0], theirs))
+        if different:
+            what = (
+                "; ".join(different)
+                .replace(" there ", " in process 0 ")
+                .replace(" here", f" in process {process}")
+            )
+            raise cluster.ClusterError(f"the processes want different runs: {what}")
+
+
+def _load_start(stage: Stage, out: str | os.PathLike[str] | None) -> _Start:
+    """What the recipe's init_from gives; nothing is read where the run has a checkpoint to resume from."""
+    source = stage.recipe.init_from
+    if source is None or (out is not None and _has_checkpoint(RunFolder(out))):
+        return _Start()
+    earlier, fresh = load_params(source, stage.recipe.model), stage.fresh()
+    try:
+        matching(None, earlier, stage.recipe.model, fresh)
+    except ValueError as error:
+        raise ValueError(f"init_from={source!r}: {error}") from None
+
+    def params(index: int) -> Params:  # what is fresh is each member's own, as in a run of its own
+        return matching(None, earlier, stage.recipe.model, stage.fresh(index))
+
+    return _Start(params, _takes(source, earlier, fresh))
+
+
+def _left_as_drawn(stage: Stage) -> str:
+    """The parts whose parameters, or some of them, are not trained."""
+    flags = leaves_by_path(trained(stage.abstract.params, stage.recipe.optimizer.only))
+    return ", ".join(
+        dict.fromkeys(path.partition(".")[0] for path, free in flags.items() if not free)
+    )
+
+
+def _takes(source: str, earlier: Params, fresh: Params) -> str:
+    takes = shared(earlier, fresh)
+    left = [path for path, taken in takes.items() if not taken]
+    kept = f"; fresh: {', '.join(left)}" if left else ""
+    return f"starting from {source}: {len(takes) - len(left)} of {len(takes)} parameters{kept}"
+
+
+def _has_checkpoint(folder: RunFolder) -> bool:
+    return folder.checkpoints.is_dir() and bool(
+        Checkpoints(folder.checkpoints, read_only=True).steps()
+    )
+
+
+def _run_stage(
+    stage: Stage,
+    out: str | os.PathLike[str] | None,
+    start: _Start,
+    manner: _Manner,
+    interrupts: Interrupts,
+) -> Result:
+    """Trains one stage to its end, or to a signal."""
+    recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
+    many = len(stage.members) > 1
+    if start.params is not None:
+        check_params(start.params(0), stage.abstract.params)
+    members = [Member(member, label) for label, member in stage.members.items()]
+    with contextlib.ExitStack() as stack:
+        stack.push(interrupts)  # which gives back last of all, when everything is saved
+        for each in (batches, stage.validation):
+            if each is not None:
+                stack.callback(each.close)
+        folder, state = None, None
+        if out is not None:
+            folder = cluster.together(lambda: _open(stage, out, stack))
+        # Of several processes, the first one reports.
+        events = folder.path if folder and manner.tensorboard and cluster.first() else None
+        quiet = manner.quiet or not cluster.first()
+        progress = stack.enter_context(
+            Progress(recipe.name, stage.total, batches.steps_per_epoch, quiet, events)
+        )
+        if folder is not None:
+            for member in members:
+                # A run that is the only one lies in the folder itself.
+                member.folder = cluster.together(
+                    lambda member=member: _member_folder(stage, folder, member)
+                )
+                member.on_failure = _complain if manner.go_on else None
+                checkpoints = Checkpoints(
+                    member.folder.checkpoints, on_failure=member.on_failure, keep_every=_kept(stage)
+                )
+                member.checkpoints = stack.enter_context(checkpoints)
+            states = resume(members, stage.abstract, progress)
+            if states is not None:
+                state = (
+                    jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
+                )
+        if state is None:
+            # Copies: the state is donated to the first step, the caller's parameters are not.
+            given = [
+                None if start.params is None else start.params(index)
+                for index in range(len(members))
+            ]
+            states = [
+                stage.init(index, jax.tree.map(jnp.copy, params))
+                for index, params in enumerate(given)
+            ]
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
+            if start.note:
+                progress.say(start.note)
+            elif start.params is None and (left := _left_as_drawn(stage)):
+                progress.say(
+                    f"not trained, and as they are drawn: {left}; --init-from takes others from a run or a file"
+                )
+        for note in stage.dataset.notes:
+            progress.say(note)
+        if not layout.single:
+            progress.say(f"training on {layout.describe()}")
+        state = layout.place_state(state, recipe.batch_size)
+        loop = Loop(
+            recipe,
+            stage.module,
+            batches,
+            stage.validation,
+            stage.total,
+            state,
+            members,
+            progress,
+            folder,
+            manner.watchdog,
+        )
+        keys = (
+            jnp.stack([stage.key(index) for index in range(len(members))]) if many else stage.key()
+        )
+        steps = layout.steps(stage.build, recipe.steps_per_dispatch > 1, recipe.batch_size)
+        interrupts.take()
+        loop.run(steps, stage.metrics, keys, interrupts)
+        params = [loop.best_params(index) for index in range(len(members))]
+        if loop.complete() and cluster.first():
+            _summarise(loop, folder, progress)
+    results = [
+        Result(
+            stage.module,
+            recipe.model,
+            best,
+            loop.member_state(index),
+            member.history,
+            loop.complete(),
+            loop.seconds(),
+            loop.stopped_by,
+        )
+        for index, (member, best) in enumerate(zip(members, params, strict=True))
+    ]
+    labelled = dict(zip(stage.members, results, strict=True)) if many else {}
+    return dataclasses.replace(results[0], state=layout.local(results[0].state), members=labelled)
+
+
+def _complain(error: Exception) -> None:
+    print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+
+
+def _open(stage: Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
+    folder = RunFolder.create(out, stage.recipe, stage.dataset.fingerprint)
+    stack.enter_context(folder.locked())
+    folder.write_data(stage.dataset, stage.task, stage.batches.scaling)
+    return folder
+
+
+def _kept(stage: Stage) -> int | None:
+    """Steps between checkpoints that are kept to the end: a multiple of those between any."""
+    recipe, epoch = stage.recipe, stage.batches.steps_per_epoch
+    if recipe.keep_every is None:
+        return None
+    interval = recipe.evaluation_interval(epoch)
+    return max(round(recipe.keep_every * epoch / interval), 1) * interval
+
+
+def _member_folder(stage: Stage, folder: RunFolder, member: Member) -> RunFolder:
+    if not member.label:
+        return folder
+    own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
+    own.write_data(stage.dataset, stage.task, stage.batches.scaling)
+    return own
+
+
+def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
+    """summary.json of every member; of several a table as well, and the group's summary.json."""
+    for member in loop.members:
+        if member.folder and not member.folder.summary.exists():
+            write_json(member.folder.summary, loop.summary(member))
+    if loop.many:
+        rows = {
+            member.label: {"diverged": member.diverged, **_last_values(loop, member)}
+            for member in loop.members
+        }
+        if folder and not folder.summary.exists():
+            write_json(
+                folder.summary,
+                {**loop.summary(loop.members[0]), "best_step": None, "best": None, "members": rows},
+            )
+        for line in compare_members(
+            rows, loop.recipe.select_by or "", loop.recipe.select_mode or "max"
+        ):
+            progress.say(line)
+
+
+def _last_values(loop: Loop, member: Member) -> dict[str, float]:
+    """Metrics of the member's best step on the validation split, or of its last steps in training."""
+    step = loop.best_step(member)
+    lines = [
+        line for line in member.history if line["split"] == "validation" and line["step"] == step
+    ]
+    lines = lines or [line for line in member.history if line["split"] == "train"]
+    return (
+        {name: value for name, value in lines[-1].items() if name not in NOT_METRICS}
+        if lines
+        else {}
+    )

@@ -1,0 +1,239 @@
+"""Samplers: which rows of a table make up each batch, as a pure function of (seed, step).
+
+A sampler is a value that a ``train.dataset.Table`` carries.  Given the size of the batches, it makes
+an ``Order``, which nothing has to be stored for: a run that is resumed needs only its step.
+
+    Shuffled     every epoch is a permutation of the rows
+    Contiguous   each row of a batch reads its own segment of the table, one row per step (text)
+    Bucketed     the rows of a batch are of about the same length (sentences)
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class Order:
+    """The batches of a table.  Groups are rows whose batches have the same shapes."""
+
+    def __init__(self, batch_size: int, padded: int, seed: int | None) -> None:
+        """padded: rows of a batch after padding.  seed: None keeps the order of the table."""
+        self.batch_size, self.padded, self.seed = batch_size, padded, seed
+        self.steps_per_epoch = 0
+        self.places: np.ndarray | None = None
+        """The place of each row within its group; None where there is one group."""
+
+    def with_seed(self, seed: int) -> "Order":
+        """The same rows in the order of another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def rows(self, step: int) -> np.ndarray:
+        """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
+        raise NotImplementedError
+
+    def group(self, step: int) -> int:
+        """The group that all rows of batch ``step`` are of."""
+        return 0
+
+    def parts(self, columns: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+        """The columns of each group, as batches of it need them."""
+        return {0: columns}
+
+
+class Sampler(Protocol):
+    """How rows of a table become batches."""
+
+    def order(
+        self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
+    ) -> Order:
+        """The batches of a table of ``size`` rows.  pool: the rows that are used; all for None."""
+        ...
+
+    def joined(self, others: Sequence[Any]) -> "Sampler":
+        """The sampler of this table followed by others of the same kind."""
+        ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What of it belongs to the content of the data, for a fingerprint."""
+        ...
+
+
+class _Permuted(Order):
+    """Rows of each group in an order that the seed draws anew in every epoch."""
+
+    def __init__(
+        self, groups: dict[int, np.ndarray], batch_size: int, padded: int, seed: int | None
+    ) -> None:
+        super().__init__(batch_size, padded, seed)
+        self.groups = groups
+        sizes = map(len, groups.values())
+        self.steps_per_epoch = sum(math.ceil(size / batch_size) for size in sizes)
+        self._epoch: tuple[Any, list[tuple[int, np.ndarray]]] = (None, [])
+
+    def rows(self, step: int) -> np.ndarray:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rows = self._batches(epoch)[within][1]
+        missing = self.padded - len(rows)
+        return np.pad(rows, (0, missing), constant_values=-1) if missing else rows.copy()
+
+    def _batches(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """Group and rows of each batch of an epoch."""
+        if self._epoch[0] != (self.seed, epoch):
+            batches = []
+            for group, rows in self.groups.items():
+                if self.seed is not None:
+                    generator = np.random.default_rng([self.seed, epoch, *self._words(group)])
+                    rows = rows[generator.permutation(len(rows))]
+                starts = range(0, len(rows), self.batch_size)
+                batches += [(group, rows[start : start + self.batch_size]) for start in starts]
+            self._epoch = ((self.seed, epoch), self._arranged(batches, epoch))
+        return self._epoch[1]
+
+    def _words(self, group: int) -> list[int]:
+        return []
+
+    def _arranged(self, batches: list[Any], epoch: int) -> list[Any]:
+        return batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """Every epoch is a permutation of the rows by (seed, epoch)."""
+
+    def order(
+        self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
+    ) -> Order:
+        """See ``Sampler``."""
+        rows = np.arange(size, dtype=np.int32) if pool is None else pool.astype(np.int32)
+        return _Permuted({0: rows}, batch_size, padded, seed)
+
+    def joined(self, others: Sequence[Any]) -> "Shuffled":
+        """See ``Sampler``."""
+        return self
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+
+def _require_all(pool: np.ndarray | None) -> None:
+    if pool is not None:
+        raise ValueError(f"labels={len(pool)}, allowed for rows that are not shuffled: None")
+
+
+class _Segments(Order):
+    def __init__(self, size: int, batch_size: int, padded: int, seed: int | None) -> None:
+        super().__init__(batch_size, padded, seed)
+        self.bounds = np.arange(batch_size + 1) * size // batch_size
+        self.steps_per_epoch = math.ceil(size / batch_size)
+
+    def rows(self, step: int) -> np.ndarray:
+        rows = np.full(self.padded, -1, np.int32)
+        rows[: self.batch_size] = self.bounds[:-1] + step % self.steps_per_epoch
+        rows[: self.batch_size][rows[: self.batch_size] >= self.bounds[1:]] = -1
+        return rows
+
+    def parts(self, columns: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+        first = np.isin(np.arange(len(columns["reset"])), self.bounds[:-1])
+        return {0: {**columns, "reset": columns["reset"] | first}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contiguous:
+    """Each batch row reads its own contiguous segment of the table, the same in every epoch.
+
+    The table has a column "reset" [n]: whether a row begins a new document instead of continuing
+    the row before.  A segment's first row begins anew too.
+    """
+
+    def order(
+        self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
+    ) -> Order:
+        """See ``Sampler``.  Raises ValueError for a pool: rows are read one after the other."""
+        _require_all(pool)
+        return _Segments(size, batch_size, padded, seed)
+
+    def joined(self, others: Sequence[Any]) -> "Contiguous":
+        """See ``Sampler``."""
+        return self
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Nothing: "reset" is a column."""
+        return {}
+
+
+class _ByBucket(_Permuted):
+    def __init__(self, buckets: np.ndarray, widths: Mapping[str, Any], *how: Any) -> None:
+        groups = {
+            int(bucket): np.flatnonzero(buckets == bucket).astype(np.int32)
+            for bucket in np.unique(buckets)
+        }
+        super().__init__(groups, *how)
+        self.widths = widths
+        self.places = np.empty(len(buckets), np.int32)
+        for rows in groups.values():
+            self.places[rows] = np.arange(len(rows))
+
+    def group(self, step: int) -> int:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return self._batches(epoch)[within][0]
+
+    def parts(self, columns: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+        return {group: self._cut(columns, group, rows) for group, rows in self.groups.items()}
+
+    def _cut(self, columns: Mapping[str, Any], group: int, rows: np.ndarray) -> Mapping[str, Any]:
+        def cut(path: Any, leaf: np.ndarray) -> np.ndarray:
+            widths = self.widths.get(jax.tree_util.keystr(path, simple=True, separator="."))
+            return np.ascontiguousarray(
+                leaf[rows] if widths is None else leaf[rows, : widths[group]]
+            )
+
+        return jax.tree_util.tree_map_with_path(cut, dict(columns))
+
+    def _words(self, group: int) -> list[int]:
+        return [group]
+
+    def _arranged(self, batches: list[Any], epoch: int) -> list[Any]:
+        # By the epoch alone: the steps of runs that differ in their seeds have the same shapes.
+        if self.seed is None:
+            return batches
+        order = np.random.default_rng(epoch).permutation(len(batches))
+        return [batches[index] for index in order]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bucketed:
+    """All rows of a batch are of one bucket, and its arrays are only as wide as that needs.
+
+    buckets: of each row, int [n].  widths: {"inputs.source": (10, 20, 43), ...}: what the second
+    axes of arrays in buckets 0, 1, ... are cut down to.
+    Which bucket each step takes depends on the epoch only, so that the steps of runs that differ in
+    their seeds have the same shapes.
+    """
+
+    buckets: np.ndarray
+    widths: Mapping[str, tuple[int, ...]]
+
+    def order(
+        self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
+    ) -> Order:
+        """See ``Sampler``.  Raises ValueError for a pool."""
+        _require_all(pool)
+        return _ByBucket(self.buckets, self.widths, batch_size, padded, seed)
+
+    def joined(self, others: Sequence[Any]) -> "Bucketed":
+        """See ``Sampler``."""
+        return Bucketed(
+            np.concatenate([self.buckets, *(each.buckets for each in others)]), self.widths
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The buckets."""
+        return {"bucket": self.buckets}

@@ -1,0 +1,39 @@
+"""One recurrent layer over time: tanh or ReLU units, LSTM, GRU.
+
+``definition`` has the equations, a layer's parameters, a single step, and all steps one after the other.  ``fast`` has all steps
+again with a gradient that is written out, and it is this ``unroll`` that the models use.
+"""
+
+from zoo.parts.recurrence import definition, fast
+from zoo.parts.recurrence.definition import (
+    CELLS,
+    GATES,
+    Cell,
+    advance,
+    carry_size,
+    init,
+    initial_carry,
+    output_of,
+    project,
+    step,
+)
+from zoo.parts.recurrence.fast import COLLIDING, LARGE, inspect, unroll
+
+__all__ = [
+    "CELLS",
+    "COLLIDING",
+    "GATES",
+    "LARGE",
+    "Cell",
+    "advance",
+    "carry_size",
+    "definition",
+    "fast",
+    "init",
+    "initial_carry",
+    "inspect",
+    "output_of",
+    "project",
+    "step",
+    "unroll",
+]

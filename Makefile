@@ -1,7 +1,9 @@
-# make demo   trains and evaluates the default recipe     make test   runs the tests
-# make test-all   runs the long ones too: speed, quick recipes, several processes, JAX's settings
-# make lint   style and types                             make lock   pins today's versions in the constraints file of this Python
-# make clean-room   tries the package as a stranger has it: the wheel alone, an empty home, warnings as errors
+# make demo         trains and evaluates the default recipe
+# make test         runs the tests
+# make test-all     runs the long tests too: speed, quick recipes, several processes, JAX's settings
+# make lint         checks style and types
+# make clean-room   tests the package as a new user gets it: the wheel alone, empty home, warnings as errors
+# make lock         pins today's versions in the constraints file of this Python
 #
 # Another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -9,10 +11,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/convnet-digits
-# The last JAX for Python 3.11 is of the 0.10 line, which has pins of its own.
+# JAX 0.10 is the last line for Python 3.11, which therefore has its own pins.
 PINS := constraints$(shell $(PYTHON) -c 'import sys; print("-py311" * (sys.version_info < (3, 12)))').txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
-# Programs that tests compiled, for the next run of them on this machine.
+# Programs compiled by tests, kept for the next run on this machine.
 PROGRAMS := $(CURDIR)/.cache/$(shell uname -n)-$(VENV)
 
 RUN_TESTS = JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR:-$(PROGRAMS)} \

@@ -1,9 +1,11 @@
-"""Tries purezoo as a stranger has it: an environment made from the wheel alone, an empty home, warnings as errors.
+"""Tests purezoo as a new user gets it: the wheel alone, an empty home, warnings as errors.
 
-    python .ci/clean_room.py [PYTHON]     builds the wheel, and installs it for PYTHON (the one that runs this unless given)
+    python .ci/clean_room.py [PYTHON]   builds the wheel, installs it for PYTHON (default: this one)
 
-It trains, is killed, resumes, evaluates and predicts.  Nothing may be written to standard error, the second start must find its
-programs, and what needs an optional package must say so.  Prints what it measured; exits with status 1 at the first problem.
+It trains, kills the run, resumes, evaluates and predicts.  Nothing may be written to standard
+error, the second start must find its compiled programs, and features that need an optional
+package must say so.
+Prints its measurements; exits with status 1 at the first problem.
 """
 
 import pathlib
@@ -35,32 +37,33 @@ from train.__main__ import main
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 status = main(["convnet-digits", "--steps", "1", "--quiet", "--out", sys.argv[1]])
-print(status, *(events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")))
+caches = [f"/jax/compilation_cache/cache_{kind}" for kind in ("hits", "misses")]
+print(status, *map(events.count, caches))
 """
-"""A start up to the first step: prints its status, and how many programs it found and how many it compiled."""
+"""Trains one step; prints the status and the numbers of cached and of compiled programs."""
 
 
 def main(interpreter: str) -> None:
-    """Everything, in a temporary folder."""
+    """Runs all checks in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="purezoo-clean-") as folder:
         room = Room(pathlib.Path(folder), interpreter)
         check_packages(room)
         check_training(room)
         check_cache(room)
         check_translation(room)
-        left = sorted(path.name for path in room.work.iterdir())
-        require(left == ["digit.png", "runs"], f"left in the folder: {left}")
+        files = sorted(path.name for path in room.work.iterdir())
+        require(files == ["digit.png", "runs"], f"left in the folder: {files}")
     print("clean room: passed")
 
 
 class Room:
-    """An environment with the wheel, an empty home, and an empty folder to work in."""
+    """An environment with the wheel, an empty home, and an empty working folder."""
 
     def __init__(self, folder: pathlib.Path, interpreter: str) -> None:
         quiet = ["--quiet", "--disable-pip-version-check"]
         wheels = folder / "wheels"
-        subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, ROOT], check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels]
+        subprocess.run([*build, ROOT], check=True, stdout=subprocess.DEVNULL)
         (wheel,) = wheels.glob("*.whl")
         subprocess.run([interpreter, "-m", "venv", folder / "env"], check=True)
         self.bin, self.home, self.work = (
@@ -86,40 +89,48 @@ class Room:
         subprocess.run(install, check=True)
 
     def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
-        """A command of the environment, started."""
+        """Starts a command of the environment."""
         environment = {
             "HOME": str(self.home),
             "PATH": "/usr/bin:/bin",
             "PYTHONWARNINGS": "error",
             "LANG": "C.UTF-8",
         }
-        return subprocess.Popen([self.bin / command, *arguments], env=environment, cwd=self.work, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            [self.bin / command, *arguments],
+            env=environment,
+            cwd=self.work,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, command: str, *arguments: str) -> str:
-        """What a command prints, which must succeed without a word on standard error."""
+        """Returns a command's output; it must succeed and write nothing to standard error."""
         process = self.start(command, *arguments)
         out, err = process.communicate(timeout=600)
-        problem = f"{command} {' '.join(arguments)}: status {process.returncode}, standard error: {err!r}, output: {out}"
+        call = f"{command} {' '.join(arguments)}"
+        problem = f"{call}: status {process.returncode}, standard error: {err!r}, output: {out}"
         require(process.returncode == 0 and err == "", problem)
         return out
 
 
 def check_packages(room: Room) -> None:
-    """Nothing of the extras is there, so that what they bring along cannot be needed by accident."""
-    code = f"import importlib.util; print([name for name in {EXTRAS} if importlib.util.find_spec(name)])"
+    """No extra is installed, so nothing can depend on one, or on its dependencies, by accident."""
+    installed = f"[name for name in {EXTRAS} if importlib.util.find_spec(name)]"
+    code = f"import importlib.util; print({installed})"
     require(room.run("python", "-c", code).strip() == "[]", "an optional package is installed")
-    said = room.run(
+    versions = room.run(
         "python",
         "-c",
         "import sys, jax, zoo; print(sys.version.split()[0], jax.__version__, zoo.__version__)",
     )
-    python, jax, zoo = said.split()
+    python, jax, zoo = versions.split()
     print(f"clean room: Python {python}, jax {jax}, purezoo {zoo}")
 
 
 def check_training(room: Room) -> None:
-    """Trains, is killed, resumes, evaluates and predicts."""
+    """Trains, kills the run, resumes, evaluates and predicts."""
     options = ("mlp-digits", "--epochs", "40", "--out", "runs/digits")
     process = room.start("zoo-train", *options)
     checkpoints = room.work / "runs" / "digits" / "checkpoints"
@@ -147,8 +158,8 @@ def check_training(room: Room) -> None:
 
 
 def check_cache(room: Room) -> None:
-    """The second start finds all programs of the first one."""
-    seconds, found = [], []
+    """The second start finds all compiled programs of the first one."""
+    seconds, programs = [], []
     for name in ("first", "second"):
         began = time.monotonic()
         status, hits, misses = map(
@@ -156,17 +167,21 @@ def check_cache(room: Room) -> None:
         )
         require(status == 0, f"status {status}")
         seconds.append(time.monotonic() - began)
-        found.append((hits, misses))
+        programs.append((hits, misses))
     require(
-        found[1][0] > 0 and found[1][1] == 0,
-        f"the second start found {found[1][0]} programs, compiled {found[1][1]}",
+        programs[1][0] > 0 and programs[1][1] == 0,
+        f"the second start found {programs[1][0]} programs, compiled {programs[1][1]}",
     )
-    print(f"clean room: first start {seconds[0]:.1f} s, second {seconds[1]:.1f} s, ratio {seconds[1] / seconds[0]:.2f}; "
-          f"programs found {found[0][0]} and {found[1][0]}, compiled {found[0][1]} and {found[1][1]}")  # fmt: skip
+    (first_hits, first_misses), (second_hits, second_misses) = programs
+    print(
+        f"clean room: first start {seconds[0]:.1f} s, second {seconds[1]:.1f} s, "
+        f"ratio {seconds[1] / seconds[0]:.2f}; programs found {first_hits} and {second_hits}, "
+        f"compiled {first_misses} and {second_misses}"
+    )
 
 
 def check_translation(room: Room) -> None:
-    """Measures a translation model, all but the score that needs an extra."""
+    """Measures a translation model, except the score that needs an extra."""
     room.run("zoo-train", "numbers-en-fr", "--epochs", "1", "--quiet", "--out", "runs/numbers")
     out = room.run("zoo-evals", "runs/numbers")
     require(
@@ -176,7 +191,7 @@ def check_translation(room: Room) -> None:
 
 
 def require(condition: bool, problem: str) -> None:
-    """Ends the process with the problem unless the condition holds."""
+    """Exits with the problem unless the condition holds."""
     if not condition:
         sys.exit(f"clean room: {problem}")
 

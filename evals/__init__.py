@@ -1,18 +1,21 @@
-"""Evaluation: metrics, reports, predictions, the ledger of results, speed.
+"""Evaluation: metrics, reports, predictions, the results ledger, benchmarks.
 
     import evals
 
-    evaluation = evals.evaluate("runs/convnet-digits")      # what ``zoo-evals runs/convnet-digits`` does, without the files
-    evaluation.metrics                                      # {"test loss nats": ..., "test accuracy %": ..., ...}
-    evals.predict("runs/convnet-digits", ["seven.png"])     # [("seven.png", probabilities [classes])]
+    # What ``zoo-evals runs/convnet-digits`` does, without writing files.
+    evaluation = evals.evaluate("runs/convnet-digits")
+    evaluation.metrics    # {"test loss nats": ..., "test accuracy %": ..., ...}
 
-Names are loaded on first use, so that importing the package stays fast.
+    # [("seven.png", probabilities [classes])]
+    evals.predict("runs/convnet-digits", ["seven.png"])
+
+Names are loaded on first use, to keep the import fast.
 """
 
 import os
 import runpy
 
-# By its place, as the name may lead to another ``train``.
+# Loaded by path: another package called ``train`` may come first on sys.path.
 runpy.run_path(os.path.join(os.path.dirname(__path__[0]), "train", "ours.py"))["begin"](
     "train", "zoo"
 )

@@ -1,9 +1,9 @@
-"""Command line: ``zoo-evals RUN_DIR`` measures a run; ``zoo-evals predict RUN_DIR FILE`` uses it.
+"""Command line: ``zoo-evals RUN_DIR`` measures a run, ``zoo-evals predict RUN_DIR FILE`` uses it.
 
-The other verbs are in ``evals.verbs``.
+``evals.verbs`` defines the verbs.
 """
 
-if __name__ == "__main__":  # python -m evals; before what takes seconds to import
+if __name__ == "__main__":  # python -m evals; comes before the slow imports
     import sys
 
     from evals.entry import zoo_evals
@@ -29,30 +29,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures a finished run: numbers on the terminal and in eval.json, a report in report.html."""
+    """Measures a finished run: prints metrics, and writes eval.json and the report report.html."""
 
     run_dir: RunDir
-    """Run folder, as zoo-train made it."""
+    """Run folder, written by zoo-train."""
     split: str = "test"
-    """Which part of the data to measure on: test, validation, train, or another that the data
-    have."""
+    """Split to measure on: test, validation, train, or any other split of the data set."""
     data: str | None = None
-    """Measure on these data of the same task instead of the run's own, such as
-    pairs:other.en,other.fr or folder:DIR.  A set without splits of its own is measured as a whole;
-    the results lie in eval-on-... and report-on-..., and enter no ledger."""
+    """Measure on this data set of the same task instead of the run's own, e.g.
+    pairs:other.en,other.fr or folder:DIR.  A data set without splits is measured as a whole.
+    Results go to eval-on-... and report-on-... and are not added to the ledger."""
     data_dir: str | None = None
-    """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
+    """Folder searched for data sets before the download cache (also $ZOO_DATA_DIR)."""
     report: bool = True
     """Write report.html."""
     example: int = 0
-    """Number of the example of the split that the report looks at closely: its feature maps and
-    scores, or the passage from there on."""
+    """Index of the example that the report shows in detail: its feature maps and scores, or the
+    passage that starts there."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures a run, or does what a verb says.
+    """Measures a run, or executes a verb.
 
-    Returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 Ctrl-C.
+    Returns the exit status: 0 success, 1 error, 2 invalid command line, 3 Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     program = entry.program("evals")
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         verb = None
         options = tyro.cli(Options, prog=program, args=arguments, description=_description(program))
-    # matplotlib complains of a home that cannot be written, and does without it.
+    # Hides matplotlib's warning that the home folder is read-only, which is harmless.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with entry.importing():
         import evals.evaluation
@@ -95,7 +94,7 @@ def _description(program: str) -> str:
 
 
 def _former(program: str, arguments: list[str]) -> str | None:
-    """What to say to somebody who gives an option that has become a verb."""
+    """Error message if an option has become a verb, else None."""
     for argument in arguments if not arguments or arguments[0] not in VERBS else ():
         if argument.partition("=")[0] in FORMER:
             option = argument.partition("=")[0]
@@ -104,20 +103,20 @@ def _former(program: str, arguments: list[str]) -> str | None:
 
 
 def _mistyped(program: str, arguments: list[str]) -> str | None:
-    """What to say to somebody whose verb is none."""
+    """Error message if the verb is unknown, else None."""
     if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
         return None
     if arguments[0] in VERBS or pathlib.Path(arguments[0]).exists():
         return None
     near = difflib.get_close_matches(arguments[0], VERBS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
-    return f"error: no verb and no run folder {arguments[0]!r}; {hint}"
+    return f"error: neither a verb nor a run folder: {arguments[0]!r}; {hint}"
 
 
 def measure(options: Options) -> int:
-    """Writes eval.json and report.html, and says where they are.
+    """Measures a run, writes eval.json and report.html, and prints where they are.
 
-    Of runs that were trained side by side each is measured, and they are compared.
+    If the folder holds several runs, measures each of them and compares them.
     """
     from evals.evaluation import evaluate, training
     from evals.report.page import REPORT_NEEDS, can_render
@@ -136,7 +135,7 @@ def measure(options: Options) -> int:
     report = options.report and can_render()
     kept = keep(evaluation, report)
     if not training(evaluation.run.folder)["complete"]:
-        print("the run is not complete: this is its best checkpoint so far")
+        print("the run is not complete: these are results of its best checkpoint so far")
     if report < options.report:
         print(REPORT_NEEDS)
     print_results(evaluation, report, kept)
@@ -144,9 +143,9 @@ def measure(options: Options) -> int:
 
 
 def keep(evaluation: "Evaluation", report: bool) -> bool:
-    """Writes eval.json and report.html.
+    """Writes eval.json and, if ``report``, report.html; returns whether this worked.
 
-    Says so where they cannot be written: what was measured is still worth showing.
+    A failure is printed, not raised: the caller still prints the metrics.
     """
     from evals.evaluation import write_evaluation
 
@@ -157,13 +156,13 @@ def keep(evaluation: "Evaluation", report: bool) -> bool:
 
             write_report(evaluation)
     except OSError as error:
-        print(f"error: the results are not kept: {error}", file=sys.stderr)
+        print(f"error: could not save the results: {error}", file=sys.stderr)
         return False
     return True
 
 
 def measure_members(options: Options, labels: list[str]) -> int:
-    """Measures every run of a folder that holds several; prints a table with mean and spread."""
+    """Measures every run of a folder with several runs; prints a table with mean and spread."""
     from evals.evaluation import evaluate
     from evals.report.page import can_render
     from train.engine.member import compare_members
@@ -189,7 +188,7 @@ def measure_members(options: Options, labels: list[str]) -> int:
 
 
 def print_results(evaluation: "Evaluation", report: bool, kept: bool) -> None:
-    """Metrics; then where the files are, if they were written; what to try next."""
+    """Prints the metrics, the paths of the files that were written, and what to try next."""
     from evals import tasks
     from evals.metrics import show_metric
 

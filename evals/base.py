@@ -1,15 +1,15 @@
-"""The protocol that every task of ``evals.tasks`` follows.
+"""The protocol that every task in ``evals.tasks`` follows.
 
-A task is a module with the same four names, as a model is in ``zoo``:
+A task is a module with these four names:
 
-    TASK       the class of ``train.tasks`` whose runs it measures
-    measure    (Subject) -> Measured: metrics, and whatever its sections draw
+    TASK       the class in ``train.tasks`` whose runs the module measures
+    measure    (Subject) -> Measured: the metrics, and whatever the sections need
     SECTIONS   functions of an Evaluation that return HTML for the report, or None to be left out
-    VERBS      {name: (run, options) -> exit status}: what a person can ask of such a model; options
-               are those of ``evals.verbs``
+    VERBS      {name: (run, options) -> exit status}: verbs of the command line; ``evals.verbs``
+               defines their options
 
-``evals.tasks.TASKS`` lists them.  ``evaluate``, the report and the command line know this protocol
-and no task.
+``evals.tasks.TASKS`` lists the tasks.  ``evaluate``, the report and the command line use only this
+protocol and know no task.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class Subject(NamedTuple):
-    """What is measured: a run on one split of a data set.
+    """The input of ``measure``: a run and one split of a data set.
 
-    means: the metrics of the model's ``loss``, means over the split.
-    own: whether the data are those that the run was trained on.
+    means: the metrics of the model's ``loss``, averaged over the split.
+    own: whether this is the data set that the run was trained on.
     """
 
     run: Run
@@ -53,12 +53,12 @@ class Subject(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
-    """What ``measure`` returns.  A task adds fields for its sections.
+    """The output of ``measure``.  Tasks subclass it to add fields for their sections.
 
-    metrics: by full name, such as "test accuracy %"; the last word is the unit, if there is one.
-    note: how metrics were computed, where their names do not say it.
-    tokens: number of tokens that metrics are means over; None where these are examples.
-    shares: {metric: n}: percentages that are shares of n independent examples.
+    metrics: by full name, such as "test accuracy %"; the last word is the unit, if any.
+    note: how metrics were computed, where their names do not tell.
+    tokens: number of tokens that metrics are averaged over; None if these are examples.
+    shares: {metric: n}: the percentages that are proportions of n independent examples.
     """
 
     metrics: dict[str, float]
@@ -69,10 +69,10 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A run, measured.
+    """The measurement of a run.
 
-    example: the example that the report looks at closely.
-    data_dir: where data sets are looked up first.
+    example: index of the example that the report shows in detail.
+    data_dir: the folder that is searched for data sets first.
     """
 
     subject: Subject
@@ -97,33 +97,33 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """{"test accuracy %": ...}: the unit is the last word, where there is one."""
+        """{"test accuracy %": ...}: the last word is the unit, if any."""
         return self.measured.metrics
 
     @property
     def note(self) -> str:
-        """How metrics were computed, where their names do not say it."""
+        """How metrics were computed, where their names do not tell."""
         return self.measured.note
 
     @property
     def count(self) -> int:
-        """Examples of the split."""
+        """Number of examples in the split."""
         return self.table.size
 
     @property
     def items(self) -> int:
-        """Number of items that metrics are means over: tokens of text, else examples."""
+        """Number of items that metrics are averaged over: tokens for text, else examples."""
         return self.count if self.measured.tokens is None else self.measured.tokens
 
     @property
     def measured_on(self) -> str:
-        """For people: "300 test examples"."""
+        """For display: "300 test examples"."""
         what = "examples" if self.measured.tokens is None else "tokens"
         return f"{self.items:,} {self.split} {what}"
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals, in per cent, of shares of independent examples: see ``evals.intervals``."""
+        """95 % confidence intervals, in per cent, of ``shares``: see ``evals.intervals``."""
         ends = {}
         for name, count in self.measured.shares.items():
             if name in self.metrics:
@@ -138,7 +138,7 @@ class Evaluation:
 
     @property
     def report(self) -> pathlib.Path:
-        """report.html, named alike."""
+        """report.html of the run, named like ``file``."""
         return self._file("report", "html")
 
     def _file(self, stem: str, suffix: str) -> pathlib.Path:
@@ -156,11 +156,11 @@ Verb = Callable[[Run, Any], int]
 
 
 class TaskModule(Protocol):
-    """The names of a module of ``evals.tasks``: see above."""
+    """The names that a module in ``evals.tasks`` defines: see above."""
 
     @property
     def TASK(self) -> type[Task]:  # noqa: N802 (a constant of the module)
-        """The class of the runs that it measures."""
+        """The task class of the runs that it measures."""
         ...
 
     @property
@@ -170,9 +170,9 @@ class TaskModule(Protocol):
 
     @property
     def VERBS(self) -> Mapping[str, Verb]:  # noqa: N802
-        """What a person can ask of such a model, by name."""
+        """Verbs of the command line, by name."""
         ...
 
     def measure(self, subject: Subject) -> Measured:
-        """Metrics of a run on a split."""
+        """The metrics of a run on a split."""
         ...

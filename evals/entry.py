@@ -6,5 +6,5 @@ from train.entry import run
 
 
 def zoo_evals() -> Any:
-    """Also ``python -m evals``."""
+    """Runs the command; ``python -m evals`` does too."""
     return run("evals.__main__")

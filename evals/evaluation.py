@@ -1,4 +1,4 @@
-"""Evaluation of a run: its best checkpoint, measured on one split of its data or of others."""
+"""Evaluation of a run: measures its best checkpoint on a split of its data or of other data."""
 
 import contextlib
 import os
@@ -29,14 +29,15 @@ def evaluate(
 ) -> Evaluation:
     """Measures a run's best checkpoint on a split ("test", "validation", "train") of its data.
 
-    data: other data of the run's task, as ``train.data`` names them: "pairs:a.en,a.fr".  A set
-        without splits of its own is measured as a whole.
-    Raises RunError, CheckpointError (see ``evals.run.restore``), DataError when the data are
-    missing or do not fit the run, and ValueError when there is no such example.
+    data: another data set of the run's task, named as in ``train.data``: "pairs:a.en,a.fr".  A data
+        set without splits is measured as a whole.
+    example: index of the example that the report shows in detail.
+    Raises RunError, CheckpointError (see ``evals.run.restore``), DataError if the data are missing
+    or do not fit the run, ValueError if the example does not exist.
     """
     run = restore(run_dir)
-    own = data is None or data == str(run.recipe.data)
-    dataset = load_dataset(run, data_dir) if own else load_other(run, str(data), data_dir)
+    own_data = data is None or data == str(run.recipe.data)
+    dataset = load_dataset(run, data_dir) if own_data else load_other(run, str(data), data_dir)
     table = split_of(dataset, split)
     count = table.size
     if not (is_whole(example) and 0 <= example < count):
@@ -47,13 +48,13 @@ def evaluate(
     with contextlib.closing(batches):
         function = jax.jit(make_evaluate(run.module, cfg))
         means = train.engine.loop.evaluate(function, run.module, cfg, run.params, batches)
-    subject = Subject(run, dataset, split, table, means, own)
+    subject = Subject(run, dataset, split, table, means, own_data)
     measured = tasks.module_of(run.task).measure(subject)
     return Evaluation(subject, measured, example, data_dir)
 
 
 def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    """Writes eval.json into the run folder (eval-validation.json for another split), and returns what it holds."""
+    """Writes eval.json (or eval-validation.json, ...) to the run folder and returns its content."""
     run = evaluation.run
     arguments = [str(run.folder.path), "--split", evaluation.split]
     if not evaluation.subject.own:
@@ -80,7 +81,10 @@ def write_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def training(folder: RunFolder) -> dict[str, Any]:
-    """How the run was trained: complete, seconds (of all its stages), hardware, date, versions; None where it is not complete."""
+    """How the run was trained: complete, seconds, hardware, date, versions.
+
+    Seconds are the sum of all stages.  The last three are None if the run is not complete.
+    """
     keys = ("hardware", "date", "versions")
     if not folder.summary.exists():
         history = folder.history()

@@ -1,4 +1,4 @@
-"""A person's own files as inputs of a trained model.  The data set need not be there."""
+"""Reads the user's files as inputs of a trained model.  This does not need the data set."""
 
 import pathlib
 import sys
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class Failures:
-    """Prints what is wrong with a file, and remembers that something was."""
+    """Prints errors of files, and remembers in ``any`` whether there were errors."""
 
     any = False
 
     def __call__(self, error: Exception) -> None:
-        """Prints it."""
+        """Prints an error."""
         self.any = True
         print(f"error: {error}", file=sys.stderr)
 
@@ -28,9 +28,9 @@ class Failures:
 def readable(
     files: Iterable[F], read: Callable[[F], T], failed: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[F, T]]:
-    """(file, read(file)) of each file, in order.
+    """Yields (file, read(file)) for each file, in order.
 
-    failed: is called with the error of a file that cannot be read, which is left out; without it
+    failed: called with the error of each file that cannot be read, which is then skipped; if None,
     the first error is raised.
     """
     for file in files:
@@ -45,9 +45,9 @@ def readable(
 
 
 def read_inputs(run: Run, file: pathlib.Path, *, invert: bool = False) -> np.ndarray:
-    """Raw inputs [n, *input_shape] from an image file, or the array "inputs" of an npz file.
+    """Raw inputs [n, *input_shape] from an image file, or from the array "inputs" of an npz file.
 
-    invert: swaps the least and the greatest value, light and dark.
+    invert: swaps the least and the greatest value (light and dark).
     Raises DataError that names the file.
     """
     low, high = run.data.input_range
@@ -56,7 +56,7 @@ def read_inputs(run: Run, file: pathlib.Path, *, invert: bool = False) -> np.nda
         arrays = read_npz(file)
         if "inputs" not in arrays:
             has = ", ".join(sorted(arrays)) or "nothing"
-            raise DataError(f"{file}: holds {has}; expected an array named inputs")
+            raise DataError(f"{file}: contains {has}; expected an array named inputs")
         inputs = _shaped(file, check_inputs(str(file), "inputs", arrays["inputs"]), shape)
     else:
         if shape is None or len(shape) != 3:
@@ -69,14 +69,15 @@ def read_inputs(run: Run, file: pathlib.Path, *, invert: bool = False) -> np.nda
 
 
 def holds_arrays(file: pathlib.Path) -> bool:
-    """Whether a file is an npz file by its name, rather than an image."""
+    """Whether a file is an npz file, by its name, rather than an image."""
     return file.suffix.lower() == ".npz"
 
 
 def _shaped(file: pathlib.Path, inputs: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
-    """Inputs [n, *shape], given like this, flat, or without a last axis of length 1.
+    """Inputs [n, *shape] from inputs of that shape, flat inputs, or inputs without a channel axis.
 
-    As many values in other axes are refused: their order is unknown, and channels may come first.
+    Raises DataError for other shapes, even of the same size: their axis order is unknown (channels
+    may come first).
     """
     given = inputs.shape[1:]
     if shape is None or given == shape:

@@ -1,7 +1,7 @@
-"""Generation of sentences by beam search, and BLEU, for translation and captioning.
+"""Sentence generation by beam search, and BLEU, for translation and captioning.
 
-BLEU (Papineni et al. 2002) is sacrebleu's, of whole sentences as they are, from 0 to 100; its
-signature is kept with the numbers.
+BLEU (Papineni et al. 2002) is computed by sacrebleu on untokenised sentences, from 0 to 100; its
+signature is stored with the numbers.
 """
 
 import functools
@@ -24,9 +24,10 @@ NEEDS_BLEU = "no BLEU: it needs sacrebleu: pip install 'purezoo[evals]'"
 
 
 class Generated(NamedTuple):
-    """A sentence that a model wrote.
+    """A sentence that a model generated.
 
-    text; tokens: int [time], with the end if it has one; score: log p of all of them, in nats.
+    tokens: int [time], including the end token if there is one.
+    score: log p of the tokens, in nats.
     """
 
     text: str
@@ -35,7 +36,7 @@ class Generated(NamedTuple):
 
 
 def has_bleu() -> bool:
-    """Whether sacrebleu is installed: metrics are measured without it too."""
+    """Whether sacrebleu is installed.  It is optional: only BLEU needs it."""
     return importlib.util.find_spec("sacrebleu") is not None
 
 
@@ -57,9 +58,9 @@ def search(
     beam: int,
     length_penalty: Any,
 ) -> Hypotheses:
-    """What a beam search finds, <unk> never, of inputs as ``zoo.base.Conditional.encode`` takes them; greedily with a beam of 1.
+    """Beam search that never returns <unk>; greedy search if ``beam`` is 1.
 
-    A beam search of that width would write on past an end that was the most probable token.
+    inputs: those of ``zoo.base.Conditional.encode``.
     """
     memory, carry = module.encode(cfg, params, inputs)
 
@@ -67,19 +68,27 @@ def search(
         return module.decode_step(cfg, params, carry, tokens, memory)
 
     first = jnp.full(len(jax.tree.leaves(inputs)[0]), END, jnp.int32)
-    how = {"end": END, "suppressed": (UNKNOWN,)}
-    if beam == 1:
-        return jax.tree.map(lambda leaf: leaf[:, None], greedy(step, carry, first, length, **how))
-    return beam_search(step, carry, first, length, width=beam, length_penalty=length_penalty, **how)
+    options = {"end": END, "suppressed": (UNKNOWN,)}
+    if beam == 1:  # not beam search: with width 1 it would continue after the most probable end
+        return jax.tree.map(
+            lambda leaf: leaf[:, None], greedy(step, carry, first, length, **options)
+        )
+    return beam_search(
+        step, carry, first, length, width=beam, length_penalty=length_penalty, **options
+    )
 
 
 def bleu(translations: Sequence[str], targets: Sequence[str]) -> tuple[float, str]:
-    """BLEU of a corpus, 0 to 100, and sacrebleu's signature.  Raises ValueError without any, or unless each has a target."""
+    """BLEU of a corpus, 0 to 100, and sacrebleu's signature.
+
+    Raises ValueError without translations, or unless each has a target.
+    """
     import sacrebleu
 
     if not translations or len(translations) != len(targets):
         raise ValueError(
-            f"{len(translations)} translations and {len(targets)} targets, allowed: as many, at least one"
+            f"{len(translations)} translations and {len(targets)} targets, "
+            "allowed: the same number, at least one"
         )
 
     metric = sacrebleu.BLEU()

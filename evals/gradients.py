@@ -1,12 +1,13 @@
-"""How far back in time an error reaches: the gradient's norm at each step of a recurrent network.
+"""Vanishing gradients: the norm of the gradient at each time step of a recurrent network.
 
     python -m evals.gradients RUN [RUN ...] --plot docs/gradients.svg
 
-The review (page 441): "it is difficult to learn to store information for very long", as the backpropagated gradients either grow
-or shrink at each time step, so over many they explode or vanish (Hochreiter 1991; Bengio et al. 1994).
+LeCun, Bengio, Hinton (2015), page 441: "it is difficult to learn to store information for very
+long", because the backpropagated gradients grow or shrink at each time step, so that they explode
+or vanish over many steps (Hochreiter 1991; Bengio et al. 1994).
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -42,7 +43,10 @@ LINES = {"before training": ":", "trained": "-"}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draws how large the gradient with respect to the state is at each step, of runs read off the last one (adding-lstm)."""
+    """Plots the norm of the gradient with respect to the state at each time step.
+
+    Runs must be recurrent networks whose outputs are those of the last step (e.g. adding-lstm).
+    """
 
     run_dirs: Annotated[
         tuple[pathlib.Path, ...],
@@ -51,13 +55,13 @@ class Options:
     ]
     """Run folders."""
     plot: pathlib.Path
-    """The SVG file to write."""
+    """SVG file to write."""
     data_dir: str | None = None
-    """Where data sets are looked up first (also $ZOO_DATA_DIR)."""
+    """Folder searched for data sets first (also $ZOO_DATA_DIR)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    """Returns the exit status: 0 success, 1 error, 2 invalid command line."""
     options = tyro.cli(Options, prog=entry.program("evals.gradients"), args=arguments)
     from train.engine.checkpoint import CheckpointError
     from train.engine.run_folder import RunError
@@ -79,26 +83,30 @@ def main(arguments: list[str] | None = None) -> int:
     for name, lines in norms.items():
         for label, values in lines.items():
             print(
-                f"{name}, {label}: {values[-1]:.2g} at the last step, {values[0]:.2g} at the first of {len(values)}"
+                f"{name}, {label}: {values[-1]:.2g} at the last step, "
+                f"{values[0]:.2g} at the first of {len(values)}"
             )
     print(f"plot {options.plot}")
     return 0
 
 
 def applies(run: Run) -> bool:
-    """Whether the run's model goes step by step, and is read off the last one."""
+    """Whether the run's model is a unidirectional RNN whose output is that of the last step."""
     cfg = run.recipe.model
     return isinstance(cfg, rnn.Config) and cfg.read_out == "last" and not cfg.bidirectional
 
 
 def through_time(evaluation: Evaluation) -> str | None:
-    """Section of the report: see the module."""
+    """Report section with the gradient norms of the run."""
     if not applies(evaluation.run):
         return None
     norms = of_run(evaluation.run, evaluation.table)
     count = min(EXAMPLES, evaluation.count)
-    text = f"Norm of the loss's gradient with respect to the state at each step, mean over {count} examples.  Where it falls "
-    text += "by orders of magnitude, early inputs teach nothing; where it stays, they do."
+    text = (
+        "Norm of the gradient of the loss with respect to the state at each step, mean over "
+        f"{count} examples.  If it falls by orders of magnitude towards the first steps, the model "
+        "cannot learn from early inputs."
+    )
     return titled(
         "Gradients through time",
         f"<p>{text}</p><figure>{draw({evaluation.run.recipe.name: norms})}</figure>",
@@ -106,7 +114,7 @@ def through_time(evaluation: Evaluation) -> str | None:
 
 
 def of_run(run: Run, table: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"before training": norms [time], "trained": ...} over examples of a raw table."""
+    """Norms over examples of a raw table: {"before training": [time], "trained": [time]}."""
     recipe, count = run.recipe, min(EXAMPLES, len(table["inputs"]))
     raw = jnp.asarray(table["inputs"][:count])
     inputs = raw if run.scaling is None else run.scaling(raw)
@@ -123,10 +131,12 @@ def of_run(run: Run, table: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def norms(module: Any, cfg: Any, params: Params, inputs: Array, targets: Array) -> np.ndarray:
-    """Mean norm of d loss / d carry before each step [time], of inputs [batch, time, features] read off the last step.
+    """Mean norm of d loss / d carry before each step [time], for inputs [batch, time, features].
 
-    To the carry of each step a zero is added; the gradients with respect to these zeros are the carries'.
+    The loss is that of the outputs at the last step.
     """
+    # A zero is added to the carry of each step: the gradient with respect to the zero equals that
+    # with respect to the carry.
     start = module.initial_carry(cfg, params, inputs.shape[0])
     steps = inputs.swapaxes(0, 1)
     zeros = jax.tree.map(lambda leaf: jnp.zeros((len(steps), *leaf.shape), leaf.dtype), start)
@@ -149,7 +159,7 @@ def norms(module: Any, cfg: Any, params: Params, inputs: Array, targets: Array) 
 
 
 def draw(runs: dict[str, dict[str, np.ndarray]]) -> str:
-    """Lines over the steps, logarithmic, as SVG."""
+    """SVG of the norms over the steps, with a logarithmic y axis."""
 
     def lines(axes: Any) -> None:
         for color, (name, both) in zip(COLORS, runs.items(), strict=False):

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from XLA's text form of it (``compiled.as_text()``)."""
+"""Parses the collectives of a compiled program from XLA's text form (``compiled.as_text()``)."""
 
 import itertools
 import math
@@ -28,16 +28,17 @@ WORK = (
     "call",
     "conditional",
 )
-"""What takes time on a device, other than communication."""
+"""Opcodes that take time on a device, other than communication."""
 
 
 class Collective(NamedTuple):
-    """One collective operation of a program, as often as a run of the program meets it.
+    """One collective operation of a program.
 
-    kind: of KINDS.  sizes: bytes of each element type of the whole array, that is of what one device has before it is divided or
-    after it is gathered.  group: devices that take part together, None for all.
-    times: how often a run does it; None if it is in a loop whose number of iterations is data.
-    asynchronous: the device computes something else meanwhile.  source: the operation's name in JAX.
+    kind: one of KINDS.  sizes: {element type: bytes} of the whole array, which is one device's
+    array before it is scattered or after it is gathered.  group: number of participating devices,
+    None for all.  times: executions per run; None inside a loop whose trip count depends on data.
+    asynchronous: the device computes something else in the meantime.  source: the operation's name
+    in JAX.
     """
 
     kind: str
@@ -49,12 +50,12 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Of all element types, once."""
+        """Bytes of all element types, for one execution."""
         return sum(self.sizes.values())
 
 
 class Instruction(NamedTuple):
-    """``name = shape opcode(operands), attributes`` of a program; shape is that of the result."""
+    """``name = shape opcode(operands), attributes``; shape is the result's."""
 
     name: str
     shape: str
@@ -64,24 +65,24 @@ class Instruction(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives that a run of the program meets, in its order.
+    """All collectives that the program reaches from its entry, in program order.
 
-    A TPU's asynchronous collective is in several fusions, of which each does a part of it: it is one here.
-    Raises ValueError when the text has no entry computation.
+    On TPUs an asynchronous collective is split over several fusions; it is listed once.
+    Raises ValueError if the text has no entry computation.
     """
     computations, entry = parse(text)
-    found, chains = [], set()
-    for each, chain in _walk(computations, entry, 1, False):
+    operations, chains = [], set()
+    for collective, chain in _walk(computations, entry, 1, False):
         if chain is None or chain not in chains:
-            found.append(each)
+            operations.append(collective)
             chains.add(chain)
-    return found
+    return operations
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """{name: instructions} of a program's computations, and the name of the one that it starts with.
+    """{name: instructions} of a program's computations, and the name of the entry computation.
 
-    Raises ValueError when there is none.
+    Raises ValueError if there is no entry computation.
     """
     computations: dict[str, list[Instruction]] = {}
     entry, body = None, None
@@ -112,16 +113,16 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def sizes(shape: str) -> dict[str, float]:
-    """Bytes by element type of a shape as text: "(f32[2,3]{1,0}, bf16[])" -> {"f32": 24, "bf16": 2}."""
-    found: dict[str, float] = {}
+    """{element type: bytes} of a shape: "(f32[2,3]{1,0}, bf16[])" -> {"f32": 24, "bf16": 2}."""
+    totals: dict[str, float] = {}
     for dtype, axes in _ARRAY.findall(shape):
         bits = re.search(r"\d+", dtype)
         width = 8 if dtype == "pred" else int(bits[0]) if bits else 0
-        found[dtype] = (
-            found.get(dtype, 0)
+        totals[dtype] = (
+            totals.get(dtype, 0)
             + math.prod(int(size) for size in axes.split(",") if size) * width / 8
         )
-    return found
+    return totals
 
 
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\) -> .*\{$")
@@ -142,7 +143,7 @@ _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 def _group(attributes: str) -> int | None:
-    """Devices in a group: XLA writes {{0,1},{2,3}}, or [groups,size], or a mesh and those of its axes that are reduced."""
+    """Devices in a group: XLA writes {{0,1},{2,3}}, [groups,size], or mesh and reduced axes."""
     groups = _GROUPS.search(attributes)
     if groups is None:
         return None
@@ -154,7 +155,7 @@ def _group(attributes: str) -> int | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis at ``start`` ends."""
+    """Position of the parenthesis that closes the one at ``start``."""
     depth = 0
     for position in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
@@ -171,7 +172,7 @@ def _shape_and_rest(text: str) -> tuple[str, str]:
 def _walk(
     computations: dict[str, list[Instruction]], name: str, times: int | None, asynchronous: bool
 ) -> Iterator[tuple[Collective, str | None]]:
-    """Collectives, and which one each is a part of."""
+    """Yields (collective, chain): parts of one asynchronous collective share a chain."""
     body = computations.get(name, [])
     for number, instruction in enumerate(body):
         kind = instruction.opcode.removesuffix("-start")
@@ -183,7 +184,7 @@ def _walk(
                 chain[1] if chain else None,
             )
             continue
-        called = {key: [one or each.strip().lstrip("%") for each in (several or one).split(",")]
+        called = {key: [one or part.strip().lstrip("%") for part in (several or one).split(",")]
                   for key, one, several in _CALLED.findall(instruction.attributes)}  # fmt: skip
         trips = _trips(computations, instruction, called) if instruction.opcode == "while" else 1
         inner = None if times is None or trips is None else times * trips
@@ -192,16 +193,16 @@ def _walk(
 
 
 def _overlaps(body: list[Instruction], number: int) -> bool:
-    """Whether the instruction is a start, and something is computed before its end."""
+    """Whether the instruction is a start, and work is scheduled before its done."""
     start = body[number]
     if not start.opcode.endswith("-start"):
         return False
     done = start.opcode.removesuffix("-start") + "-done"
     later = itertools.takewhile(
-        lambda each: each.opcode != done or start.name not in _NAME.findall(each.operands),
+        lambda other: other.opcode != done or start.name not in _NAME.findall(other.operands),
         body[number + 1 :],
     )
-    return any(each.opcode in WORK for each in later)
+    return any(other.opcode in WORK for other in later)
 
 
 def _collective(
@@ -211,14 +212,15 @@ def _collective(
     shape = instruction.shape
     if instruction.opcode != kind and kind != "all-reduce":
         shape = _results(shape)
+    # The result of a reduce-scatter is one device's part of the whole array.
     scale = group or 1 if kind == "reduce-scatter" else 1
-    found = {dtype: size * scale for dtype, size in sizes(shape).items()}
+    totals = {dtype: size * scale for dtype, size in sizes(shape).items()}
     source = _SOURCE.search(instruction.attributes)
-    return Collective(kind, found, group, times, asynchronous, source[1] if source else "")
+    return Collective(kind, totals, group, times, asynchronous, source[1] if source else "")
 
 
 def _results(shape: str) -> str:
-    """Of (operands, results, contexts ...), the shape of an asynchronous start, the results."""
+    """The results in the shape (operands, results, contexts ...) of an asynchronous start."""
     parts, depth, start = [], 0, 1
     for position, character in enumerate(shape):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(character, 0)
@@ -231,12 +233,16 @@ def _results(shape: str) -> str:
 def _trips(
     computations: dict[str, list[Instruction]], loop: Instruction, called: dict[str, list[str]]
 ) -> int | None:
-    """Iterations of a loop: what XLA says, or else the constant that its condition compares a counter with."""
+    """Trip count of a loop: XLA's own, or else the bound in its condition; None if unknown."""
     known = _TRIPS.search(loop.attributes)
     if known:
         return int(known[1])
     condition = computations.get(called.get("condition", [""])[0], [])
-    constants = {each.name: each.operands for each in condition if each.opcode == "constant"}
+    constants = {
+        instruction.name: instruction.operands
+        for instruction in condition
+        if instruction.opcode == "constant"
+    }
     if (
         not condition
         or condition[-1].opcode != "compare"

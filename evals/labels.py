@@ -1,15 +1,16 @@
-"""What pre-training without labels is worth where labels are few (LeCun, Bengio, Hinton 2015).
+"""The benefit of unsupervised pre-training when labels are few (LeCun, Bengio, Hinton 2015).
 
     python -m train dbn-mnist --out runs/dbn-mnist
     python -m evals.labels runs/dbn-mnist --docs docs/pretraining.md
 
-Fine-tunes the recipe of a run from what its stages before learned without labels, and trains the same net from random kernels,
-on some numbers of labelled examples: several seeds at once, each of which draws its own examples, as many of each class, its
-own output layer and its own order.  All seeds start from the same pre-trained machines.  Nothing is selected: the last step
-counts, as with few labels there are none to spare for validation.
+Fine-tunes a run's recipe from its unsupervised stages, and trains the same network from random
+kernels, on several numbers of labelled examples.  Several seeds train at once; each draws its own
+examples (equally many per class), output layer and order.  All seeds start from the same
+pre-trained RBMs.  No checkpoint is selected, the last one counts: with few labels none can be
+spared for validation.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -32,27 +33,28 @@ BEGIN, END = "<!-- labels:begin -->", "<!-- labels:end -->"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Test error of a net that was pre-trained without labels, and of one that was not, for several numbers of labels."""
+    """Test error with and without unsupervised pre-training, for several numbers of labels."""
 
     run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """A complete run of a recipe with stages, the last one supervised, such as dbn-mnist."""
+    """A complete run of a recipe with stages, the last of them supervised, such as dbn-mnist."""
     labels: tuple[int, ...] = (100, 300, 1000, 3000)
     """Numbers of labelled training examples."""
     replicas: int = 5
-    """Seeds, trained side by side."""
+    """Number of seeds, trained at once."""
     machines: int | None = None
-    """How many of the pre-trained layers the nets have, from the bottom; all of them unless given."""
+    """Number of pre-trained layers to keep, from the bottom; by default all."""
     steps: int = 1000
-    """Of each training, whatever the number of labels."""
+    """Steps of each training, whatever the number of labels."""
     gain: float = 4.0
-    """Factor on all kernels of the random start: logistic nets as deep as dbn-mnist's hardly learn from smaller ones.  Of the
-    pre-trained start only the output layer is random, and as the recipe draws it."""
+    """Factor on all kernels of the random start: logistic networks as deep as dbn-mnist's hardly
+    learn from smaller ones.  The pre-trained start draws only its output layer, without the
+    factor."""
     seed: int = 0
     """The first seed."""
     docs: pathlib.Path | None = None
-    """Write the table between the markers of this Markdown file, and the plot beside it."""
+    """Write the table between the markers of this Markdown file, and the plot next to it."""
     data_dir: str | None = None
-    """Where data sets are looked up first (also $ZOO_DATA_DIR)."""
+    """Folder to search first for data sets (also $ZOO_DATA_DIR)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.docs is not None:
-            parts(options.docs)  # before anything is trained
+            parts(options.docs)  # fail before training, not after
         results = measure(options)
         print(table(results))
         if options.docs is not None:
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """A row for each number of labels and start: {"labels", "start", "errors" [seeds] in per cent}."""
+    """A row per number of labels and start: {"labels", "start", "errors" [seeds] in percent}."""
     from train.data import load_data
     from train.engine.run_folder import RunFolder
     from zoo import mlp
@@ -95,7 +97,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
         )
     if not 1 <= machines < len(recipe.stages):
         raise ValueError(
-            f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, the stages of {recipe.name}"
+            f"machines={machines}, allowed: 1 to {len(recipe.stages) - 1}, "
+            f"the stages of {recipe.name}"
         )
     if not earlier.is_dir():
         raise ValueError(f"{earlier}: no such folder, {allowed}")
@@ -105,10 +108,11 @@ def measure(options: Options) -> list[dict[str, Any]]:
     )
     dataset = load_data(recipe.data, options.data_dir)
     most = len(dataset.joined("train", "validation")["targets"])
-    wrong = [count for count in options.labels if not 1 <= count <= most]
-    if wrong or not options.labels or len(set(options.labels)) < len(options.labels):
+    invalid = [count for count in options.labels if not 1 <= count <= most]
+    if invalid or not options.labels or len(set(options.labels)) < len(options.labels):
         raise ValueError(
-            f"labels={options.labels}, allowed: different numbers from 1 to {most}, of examples to learn from"
+            f"labels={options.labels}, allowed: different numbers from 1 to {most}, "
+            "the number of training examples"
         )
     if options.replicas < 1:
         raise ValueError(f"replicas={options.replicas}, allowed: a positive number")
@@ -124,7 +128,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
 def train_and_test(
     recipe: Any, dataset: Any, count: int, source: str | None, options: Options
 ) -> list[float]:
-    """Test errors in per cent, a seed each, of nets trained on so many labels, from a run's parameters or from random ones."""
+    """Test error in percent of each seed, trained on ``count`` labels.
+
+    source: folder of the run to start from; None starts from random parameters.
+    """
     import jax
 
     import train
@@ -169,7 +176,7 @@ def train_and_test(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and deviation over seeds, a line for each number of labels."""
+    """Markdown table of mean and standard deviation over seeds, a line per number of labels."""
     lines = [
         "| labels | random | pre-trained | difference of means |",
         "| ---: | ---: | ---: | ---: |",
@@ -192,16 +199,19 @@ def _figures(errors: list[float]) -> str:
 
 
 def parts(docs: pathlib.Path) -> tuple[str, str]:
-    """The text before the markers and after them.  Raises ValueError naming the file that has none, OSError without a file."""
+    """The text before and after the markers.
+
+    Raises ValueError if there are no markers, OSError if there is no file.
+    """
     before, begin, rest = docs.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{docs}: no lines {BEGIN} and {END}, between which the table goes")
+        raise ValueError(f"{docs}: no lines {BEGIN} and {END} to put the table between")
     return before, after
 
 
 def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """The table, how it was made, and the plot."""
+    """Writes the table, a note on how it was measured, and the plot."""
     from train.engine.run_folder import RunFolder, hardware, today, write_text
 
     before, after = parts(docs)
@@ -217,7 +227,8 @@ def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> N
         f"mean ± deviation of {options.replicas} seeds" if options.replicas > 1 else "of one seed"
     )
     note = f"Test error in per cent, {seeds}, {options.steps:,} steps each, of "
-    note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  Measured on {hardware()}, {today()}."
+    note += f"{'-'.join(map(str, sizes))} from `{recipe.name}` (seed {recipe.seed}).  "
+    note += f"Measured on {hardware()}, {today()}."
     note += f"\n\n![test error against labels]({picture.name})"
     values = "<!-- " + json.dumps(rows) + " -->"
     write_text(docs, f"{before}{BEGIN}\n{table(rows)}\n\n{note}\n\n{values}\n{END}{after}")
@@ -225,18 +236,18 @@ def write(options: Options, docs: pathlib.Path, rows: list[dict[str, Any]]) -> N
 
 
 def draw(rows: list[dict[str, Any]]) -> str:
-    """SVG of the mean error against the number of labels, with the deviation over seeds as bars."""
+    """SVG of the mean error against the number of labels; bars show the deviation over seeds."""
     from evals.report.page import COLORS, plot
 
-    def each(axes: Any) -> None:
+    def draw_lines(axes: Any) -> None:
         for start, color in zip(("random", "pre-trained"), COLORS.values(), strict=True):
-            mine = [row for row in rows if row["start"] == start]
-            means = [statistics.fmean(row["errors"]) for row in mine]
+            selected = [row for row in rows if row["start"] == start]
+            means = [statistics.fmean(row["errors"]) for row in selected]
             bars = [
-                statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0 for row in mine
+                statistics.stdev(row["errors"]) if len(row["errors"]) > 1 else 0 for row in selected
             ]
             axes.errorbar(
-                [row["labels"] for row in mine],
+                [row["labels"] for row in selected],
                 means,
                 bars,
                 label=start,
@@ -260,4 +271,4 @@ def draw(rows: list[dict[str, Any]]) -> str:
         axes.set_ylabel("test error %")
         axes.legend()
 
-    return plot("pre-trained against random", each)
+    return plot("pre-trained against random", draw_lines)

@@ -1,23 +1,27 @@
-"""The ledger: what every recipe was measured to reach, in ``results.json`` beside this file.
+"""The ledger: measured results of every recipe, in ``results.json`` next to this file.
 
-    python -m evals.ledger                     prints it, with what is not measured yet
-    python -m evals.ledger add RUN_DIR ...     merges evaluated runs, one seed each, into their recipe's rows
-    python -m evals.ledger markdown README.md  writes the table between the markers of a document; --check only compares
+    python -m evals.ledger                     prints it, with the recipes not measured yet
+    python -m evals.ledger add RUN_DIR ...     adds evaluated runs, one seed each
+    python -m evals.ledger markdown README.md  writes the table between a document's markers;
+                                               --check only compares
 
-It is the only source of numbers in the documents, also of how many published results are reached ("9 of 12 published results"),
-which ``markdown`` rewrites wherever a document says it.  A row belongs to one recipe and one metric among its targets:
+All numbers in the documents come from the ledger, including the count of published results that are
+reached ("9 of 12 published results"), which ``markdown`` rewrites wherever it occurs.  Each row
+belongs to one recipe and one metric among its targets:
 
     recipe, metric
-    published, published_kind       "result": the source reports it; "bound": its tests assert less; null where there is none
-    reached                         whether the median is at least as good as published (below a bound); null where there is none
-    value, spread                   median over seeds, [least, greatest]
-    seeds, values, times            aligned: the measured value and the training seconds of each seed
-    command                         repeats it, with the recipe's own seed
-    seconds                         median training seconds
-    hardware, date, version         of the newest of its runs; version is purezoo's
+    published, published_kind  "result": the source reports it; "bound": the source's tests assert
+                               that the metric is below it; null if nothing is published
+    reached                    whether the median is at least as good as published (below a bound);
+                               null if nothing is published
+    value, spread              median over seeds, [least, greatest]
+    seeds, values, times       aligned: each seed's measured value and training seconds
+    command                    repeats the measurement, with the recipe's own seed
+    seconds                    median training seconds
+    hardware, date, version    of the newest run; version is purezoo's
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -44,12 +48,12 @@ Row = dict[str, Any]
 
 
 class LedgerError(ValueError):
-    """A run that cannot enter the ledger, or a document without its markers: says which and why."""
+    """A run that cannot be added, or a document without markers; names it and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Prints the ledger, with the recipes that have no result yet."""
+    """Prints the ledger, including recipes without a result."""
 
     file: pathlib.Path = RESULTS
     """The ledger's file."""
@@ -57,28 +61,31 @@ class Show:
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Merges evaluated runs into the ledger, one seed each; a seed that is there already is replaced."""
+    """Adds evaluated runs to the ledger, one seed each; replaces a seed's earlier result."""
 
     run_dirs: Annotated[
         tuple[pathlib.Path, ...],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]"),
     ]
-    """Complete runs of registered recipes, which python -m evals has measured."""
+    """Complete runs of registered recipes, evaluated with python -m evals."""
     file: pathlib.Path = RESULTS
     """The ledger's file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Markdown:
-    """Rewrites the table between a document's markers <!-- ledger:begin --> and <!-- ledger:end -->, and counts of results."""
+    """Rewrites the table between <!-- ledger:begin --> and <!-- ledger:end --> in a document.
+
+    Also rewrites counts such as "9 of 12 published results".
+    """
 
     document: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="DOCUMENT")] = (
         pathlib.Path("README.md")
     )
     """A Markdown file."""
     check: bool = False
-    """Only compare: status 1 when the document is not up to date."""
+    """Only compare: the exit status is 1 if the document is out of date."""
     file: pathlib.Path = RESULTS
     """The ledger's file."""
 
@@ -108,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(file: pathlib.Path = RESULTS) -> list[Row]:
-    """The rows of a ledger's file.  Raises LedgerError naming the file when it is none."""
+    """The rows of a ledger file; [] without a file.  Raises LedgerError if it is invalid."""
     try:
         rows = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -121,10 +128,10 @@ def read(file: pathlib.Path = RESULTS) -> list[Row]:
 
 
 def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
-    """Merges a run's evaluation into the ledger's file; returns what it did, a line for each metric.
+    """Adds a run's evaluation to the ledger file; returns a message per metric.
 
-    Raises LedgerError unless the run is complete, a registered recipe's but for the seed, and evaluated at its best checkpoint;
-    RunError if this is no run folder.
+    Raises LedgerError unless the run is complete, uses a registered recipe (with any seed), and is
+    evaluated at its best checkpoint; RunError if ``run_dir`` is not a run folder.
     """
     from train.engine.run_folder import write_text
     from train.recipes import RECIPES
@@ -132,12 +139,13 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
     evaluation = check(run_dir)
     recipe = RECIPES[evaluation["recipe"]]
     rows = {(row["recipe"], row["metric"]): row for row in read(file)}
-    said = []
+    messages = []
     for target in recipe.targets:
         key = (recipe.name, target.metric)
         if target.metric not in evaluation["metrics"]:
             raise LedgerError(
-                f"{run_dir}: eval.json has no {target.metric!r}; it has {', '.join(evaluation['metrics'])}"
+                f"{run_dir}: eval.json has no {target.metric!r}; "
+                f"it has {', '.join(evaluation['metrics'])}"
             )
         earlier = rows.get(key)
         rows[key] = row = merge(earlier, recipe.name, target, evaluation)
@@ -147,8 +155,9 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
             else ""
         )
         value = _number(target.metric, evaluation["metrics"][target.metric])
-        said.append(
-            f"{recipe.name}, {target.metric}: seed {evaluation['seed']} {value}{replaced}; now {_value(row)}"
+        messages.append(
+            f"{recipe.name}, {target.metric}: seed {evaluation['seed']} {value}{replaced}; "
+            f"now {_value(row)}"
         )
     order = list(RECIPES)
     ordered = sorted(
@@ -156,11 +165,11 @@ def add(run_dir: pathlib.Path, file: pathlib.Path = RESULTS) -> list[str]:
         key=lambda row: order.index(row["recipe"]) if row["recipe"] in order else len(order),
     )
     write_text(file, _dumps(ordered))
-    return said
+    return messages
 
 
 def check(run_dir: pathlib.Path) -> dict[str, Any]:
-    """eval.json of a run that may enter the ledger; raises like ``add`` for any other."""
+    """eval.json of a run that qualifies for the ledger; raises like ``add`` if it does not."""
     from evals.evaluation import FORMAT
     from train.engine.run_folder import RunFolder, differences, read_json
     from train.recipe import to_dict, written_out
@@ -172,7 +181,7 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
         raise LedgerError(f"{run_dir}: {recipe.name!r} is not a registered recipe")
     registered = dataclasses.replace(RECIPES[recipe.name], seed=recipe.seed)
     if not registered.targets:
-        raise LedgerError(f"{run_dir}: recipe {recipe.name} has no targets, so no metric to enter")
+        raise LedgerError(f"{run_dir}: recipe {recipe.name} has no targets, so no metric to add")
     changed = list(
         differences(
             {"recipe": to_dict(written_out(recipe))}, {"recipe": to_dict(written_out(registered))}
@@ -183,8 +192,8 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
             f"{run_dir}: not recipe {recipe.name} as registered (here): {'; '.join(changed)}"
         )
     if not folder.summary.exists():
-        again = f"{entry.program('train')} {shlex.join([recipe.name, '--out', str(run_dir)])}"
-        raise LedgerError(f"{run_dir}: the run is not complete; {again} resumes it")
+        resume = f"{entry.program('train')} {shlex.join([recipe.name, '--out', str(run_dir)])}"
+        raise LedgerError(f"{run_dir}: the run is not complete; {resume} resumes it")
     measure = f"{entry.program('evals')} {shlex.quote(str(run_dir))}"
     if not (folder.path / "eval.json").exists():
         raise LedgerError(f"{run_dir}: not evaluated yet; first {measure}")
@@ -201,29 +210,30 @@ def check(run_dir: pathlib.Path) -> dict[str, Any]:
         if evaluation.get(key) != value
     ]
     if stale or not evaluation["training"]["complete"]:
-        why = "; ".join(stale) or "it was not complete yet"
+        reason = "; ".join(stale) or "it was not complete yet"
         raise LedgerError(
-            f"{run_dir}: eval.json does not belong to this run as it is: {why}; again: {measure}"
+            f"{run_dir}: eval.json does not match the current run: {reason}; "
+            f"evaluate it again: {measure}"
         )
     return evaluation
 
 
 def merge(row: Row | None, recipe: str, target: Any, evaluation: dict[str, Any]) -> Row:
-    """The row (None: a new one) with one more seed."""
+    """The row (None: a new one) with one seed added or replaced."""
     runs = (
         {}
         if row is None
         else dict(zip(row["seeds"], zip(row["values"], row["times"], strict=True), strict=True))
     )
-    trained = evaluation["training"]
-    runs[evaluation["seed"]] = (round(evaluation["metrics"][target.metric], 6), trained["seconds"])
+    training = evaluation["training"]
+    runs[evaluation["seed"]] = (round(evaluation["metrics"][target.metric], 6), training["seconds"])
     seeds = sorted(runs)
     values, times = ([runs[seed][part] for seed in seeds] for part in (0, 1))
     value = round(statistics.median(values), 6)
     newest = {
-        "hardware": trained["hardware"],
-        "date": trained["date"],
-        "version": trained["versions"]["purezoo"],
+        "hardware": training["hardware"],
+        "date": training["date"],
+        "version": training["versions"]["purezoo"],
     }
     if row is not None and row["date"] > newest["date"]:
         newest = {key: row[key] for key in newest}
@@ -245,7 +255,7 @@ def merge(row: Row | None, recipe: str, target: Any, evaluation: dict[str, Any])
 
 
 def show(rows: list[Row]) -> None:
-    """Prints a table of the rows, and of the registered recipes that have none."""
+    """Prints a table of the rows and of the registered recipes without one."""
     from rich.console import Console
     from rich.table import Table
 
@@ -283,8 +293,8 @@ def show(rows: list[Row]) -> None:
             verdict = "not registered"
         elif not reached(target, row["value"]):
             verdict = "[red]missed[/red]"
-        found = row["reached"] if target is None else target.as_published(row["value"])
-        cells += [_value(row), _REACHED[found].replace("**no**", "[red]no[/red]")]
+        is_reached = row["reached"] if target is None else target.as_published(row["value"])
+        cells += [_value(row), _REACHED[is_reached].replace("**no**", "[red]no[/red]")]
         table.add_row(*cells, str(len(row["seeds"])), bound, verdict, _time(row["seconds"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     results, bounds = _counts(rows)
@@ -292,7 +302,7 @@ def show(rows: list[Row]) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a Markdown table, with how to repeat them."""
+    """The rows as a Markdown table, with the command that repeats them."""
     lines = ["| recipe | metric | published | measured | reached | seeds | time |"]
     lines.append("| --- | --- | ---: | ---: | :---: | ---: | ---: |")
     for row in rows:
@@ -308,15 +318,18 @@ def markdown(rows: list[Row]) -> str:
     if not rows:
         return "Nothing is measured yet."
     example = rows[0]["command"].replace(rows[0]["recipe"], "RECIPE")
-    made = sorted({f"{row['hardware']}, purezoo {row['version']}" for row in rows})
+    setups = sorted({f"{row['hardware']}, purezoo {row['version']}" for row in rows})
     results, bounds = _counts(rows)
     return "\n".join(
         [
             *lines,
             "",
-            "Published: what the source reports; `< 8`: a bound that the source's tests assert.  Measured: median over seeds",
-            "(least to greatest).  Reached: whether the median is at least as good as what is published;",
-            f"{results} results and {bounds} bounds are.  Time: of one training.  Measured on {'; '.join(made)}.",
+            "Published: what the source reports; `< 8`: a bound that the source's tests assert.  "
+            "Measured: median over seeds",
+            "(least to greatest).  Reached: whether the median is at least as good as what is "
+            "published;",
+            f"{results} results and {bounds} bounds are.  Time: of one training.  "
+            f"Measured on {'; '.join(setups)}.",
             "",
             f"`{example}` repeats a row; `--seed` and `--out` give other seeds.",
         ]
@@ -324,27 +337,26 @@ def markdown(rows: list[Row]) -> str:
 
 
 def count(rows: list[Row], kind: str) -> tuple[int, int]:
-    """How many published numbers of a kind, "result" or "bound", are reached, and how many there are."""
+    """(reached, total) of the published numbers of a kind, "result" or "bound"."""
     verdicts = [row["reached"] for row in rows if row["published_kind"] == kind]
     return verdicts.count(True), len(verdicts)
 
 
 def _counts(rows: list[Row]) -> tuple[str, str]:
-    """How many results and bounds are reached: "9 of 12", "8 of 8"."""
+    """Counts of reached results and bounds, such as ("9 of 12", "8 of 8")."""
     results, bounds = (" of ".join(map(str, count(rows, kind))) for kind in ("result", "bound"))
     return results, bounds
 
 
 def claim(rows: list[Row]) -> str:
-    """What README and the package's description say: "9 of 12 published results"."""
+    """The claim in README and the package description: "9 of 12 published results"."""
     return f"{_counts(rows)[0]} published results"
 
 
 def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False) -> int:
-    """Puts the table between a document's markers and ``claim`` wherever it is made, or with ``check`` only compares: 1 when it
-    differs.
+    """Updates a document's table and every ``claim``; ``check`` only compares: 1 if they differ.
 
-    Raises LedgerError when the markers are missing.
+    Raises LedgerError if the markers are missing.
     """
     from train.engine.run_folder import write_text
 
@@ -352,14 +364,14 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise LedgerError(f"{document}: no lines {BEGIN} and {END}, between which the table goes")
+        raise LedgerError(f"{document}: no lines {BEGIN} and {END} to put the table between")
     before, after = (CLAIM.sub(claim(rows), part) for part in (before, after))
     wanted = f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}"
     if wanted == text:
         print(f"{document}: up to date")
     elif check:
         rewrite = f"{entry.program('evals.ledger')} markdown {shlex.quote(str(document))}"
-        print(f"{document}: says other numbers than the ledger; {rewrite} rewrites it")
+        print(f"{document}: its numbers differ from the ledger; {rewrite} rewrites it")
         return 1
     else:
         write_text(document, wanted)
@@ -368,7 +380,7 @@ def write_markdown(document: pathlib.Path, rows: list[Row], check: bool = False)
 
 
 def _dumps(rows: list[Row]) -> str:
-    """JSON with one line for each key, lists too, so that a difference of two versions can be read."""
+    """JSON with one line per key, even for lists, so that diffs are readable."""
     objects = [
         ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
         for row in rows
@@ -380,15 +392,17 @@ _REACHED = {True: "yes", False: "**no**", None: ""}
 
 
 def _published(row: Row) -> str:
-    """The published number of a row, or of a target's fields: "1.65", of a bound "< 8"."""
+    """The published number of a row or of a target's fields: "1.65", or "< 8" for a bound."""
     if row["published"] is None:
         return ""
     return f"{'< ' if row['published_kind'] == 'bound' else ''}{row['published']:g}"
 
 
 def _value(row: Row) -> str:
-    shown = [_number(row["metric"], value) for value in (row["value"], *row["spread"])]
-    return shown[0] + (f" ({shown[1]} to {shown[2]})" if len(row["seeds"]) > 1 else "")
+    median, least, greatest = (
+        _number(row["metric"], value) for value in (row["value"], *row["spread"])
+    )
+    return median + (f" ({least} to {greatest})" if len(row["seeds"]) > 1 else "")
 
 
 def _number(metric: str, value: float) -> str:

@@ -1,11 +1,12 @@
-"""Does a model that translates still do so when sentences are long?
+"""Translation quality as a function of sentence length.
 
     python -m evals.lengths RUN [RUN ...] --plot docs/lengths.svg
 
-The claim of Bahdanau, Cho, Bengio (2014, figure 2): a single vector cannot hold a long sentence, attention does not need to.
+Bahdanau, Cho, Bengio (2014, figure 2) claim that a single vector cannot represent a long sentence,
+and that attention removes this limitation.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -28,7 +29,7 @@ from train.engine.run_folder import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draws BLEU by the length of the source, of runs that translate the same sentences."""
+    """Plots BLEU against source length for runs that translate the same sentences."""
 
     run_dirs: Annotated[
         tuple[pathlib.Path, ...],
@@ -37,13 +38,13 @@ class Options:
     ]
     """Run folders."""
     plot: pathlib.Path
-    """The SVG file to write."""
+    """SVG file to write."""
     data_dir: str | None = None
-    """Where data sets are looked up first (also $ZOO_DATA_DIR)."""
+    """Folder searched for data sets first (also $ZOO_DATA_DIR)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 an error, 2 a wrong command line."""
+    """Returns the exit status: 0 success, 1 error, 2 invalid command line."""
     options = tyro.cli(Options, prog=entry.program("evals.lengths"), args=arguments)
     from train.engine.checkpoint import CheckpointError
     from train.engine.run_folder import RunError
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             runs[name] = by_length(sentences, translate(run, [source for source, _ in sentences]))
             if not runs[name]:
                 raise ValueError(
-                    f"{run.folder.path}: {len(sentences)} test sentences, allowed: {FEWEST} of some length at least"
+                    f"{run.folder.path}: {len(sentences)} test sentences, "
+                    f"allowed: at least {FEWEST} in one of the length bins"
                 )
         write_text(options.plot, lengths_plot(runs))
     except (DataError, RunError, CheckpointError, ValueError, OSError, ImportError) as error:

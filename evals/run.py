@@ -1,4 +1,4 @@
-"""A finished run: its best model, its data, and one loop that maps a function over examples."""
+"""A finished run: its best model, its data, and a loop that maps a function over examples."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ from train.tasks import Task, learned
 from zoo.base import Model, Params
 
 Mapped = Callable[[Model, Any, Params, Any], Any]
-"""(module, cfg, params, batch) -> a tree of arrays that lead with [batch]."""
+"""(module, cfg, params, batch) -> a tree of arrays [batch, ...]."""
 
 
 class Run(NamedTuple):
-    """The best model of a run.  step: the step of its checkpoint."""
+    """A run and its best model.  step: the step of the model's checkpoint."""
 
     folder: RunFolder
     recipe: Recipe[Any, Any]
@@ -34,12 +34,12 @@ class Run(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """What the model learned."""
+        """The task that the model learned."""
         return self.data.task
 
     @property
     def scaling(self) -> Scaling | None:
-        """How inputs are scaled; None leaves them as they are, integers too."""
+        """How inputs are scaled; None leaves them unchanged (integers stay integers)."""
         return None if self.recipe.preprocess == "none" else self.data.scaling
 
     def map(
@@ -50,11 +50,11 @@ class Run(NamedTuple):
         params: Params | None = None,
         rows: int | None = None,
     ) -> Any:
-        """``function`` of every row of a table, in the table's order: numpy arrays that lead with [n].
+        """Applies ``function`` to every row of a table, in order: a tree of numpy arrays [n, ...].
 
-        table: raw columns, at least {"inputs": [n, ...]}.  rows: at a time; as many as evaluation
-        takes unless given.  Fewer rows are padded, so calls with the same ``rows`` and shapes are
-        compiled once, also where ``function`` is jitted itself.
+        table: raw columns, at least {"inputs": [n, ...]}.
+        rows: batch size; default: that of evaluation.  A smaller last batch is padded, so calls
+            with the same ``rows`` and shapes compile a jitted ``function`` only once.
         """
         chosen = self.params if params is None else params
 
@@ -73,7 +73,7 @@ class Run(NamedTuple):
     ) -> Any:
         """``map`` with a carry from batch to batch: step(carry, batch) -> (carry, values).
 
-        start(rows): the carry before the first batch, of this many rows.
+        start(rows): the carry before the first batch, for this many rows.
         """
         if rows is None:
             batches = evaluation_batches(table, self.recipe.batch_size, self.scaling)
@@ -89,16 +89,16 @@ class Run(NamedTuple):
                         np.zeros((batches.size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves
                     ]
                 rows_here = batches.rows(index)
-                there = rows_here >= 0  # others are padding
+                real = rows_here >= 0  # negative rows are padding
                 for result, leaf in zip(results, leaves, strict=True):
-                    result[rows_here[there]] = leaf[there]
+                    result[rows_here[real]] = leaf[real]
         return jax.tree.unflatten(structure, results)
 
 
 def restore(run_dir: str | os.PathLike[str]) -> Run:
-    """The best model of a run.
+    """Loads a run with its best model.
 
-    Raises RunError if this is no run folder, CheckpointError if it has no intact checkpoint.
+    Raises RunError if this is not a run folder, CheckpointError if it has no intact checkpoint.
     """
     folder = RunFolder.open(run_dir)
     recipe = folder.recipe()
@@ -107,13 +107,13 @@ def restore(run_dir: str | os.PathLike[str]) -> Run:
 
 
 def load_dataset(run: Run, data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a run was trained on.
+    """Loads the data set that a run was trained on.
 
-    Raises DataError when they are missing, RunError when their content has changed.
+    Raises DataError if it is missing, RunError if its content has changed.
     """
     dataset = load_data(run.recipe.data, data_dir)
-    # Splits are made from the whole set: in a changed one, examples of the old training split may
-    # be among the tests.
+    # Splits are drawn from the whole data set: after a change, the test split may contain examples
+    # that the model was trained on.
     if dataset.fingerprint != run.folder.config()["data_fingerprint"]:
         why = "is not what this run was trained on: its content has changed"
         raise RunError(f"{run.folder.path}: data {dataset.name!r} {why}")
@@ -121,9 +121,9 @@ def load_dataset(run: Run, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 
 def load_other(run: Run, data: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """Other data for a run's task, read with the run's settings and its vocabulary.
+    """Loads another data set for a run's task, with the run's settings and vocabulary.
 
-    Raises DataError when they are missing, or are for another task or of another shape.
+    Raises DataError if it is missing, or has another task or another input shape.
     """
     source, shape = parse(data, like=run.recipe.data), run.data.input_shape
     if shape is not None and "image_shape" in vars(source):
@@ -143,7 +143,7 @@ def load_other(run: Run, data: str, data_dir: str | os.PathLike[str] | None) -> 
 
 
 def split_of(dataset: Dataset, split: str) -> Table:
-    """The raw columns of a split.  Raises DataError naming the splits that there are."""
+    """The raw columns of a split.  If it does not exist, raises DataError that lists the splits."""
     if split not in dataset.splits:
         has = ", ".join(dataset.splits)
         raise DataError(f"data {dataset.name!r}: no {split} split; it has {has}")
@@ -151,17 +151,20 @@ def split_of(dataset: Dataset, split: str) -> Table:
 
 
 def load_split(run: Run, split: str, data_dir: str | os.PathLike[str] | None) -> Table:
-    """A split of the run's data, raw.  Raises DataError, RunError: see ``load_dataset``."""
+    """The raw columns of a split of the run's data.  Raises what ``load_dataset`` raises."""
     return split_of(load_dataset(run, data_dir), split)
 
 
 def predict_batch(module: Model, cfg: Any, params: Params, inputs: Any) -> Any:
-    """What the deterministic model estimates: "outputs" of its trace if it has them, else its outputs."""
+    """The predictions of the deterministic model.
+
+    These are "outputs" among the intermediates of ``trace`` if present, else the model's outputs.
+    """
     outputs, intermediates = module.trace(cfg, params, inputs)
     return intermediates.get("outputs", outputs)
 
 
 def class_names(run: Run, count: int) -> list[str]:
-    """A name for each of ``count`` outputs: its class, or its number where the data name none."""
+    """Names of ``count`` outputs: their classes, or their indices where the data name no class."""
     known = run.task.labels
     return [*known, *map(str, range(len(known), count))]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from evals.run import Run, restore
 
 COLORS = ("#4c8dff", "#e8743b", "#8a63d2", "#3fa45b")
-"""Of the runs of a plot."""
+"""Colours of the runs in a plot."""
 
 
 def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Run]:
-    """Runs by their recipes; of a recipe that several have, by their folders.
+    """Runs by the names of their recipes, or by their folder names if several have the same recipe.
 
-    Raises ValueError that names what two of them would be called, or how many a plot can show.
+    Raises ValueError if two runs would have the same name, or if there are more runs than colours.
     """
     if not 1 <= len(run_dirs) <= len(COLORS):
         raise ValueError(
@@ -20,12 +20,13 @@ def named(run_dirs: Sequence[pathlib.Path]) -> dict[str, Run]:
         )
     runs = [restore(run_dir) for run_dir in run_dirs]
     recipes = [run.recipe.name for run in runs]
-    found = {}
+    by_name = {}
     for run, recipe in zip(runs, recipes, strict=True):
         name = recipe if recipes.count(recipe) == 1 else run.folder.path.resolve().name
-        if name in found:
+        if name in by_name:
             raise ValueError(
-                f"{run.folder.path}: another run is called {name!r} too; folders of one recipe need different names"
+                f"{run.folder.path}: another run is called {name!r} too; "
+                "folders of one recipe need different names"
             )
-        found[name] = run
-    return found
+        by_name[name] = run
+    return by_name

@@ -1,17 +1,19 @@
-"""Soak test: ``python -m evals.soak`` kills training runs at random moments until they were killed often enough.
+"""Soak test: ``python -m evals.soak`` kills training runs at random moments, ``--kills`` times.
 
-Each run is killed (SIGKILL) and started again until it is complete.  Some kills are aimed at a save: they come shortly after the
-temporary folder of a checkpoint appears; the others at any moment between the start and the end of a process.  Of two processes
-either or both are killed; one that is left must end by itself, with an error, within the time-out.  Checked are
+Each run is killed (SIGKILL) and restarted until it is complete.  Some kills are aimed at a save:
+they come shortly after the temporary folder of a checkpoint appears.  The others come at any moment
+between the start and the end of a process.  In a run of two processes either or both are killed; a
+survivor must end by itself, with an error, within the timeout.  The test checks
 
-- at every kill, that the newest finished checkpoint is not older than at the kill before, and that at most the steps of two
-  checkpoint intervals are lost: those since a save began, and those of the save that was under way;
-- at every start, that it goes on from just that checkpoint, and finds none damaged;
-- at the end, every leaf of every checkpoint that is kept, and metrics.jsonl but for its times, against an uninterrupted run of as
-  many processes, bit for bit.
+- at every kill, that the newest finished checkpoint is no older than at the previous kill, and that
+  at most two checkpoint intervals of steps are lost: the steps since the last save began, and those
+  of the save in progress;
+- at every start, that the run resumes from exactly that checkpoint and finds none damaged;
+- at the end, that every leaf of every kept checkpoint, and metrics.jsonl except for its times,
+  equal those of an uninterrupted run with the same number of processes, bit for bit.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -39,39 +41,42 @@ import tyro
 from train import entry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS_PER_EPOCH, EVALUATIONS_PER_EPOCH = 22, 4  # of the recipe below
+STEPS_PER_EPOCH, EVALUATIONS_PER_EPOCH = 22, 4  # for the recipe below
 INTERVAL = round(STEPS_PER_EPOCH / EVALUATIONS_PER_EPOCH)
 """Steps between two checkpoints."""
 SAVE_SECONDS = 0.1
-"""About what a save takes."""
+"""Approximate duration of a save."""
 GRACE = 15.0
-"""Seconds beyond the time-out, in which a process that was left notices, and ends."""
+"""Seconds beyond the timeout that a surviving process has to notice and end."""
 HANGS = 300.0
-"""Seconds in which a run that nobody kills has long been complete."""
+"""Seconds after which a run that is not killed counts as hanging."""
 FAILURES_AT_MOST = 5
 BEGIN, END = "<!-- soak:begin -->", "<!-- soak:end -->"
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Kills training runs at random moments and compares what they end with, bit for bit.  Status 1 when anything differs."""
+    """Kills training runs at random moments and compares their results, bit for bit.
+
+    The exit status is 1 if anything differs.
+    """
 
     kills: int = 100
-    """How many."""
+    """Number of kills."""
     two: float = 0.2
-    """Share of the kills in runs of two processes."""
+    """Fraction of the kills in runs of two processes."""
     aimed: float = 0.7
-    """Share of the kills aimed at a save; more of them happen to hit one."""
+    """Fraction of the kills aimed at a save; some of the others hit one by chance."""
     epochs: float = 4
-    """Length of a run, of 22 steps and 4 checkpoints an epoch."""
+    """Length of a run; an epoch has 22 steps and 4 checkpoints."""
     timeout: float = 20
-    """Seconds that one of two processes waits for the other."""
+    """Seconds that one of two processes waits for the other before it fails."""
     seed: int = 0
-    """Of the random moments; they depend on the machine's speed as well."""
+    """Seed of the random moments, which also depend on the machine's speed."""
     keep: pathlib.Path | None = None
-    """An empty or new folder for the runs, which are kept then; otherwise only those that fail are."""
+    """Keep all runs in this empty or new folder; by default only failed runs are kept."""
     document: pathlib.Path | None = None
-    """Write the counts between the markers <!-- soak:begin --> and <!-- soak:end --> of this file too."""
+    """Also write the counts between <!-- soak:begin --> and <!-- soak:end --> in this file."""
 
     def problem(self) -> str | None:
         """What is wrong with the options, or None."""
@@ -94,7 +99,11 @@ class Command:
 
 @dataclasses.dataclass
 class Tally:
-    """What happened.  kills: by what was killed.  lost: steps, at most.  waited: seconds of the slowest process that was left."""
+    """Counts of events.
+
+    kills: {victim: number}.  lost: most steps lost by a kill.  waited: seconds until the slowest
+    surviving process ended.
+    """
 
     kills: dict[str, int] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(("one process", *VICTIMS), 0)
@@ -129,9 +138,12 @@ class Tally:
             "in runs of two processes": f"{self.killed_of_two} ({of_two})",
             "during a save, whose unfinished folder was left": f"{self.in_saves}",
             "before the first save of that start": f"{self.before_saves}",
-            "starts": f"{self.starts}, {self.resumed} of them seen to resume from the newest finished checkpoint",
-            "processes that were left and ended by themselves": f"{self.left}, within {self.waited:.0f} s",
-            "complete runs compared with an uninterrupted one": f"{self.compared} ({self.leaves} leaves)",
+            "starts": f"{self.starts}, {self.resumed} of them seen to resume from the newest "
+            "finished checkpoint",
+            "processes that were left and ended by themselves": f"{self.left}, "
+            f"within {self.waited:.0f} s",
+            "complete runs compared with an uninterrupted one": f"{self.compared} "
+            f"({self.leaves} leaves)",
             "steps lost by a kill, at most": f"{self.lost} ({INTERVAL} between checkpoints)",
             "failures": f"{len(self.failures)}",
         }
@@ -141,16 +153,16 @@ VICTIMS = {"the first": (0,), "the second": (1,), "both": (0, 1)}
 
 
 class Failure(Exception):  # noqa: N818
-    """A run that did not do what it must."""
+    """A run that violated a requirement of the test."""
 
 
 class Run:
-    """A run folder, of one process or of two, whose processes are started again and again."""
+    """A run folder whose one or two processes are started repeatedly."""
 
     def __init__(
         self, folder: pathlib.Path, processes: int, command: Command, timeout: float | None = None
     ) -> None:
-        """timeout: seconds that one process waits for the other; the command's unless given."""
+        """timeout: seconds that one process waits for the other; by default the command's."""
         self.folder, self.count, self.command, self.timeout = (
             folder,
             processes,
@@ -163,7 +175,7 @@ class Run:
         self._starts = 0
 
     def start(self) -> None:
-        """Starts all processes, whose output goes to files beside the folder."""
+        """Starts all processes; their output goes to log files next to the folder."""
         options = [
             "--epochs",
             f"{self.command.epochs:g}",
@@ -207,11 +219,11 @@ class Run:
             self._logs.append(log)
 
     def running(self) -> bool:
-        """Whether any process is."""
+        """Whether any process is running."""
         return any(process.poll() is None for process in self.started)
 
     def wait(self, seconds: float) -> None:
-        """Until all processes have ended; raises Failure if they do not."""
+        """Waits until all processes have ended; raises Failure if they do not."""
         deadline = time.monotonic() + seconds
         for process in self.started:
             try:
@@ -222,13 +234,13 @@ class Run:
                 ) from None
 
     def stop(self) -> None:
-        """Ends whatever is left."""
+        """Kills all remaining processes."""
         for process in self.started:
             process.kill()
             process.wait()
 
     def said(self, index: int = 0) -> str:
-        """The output of a process of the last start."""
+        """The output of a process since the last start."""
         return self._logs[index].read_text("utf-8", "replace")
 
     def finished(self) -> list[int]:
@@ -236,13 +248,13 @@ class Run:
         return sorted(int(name) for name in _names(self.checkpoints) if name.isdecimal())
 
     def unfinished(self) -> dict[str, int]:
-        """Names of temporary folders of checkpoints, and when each last changed, which tells those of one name apart."""
-        found = {}
+        """{name: time of last change} of temporary checkpoint folders; names may be reused."""
+        changed = {}
         for name in _names(self.checkpoints):
             if "orbax-checkpoint-tmp" in name:
-                with contextlib.suppress(OSError):  # renamed meanwhile
-                    found[name] = (self.checkpoints / name).stat().st_mtime_ns
-        return found
+                with contextlib.suppress(OSError):  # renamed in the meantime
+                    changed[name] = (self.checkpoints / name).stat().st_mtime_ns
+        return changed
 
     def history(self) -> list[dict[str, Any]]:
         """metrics.jsonl without its times."""
@@ -251,7 +263,7 @@ class Run:
         return [{**line, "seconds": 0} for line in RunFolder(self.folder).history()]
 
     def states(self) -> dict[int, list[tuple[str, bytes]]]:
-        """Dtype and bits of every leaf of every checkpoint; raises CheckpointError for a damaged one."""
+        """Dtype and bytes of every leaf, by step; raises CheckpointError if one is damaged."""
         import jax
         import numpy as np
 
@@ -272,7 +284,7 @@ class Run:
 
 @dataclasses.dataclass
 class Whole:
-    """An uninterrupted run.  seconds: from its start to its end."""
+    """Results of an uninterrupted run.  seconds: its duration."""
 
     seconds: float
     history: list[dict[str, Any]]
@@ -280,7 +292,7 @@ class Whole:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0 all is well, 1 something differs or fails, 2 a wrong command line."""
+    """Returns the exit status: 0 success, 1 a difference or failure, 2 a wrong command line."""
     command = tyro.cli(Command, prog=entry.program("evals.soak"), args=arguments)
     if problem := command.problem():
         print(f"error: {problem}", file=sys.stderr)
@@ -297,9 +309,12 @@ def main(arguments: list[str] | None = None) -> int:
         "| --- | ---: |",
         *(f"| {name} | {value} |" for name, value in tally.rows().items()),
     ]
-    made = f"{hardware()}, {today()}, purezoo {versions()['purezoo']}"
-    options = f"--kills {command.kills} --two {command.two:g} --epochs {command.epochs:g} --seed {command.seed}"
-    lines += ["", f"`python -m evals.soak {options}`: {minutes:.0f} min on {made}."]
+    setup = f"{hardware()}, {today()}, purezoo {versions()['purezoo']}"
+    options = (
+        f"--kills {command.kills} --two {command.two:g} --epochs {command.epochs:g} "
+        f"--seed {command.seed}"
+    )
+    lines += ["", f"`python -m evals.soak {options}`: {minutes:.0f} min on {setup}."]
     print("\n".join(lines))
     for failure in tally.failures:
         print(f"error: {failure}", file=sys.stderr)
@@ -312,7 +327,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def soak(command: Command, folder: pathlib.Path, say: Callable[[str], None]) -> Tally:
-    """Makes runs in the folder, and kills them, until there were enough kills; ends early after a few failures."""
+    """Starts and kills runs in the folder until the number of kills is reached.
+
+    Stops early after FAILURES_AT_MOST failures.
+    """
     chance, tally, wholes, number = random.Random(command.seed), Tally(), {}, 0
     while tally.killed < command.kills and len(tally.failures) < FAILURES_AT_MOST:
         processes = 2 if tally.killed_of_two < command.two * (tally.killed + 1) else 1
@@ -334,13 +352,14 @@ def soak(command: Command, folder: pathlib.Path, say: Callable[[str], None]) -> 
         finally:
             run.stop()
         say(
-            f"{tally.killed} kills, {tally.in_saves} during saves; {tally.compared} complete runs compared"
+            f"{tally.killed} kills, {tally.in_saves} during saves; "
+            f"{tally.compared} complete runs compared"
         )
     return tally
 
 
 def whole(folder: pathlib.Path, processes: int, command: Command) -> Whole:
-    """An uninterrupted run, which also leaves its compiled programs for the others.  Raises Failure."""
+    """An uninterrupted run, which also fills the compilation cache.  Raises Failure."""
     run = Run(folder / f"whole-{processes}", processes, command, HANGS)
     start = time.monotonic()
     try:
@@ -391,7 +410,7 @@ def kill_until_complete(run: Run, expected: Whole, chance: random.Random, tally:
         _check_start(run, newest, tally)
         finished = run.finished()
         if max(finished, default=-1) < newest:
-            raise Failure(f"the checkpoint of step {newest} is gone, there are {finished}")
+            raise Failure(f"the checkpoint of step {newest} is gone; steps left: {finished}")
         tally.before_saves += hit and not unfinished and max(finished, default=-1) == newest
         newest = max(finished, default=-1)
         if not hit:
@@ -401,14 +420,15 @@ def kill_until_complete(run: Run, expected: Whole, chance: random.Random, tally:
         tally.lost = max(tally.lost, lost)
         if lost > 2 * INTERVAL:
             raise Failure(
-                f"killed at step {reached}, and the newest finished checkpoint is that of step {newest}"
+                f"killed at step {reached}, but the newest finished checkpoint is that of step "
+                f"{newest}"
             )
     _check_complete(run)
     _compare(run, expected, tally)
 
 
 def _await_moment(run: Run, seconds: float, chance: random.Random) -> None:
-    """Waits for the random moment of a kill, or for the end."""
+    """Waits for the random moment of a kill, or for the end of the run."""
     if chance.random() >= run.command.aimed:
         deadline = time.monotonic() + chance.uniform(0, seconds)
         while run.running() and time.monotonic() < deadline:
@@ -426,7 +446,7 @@ def _await_moment(run: Run, seconds: float, chance: random.Random) -> None:
 
 
 def _await_survivors(run: Run, victims: list[subprocess.Popen[bytes]], tally: Tally) -> None:
-    """Raises Failure unless the processes that were left end in time, and with an error, if the run is not complete."""
+    """Raises Failure unless survivors end in time, with an error if the run is incomplete."""
     start = time.monotonic()
     survivors = [process for process in run.started if process not in victims]
     if survivors:
@@ -436,16 +456,17 @@ def _await_survivors(run: Run, victims: list[subprocess.Popen[bytes]], tally: Ta
     for process in survivors:
         if process.returncode == 0 and not (run.folder / "summary.json").exists():
             raise Failure(
-                "a process whose partner was killed ended with status 0, but the run is not complete"
+                "a process whose partner was killed ended with status 0, "
+                "but the run is not complete"
             )
 
 
 def _check_start(run: Run, newest: int, tally: Tally) -> None:
-    """Raises Failure unless the last start went on from the newest finished checkpoint, so far as it came."""
-    said = run.said()
-    if "passed over" in said or "no intact checkpoint" in said:
-        raise Failure(f"a checkpoint is damaged: {said[:500]!r}")
-    resumed = re.search(r"resuming at step (\d+)", said)
+    """Raises Failure unless the last start, if it got that far, resumed from step ``newest``."""
+    output = run.said()
+    if "passed over" in output or "no intact checkpoint" in output:
+        raise Failure(f"a checkpoint is damaged: {output[:500]!r}")
+    resumed = re.search(r"resuming at step (\d+)", output)
     if resumed and int(resumed[1]) != newest:
         raise Failure(
             f"resumed at step {resumed[1]} although the checkpoint of step {newest} was finished"
@@ -453,8 +474,8 @@ def _check_start(run: Run, newest: int, tally: Tally) -> None:
     if (
         not resumed
         and newest >= 0
-        and re.search(r"step \d+/\d+", said)
-        and "the run is complete" not in said
+        and re.search(r"step \d+/\d+", output)
+        and "the run is complete" not in output
     ):
         raise Failure(
             f"trained from the beginning although the checkpoint of step {newest} was finished"
@@ -467,14 +488,15 @@ def _check_complete(run: Run) -> None:
     for index, process in enumerate(run.started):
         if process.returncode:
             raise Failure(
-                f"process {index} ended with status {process.returncode}: {run.said(index)[-500:]!r}"
+                f"process {index} ended with status {process.returncode}: "
+                f"{run.said(index)[-500:]!r}"
             )
     if not (run.folder / "summary.json").exists():
-        raise Failure("not complete, although all processes ended with status 0")
+        raise Failure("the run is not complete although all processes ended with status 0")
 
 
 def _compare(run: Run, expected: Whole, tally: Tally) -> None:
-    """Raises Failure where the run's checkpoints or metrics differ from the uninterrupted run's."""
+    """Raises Failure if checkpoints or metrics differ from those of the uninterrupted run."""
     from train.engine.checkpoint import CheckpointError
 
     try:
@@ -484,7 +506,8 @@ def _compare(run: Run, expected: Whole, tally: Tally) -> None:
     tally.compared += 1
     if states.keys() != expected.states.keys():
         raise Failure(
-            f"checkpoints of steps {sorted(states)}, of the uninterrupted run {sorted(expected.states)}"
+            f"checkpoints of steps {sorted(states)}; the uninterrupted run has "
+            f"{sorted(expected.states)}"
         )
     for step, leaves in states.items():
         different = sum(
@@ -492,7 +515,8 @@ def _compare(run: Run, expected: Whole, tally: Tally) -> None:
         )
         if different:
             raise Failure(
-                f"step {step}: {different} of {len(leaves)} leaves differ from the uninterrupted run's"
+                f"step {step}: {different} of {len(leaves)} leaves differ "
+                "from the uninterrupted run's"
             )
         tally.leaves += len(leaves)
     if run.history() != expected.history:

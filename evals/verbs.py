@@ -1,7 +1,7 @@
-"""What a person can ask of a trained model: the options of each verb of the command line.
+"""Options of the verbs of the command line, which use a trained model.
 
-A task says in its VERBS which of them its runs have, and how they are done.  This module imports
-nothing heavy, so that ``--help`` is fast.
+A task's VERBS lists the verbs that its runs support, with their implementations.  This module
+imports nothing heavy, so that ``--help`` is fast.
 """
 
 import dataclasses
@@ -22,54 +22,57 @@ Files = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verb:
-    """usage: what follows the run folder in an example.  does: what the example does."""
+    """Options that all verbs share.
+
+    usage: example arguments, which follow the run folder.  does: what the example does.
+    """
 
     usage: ClassVar[str]
     does: ClassVar[str]
     run_dir: RunDir
-    """Run folder, as zoo-train made it."""
+    """Run folder, written by zoo-train."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OfFiles(Verb):
-    """A verb of files, at least one."""
+    """A verb that takes one or more files."""
 
     files: Files
 
     def __post_init__(self) -> None:
-        """Raises ValueError without a file: the command line takes none for an empty tuple."""
+        """Raises ValueError without a file: tyro parses no files as an empty tuple."""
         if not self.files:
             raise ValueError("FILE: none given, expected at least one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict(_OfFiles):
-    """Labels files: images of any format and size, or npz files with an array "inputs"."""
+    """Classifies files: images of any format and size, or npz files with an array "inputs"."""
 
     usage, does = "FILE", "labels your own images"
     files: Files
     """Images, or npz files."""
     invert: bool = False
-    """Swap light and dark, for images of the opposite polarity to the training data (MNIST is light
-    on dark)."""
+    """Swap light and dark, for images with the opposite polarity to the training data (MNIST is
+    light on dark)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Verb):
-    """Lets a language model continue a text."""
+    """Continues a text with a language model."""
 
     usage, does = '--prompt "..."', "continues a text"
     tokens: int = 500
-    """How many tokens to write, characters or words."""
+    """Number of tokens (characters or words) to generate."""
     prompt: str = ""
-    """What the text begins with; words and punctuation are separated by spaces, as in the training
-    text."""
+    """Beginning of the text.  Separate words and punctuation by spaces, as in the training text."""
     temperature: float = 1.0
-    """Below 1, probable tokens are drawn more often; 0 always takes the most probable one."""
+    """Sampling temperature: below 1, probable tokens are drawn more often; 0 always takes the most
+    probable token."""
     top_k: int | None = None
-    """Draw among this many most probable tokens only."""
+    """Sample only from the k most probable tokens."""
     seed: int = 0
-    """Decides which tokens are drawn."""
+    """Random seed of the sampling."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +80,15 @@ class Searching(Verb):
     """Options of a beam search."""
 
     beam: int = 5
-    """Number of hypotheses that are kept; 1 always takes the most probable token."""
+    """Beam width; 1 is greedy search."""
     length_penalty: float = 1.0
-    """Above 0, longer hypotheses are preferred to shorter ones of the same probability.  Without
-    effect for --beam 1."""
+    """Above 0, a longer hypothesis is preferred to a shorter one with the same probability.  Has no
+    effect with --beam 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translate(Searching):
-    """Translates sentences, or the lines of a file."""
+    """Translates sentences or the lines of a file."""
 
     usage, does = '"..."', "translates"
     sentences: Annotated[
@@ -95,33 +98,33 @@ class Translate(Searching):
     file: pathlib.Path | None = None
     """Translate each line of this file, plain or gzipped; - is standard input."""
     alignment: pathlib.Path | None = None
-    """Of a single sentence: also draw the attention weights into this SVG file."""
+    """Also draw the attention weights to this SVG file; for a single sentence only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Caption(Searching, _OfFiles):
-    """Writes a caption for each image, and captions.html beside the run, which shows the attention."""
+    """Writes a caption for each image, and captions.html in the run folder with the attention."""
 
     usage, does = "FILE", "describes an image"
     files: Files
     """Images of any format and size."""
     invert: bool = False
-    """Swap light and dark, for images of the opposite polarity to the training data."""
+    """Swap light and dark, for images with the opposite polarity to the training data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(_OfFiles):
     """Labels each pixel of images of any size.
 
-    Two PNGs for each are written to the folder segments beside the run: the image under its labels,
-    and the labels alone.
+    Writes two PNGs for each image to the folder segments in the run folder: the image overlaid with
+    its labels, and the labels alone.
     """
 
     usage, does = "FILE", "labels the pixels of an image"
     files: Files
     """Images of any format and size."""
     invert: bool = False
-    """Swap light and dark, for images of the opposite polarity to the training data."""
+    """Swap light and dark, for images with the opposite polarity to the training data."""
 
 
 VERBS: dict[str, type[Verb]] = {
@@ -140,11 +143,11 @@ FORMER = {
     "--caption": "caption RUN_DIR FILE ...",
     "--segment": "segment RUN_DIR FILE ...",
 }
-"""Options of earlier versions, and what takes their place."""
+"""Options of earlier versions and the verbs that replace them."""
 
 
 def require(run: "Run", verb: str, verbs: Mapping[str, Any]) -> None:
-    """Raises DataError unless the verb is among those of the run's task."""
+    """Raises DataError unless the run's task supports the verb."""
     if verb in verbs:
         return
     from train.formats import DataError

@@ -1,4 +1,4 @@
-"""What every test runs under: eight CPU devices, strict rank promotion, and shapes in signatures checked at run time."""
+"""Setup of every test: eight CPU devices, strict rank promotion, run-time checks of shapes."""
 
 import atexit
 import importlib.metadata
@@ -7,20 +7,20 @@ import pathlib
 import shutil
 import tempfile
 
-# Many tests, and the processes that some start, compile the same programs: one cache for all workers of a run, or of all runs.
+# Many tests and their subprocesses compile the same programs, so all workers share one cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="purezoo-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Tests spend their time in the compiler; what they check holds without its most expensive passes as well.
+# Tests spend most time in the compiler; they do not depend on its most expensive passes.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Set before jax is used.  Eight devices, because the trainer must work whatever their number is.
+# Set before jax is used.  Eight devices, because the trainer must work with any number.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count=8"
-    # The older emitters compile the small programs of tests in half the time.  Releases after 0.10 do not have them any more, and
-    # XLA ends the process, without a Python error, at a flag that it does not know.
+    # The older emitters compile the small programs of tests in half the time.  Releases after 0.10
+    # no longer have them, and XLA aborts the process, without a Python error, at an unknown flag.
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10.")
 )
@@ -39,24 +39,22 @@ with install_import_hook(["zoo"], "beartype.beartype"):
 from train.engine.parallel import Parallel
 from train.programs import clean
 
-if (
-    "PYTEST_XDIST_WORKER" not in os.environ
-):  # of several workers' processes, only the one that starts them
+if "PYTEST_XDIST_WORKER" not in os.environ:  # only in the process that starts the workers
     clean(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
 
 THOROUGH = bool(os.environ.get("PUREZOO_THOROUGH"))
-"""Whether tests that repeat themselves, over models or at random, do so as often as the documents say; else less often."""
+"""Whether tests over models or random inputs run in full, as documented, or on fewer cases."""
 
 KINDS = ("mlp", "convnet", "rbm", "rnnlm")
-"""One model of each kind: dense, convolutional, with a sampled objective, with a carry and tokens."""
+"""One model of each kind: dense, convolutional, with sampling, with a carry and tokens."""
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True)
 def _one_device() -> Iterator[None]:
-    """What is not about devices is trained on one unless it says otherwise: eight on two cores are slow."""
-    with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo theirs
+    """Train on one device by default, because eight devices on two cores are slow."""
+    with pytest.MonkeyPatch.context() as patch:  # a separate one: tests undo theirs
         patch.setattr("train.engine.trainer.Parallel", functools.partial(Parallel, devices=1))
         yield
 

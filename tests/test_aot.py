@@ -1,4 +1,4 @@
-"""Ahead of time: collectives are read off programs, operations are counted as by hand, and times follow from both."""
+"""Ahead-of-time checks: collectives of programs, operation counts, and predicted times."""
 
 import dataclasses
 import functools
@@ -48,18 +48,21 @@ HLO = """HloModule jit_steps, is_scheduled=true
 %body (state.2: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %state.2 = (s32[], f32[4,8]{1,0}) parameter(0)
   %x = f32[4,8]{1,0:T(8,128)S(1)} get-tuple-element(%state.2), index=1
-  %psum.1 = f32[4,8]{1,0:T(8,128)S(1)} all-reduce(%x), replica_groups=[2,4]<=[8], metadata={op_name="jit(f)/psum"}
+  %psum.1 = f32[4,8]{1,0:T(8,128)S(1)} all-reduce(%x), replica_groups=[2,4]<=[8], \
+metadata={op_name="jit(f)/psum"}
   ROOT %tuple.2 = (s32[], f32[4,8]{1,0}) tuple(%x, %psum.1)
 }
 
 %part.1 (p: bf16[6]) -> bf16[6] {
   %p = bf16[6]{0} parameter(0)
-  ROOT %begin = bf16[6]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add.1, frontend_attributes={chain_id="3"}
+  ROOT %begin = bf16[6]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add.1, \
+frontend_attributes={chain_id="3"}
 }
 
 %part.2 (p.1: bf16[6]) -> bf16[6] {
   %p.1 = bf16[6]{0} parameter(0)
-  ROOT %go_on = bf16[6]{0} all-reduce(%p.1), replica_groups={{0,1}}, to_apply=%add.1, frontend_attributes={chain_id="3"}
+  ROOT %go_on = bf16[6]{0} all-reduce(%p.1), replica_groups={{0,1}}, to_apply=%add.1, \
+frontend_attributes={chain_id="3"}
 }
 
 ENTRY %main (w: f32[4,8], h: bf16[6]) -> f32[4,8] {
@@ -68,16 +71,21 @@ ENTRY %main (w: f32[4,8], h: bf16[6]) -> f32[4,8] {
   %zero = s32[] constant(0)
   %tuple = (s32[], f32[4,8]{1,0}) tuple(%zero, %w)
   %loop = (s32[], f32[4,8]{1,0}) while(%tuple), condition=%condition, body=%body
-  %known = (s32[], f32[4,8]{1,0}) while(%tuple), condition=%open, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %known = (s32[], f32[4,8]{1,0}) while(%tuple), condition=%open, body=%body, \
+backend_config={"known_trip_count":{"n":"7"}}
   %steps = (s32[], f32[4,8]{1,0}) while(%tuple), condition=%open, body=%body
-  %both = (f32[]{:T(128)}, /*index=1*/bf16[2,3]{1,0:T(8,128)(2,1)}) all-reduce(%zero, %h), replica_groups={}, to_apply=%add.1
-  %gather-start = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%w), replica_groups=[1,4]<=[4], dimensions={0}
+  %both = (f32[]{:T(128)}, /*index=1*/bf16[2,3]{1,0:T(8,128)(2,1)}) all-reduce(%zero, %h), \
+replica_groups={}, to_apply=%add.1
+  %gather-start = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%w), \
+replica_groups=[1,4]<=[4], dimensions={0}
   %work = f32[4,8]{1,0} fusion(%w), kind=kLoop, calls=%part.1
   %more = f32[4,8]{1,0} fusion(%w), kind=kLoop, calls=%part.2
   %gather-done = f32[16,8]{1,0} all-gather-done(%gather-start)
-  %sum-start = f32[4,8]{1,0} all-reduce-start(%w), replica_groups=mesh['a'=3,'b'=4] {'b'}, to_apply=%add.1
+  %sum-start = f32[4,8]{1,0} all-reduce-start(%w), replica_groups=mesh['a'=3,'b'=4] {'b'}, \
+to_apply=%add.1
   %sum-done = f32[4,8]{1,0} all-reduce-done(%sum-start)
-  %scattered = f32[1,8]{1,0} reduce-scatter(%sum-done), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add.1
+  %scattered = f32[1,8]{1,0} reduce-scatter(%sum-done), replica_groups={{0,1,2,3}}, \
+dimensions={0}, to_apply=%add.1
   ROOT %result = f32[4,8]{1,0} get-tuple-element(%steps), index=1
 }
 """
@@ -100,11 +108,11 @@ def test_collectives_of_a_program():
         Collective("all-reduce", matrix, 4, 7, False, "jit(f)/psum"),
         Collective("all-reduce", matrix, 4, None, False, "jit(f)/psum"),
         Collective("all-reduce", both, None, 1, False, ""),
-        # Of an asynchronous start the shape names operands too; it is gathered while something is computed.
+        # The shape of an asynchronous start includes operands; the gather overlaps with work.
         Collective("all-gather", {"f32": 512.0}, 4, 1, True, ""),
-        # In two fusions, a part in each.
+        # One collective split over two fusions.
         Collective("all-reduce", {"bf16": 12.0}, 2, 1, True, ""),
-        # Ends where it starts.
+        # Done follows start immediately, so nothing overlaps.
         Collective("all-reduce", matrix, 4, 1, False, ""),
         Collective("reduce-scatter", matrix, 4, 1, False, ""),
     ]
@@ -115,9 +123,16 @@ def test_collectives_of_a_program():
 
 
 def test_sizes_of_shapes():
-    assert sizes("(f32[2,3]{1,0:T(8,128)S(1)}, bf16[], /*index=2*/pred[5], u4[4], f8e4m3fn[3], token[])") == {
-        "f32": 24, "bf16": 2, "pred": 5, "u4": 2, "f8e4m3fn": 3, "token": 0,
-    }  # fmt: skip
+    assert sizes(
+        "(f32[2,3]{1,0:T(8,128)S(1)}, bf16[], /*index=2*/pred[5], u4[4], f8e4m3fn[3], token[])"
+    ) == {
+        "f32": 24,
+        "bf16": 2,
+        "pred": 5,
+        "u4": 2,
+        "f8e4m3fn": 3,
+        "token": 0,
+    }
 
 
 def test_collectives_of_a_compiled_program():
@@ -141,7 +156,7 @@ def test_collectives_of_a_compiled_program():
 
 
 @pytest.mark.parametrize(("compute_dtype", "dispatch"), [(None, 4), ("bfloat16", 1)])
-def test_the_step_on_eight_devices_reduces_each_gradient_once(compute_dtype, dispatch):
+def test_each_gradient_is_reduced_once_on_eight_devices(compute_dtype, dispatch):
     recipe = with_type(dataclasses.replace(TINY, steps_per_dispatch=dispatch), compute_dtype)
     step = make(recipe, 16, jax.devices()[:8], "cpu")
     program = compile_step(step, "cpu")
@@ -154,26 +169,26 @@ def test_the_step_on_eight_devices_reduces_each_gradient_once(compute_dtype, dis
     assert program.memory > 2 * step.params
 
 
-def test_one_device_has_its_share_of_the_products():
+def test_matrix_products_are_divided_over_devices():
     shares = [make(TINY, batch, jax.devices()[:count], "tpu") for batch, count in ((16, 8), (2, 1))]
     counts = [total(step.operations).products for step in shares]
     inputs, hidden, classes = TINY.model.sizes[0], TINY.model.sizes[1:-1], TINY.model.sizes[-1]
     weights = sum(a * b for a, b in zip((inputs, *hidden), (*hidden, classes), strict=True))
-    # Forward, the kernels' gradients, and the inputs' but for the first layer.
+    # Forward, the kernels' gradients, and the inputs' except in the first layer.
     assert counts == [2 * 2 * (3 * weights - inputs * hidden[0])] * 2
     assert total(shares[0].forward).products == 2 * 2 * weights
     assert shares[0].moved == shares[1].moved
 
 
-def test_a_step_with_a_carry_has_each_devices_share_of_it():
-    """Of a persistent machine: Gibbs steps of data and chains, means up and down, a free energy; biases of two."""
+def test_carry_is_sharded_over_devices():
+    """An RBM with persistent chains: Gibbs steps, means, a free energy, biases."""
     cfg = rbm.Config(visible=12, hidden=8, persistent=True)
     step = make(Recipe(name="", model=cfg), 16, jax.devices()[:8], "cpu")
     assert total(step.forward).products == (2 + 2 + 2 + 1) * 2 * 2 * 12 * 8 + 2 * 2 * 2 * 12
 
 
 @pytest.mark.parametrize("module", [rnnlm, rnn, captioner, mlp])
-def test_sequences_are_as_long_as_is_asked_for(module):
+def test_length_option_sets_sequence_length(module):
     recipe = Recipe(name="", model=module.PRESETS["tiny"])
     steps = [make(recipe, 4, jax.devices()[:1], "cpu", length) for length in (10, 20, 30)]
     first, second, third = (total(step.operations).products for step in steps)
@@ -181,7 +196,7 @@ def test_sequences_are_as_long_as_is_asked_for(module):
     assert (first < second) == (module is not mlp)
 
 
-def test_what_is_reduced_is_named():
+def test_unexpected_reductions_are_described():
     def found(*volumes):
         return [Collective("all-reduce", dict(each), 8, 1, False, "") for each in volumes]
 
@@ -191,7 +206,7 @@ def test_what_is_reduced_is_named():
     assert reduced(found({"f32": 12}, {"bf16": 5e5}), 1e6, 12) == "bf16 0.5 MB"
 
 
-def test_a_dense_net_counts_as_by_hand():
+def test_operation_counts_of_a_dense_network_match_a_hand_count():
     def loss(weights, x):
         hidden = jnp.tanh(x @ weights[0])
         return jnp.sum(hidden @ weights[1])
@@ -201,7 +216,7 @@ def test_a_dense_net_counts_as_by_hand():
     products = 2 * 11 * (5 * 7 + 7 * 3)
     moved = 4 * (11 * 5 + 5 * 7 + 11 * 7 + 11 * 7 + 7 * 3 + 11 * 3)
     assert forward == Total(products, 11 * 7 + 11 * 3, moved)
-    # The gradients of both kernels and of the hidden layer.
+    # Gradients of both kernels and of the hidden layer.
     assert counted(jax.grad(loss), weights, zeros(11, 5)).products == products + 2 * 11 * (
         5 * 7 + 2 * 7 * 3
     )
@@ -210,7 +225,7 @@ def test_a_dense_net_counts_as_by_hand():
 @pytest.mark.parametrize(
     ("stride", "pad", "spread"), [(1, (1, 1), 1), (2, (2, 1), 1), (1, (0, 0), 2), (3, (1, 0), 1)]
 )
-def test_convolutions_count_what_is_not_zero(stride, pad, spread):
+def test_convolution_counts_exclude_padding_and_dilation_zeros(stride, pad, spread):
     def conv(x, kernel):
         at = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
@@ -219,7 +234,7 @@ def test_convolutions_count_what_is_not_zero(stride, pad, spread):
 
     shapes = [(2, 9, 9, 3), (3, 3, 3, 5)]
     ones = [np.ones((9, 9)), np.ones((3, 3))]
-    # With ones everywhere a result is the number of its taps that meet a value.
+    # On ones, each output is the number of its taps that meet a value.
     met = conv(ones[0][None, :, :, None], ones[1][:, :, None, None]).sum()
     assert counted(conv, *(zeros(*shape) for shape in shapes)).products == 2 * 2 * 3 * 5 * met
 
@@ -232,14 +247,14 @@ def test_convolutions_count_what_is_not_zero(stride, pad, spread):
     )
 
 
-def test_the_grouped_convolution_sees_its_group_only():
+def test_grouped_convolution_counts_inputs_of_its_group():
     conv = functools.partial(
         lax.conv_general_dilated, window_strides=(1,), padding="VALID", feature_group_count=2
     )
     assert counted(conv, zeros(3, 4, 10), zeros(6, 2, 3)).products == 2 * 3 * 6 * 8 * 3 * 2
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loop_bodies_count_once_per_iteration():
     def step(x, w):
         return jnp.tanh(x @ w), None
 
@@ -261,7 +276,7 @@ def test_loops_count_as_often_as_they_run():
     )
 
 
-def test_the_branch_of_the_platform_counts_or_the_longest():
+def test_platform_branch_counts_otherwise_the_most_expensive():
     def platforms(x):
         return lax.platform_dependent(
             x, cpu=lambda x: jnp.sin(jnp.sin(x)), tpu=lambda x: x, default=jnp.cos
@@ -276,7 +291,7 @@ def test_the_branch_of_the_platform_counts_or_the_longest():
     assert counted(choice, zeros(dtype=jnp.int32), zeros(9)).others == 18
 
 
-def test_pooling_and_looking_up():
+def test_counts_of_pooling_and_gather():
     def pooled(x):
         return lax.reduce_window(x, -np.inf, lax.max, (2, 3), (2, 3), "VALID").sum()
 
@@ -292,7 +307,7 @@ def test_pooling_and_looking_up():
 
 
 def test_alexnet_has_its_published_number_of_operations():
-    """0.71 billion multiply-adds an image (torchvision), of which padding takes some."""
+    """0.71 billion multiply-adds per image (torchvision), which include some padding."""
     cfg = convnet.PRESETS["alexnet"]
     params = jax.eval_shape(lambda: convnet.init(cfg, jax.random.key(0)))
     found = counted(functools.partial(convnet.apply, cfg), params, zeros(2, 224, 224, 3))
@@ -311,7 +326,7 @@ CHIP = Chip(
 )
 
 
-def test_a_step_takes_the_longer_of_products_and_bytes():
+def test_step_time_is_the_roofline_of_each_operation():
     done = [
         Operation("dot_general", 400, 0, 10, "float32", 3),  # 4 s of products, three times
         Operation("dot_general", 400, 0, 50, "bfloat16", 1),  # 5 s of bytes
@@ -320,7 +335,7 @@ def test_a_step_takes_the_longer_of_products_and_bytes():
     assert step_seconds(done, 20, CHIP) == 3 * 4 + 5 + 2
 
 
-def test_an_all_reduce_sends_every_byte_twice_but_one_part():
+def test_all_reduce_time_of_rings_lines_and_machines():
     # Two chips: a line, one link.  Four: a ring, both its directions.
     assert all_reduce_seconds(40, (2,), CHIP) == 2 * (40 * 1 / 2 / 5 + 0.5)
     assert all_reduce_seconds(40, (1, 4), CHIP) == 2 * (40 * 3 / 4 / 10 + 2 * 0.5)
@@ -334,26 +349,28 @@ def test_an_all_reduce_sends_every_byte_twice_but_one_part():
 
 
 def test_a_pod_reduces_at_its_published_bandwidth():
-    """V5e: 51.2 TB/s of a pod of 256 chips."""
+    """V5e: 51.2 TB/s for a pod of 256 chips."""
     chip = CHIPS["v5e"]
     volume = 1e12
     rate = 2 * volume * 255 / 256 / (all_reduce_seconds(volume, (16, 16), chip) - 2 * 16 * chip.hop)
     assert 256 * rate == pytest.approx(0.9 * 51.2e12)
 
 
-def test_efficiency_is_the_time_alone_over_the_time_together():
+def test_scaling_efficiency_with_and_without_overlap():
     one, eight = scaling(6.0, 4.0, 40.0, 10.0, CHIP, CHIP.slices)
     assert one.all_reduce == pytest.approx(9)
-    # 9 s after 6; 4 of them hidden behind the backward pass; 9 / 4 of them where that part is asynchronous.
+    # All-reduce 9 s, step 6 s; the backward pass hides 4 s, or 9 / 4 s if that part is
+    # asynchronous.
     assert one[2:] == pytest.approx((6 / 15, 6 / 11, 6 / (15 - 9 / 4)))
     assert eight.chips == 8
     assert scaling(6.0, 4.0, 0.0, 0.0, CHIP, ((1,),))[0][2:] == (1, 1, 1)
 
 
-def test_without_compiling_from_the_command_line(tmp_path, capsys):
+def test_command_line_with_no_compile(tmp_path, capsys):
     docs = tmp_path / "accelerators.md"
     docs.write_text(
-        f"before\n{BEGIN}\n| mlp-digits | 64 | float32 | old |\n| other | 1 | float32 | kept |\n{END}\nafter\n"
+        f"before\n{BEGIN}\n| mlp-digits | 64 | float32 | old |\n| other | 1 | float32 | kept "
+        f"|\n{END}\nafter\n"
     )
     assert main(["mlp-digits", "--no-compile", "--docs", str(docs)]) == 0
     shown = capsys.readouterr().out
@@ -393,7 +410,7 @@ def test_without_compiling_from_the_command_line(tmp_path, capsys):
     assert rows == [["4", "bfloat16"], ["32", "bfloat16"]]
 
 
-def test_rows_replace_those_of_the_same_name_only():
+def test_docs_rows_replace_rows_of_the_same_name_only():
     header = [("recipe", "batch", "type", "x"), ("---",) * 4]
     head = "| recipe | batch | type | x |\n| --- | --- | --- | --- |\n"
     document = merged(f"x{BEGIN}\n{END}y", header, [("a", "1", "f", "old"), ("a", "2", "f", "old")])
@@ -435,8 +452,8 @@ def test_recipes_with_a_gate_exist():
 
 
 @TPU
-def test_a_program_for_a_tpu(capsys):
-    """Only that it compiles: large networks take minutes."""
+def test_step_compiles_for_a_tpu(capsys):
+    """Checks only that it compiles: large networks take minutes."""
     assert main(["mlp-toolbox", "--topology", "v5e:2x2"]) == 0
     assert "float32, once" in capsys.readouterr().out
     assert main(["mlp-toolbox", "--topology", "v5e:3x5x7"]) == 2

@@ -1,4 +1,4 @@
-"""Arguments that mean nothing are refused by every public function that takes them, by name, value and what is allowed."""
+"""Every public function refuses invalid arguments with their name, value and allowed values."""
 
 import inspect
 import math
@@ -31,7 +31,7 @@ VOCABULARY = LM.vocabulary
 
 
 def _plain(function: Any) -> Any:
-    """Without the run-time type checker of the tests, which would speak first."""
+    """Without the tests' run-time type checker, which would raise first."""
     return inspect.unwrap(function)
 
 
@@ -227,13 +227,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_arguments_that_mean_nothing_are_refused_by_name(number):
+def test_invalid_arguments_are_refused_by_name(number):
     call, message = REFUSED[number]
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_numbers_of_numpy_and_jax_are_the_same_numbers():
+def test_numpy_and_jax_scalars_are_accepted():
     chains: Any = np.int64(3)
     expected = likelihood.annealed_log_partition(
         RBM, RBM_PARAMS, KEY, chains=3, temperatures=4, base=jnp.zeros(6)
@@ -254,8 +254,8 @@ def test_numbers_of_numpy_and_jax_are_the_same_numbers():
         )
 
 
-def test_traced_numbers_pass():
-    """Nothing is known of them while a function is traced."""
+def test_traced_values_are_accepted():
+    """Their values are unknown while a function is traced."""
 
     @jax.jit
     def run(temperature, steps):

@@ -1,4 +1,4 @@
-"""Recordings of digits: the features against a direct transform, the splits, and files that are not what they should be."""
+"""Recordings of digits: features against a direct transform, splits, and invalid files."""
 
 import collections
 import io
@@ -59,7 +59,7 @@ def recordings(
 
 
 def slow_log_mel(signal: np.ndarray) -> np.ndarray:
-    """By the definitions, one number after the other, without a fast transform."""
+    """Computes features by their definition, without a fast transform."""
 
     def hertz(mel: float) -> float:
         return 700 * (10 ** (mel / 2595) - 1)
@@ -81,7 +81,7 @@ def slow_log_mel(signal: np.ndarray) -> np.ndarray:
     return np.log(power / power.max() + 1e-6)
 
 
-def test_features_are_those_of_a_direct_transform():
+def test_features_equal_a_direct_transform():
     signals = np.stack(
         [noise(480), np.round(3000 * np.sin(0.3 * np.arange(480))).astype(np.int16) + noise(480, 3)]
     )
@@ -91,7 +91,7 @@ def test_features_are_those_of_a_direct_transform():
         np.testing.assert_allclose(found, slow_log_mel(signal), rtol=0, atol=0.5 / 1024 + 1e-6)
 
 
-def test_every_band_has_its_triangle_at_its_frequency():
+def test_filter_bank_triangles_are_at_their_frequencies():
     filters = mel_filters()
     assert filters.shape == (129, BANDS)
     assert filters.min() == 0
@@ -110,7 +110,7 @@ def test_every_band_has_its_triangle_at_its_frequency():
 
 
 @pytest.mark.parametrize("frequency", [200, 440, 1000, 2500, 3700])
-def test_a_tone_lands_in_its_band(frequency):
+def test_tone_has_its_peak_in_its_band(frequency):
     tone = np.round(10000 * np.sin(2 * np.pi * frequency / RATE * np.arange(SAMPLES))).astype(
         np.int16
     )
@@ -118,7 +118,7 @@ def test_a_tone_lands_in_its_band(frequency):
     assert (np.abs(log_mel(tone[None])[0].argmax(axis=1) - position) < 1).all()
 
 
-def test_the_level_of_a_recording_does_not_matter_and_silence_is_the_floor():
+def test_features_ignore_the_level_and_silence_is_the_floor():
     quiet = noise(SAMPLES, 300)
     np.testing.assert_array_equal(log_mel(quiet[None]), log_mel(8 * quiet[None]))
     np.testing.assert_array_equal(
@@ -130,7 +130,7 @@ def test_the_level_of_a_recording_does_not_matter_and_silence_is_the_floor():
     assert (features[38:62] > SILENCE).all(), "in between"
 
 
-def test_many_recordings_are_transformed_like_one(monkeypatch):
+def test_batch_of_recordings_equals_single_transforms(monkeypatch):
     signals = np.stack([noise(WINDOW + 3 * HOP) for _ in range(7)])
     whole = log_mel(signals)
     monkeypatch.setattr(fsdd, "BLOCK", 3)
@@ -149,7 +149,7 @@ def test_recordings_are_centred():
 
 
 @pytest.mark.parametrize("place", ["", "recordings"])
-def test_the_authors_split_goes_by_the_index(tmp_path, place):
+def test_fsdd_split_is_by_recording_index(tmp_path, place):
     recordings(tmp_path / "spoken" / place, speakers=("bob", "ann", "c_d"))
     (tmp_path / "spoken" / place / "README.md").write_text("not a recording")
     (tmp_path / "spoken" / place / "Thumbs.db").write_text("nor this, but nobody put it there")
@@ -180,7 +180,7 @@ def test_the_authors_split_goes_by_the_index(tmp_path, place):
     assert load_data(f"fsdd:{tmp_path}/spoken").fingerprint == dataset.fingerprint
 
 
-def test_endings_of_any_case_are_read(tmp_path):
+def test_file_endings_are_case_insensitive(tmp_path):
     recordings(tmp_path / "lower")
     shutil.copytree(tmp_path / "lower", tmp_path / "mixed")
     for number, file in enumerate(sorted((tmp_path / "mixed").iterdir())):
@@ -192,7 +192,7 @@ def test_endings_of_any_case_are_read(tmp_path):
     )
 
 
-def test_all_recordings_of_a_speaker_held_out_test(tmp_path):
+def test_held_out_speaker_is_the_test_split(tmp_path):
     recordings(tmp_path / "a@home" / "recordings")
     dataset = load_data("fsdd:a@home@bob", tmp_path)
     assert dataset.name == "fsdd:a@home@bob"
@@ -214,7 +214,7 @@ ROOT = pathlib.Path(os.environ.get("ZOO_DATA_DIR") or "/nowhere").absolute()
     not (ROOT / "fsdd").is_dir(),
     reason="needs the recordings in $ZOO_DATA_DIR/fsdd; ZOO_DATA_DIR is not set, or has none",
 )
-def test_fsdd_has_its_sizes_and_a_split_shares_nothing():
+def test_fsdd_splits_have_documented_sizes_and_are_disjoint():
     speakers = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
     whole, held_out = load_data("fsdd:fsdd", ROOT), load_data("fsdd:fsdd@lucas", ROOT)
     each = {"train": 40, "validation": 5, "test": 5}
@@ -296,7 +296,7 @@ def test_faults_of_recordings_are_named(tmp_path, data, fault):
     "name",
     ["bob_1_3.wav", "1_bob.wav", "10_bob_3.wav", "1_bob_x.wav", "1__3.wav", "1_bob_3.wav.wav"],
 )
-def test_a_name_that_does_not_say_what_it_is(tmp_path, name):
+def test_file_name_without_label_is_refused(tmp_path, name):
     (recordings(tmp_path) / name).write_bytes(GOOD)
     with pytest.raises(
         DataError, match=f"^{tmp_path}/{name}: expected a name like 7_speaker_23.wav"
@@ -304,7 +304,7 @@ def test_a_name_that_does_not_say_what_it_is(tmp_path, name):
         load_data(f"fsdd:{tmp_path}")
 
 
-def test_a_folder_without_what_a_split_needs(tmp_path):
+def test_folder_without_a_required_split_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=rf"^{tmp_path}/empty: no files DIGIT_SPEAKER_INDEX.wav$"):
         load_data(f"fsdd:{tmp_path}/empty")
@@ -325,7 +325,7 @@ def test_a_folder_without_what_a_split_needs(tmp_path):
         load_data(f"fsdd:{tmp_path}/few")
 
 
-def test_names_of_the_set(tmp_path):
+def test_faults_of_data_names_are_explained(tmp_path):
     for name in ("fsdd:", "fsdd:@bob"):
         with pytest.raises(DataError, match=f"data '{name}': a path must follow the colon"):
             load_data(name)

@@ -1,4 +1,4 @@
-"""Deformations: exact where whole pixels move, right on average where they are random, per example, never in evaluation."""
+"""Deformations: exact for whole pixels, right on average, per example, never in evaluation."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ KEYS = jax.random.split(jax.random.key(0), 64)
 IMAGES = jax.random.uniform(jax.random.key(1), (64, 9, 8, 2))
 
 
-def test_nothing_switched_on_is_the_input_itself():
+def test_disabled_augmentation_is_the_identity():
     assert deform_now(Augment(), IMAGES, KEYS) is IMAGES
 
 
@@ -61,7 +61,7 @@ def test_resampling_equals_bilinear_interpolation_by_hand():
 
 
 def test_affine_maps_are_affine_and_within_their_ranges():
-    """The centre stays where it is unless shifted; angles, factors and shifts fill their ranges, and nothing more."""
+    """The centre is fixed without a shift; angles, factors and shifts fill exactly their ranges."""
     augment = Augment(rotate=30)
     places = np.asarray(jax.vmap(lambda key: _places(augment, (9, 9), key))(KEYS))
     np.testing.assert_allclose(places[:, :, 4, 4], 4, atol=1e-5)
@@ -87,7 +87,7 @@ def test_elastic_displacements_have_the_stated_size_and_are_smooth():
     displaced = places - np.stack(np.meshgrid(range(12), range(10), indexing="ij"))
     np.testing.assert_allclose(displaced.std(axis=0), 1.4, rtol=0.08)
     np.testing.assert_allclose(displaced.mean(axis=0), 0, atol=0.15)
-    # A field smoothed by a Gaussian of deviation s is correlated by exp(-(d / 2 s)^2) over a distance d.
+    # A field smoothed by a Gaussian of deviation s has correlation exp(-(d / 2 s)^2) at distance d.
     for distance in (1, 3, 6):
         correlation = np.mean(displaced[:, 0, :-distance] * displaced[:, 0, distance:]) / 1.4**2
         assert abs(correlation - np.exp(-((distance / 6) ** 2))) < 0.06
@@ -108,7 +108,7 @@ def test_signals_move_along_time_only():
         deform(Augment(rotate=3), signals, KEYS)
 
 
-def test_an_example_is_deformed_by_its_own_key_alone():
+def test_deformation_depends_on_the_examples_own_key_only():
     augment = Augment(
         rotate=20, scale=0.2, shear=10, shift=2, crop=1, elastic=1.0, flip_vertical=True
     )
@@ -119,9 +119,14 @@ def test_an_example_is_deformed_by_its_own_key_alone():
     assert len(np.unique(np.asarray(again).reshape(64, -1), axis=0)) == 64
 
 
-def test_it_is_part_of_the_step_and_not_of_evaluation():
-    cfg = dataclasses.replace(convnet.PRESETS["tiny"], dropout=0.0, stages=tuple(
-        dataclasses.replace(stage, dropout=0.0) for stage in convnet.PRESETS["tiny"].stages))  # fmt: skip
+def test_augmentation_applies_in_training_not_in_evaluation():
+    cfg = dataclasses.replace(
+        convnet.PRESETS["tiny"],
+        dropout=0.0,
+        stages=tuple(
+            dataclasses.replace(stage, dropout=0.0) for stage in convnet.PRESETS["tiny"].stages
+        ),
+    )
     batch = convnet.example_batch(cfg, jax.random.key(0), 8)
     optimizer = train.Optimizer().build(10, 10)
     key = jax.random.key(5)

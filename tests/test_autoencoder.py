@@ -1,4 +1,4 @@
-"""The autoencoders against equations written out by hand, principal components, and the models that they initialise."""
+"""Autoencoders against equations by hand, principal components, and models initialised by them."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ FUNCTIONS = {
     "relu": (lambda z: np.maximum(z, 0), lambda y: (y > 0).astype(float)),
     "linear": (lambda z: z, np.ones_like),
 }
-"""Nonlinearity, and its slope as a function of its result."""
+"""Nonlinearity, and its derivative as a function of its result."""
 
 
 def _keys(rows, seed=7):
@@ -30,7 +30,7 @@ def _keys(rows, seed=7):
 
 
 def _inputs(cfg, size=5):
-    """Between 0 and 1, not only at the ends."""
+    """Values between 0 and 1, not only 0 and 1."""
     return jnp.asarray(np.random.default_rng(1).uniform(size=(size, cfg.sizes[0])))
 
 
@@ -39,7 +39,7 @@ def _batch(inputs):
 
 
 def _params(model, cfg, seed=3):
-    """Of the shapes that ``init`` gives, biases random too."""
+    """Random parameters, including biases, with the shapes of ``init``."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.7 * rng.normal(size=leaf.shape)), _shapes(model, cfg)
@@ -75,7 +75,7 @@ def _value_and_grad(model, cfg):
 def test_reconstruction_and_gradients_equal_the_equations(
     activation, code, output, objective, tied
 ):
-    """Up y = f(x W + b), down z = g(y V + c); the error of every layer is the one above times the transposed kernel and slope."""
+    """Up y = f(x W + b), down z = g(y V + c); errors propagate by transposed kernel and slope."""
     cfg = autoencoder.Config(
         sizes=(5, 4, 3),
         activation=activation,
@@ -127,8 +127,8 @@ def test_reconstruction_and_gradients_equal_the_equations(
 
 
 @pytest.mark.usefixtures("x64")
-def test_tied_kernels_are_free_ones_that_are_equal():
-    """The same function; the gradient of the one kernel is the sum of both."""
+def test_tied_kernels_equal_untied_equal_kernels():
+    """The same function; the gradient of the tied kernel is the sum of both."""
     cfg = autoencoder.Config(sizes=(6, 5, 3), tied=True, noise="mask", noise_level=0.3)
     free = dataclasses.replace(cfg, tied=False)
     params, batch = _params(autoencoder, cfg), _batch(_inputs(cfg))
@@ -178,7 +178,7 @@ def test_noise_has_its_statistics():
 
 @pytest.mark.parametrize("noise", layers.NOISES[1:])
 @pytest.mark.parametrize("model", [autoencoder, conv_autoencoder])
-def test_noise_of_an_example_is_its_keys_and_the_loss_sees_what_is_clean(model, noise):
+def test_noise_depends_on_the_examples_key_and_the_loss_uses_clean_inputs(model, noise):
     cfg = dataclasses.replace(model.PRESETS["tiny"], noise=noise, noise_level=0.4)
     if model is conv_autoencoder:
         cfg = dataclasses.replace(
@@ -204,7 +204,7 @@ def test_noise_of_an_example_is_its_keys_and_the_loss_sees_what_is_clean(model, 
     assert count == aux.count == 4
 
 
-def test_targets_are_not_looked_at():
+def test_targets_are_ignored():
     cfg = autoencoder.PRESETS["tiny"]
     params, batch = _params(autoencoder, cfg), autoencoder.example_batch(cfg, KEY, 3)
     labelled = {**batch, "targets": jnp.arange(3)}
@@ -224,7 +224,7 @@ def test_targets_are_not_looked_at():
         ),
     ],
 )
-def test_greedy_trains_the_top_pair_as_an_autoencoder_of_its_own(fields, single):
+def test_greedy_stage_trains_the_top_pair_as_an_autoencoder(fields, single):
     cfg = autoencoder.Config(
         sizes=(8, 7, 6, 4), noise="mask", noise_level=0.5, tied=True, greedy=True, **fields
     )
@@ -251,8 +251,8 @@ def test_greedy_trains_the_top_pair_as_an_autoencoder_of_its_own(fields, single)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "lecun_tanh"])
-def test_what_a_greedy_pair_learns_is_what_a_deep_decoder_does(activation):
-    """Units of any kind are reconstructed by units of that kind."""
+def test_greedy_loss_is_the_reconstruction_error_of_hidden_units(activation):
+    """Units of each kind are reconstructed by units of the same kind."""
     cfg = autoencoder.Config(sizes=(8, 6, 4), activation=activation, code="linear", greedy=True)
     params, batch = _params(autoencoder, cfg), _batch(_inputs(cfg))
     seen = jax.jit(autoencoder.trace)(cfg, params, batch["inputs"])[1]
@@ -275,7 +275,7 @@ def test_the_lowest_greedy_pair_is_an_ordinary_autoencoder():
     )
 
 
-def test_greedy_stages_hand_on_all_that_they_learned():
+def test_greedy_stages_pass_on_all_parameters():
     first, second = (
         autoencoder.Config(sizes=sizes, noise="mask", noise_level=0.2, greedy=True)
         for sizes in ((8, 6), (8, 6, 4))
@@ -314,7 +314,7 @@ def test_unrolling_a_deep_belief_net_gives_its_passes_up_and_down(tied):
     np.testing.assert_allclose(autoencoder.apply(cfg, params, jnp.asarray(x)), down, rtol=1e-5)
 
 
-def test_what_cannot_be_unrolled_is_named():
+def test_unsupported_unrolling_is_refused_by_name():
     cfg = autoencoder.Config(sizes=(3, 2))
     layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2), "visible_bias": jnp.ones(3)}
     for wrong, message in (
@@ -345,7 +345,8 @@ def test_what_cannot_be_unrolled_is_named():
         (
             {},
             {"activation": "tanh"},
-            "activation='tanh', allowed after a deep belief net with bernoulli units there: 'logistic'",
+            "activation='tanh', allowed after a deep belief net with bernoulli units there: "
+            "'logistic'",
         ),
         ({}, {"code": "linear"}, "code='linear', allowed .* bernoulli .*: 'logistic'"),
         ({"top_units": "gaussian"}, {}, "code='logistic', allowed .* gaussian .*: 'linear'"),
@@ -357,23 +358,24 @@ def test_what_cannot_be_unrolled_is_named():
         ),
     ],
 )
-def test_a_deep_belief_net_becomes_an_autoencoder_of_its_units_only(net, fields, message):
+def test_unrolling_requires_the_same_units(net, fields, message):
     earlier, cfg = dbn.Config(sizes=(4, 3, 2), **net), autoencoder.Config(sizes=(4, 3, 2), **fields)
     params = dbn.init(earlier, KEY)
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
         unroll(earlier, params, cfg, {})
 
 
-def test_nothing_else_is_unrolled():
+def test_unrolling_other_models_is_refused():
     cfg = autoencoder.Config(sizes=(4, 3))
     with pytest.raises(
         ValueError,
-        match=r"transfer='unroll' between zoo.autoencoder and zoo.autoencoder, allowed: zoo.dbn and",
+        match=r"transfer='unroll' between zoo.autoencoder and zoo.autoencoder, allowed: zoo.dbn "
+        r"and",
     ):
         unroll(cfg, autoencoder.init(cfg, KEY), cfg, {})
 
 
-def test_an_mlp_starts_with_the_encoder():
+def test_mlp_is_initialised_from_the_encoder():
     cfg = autoencoder.Config(sizes=(8, 6, 4), activation="tanh")
     net = mlp.Config(sizes=(8, 6, 4, 3), activation="tanh")
     earlier, fresh = _params(autoencoder, cfg), _params(mlp, net, 4)
@@ -387,7 +389,7 @@ def test_an_mlp_starts_with_the_encoder():
     _close(params["layer_2"], fresh["layer_2"], rtol=0)
 
 
-def test_a_convnet_starts_with_the_encoder():
+def test_convnet_is_initialised_from_the_encoder():
     stages = (Stage(features=3), Stage(features=4, pool="max", dropout=0.25))
     cfg = conv_autoencoder.Config(shape=(4, 6, 1), stages=stages)
     net = convnet.Config(shape=(4, 6, 1), stages=stages, dense=(5,), classes=3)
@@ -413,7 +415,7 @@ def test_convolutional_presets_fit_the_convnet_of_their_name(preset):
 
 
 def _correlate(x, layer):
-    """Taps of an odd or even window, zeros around as many sizes as there are: more after than before where it is even."""
+    """'same' convolution by loops; even windows pad more after than before."""
     kernel = np.asarray(layer["kernel"])
     height, width = kernel.shape[:2]
     around = [((taps - 1) // 2, taps // 2) for taps in (height, width)]
@@ -470,7 +472,7 @@ def test_a_convolutional_reconstruction_equals_the_definition():
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((12, 3), 1), ((4, 4, 2, 1), 3)])
-def test_signals_and_volumes_are_reconstructed_alike(shape, axes):
+def test_signals_and_volumes_are_reconstructed(shape, axes):
     stages = (
         Stage(features=3, pool="mean"),
         Stage(features=2, pool="max", pool_size=(2,) * (axes - 1) + (1,)),
@@ -486,7 +488,7 @@ def test_signals_and_volumes_are_reconstructed_alike(shape, axes):
 
 @pytest.mark.usefixtures("x64")
 def test_linear_autoencoders_are_at_best_principal_components():
-    """Baldi and Hornik 1989: no linear one beats them, and they are a stationary point; training gets near."""
+    """Baldi and Hornik 1989: principal components are the stationary optimum of training."""
     inputs = train.load_data("digits").splits["train"]["inputs"].reshape(-1, 64)[:400] / 16.0
     mean, units = inputs.mean(0), 5
     _, singular, components = np.linalg.svd(inputs - mean, full_matrices=False)
@@ -627,7 +629,8 @@ _stage = Stage(features=3, pool="max")
         ),
         (
             lambda: conv_autoencoder.Config(shape=(8, 6, 1), stages=(_stage, _stage)),
-            r"shape=\(8, 6, 1\), allowed: sizes that the windows \(2, 2\) of stage 1 divide; they are \(4, 3\) there",
+            r"shape=\(8, 6, 1\), allowed: sizes that the windows \(2, 2\) of stage 1 divide; they "
+            r"are \(4, 3\) there",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Batches: what a sampler says that they hold, masked padding, and inputs scaled by what training has shown."""
+"""Batches: the sampler's rows, masked padding, and inputs scaled by training statistics."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from zoo import mlp
 
 
 def table(count: int) -> dict:
-    """Inputs that tell their row."""
+    """Inputs that identify their row."""
     return {
         "inputs": np.arange(count, dtype=np.float32)[:, None] * [1, 10],
         "targets": np.arange(count, dtype=np.int32),
@@ -61,7 +61,7 @@ def test_inputs_of_several_arrays():
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_a_plan_is_the_rows_of_its_steps(count):
+def test_plan_contains_the_rows_of_its_steps(count):
     batches = Batches({"inputs": np.zeros((7, 1)), "targets": np.zeros(7)}, 2)
     plan = batches.plan(first=2, count=count)
     assert (plan.shape, plan.dtype) == ((count, 2), np.int32)
@@ -103,19 +103,19 @@ def test_faults_of_tables_are_named(data, fault):
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_size_that_is_none(size):
+def test_invalid_batch_size_is_refused(size):
     with pytest.raises(ValueError, match=f"batch_size={size}, allowed: at least 1"):
         Batches(table(3), size)
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", ">u2", ">i4", "<i8", ">f2", ">f4", ">f8"])
-def test_arrays_of_any_byte_order_reach_the_device_with_their_values(dtype):
+def test_byte_order_does_not_change_values(dtype):
     values = np.array([[0, 1], [1, 1], [1, 0]])
     batch = Batches({"inputs": values.astype(dtype)}, 3, seed=None).batch(0)
     np.testing.assert_array_equal(batch["inputs"], values)
 
 
-def test_arrays_on_a_device_are_taken_as_they_are():
+def test_device_arrays_keep_their_dtype():
     data = {"inputs": jnp.ones((3, 2), jnp.bfloat16), "targets": np.ones((3, 1), jnp.bfloat16)}
     batch = Batches(data, 3).batch(0)
     assert batch["inputs"].dtype == batch["targets"].dtype == jnp.bfloat16
@@ -125,7 +125,7 @@ def test_arrays_on_a_device_are_taken_as_they_are():
 
 
 def labelled(count: int = 200, seed: int = 0) -> dict:
-    """Four classes, of which some are rarer."""
+    """Four classes with different frequencies."""
     targets = np.random.default_rng(seed).choice(4, count, p=[0.4, 0.3, 0.2, 0.1]).astype(np.int32)
     return {"inputs": np.arange(count, dtype=np.float32)[:, None], "targets": targets}
 
@@ -137,7 +137,7 @@ def rows_with_labels(batches: Batches, epoch: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("labels", [1, 4, 20, 41, 120])
 @pytest.mark.parametrize("seed", [0, 3])
-def test_labels_are_as_many_of_each_class_however_rare_it_is(labels, seed):
+def test_labels_are_balanced_over_classes(labels, seed):
     data = labelled()
     batches = Batches(data, 8, seed=seed, labels=labels)
     assert batches.steps_per_epoch == -(-labels // 8)
@@ -147,7 +147,7 @@ def test_labels_are_as_many_of_each_class_however_rare_it_is(labels, seed):
     assert found.max() - found.min() <= 1
 
 
-def test_the_seed_decides_which_classes_have_one_more():
+def test_seed_selects_the_classes_with_one_more_label():
     data = labelled()
     more = {
         int(data["targets"][rows_with_labels(Batches(data, 8, seed=seed, labels=1))[0]])
@@ -156,14 +156,14 @@ def test_the_seed_decides_which_classes_have_one_more():
     assert more == {0, 1, 2, 3}
 
 
-def test_a_class_of_too_few_examples_is_named():
-    few = "class 3 has 30 of the 200 examples, and there are 4 classes"
+def test_class_with_too_few_examples_is_named():
+    few = "class 3 has 30 of the 200 examples, with 4 classes"
     for labels in (0, -1, 121):
-        with pytest.raises(ValueError, match=f"labels={labels}, allowed: 1 to 120, as {few}"):
+        with pytest.raises(ValueError, match=f"labels={labels}, allowed: 1 to 120, because {few}"):
             Batches(labelled(), 8, labels=labels)
 
 
-def test_of_classes_of_one_size_the_draw_is_that_of_a_stratified_split():
+def test_balanced_classes_match_a_stratified_split():
     targets = np.tile(np.arange(4), 50)
     for labels in (6, 41, 200):
         drawn = stratified_split(targets, (labels, 200 - labels), 7)[0]
@@ -184,13 +184,13 @@ def test_every_epoch_has_the_same_labels_in_another_order():
         np.testing.assert_array_equal(batch["mask"], valid)
 
 
-def test_the_seed_decides_which_labels_they_are():
+def test_seed_selects_the_labelled_examples():
     drawn = [
         rows_with_labels(Batches(labelled(), 8, seed=seed, labels=20)) for seed in (3, 3, 4, 5)
     ]
     assert drawn[0] == drawn[1]
     assert len({tuple(rows) for rows in drawn}) == 3
-    # Runs side by side draw their own, each as if it were alone.
+    # Replicas draw their own labels, as in single runs.
     first = Batches(labelled(), 8, seed=3, labels=20)
     for seed, expected in ((4, drawn[2]), (5, drawn[3])):
         other = first.with_seed(seed)
@@ -200,7 +200,7 @@ def test_the_seed_decides_which_labels_they_are():
     assert rows_with_labels(first) == drawn[0]
 
 
-def test_replicas_learn_from_labels_of_their_own(monkeypatch):
+def test_replicas_draw_their_own_labels(monkeypatch):
     seen = {}
     recorded = Batches.rows_of
 
@@ -222,7 +222,7 @@ def test_replicas_learn_from_labels_of_their_own(monkeypatch):
         )
 
 
-def test_all_labels_are_all_data():
+def test_selecting_all_labels_is_the_full_data():
     data = {**labelled(), "targets": np.repeat(np.arange(4), 50)}
     batches = Batches(data, 8, seed=3, labels=200)
     assert rows_with_labels(batches) == list(range(200))
@@ -235,25 +235,25 @@ def test_all_labels_are_all_data():
         (
             {"targets": np.zeros(200, np.float32)},
             4,
-            "labels=4, allowed for data whose targets are no classes: None",
+            "labels=4, allowed for data whose targets are not classes: None",
         ),
         (
             {"targets": np.zeros((200, 2), np.int32)},
             4,
-            "labels=4, allowed for data whose targets are no classes: None",
+            "labels=4, allowed for data whose targets are not classes: None",
         ),
         (
             {"targets": {"a": np.zeros(200, np.int32)}},
             4,
-            "labels=4, allowed for data whose targets are no classes: None",
+            "labels=4, allowed for data whose targets are not classes: None",
         ),
     ],
 )
-def test_labels_that_are_not_there(change, labels, fault):
+def test_more_labels_than_examples_are_refused(change, labels, fault):
     with pytest.raises(ValueError, match=fault):
         Batches({**labelled(), **change}, 8, labels=labels)
     with pytest.raises(
-        ValueError, match="labels=4, allowed for data whose targets are no classes: None"
+        ValueError, match="labels=4, allowed for data whose targets are not classes: None"
     ):
         Batches({"inputs": labelled()["inputs"]}, 8, labels=4)
 
@@ -271,7 +271,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_scaling_is_what_numpy_computes_in_double_precision(kind):
+def test_scaling_equals_numpy_in_double_precision(kind):
     scaling = fit_scaling(kind, RAW, (0.0, 255.0))
     other = np.random.default_rng(1).integers(0, 256, (7, 4, 3), dtype=np.uint8)
     for raw in (RAW, other):
@@ -298,7 +298,7 @@ def test_scaled_training_inputs_have_the_promised_statistics():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.0, -1e6])
-def test_an_input_that_never_varies_in_training_does_not_explode_in_the_test(value, dtype):
+def test_constant_training_inputs_stay_bounded_in_the_test(value, dtype):
     raw = np.full((999, 2), value, dtype)
     raw[:, 1] = np.arange(999)
     scaled = np.asarray(
@@ -314,14 +314,14 @@ def test_an_input_that_never_varies_in_training_does_not_explode_in_the_test(val
 
 
 @pytest.mark.parametrize("kind", ["unit", "standardize", "zscore"])
-def test_inputs_that_are_true_or_false_are_scaled_too(kind):
+def test_boolean_inputs_are_scaled(kind):
     raw = np.array([[True, False], [False, True], [True, True]])
     found = fit_scaling(kind, raw, (0.0, 1.0))(jnp.asarray(raw))
     expected = fit_scaling(kind, raw.astype(np.float32), (0.0, 1.0))(jnp.asarray(raw, jnp.float32))
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_kind_of_scaling_that_does_not_exist():
+def test_unknown_scaling_is_refused():
     with pytest.raises(
         ValueError, match="preprocess='whiten', allowed: none, unit, standardize, zscore"
     ):
@@ -329,7 +329,7 @@ def test_a_kind_of_scaling_that_does_not_exist():
 
 
 @pytest.mark.parametrize("kind", ["standardize", "zscore"])
-def test_statistics_of_many_values_are_numpys(kind):
+def test_chunked_statistics_equal_numpy(kind):
     raw = (
         np.random.default_rng(0).integers(0, 256, (3, 2**11 + 1, 1000), np.uint8).swapaxes(0, 1)
     )  # more than one piece
@@ -339,8 +339,8 @@ def test_statistics_of_many_values_are_numpys(kind):
     np.testing.assert_allclose(scaling.scale, 1 / raw.std(axis, dtype=np.float64), rtol=1e-6)
 
 
-def test_imagenets_scaling_is_that_of_torchvisions_weights():
-    """By torchvision's transforms.Normalize of an image whose values are from 0 to 1."""
+def test_imagenet_scaling_equals_torchvision_normalize():
+    """As torchvision's transforms.Normalize on an image with values from 0 to 1."""
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3), np.uint8)
     scaled = fit_scaling("imagenet", images, (0.0, 255.0))(jnp.asarray(images))
     expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]

@@ -1,4 +1,4 @@
-"""Captions in the field's own files: what is read, what is wrong with files, the file of decoded images, and a run on them."""
+"""Caption data in COCO and Karpathy formats: reading, faults, the cache of images, a run."""
 
 import dataclasses
 import gzip
@@ -41,12 +41,12 @@ COLORS = ("red", "green", "blue")
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
-    """A user's cache of its own."""
+    """A separate user cache."""
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
 
 
 def said(number: int) -> list[str]:
-    """Captions of an image, as people write."""
+    """Captions of an image in natural writing."""
     color = COLORS[number % 3]
     return [
         f"A {color} thing, number {number}.",
@@ -56,7 +56,7 @@ def said(number: int) -> list[str]:
 
 
 def draw(file: pathlib.Path, number: int) -> None:
-    """An image of a colour, each of another size."""
+    """A uniformly coloured image; each has a different size."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(
         0, 60, (7 + number % 4, 6 + number % 5, 3), np.uint8
@@ -123,7 +123,7 @@ def equal(one, other) -> bool:
 # ---------------------------------------------------------------- tables
 
 
-def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path):
+def test_rows_pair_images_with_captions_one_per_test_image(tmp_path):
     dataset = load(karpathy(tmp_path))
     assert isinstance(dataset.task, Captioning)
     assert dataset.task.max_length == captions.Config().max_length
@@ -162,7 +162,7 @@ def test_rows_are_images_and_captions_and_tests_have_one_for_each_image(tmp_path
     assert "images: 24 train, 8 validation, 6 test; 48 captions in training" in dataset.notes
 
 
-def test_both_formats_are_the_same_data_and_half_of_validation_tests_where_nothing_else_does(
+def test_coco_and_karpathy_formats_agree_and_validation_is_halved_without_a_test_split(
     tmp_path,
 ):
     one, other = load(karpathy(tmp_path / "karpathy")), load(coco(tmp_path / "coco"))
@@ -185,7 +185,7 @@ def test_both_formats_are_the_same_data_and_half_of_validation_tests_where_nothi
     )
 
 
-def test_splits_that_are_missing_are_made_of_whole_images(tmp_path):
+def test_missing_splits_are_drawn_by_image(tmp_path):
     coco(tmp_path)
     alone = load(f"captions:{tmp_path}/annotations/captions_train2014.json")
     counts = {
@@ -233,7 +233,7 @@ def test_captions_are_lower_case_without_punctuation(raw, text):
     assert captions.plain(raw) == text
 
 
-def test_tokens_stand_as_they_are_and_raw_text_is_used_where_there_are_none(tmp_path):
+def test_tokens_are_kept_and_raw_text_is_the_fallback(tmp_path):
     def change(content):
         content["images"][32]["sentences"] = [
             {"raw": "Never READ.", "tokens": ["Mr.", "t-shirt"]},
@@ -260,7 +260,7 @@ def test_subwords_are_those_of_the_training_captions(tmp_path):
     "place",
     ["", "images", "val2014", "images/val2014", "../val2014", "../images/val2014", "../images"],
 )
-def test_where_images_may_lie(tmp_path, place):
+def test_image_locations(tmp_path, place):
     root = tmp_path / "json"
 
     def change(content):
@@ -315,16 +315,16 @@ def _karpathy_fault(field):
             45,
         ),
         ("twice", "images that are listed twice", "1.png", 45),
-        ("imgid", "images whose imgid another one has", "2.png", 45),
+        ("imgid", "images with a duplicate imgid", "2.png", 45),
         ("damaged", "images that cannot be read", ".*/images/2.png", 45),
     ],
 )
-def test_what_cannot_serve_is_named_or_left_out_and_counted(tmp_path, fault, what, named, rows):
+def test_unusable_images_are_named_or_skipped_and_counted(tmp_path, fault, what, named, rows):
     name = karpathy(tmp_path / "json", _karpathy_fault(fault))
     if fault == "damaged":
         file = tmp_path / "json" / "images" / "2.png"
         file.write_bytes(file.read_bytes()[:50])
-    for _ in range(2):  # the second time images were decoded before
+    for _ in range(2):  # the second time, images are already decoded
         with pytest.raises(
             DataError, match=f"^data {name!r}: {what}: {named}.*; data.on_bad=skip leaves them out$"
         ):
@@ -350,13 +350,13 @@ def test_what_cannot_serve_is_named_or_left_out_and_counted(tmp_path, fault, wha
             lambda content: content["annotations"].append(
                 {"id": 0, "image_id": content["images"][0]["id"], "caption": "x"}
             ),
-            "annotations whose id another one has",
+            "annotations with a duplicate id",
             "annotation 0 of captions_train2014.json",
             24,
         ),
         (
             lambda content: content["images"][1].update(id=content["images"][0]["id"]),
-            "images whose id another one has",
+            "images with a duplicate id",
             "COCO_train2014_000000000000.png, COCO_train2014_000000000001.png",
             22,
         ),
@@ -373,7 +373,7 @@ def test_faults_of_annotations(tmp_path, change, what, named, images):
     with pytest.raises(DataError, match=f"{what}: {named}"):
         load(name)
     left = load(name, SKIP)
-    one = named.partition(", COCO")[0]  # of two that it names
+    one = named.partition(", COCO")[0]  # of the two that are named
     assert any(re.fullmatch(rf"left out: \d {what}, such as {one}.*", note) for note in left.notes)
     assert len(np.unique(left.splits["train"]["inputs"]["image"].index)) == images
 
@@ -419,7 +419,7 @@ def test_faults_of_annotations(tmp_path, change, what, named, images):
         ),
     ],
 )
-def test_what_is_not_the_format_is_named(tmp_path, change, message):
+def test_unknown_formats_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         load(karpathy(tmp_path, change))
 
@@ -449,7 +449,8 @@ def test_faults_of_whole_files(tmp_path):
         file.unlink()
     with pytest.raises(
         DataError,
-        match=r"no image with a caption in train, validation, test; left out: 38 images that are in none of",
+        match=r"no image with a caption in train, validation, test; left out: 38 images that are "
+        r"in none of",
     ):
         load(name, SKIP)
 
@@ -459,7 +460,7 @@ def test_faults_of_whole_files(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """Names of the images that are decoded from now on."""
+    """Records the names of images as they are decoded."""
     seen = []
     original = train.formats.read_image
     monkeypatch.setattr(
@@ -474,7 +475,7 @@ def kept(tmp_path: pathlib.Path) -> list[pathlib.Path]:
     return sorted((tmp_path / "cache" / "purezoo" / "captions").iterdir())
 
 
-def test_images_are_decoded_once_and_a_changed_one_makes_another_file(tmp_path, opened):
+def test_decoded_images_are_cached_by_content(tmp_path, opened):
     name = karpathy(tmp_path)
     first = load(name)
     assert sorted(opened) == sorted(f"{number}.png" for number in range(38))
@@ -495,7 +496,7 @@ def test_images_are_decoded_once_and_a_changed_one_makes_another_file(tmp_path, 
 
 
 @pytest.mark.parametrize("version", ["train.formats.READ_VERSION", "PIL.__version__"])
-def test_another_decoder_makes_another_file(tmp_path, opened, monkeypatch, version):
+def test_decoded_cache_depends_on_the_decoder(tmp_path, opened, monkeypatch, version):
     name = karpathy(tmp_path)
     load(name)
     opened.clear()
@@ -505,19 +506,19 @@ def test_another_decoder_makes_another_file(tmp_path, opened, monkeypatch, versi
     assert len(kept(tmp_path)) == 2
 
 
-def test_without_a_home_decoded_images_cannot_be_kept(tmp_path, monkeypatch):
+def test_decoded_images_need_a_cache_folder(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pooch, "os_cache", lambda project: pathlib.Path("~/.cache") / project)
     with pytest.raises(
         DataError,
-        match="images are decoded into a file: there is no home folder that can be written to",
+        match="images are decoded into a file: no writable home folder",
     ):
         load(name)
     assert not (tmp_path / "~").exists()
 
 
-def test_an_image_that_can_be_read_again_is(tmp_path, monkeypatch):
+def test_repaired_image_is_read_again(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     whole = load(name, SKIP).fingerprint
     kept(tmp_path)[0].unlink()
@@ -534,7 +535,7 @@ def test_an_image_that_can_be_read_again_is(tmp_path, monkeypatch):
     assert load(name, SKIP).fingerprint == whole
 
 
-def test_a_file_that_is_not_whole_is_never_used(tmp_path, opened, monkeypatch):
+def test_incomplete_cache_file_is_never_used(tmp_path, opened, monkeypatch):
     name = karpathy(tmp_path)
     first = load(name)
     (file,) = kept(tmp_path)

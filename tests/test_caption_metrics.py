@@ -1,11 +1,11 @@
-"""CIDEr-D and ROUGE-L: what pycocoevalcap 1.2 gave for these sentences, sums by hand, and what must hold for any sentences."""
+"""CIDEr-D and ROUGE-L against scores of pycocoevalcap 1.2, sums by hand, and invariants."""
 
 import numpy as np
 import pytest
 
 from evals.caption_metrics import cider_d, rouge_l
 
-# (candidate, references, CIDEr, ROUGE-L): the scores of pycocoevalcap 1.2 (Cider, Rouge) for all of them together.
+# (candidate, references, CIDEr, ROUGE-L): scores of pycocoevalcap 1.2 on all of them together.
 EXAMPLES = [
     (
         "a man rides a wave on a surfboard",
@@ -91,7 +91,7 @@ CANDIDATES, REFERENCES = [each[0] for each in EXAMPLES], [each[1] for each in EX
 
 
 def sentences(seed, count):
-    """Random captions of a few words, and from one to five random references of each."""
+    """Random captions of a few words with one to five random references each."""
     generator = np.random.default_rng(seed)
     words, p = np.array(list("abcdefghijkl")), 1 / np.arange(1, 13)
 
@@ -102,7 +102,7 @@ def sentences(seed, count):
     return [sentence() for _ in references], references
 
 
-def test_scores_are_those_of_coco():
+def test_scores_equal_pycocoevalcap():
     np.testing.assert_allclose(
         cider_d(CANDIDATES, REFERENCES), [100 * each[2] for each in EXAMPLES], rtol=0, atol=1e-9
     )
@@ -112,7 +112,7 @@ def test_scores_are_those_of_coco():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_sentences_score_as_in_the_library(seed):
+def test_scores_of_random_sentences_equal_the_library(seed):
     cider, rouge = (
         pytest.importorskip(f"pycocoevalcap.{name}.{name}") for name in ("cider", "rouge")
     )
@@ -127,9 +127,10 @@ def test_random_sentences_score_as_in_the_library(seed):
         )
 
 
-def test_by_hand():
-    # "a" is in references of both examples and weighs nothing.  One of "a b" and "b" has all of the first candidate, the other
-    # its one word that counts, and is a word shorter; "a c" has what counts of the second's words but not their order.
+def test_scores_by_hand():
+    # "a" is in references of both examples and has weight 0.  Of "a b" and "b", one matches the
+    # first candidate fully, the other its one word with weight, and is a word shorter; "a c" has
+    # the second's weighted words in another order.
     found = cider_d(["a b", "c a"], [["a b", "b"], ["a c"]])
     np.testing.assert_allclose(found, [1000 / 4 * (2 + np.exp(-1 / 72)) / 2, 1000 / 4], rtol=1e-14)
     # The common subsequence is a c: precision 2/3, recall 2/4.
@@ -140,7 +141,7 @@ def test_by_hand():
     np.testing.assert_allclose(rouge_l(["a b"], [["a", "a b c d"]]), 100)
 
 
-def test_what_people_wrote_scores_most_and_what_nobody_wrote_nothing():
+def test_references_score_highest_and_unrelated_captions_zero():
     _, references = sentences(3, 40)
     same, other = [own[0] for own in references], ["z y x w v"] * len(references)
     np.testing.assert_allclose(rouge_l(same, references), 100)
@@ -178,10 +179,10 @@ def test_a_single_example_has_no_cider():
 @pytest.mark.parametrize(
     ("candidates", "references", "message"),
     [
-        (["a", "b"], [["a"]], "2 candidates, references of 1; expected"),
-        (["a", "b"], [["a"], []], r"references of 2, of which 1 has \[\]; expected"),
-        (["a"], ["a"], "of which 0 has 'a'; expected"),
-        ([], [], "0 candidates, references of 0; expected"),
+        (["a", "b"], [["a"]], "2 candidates, references for 1 examples; expected"),
+        (["a", "b"], [["a"], []], r"references for 2 examples; example 1 has \[\]; expected"),
+        (["a"], ["a"], "example 0 has 'a'; expected"),
+        ([], [], "0 candidates, references for 0 examples; expected"),
     ],
 )
 def test_candidates_without_references_are_refused(metric, candidates, references, message):

@@ -38,7 +38,7 @@ def _folder(tmp_path_factory):
         model=cfg,
         data=scenes.Config(
             count=120, max_length=20
-        ),  # what a model that hardly learned writes does not end
+        ),  # an almost untrained model rarely writes the end token
         optimizer=train.Optimizer(name="adam", learning_rate=0.02),
         batch_size=30,
         steps=40,
@@ -67,7 +67,7 @@ def test_images_are_scaled_and_the_vocabulary_is_that_of_the_captions(evaluation
     assert {f"validation BLEU-{order}" for order in (1, 2, 3, 4)} < evaluation.metrics.keys()
 
 
-def test_exact_is_what_people_wrote(evaluation):
+def test_exact_metric_counts_captions_equal_to_a_reference(evaluation):
     sentences = evaluation.table.extras["sentences"]
     written = evaluation.measured.captions
     same = [found.text == target for found, (_, target) in zip(written, sentences, strict=True)]
@@ -76,7 +76,7 @@ def test_exact_is_what_people_wrote(evaluation):
 
 @pytest.mark.parametrize(("shift", "hit"), [(0, 100), (24, 0)])
 def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch, shift, hit):
-    """A model that looks at the centre of each object when it says its article, and one that looks half an image away."""
+    """Two models: at articles, one attends to the object's centre, one half an image away."""
     table = evaluation.table
     boxes, words = (table.extras[name] for name in ("boxes", "words"))
     weights = np.zeros((*table["targets"].shape, 6, 6), np.float32)
@@ -100,13 +100,13 @@ def test_pointing_counts_peaks_within_the_boxes_of_words(evaluation, monkeypatch
     assert found is not None
     assert found.objects == (words >= 0).sum()
     assert found.hit == pytest.approx(hit, abs=8)
-    assert found.noun < 30  # where it looks at nothing in particular, the first place is the one
+    assert found.noun < 30  # with uniform weights the first location counts as the peak
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) / 48**2
     assert found.chance == pytest.approx(100 * area[words >= 0].mean(), rel=0.1)
     assert captions.pointing(evaluation.run, table, np.zeros(len(weights), bool)) is None
 
 
-def test_light_falls_where_the_weights_are():
+def test_attention_overlay_shows_the_weights():
     weights = np.zeros((2, 2))
     weights[0, 1] = 1
     lit = captions.lighten(np.full((8, 8, 1), 100, np.uint8), weights)
@@ -114,7 +114,7 @@ def test_light_falls_where_the_weights_are():
     assert lit[0, 7, 0] > 100 > lit[7, 0, 0]
 
 
-def test_the_report_shows_words_and_where_the_model_looked(evaluation):
+def test_report_shows_words_and_attention(evaluation):
     assert captions.captioned in evals.report.document.sections_of(evaluation)
     shown = captions.captioned(evaluation)
     assert shown is not None
@@ -126,12 +126,12 @@ def test_the_report_shows_words_and_where_the_model_looked(evaluation):
     several = dataclasses.replace(
         evaluation, measured=dataclasses.replace(evaluation.measured, references=references)
     )
-    assert f"{count:,} of {count:,} captions are what people wrote" in (
+    assert f"{count:,} of {count:,} captions equal a reference" in (
         captions.captioned(several) or ""
     )
 
 
-def test_other_runs_have_no_such_section(evaluation):
+def test_other_tasks_have_no_caption_section(evaluation):
     run = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
     other = dataclasses.replace(
         evaluation, subject=evaluation.subject._replace(run=run), measured=Measured(metrics={})
@@ -172,7 +172,7 @@ def test_the_command_captions_files(folder, tmp_path, capsys):
     )
 
 
-def test_captions_of_all_lengths_are_looked_at_through_one_program(evaluation, monkeypatch):
+def test_captions_of_all_lengths_share_one_program(evaluation, monkeypatch):
     run, images = evaluation.run, evaluation.table["inputs"]["image"]
     looked, original = [], captions.attention
     monkeypatch.setattr(
@@ -201,12 +201,12 @@ def test_a_caption_may_be_as_long_as_in_training_and_end(evaluation, monkeypatch
     assert lengths == [20 + 1]
 
 
-def test_scores_say_what_they_are_out_of():
+def test_scores_report_their_maximum():
     assert format_metric("test BLEU-4", 81.25, 1000) == ("test BLEU-4", "81.25", "of 100")
     assert format_metric("test CIDEr-D", 772.0, 1000) == ("test CIDEr-D", "772.00", "of 1000")
 
 
-def test_what_does_not_caption_says_so(evaluation):
+def test_model_without_captions_is_refused(evaluation):
     other = evaluation.run._replace(data=evaluation.run.data._replace(task=Classification()))
     with pytest.raises(
         DataError, match=f"{other.folder.path}: caption is not for a model of classification"
@@ -225,7 +225,7 @@ def test_a_caption_does_not_depend_on_the_other_images(evaluation):
     assert together.score == pytest.approx(alone.score, abs=1e-3)
 
 
-def test_hard_attention_looks_at_the_most_likely_place_and_steps_as_it_applies():
+def test_hard_attention_uses_the_most_likely_location_and_step_equals_apply():
 
     cfg = hard_captioner.PRESETS["tiny"]
     params = hard_captioner.init(cfg, jax.random.key(0))
@@ -241,8 +241,8 @@ def test_hard_attention_looks_at_the_most_likely_place_and_steps_as_it_applies()
         np.testing.assert_allclose(each, logits[:, time], rtol=1e-4, atol=1e-5)
 
 
-def test_saliency_is_the_gradient_of_what_is_said(evaluation):
-    """A model that reads one pixel, and only for its second token."""
+def test_saliency_is_the_gradient_of_the_written_token(evaluation):
+    """A model whose second token depends on one pixel, and nothing else does."""
 
     def apply(cfg, params, inputs):
         seen = (
@@ -261,7 +261,7 @@ def test_saliency_is_the_gradient_of_what_is_said(evaluation):
     assert (found[:, 1, 10 // 8, 33 // 8] > 0).all()
 
 
-def test_without_attention_saliency_points(evaluation):
+def test_pointing_uses_saliency_without_attention(evaluation):
     run, table = evaluation.run, evaluation.table
     cfg = dataclasses.replace(run.recipe.model, attention="none", coverage=0.0)
     params = captioner.init(cfg, jax.random.key(0))
@@ -275,7 +275,7 @@ def test_without_attention_saliency_points(evaluation):
     assert 0 <= found.hit <= 100
 
 
-def test_objects_are_those_whose_names_are_said():
+def test_objects_are_matched_to_their_names():
     """ "a one": 1 2; "a two": 1 3; "above": 4."""
     targets = np.array([[1, 2, 4, 1, 2, 0], [1, 3, 4, 1, 2, 0]])
     phrases = np.array([[[0, 2], [3, 5], [0, 0]]] * 2)
@@ -284,7 +284,7 @@ def test_objects_are_those_whose_names_are_said():
         captions.named_objects(Table({"targets": targets}, extras={"phrases": phrases}), written)
         == 3 / 4
     )
-    # "a one of two", 1 2 5 3, which is another kind, names no "a one".
+    # "a one of two", 1 2 5 3, is another kind, so it does not name "a one".
     targets[1], phrases[1] = [1, 2, 5, 3, 0, 0], [[0, 4], [0, 0], [0, 0]]
     written = [np.array([1, 2, 5, 3, 4, 1, 2]), np.array([1, 2, 5, 3])]
     assert (

@@ -12,7 +12,7 @@ import train
 from train.engine.checkpoint import CheckpointError, Checkpoints, MisfitError, checksum
 from zoo import mlp
 
-# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+# When a checkpoint file is damaged, orbax closes its event loop with reads still in progress.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STATE = {
@@ -79,7 +79,7 @@ def test_the_best_and_the_two_latest_are_kept(tmp_path):
         (100, 5, [5, 10, 11]),
     ],
 )
-def test_multiples_are_kept_beside_the_best_and_the_latest(tmp_path, keep_every, best, kept):
+def test_multiples_are_kept_in_addition_to_best_and_latest(tmp_path, keep_every, best, kept):
     with Checkpoints(tmp_path, keep_every=keep_every) as checkpoints:
         for step in range(1, 12):
             checkpoints.save({"step": jnp.int32(step)}, step, best_step=min(best, step))
@@ -92,8 +92,8 @@ def test_multiples_are_kept_beside_the_best_and_the_latest(tmp_path, keep_every,
             )
 
 
-def test_what_was_kept_stays_when_the_run_goes_on(tmp_path):
-    """Another process: what it keeps is decided by steps alone, and what lies after the step that it resumes at goes."""
+def test_kept_checkpoints_stay_when_the_run_resumes(tmp_path):
+    """In a new process, steps alone decide what is kept; later steps than the resumed one go."""
     for steps, best in (((2, 4, 6, 8, 10), 4), ((10, 12, 14, 16), 14)):
         with Checkpoints(tmp_path, keep_every=6) as checkpoints:
             checkpoints.drop_after(steps[0] - 1)
@@ -132,7 +132,7 @@ def test_no_checkpoint_yet(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_flipped_bit_is_found_and_the_step_before_is_used(tmp_path, seed):
+def test_flipped_bit_is_detected_and_the_previous_step_is_used(tmp_path, seed):
     _save(tmp_path, 1, 2)
     rng = np.random.default_rng(seed)
     files = [file for file in _payload(tmp_path / "2") if file.stat().st_size > 500]
@@ -141,7 +141,7 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_used(tmp_path, seed):
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
     file.write_bytes(data)
     (state, step), said = _restore(tmp_path)
-    assert int(state["step"]) == step  # whichever it is, it is intact
+    assert int(state["step"]) == step  # either one is intact
     np.testing.assert_array_equal(state["params"]["kernel"], STATE["params"]["kernel"])
     if step == 1:
         assert "damaged checkpoint passed over" in said[0]
@@ -185,7 +185,7 @@ def test_another_type_shape_or_leaf_is_an_error_not_a_cast(tmp_path, change, mes
         pytest.raises(MisfitError, match=rf"/2: {message}"),
     ):
         checkpoints.restore({**_abstract(), **change}, say=said.append)
-    assert not said  # it is not damaged, and no other one would fit
+    assert not said  # it is not damaged, and no other checkpoint would fit
 
 
 @pytest.mark.parametrize("best", [True, False])

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, typos, missing files, one clear line each."""
+"""The command line for its users: help, typos, missing files, one clear line each."""
 
 import inspect
 import os
@@ -32,7 +32,7 @@ def _no_traceback(captured):
     return captured
 
 
-def test_data_on_the_command_line_are_those_of_every_stage():
+def test_data_option_applies_to_every_stage():
     recipe, _ = parse(
         RECIPES["dbn-digits"], ["--data", "npz:mine.npz", "--preprocess", "none", "--epochs", "3"]
     )
@@ -75,7 +75,7 @@ def test_an_unknown_recipe_or_option_suggests_the_nearest(capsys):
         (("--select-by", "bleu"), 1, "select_by='bleu', allowed: accuracy, loss"),
         (("--seed", "-1"), 2, "seed=-1, allowed"),
         (("--parallel", "threads"), 2, "invalid choice 'threads'"),
-        (("--devices", "99"), 1, "devices=99, allowed: 1 to 8, as many as there are"),
+        (("--devices", "99"), 1, "devices=99, allowed: 1 to 8, those available"),
         (("--accumulate", "0"), 1, "accumulate=0, allowed: a positive integer"),
         (
             ("--parallel", "pmap", "--replicas", "2"),
@@ -98,7 +98,7 @@ def test_bad_input_is_one_clear_error_before_any_work(tmp_path, capsys, options,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_says_where_it_is_and_starting_again_says_it_is_complete(tmp_path, capsys):
+def test_run_prints_its_folder_and_restarting_reports_completion(tmp_path, capsys):
     options = ("mlp-digits", "--steps", "42", "--out", str(tmp_path / "run"))
     assert _main(*options) == 0
     first = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_a_run_says_where_it_is_and_starting_again_says_it_is_complete(tmp_path,
     assert "batch_size is 64 there and 32 here" in capsys.readouterr().err
 
 
-def test_tensorboard_files_are_written_when_asked_for(tmp_path):
+def test_tensorboard_option_writes_event_files(tmp_path):
     pytest.importorskip("tensorboardX")
     assert (
         _main(
@@ -128,7 +128,7 @@ def test_tensorboard_files_are_written_when_asked_for(tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
 
-def test_what_tensorboard_needs_is_said_before_a_folder_is_made(tmp_path, capsys, monkeypatch):
+def test_missing_tensorboard_is_reported_before_any_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert _main("mlp-digits", "--tensorboard", "--out", str(tmp_path / "run")) == 1
     assert (
@@ -138,7 +138,7 @@ def test_what_tensorboard_needs_is_said_before_a_folder_is_made(tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_a_terminal_that_cannot_draw_has_plain_lines(capsys, monkeypatch):
+def test_dumb_terminal_gets_plain_lines(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
     with Progress("name", 4, 2) as progress:
@@ -165,7 +165,7 @@ def _evals(*arguments):
 
 
 def _shown(text):
-    """Text without the frames that it is drawn in, on one line."""
+    """Text without box-drawing frames, on one line."""
     return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
 
 
@@ -229,7 +229,7 @@ def test_a_mistyped_verb_suggests_the_right_one(classifier, capsys, typed, hint)
     for more in ((), ("x.png",), ("--invert",)):
         assert _evals(typed, classifier, *more) == 2
         captured = capsys.readouterr()
-        assert captured.err == f"error: no verb and no run folder {typed!r}; {hint}\n"
+        assert captured.err == f"error: neither a verb nor a run folder: {typed!r}; {hint}\n"
         assert captured.out == ""
 
 
@@ -263,7 +263,7 @@ def test_each_verb_takes_only_its_own_options(classifier, capsys, verb):
 @pytest.mark.parametrize(
     "verb", [verb for verb in VERBS if "files" in inspect.signature(VERBS[verb]).parameters]
 )
-def test_a_verb_of_files_needs_one(classifier, capsys, verb):
+def test_file_verb_needs_a_file(classifier, capsys, verb):
     assert _evals(verb, classifier) == 2
     captured = _no_traceback(capsys.readouterr())
     assert "FILE" in captured.err
@@ -287,7 +287,7 @@ def test_gradients_without_matplotlib_are_one_clear_error(tmp_path, capsys, monk
     assert "error: import of matplotlib" in _no_traceback(capsys.readouterr()).err
 
 
-def test_packages_import_fast_and_one_way():
+def test_packages_import_fast_and_in_one_direction():
     """zoo needs neither train nor evals nor flax; train does not need evals."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for package, absent in (

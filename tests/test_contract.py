@@ -1,7 +1,7 @@
-"""The contract that every model follows, run over the "tiny" preset of every registered model.
+"""The contract of all models, tested on the "tiny" preset of every registered model.
 
-A toy member proves it where it is hard: a sampled objective.  A new model gets all of this by being registered; one with
-SAMPLED = True also needs its enumerated expectation in EXPECTATIONS.
+A toy model covers the hard case, a sampled objective.  Registered models are tested automatically;
+one with SAMPLED = True also needs its enumerated expectation in EXPECTATIONS.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def _log_bernoulli(probability, state):
 
 
 def _enumerated_rbm(cfg, params, batch):
-    """Expected free-energy difference of CD-1: over all hidden states given the data, and all visible states given those."""
+    """Expected free-energy difference of CD-1 over all hidden and visible states of the step."""
     fixed = jax.lax.stop_gradient(params)
     hidden, visible = _binary(cfg.hidden), _binary(cfg.visible)
     total = 0.0
@@ -74,7 +74,7 @@ def _enumerated_rbm(cfg, params, batch):
 
 
 def _enumerated_dbn(cfg, params, batch):
-    """The same for each machine, on the means of the one below."""
+    """The same for each RBM, on the means of the one below."""
     total, seen = 0.0, batch["inputs"]
     for index, machine in enumerate(cfg.machines):
         layer = params[f"layer_{index}"]
@@ -84,7 +84,7 @@ def _enumerated_dbn(cfg, params, batch):
 
 
 def _enumerated_hard_captioner(cfg, params, batch):
-    """Over all places that can be looked at, one after the other; and soft attention, as often as the Config says."""
+    """Over all locations of hard attention step by step, mixed with soft attention."""
     time, places = batch["mask"].shape[1], math.prod(cfg.grid)
     looked = jax.nn.one_hot(
         jnp.asarray(list(itertools.product(range(places), repeat=time))), places
@@ -166,12 +166,12 @@ SAMPLED = [name for name, module in MEMBERS.items() if getattr(module, "SAMPLED"
 
 @pytest.fixture(params=MEMBERS if THOROUGH else KINDS, name="kind")
 def _kind(request):
-    """For what depends on the model only through its kind, and takes long."""
+    """For slow tests that depend only on the kind of the model."""
     module = MEMBERS[request.param]
     return request.param, module, module.PRESETS["tiny"]
 
 
-# Tests spend their time in the compiler: these are the programs that they share, in float32 of batches of BATCH.
+# Compiled programs that tests share to save time, in float32 on batches of BATCH.
 
 
 @functools.cache
@@ -187,7 +187,7 @@ def _gradient(module):
 
 @functools.cache
 def _evaluation(module):
-    """(cfg, params, batch, carry): outputs, (total, aux), and what ``trace`` returns, none of them with a key."""
+    """(cfg, params, batch, carry) -> outputs, (total, aux) and ``trace``, all without a key."""
 
     def evaluate(cfg, params, batch, carry):
         outputs, traced = (
@@ -210,7 +210,7 @@ def _drawn(module, cfg, seed):
 
 
 def _setup(module, cfg, seed=0):
-    """Parameters, a batch, whose entries a test may replace, and a carry."""
+    """Parameters, a batch (tests may replace its entries), and a carry."""
     params, batch, carry = _drawn(module, cfg, seed)
     return params, dict(batch), carry
 
@@ -290,7 +290,7 @@ def _scalars_of(library: Any, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("library", [np, jnp])
-def test_numbers_of_other_libraries_are_the_same_numbers(member, library):
+def test_numpy_and_jax_scalars_are_accepted_in_configs(member, library):
     _, module, _ = member
     for preset in module.PRESETS.values():
         other = _scalars_of(library, preset)
@@ -299,7 +299,7 @@ def test_numbers_of_other_libraries_are_the_same_numbers(member, library):
         assert json.dumps(dataclasses.asdict(other)) == json.dumps(dataclasses.asdict(preset))
 
 
-def test_plain_scalars_are_exact_and_anything_else_is_left_alone():
+def test_plain_scalars_are_exact_and_other_values_unchanged():
     values = [
         np.float32(0.1),
         np.longdouble(0.5),
@@ -320,7 +320,7 @@ def test_plain_scalars_are_exact_and_anything_else_is_left_alone():
         assert zoo.parts.checking.plain(same) is same
 
 
-def test_configs_refuse_what_is_no_plain_number():
+def test_configs_refuse_non_scalars():
     cfg = zoo.mlp.Config(sizes=(4, 3))
     for wrong in (4.0, np.float32(4.0), True, np.bool_(True)):
         with pytest.raises(
@@ -339,7 +339,7 @@ def test_wrong_config_values_name_the_field(member):
     _, module, cfg = member
     for field in dataclasses.fields(cfg):
         for wrong in ("no such value", -1.5, math.nan):
-            # Not through __init__, where the run-time type checker of the tests would speak first.
+            # Not through __init__, where the tests' run-time type checker would raise first.
             config = object.__new__(module.Config)
             for other in dataclasses.fields(cfg):
                 object.__setattr__(
@@ -444,7 +444,7 @@ PADDED = {
     "autoencoder, greedy": ("autoencoder", {"greedy": True, "tied": True}),
     "autoencoder, gaussian": ("autoencoder", {"output": "linear", "noise": "gaussian"}),
 }
-"""What a row of padding can reach differently."""
+"""Names of losses and metrics that padding rows may change."""
 
 
 CASES = PADDED | {
@@ -454,7 +454,7 @@ CASES = PADDED | {
     "convnet, squared error": ("convnet", {"objective": "squared_error"}),
     "rnn, squared error": ("rnn", {"objective": "squared_error"}),
 }
-"""What outputs can be."""
+"""Values that outputs may declare."""
 PROTOCOLS = {
     zoo.Recurrent: {"rnn", "nnlm", "rnnlm"},
     zoo.Conditional: {"seq2seq", "captioner", "hard_captioner"},
@@ -462,7 +462,7 @@ PROTOCOLS = {
     zoo.EnergyModel: {"rbm"},
     zoo.Generative: {"rbm", "dbn"},
 }
-"""What models offer besides."""
+"""Optional methods of models."""
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -503,7 +503,7 @@ def test_unsupervised_models_reconstruct_their_inputs(case):
 
 
 @pytest.mark.parametrize("case", SUPERVISED)
-def test_outputs_are_as_many_as_the_config_declares(case):
+def test_output_shape_matches_the_config(case):
     cfg, batch, (outputs, _, (_, seen)) = _outputs_of(case)
     units = cfg.outputs.targets.units
     assert seen.get("outputs", outputs).shape[-1] == units
@@ -518,7 +518,7 @@ def _has_classes(case):
 
 
 @pytest.mark.parametrize("case", [case for case in SUPERVISED if _has_classes(case)])
-def test_the_loss_is_a_likelihood_where_the_config_says_so(case):
+def test_loss_is_a_likelihood_if_declared(case):
     cfg, batch, (outputs, (total, _), (_, seen)) = _outputs_of(case)
     targets = batch["targets"]
     probabilities = seen["outputs"] if "outputs" in seen else jax.nn.softmax(outputs)
@@ -535,7 +535,7 @@ def test_a_greedy_autoencoder_reconstructs_hidden_units_above_its_first_pair():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_models_offer_besides_has_the_names_of_the_protocol(protocol):
+def test_optional_methods_follow_their_protocols(protocol):
     assert {name for name, module in MEMBERS.items() if isinstance(module, protocol)} == PROTOCOLS[
         protocol
     ]
@@ -553,7 +553,7 @@ def test_what_models_offer_besides_has_the_names_of_the_protocol(protocol):
 
 
 def _garbage(shape, dtype, seed=0):
-    """Numbers that would spoil whatever they reach."""
+    """Values that would corrupt every result that depends on them."""
     if jnp.issubdtype(dtype, jnp.floating):
         bounds = (np.nan, np.inf, -np.inf, 3e38)
     else:
@@ -571,9 +571,9 @@ def _garbage(shape, dtype, seed=0):
     + [(case, False) for case in PADDED if THOROUGH or case in KINDS],
 )
 def test_padding_changes_nothing(case, training):
-    """Loss, count, metrics, gradients and carry of a padded batch equal those of the batch without the padded rows.
+    """Loss, count, metrics, gradients and carry do not depend on padded rows.
 
-    Whatever padding holds: it never matters.
+    The content of padding never matters.
     """
     name, fields = PADDED[case]
     module = MEMBERS[name]
@@ -588,8 +588,8 @@ def test_padding_changes_nothing(case, training):
     mask[BATCH:] = False
 
     def hide(leaf):
-        """Garbage in what is masked within rows, too."""
-        if leaf.shape[: mask.ndim] != mask.shape:  # has places of its own
+        """Garbage in masked steps or pixels, too."""
+        if leaf.shape[: mask.ndim] != mask.shape:  # has separate steps
             return leaf
         return np.where(
             mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim)),
@@ -597,7 +597,7 @@ def test_padding_changes_nothing(case, training):
             _garbage(leaf.shape, leaf.dtype),
         )
 
-    # Only whole images: labelled pixels see the others around them.
+    # Only whole images: outputs at labelled pixels depend on the others.
     hidden = [
         name
         for name in ("inputs", "targets")
@@ -624,7 +624,7 @@ def test_padding_changes_nothing(case, training):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_a_mask_of_numbers_is_one_of_truth_values(kind, dtype):
+def test_numeric_masks_equal_boolean_masks(kind, dtype):
     _, module, cfg = kind
     params, batch, carry = _setup(module, cfg)
     loss = _jitted(module.loss)
@@ -651,8 +651,8 @@ def test_a_batch_of_padding_has_zero_loss_and_finite_zero_gradients(member):
         assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
-def test_an_example_depends_on_its_own_key_alone(member):
-    """Each for itself, while the others are masked and have other keys and other carries, they make up the batch."""
+def test_examples_depend_on_their_own_keys_only(member):
+    """Each example alone, the others masked with other keys and carries; together the batch."""
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     gradient, keys, others = _gradient(module), _keys(), _keys(seed=8)
@@ -682,8 +682,8 @@ def _along(leaf, rows):
 
 
 @pytest.mark.parametrize("member", OF_SEQUENCES, indirect=True)
-def test_a_mask_of_sequences_is_one_of_all_their_steps(member):
-    """As batches have where nothing says which steps there are."""
+def test_row_mask_equals_a_mask_of_all_steps(member):
+    """As in batches without a mask of steps."""
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     rows = jnp.arange(BATCH) % 3 > 0
@@ -720,7 +720,7 @@ def test_every_parameter_receives_gradient(member):
 def test_gradients_agree_with_finite_differences(member, training):
     """Where the objective samples inside, its gradient at a key is an estimate: see the next test.
 
-    Models like others are only checked while training, which is harder.
+    Variants of a model are only checked in training, the harder case.
     """
     _, module, cfg = member
     params, batch, carry = _in_float64(_setup(module, cfg))
@@ -795,7 +795,7 @@ def test_bfloat16_stays_near_float32(member):
     ), "compute_dtype does nothing"
 
 
-def test_trace_is_apply_and_what_is_inside(member):
+def test_trace_returns_apply_and_intermediates(member):
     _, module, cfg = member
     outputs, _, (traced, seen) = _evaluation(module)(cfg, *_setup(module, cfg))
     _assert_close(traced, outputs, rtol=1e-5, atol=1e-6)
@@ -821,7 +821,9 @@ def test_reset_restarts_the_carry(member):
         )
         return _jitted(module.loss)(cfg, params, alone, carry=alone_carry)[0]
 
-    sampled = getattr(module, "SAMPLED", False)  # at key=None what samples may not need its carry
+    sampled = getattr(
+        module, "SAMPLED", False
+    )  # at key=None a sampling model may not need its carry
     for row, reset in enumerate(batch["reset"]):
         same = row_loss(row, carry) == row_loss(row, other)
         assert same == reset or (sampled and same)
@@ -829,7 +831,7 @@ def test_reset_restarts_the_carry(member):
 
 @pytest.mark.parametrize("member", CONTINUED, indirect=True)
 def test_the_carry_continues_a_sequence(member):
-    """Two batches that split the time axis, the carry between them, equal the whole."""
+    """Two batches that split the time axis, with the carry between them, equal the whole."""
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
     loss = _jitted(module.loss)
@@ -867,7 +869,7 @@ def test_one_batch_is_overfitted(member):
     for step in range(1, 1501):
         parts = zip(np.split(params, cuts), leaves, strict=True)
         tree = jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in parts])
-        if step % 200 == 1:  # few models need as many
+        if step % 200 == 1:  # few models need this many
             _, (total, aux), _ = _evaluation(module)(cfg, tree, batch, carry)
             evaluated = float(total / aux.count), np.divide(*aux.metrics.get("accuracy", (1, 1)))
             at_first = evaluated[0] if at_first is None else at_first
@@ -946,7 +948,7 @@ def test_apply_and_gradients_lower_for_every_platform(kind):
         assert exported.platforms == platforms
 
 
-def test_wrong_shapes_name_what_is_wrong(member):
+def test_wrong_shapes_are_named(member):
     _, module, cfg = member
     params, batch, carry = _setup(module, cfg)
 
@@ -958,7 +960,7 @@ def test_wrong_shapes_name_what_is_wrong(member):
             continue
         wrong = {**batch, name: longer(batch[name], batch[name].ndim - 1)}
         if name == "inputs":
-            if jnp.issubdtype(batch[name].dtype, jnp.integer):  # of tokens there may be any number
+            if jnp.issubdtype(batch[name].dtype, jnp.integer):  # any number of tokens is valid
                 wrong[name] = batch[name][..., None]
             with pytest.raises(ValueError, match=r"inputs.*expected"):
                 jax.eval_shape(functools.partial(module.apply, cfg), params, wrong["inputs"])

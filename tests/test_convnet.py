@@ -1,4 +1,4 @@
-"""The ConvNet against a transcription of the Matlab toolbox, counts of the published networks, and what its Config refuses."""
+"""The ConvNet against the Matlab toolbox, parameter counts of published networks, bad Configs."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def _convn_valid(x, kernel):
 
 @pytest.mark.usefixtures("x64")
 def test_toolbox_network_equals_the_matlab_code():
-    """cnnff.m for one image: convn with 'valid', logistic, means of 2x2; then the output layer on all maps."""
+    """cnnff.m for one image: convn with 'valid', logistic, 2x2 means; then the output layer."""
     cfg = PRESETS["toolbox_cnn"]
     params = convnet.init(cfg, KEY)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape), params)
@@ -69,7 +69,8 @@ def test_toolbox_network_equals_the_matlab_code():
         ("alexnet", 61_100_840),
         ("vgg16", 138_357_544),
         ("vgg19", 143_667_240),
-        # LeCun et al. 1998 but for the full connections of the second layer: 156 + 2,416 + 48,120 + 10,164 + 850.
+        # LeCun et al. 1998 with a fully connected second layer: 156 + 2,416 + 48,120 + 10,164 +
+        # 850.
         ("lenet5", 61_706),
         # 6 (25 + 1) + 12 (6 25 + 1) + 10 (192 + 1).
         ("toolbox_cnn", 156 + 1_812 + 1_930),
@@ -91,7 +92,7 @@ def test_trace_shows_every_map(preset):
     cfg = PRESETS[preset]
     seen = {}
 
-    def trace():  # its shapes; a result that is handed on would have its names sorted
+    def trace():  # shapes only; a dict returned by eval_shape would have sorted names
         logits, maps = convnet.trace(
             cfg, convnet.init(cfg, KEY), convnet.example_batch(cfg, KEY, 2)["inputs"]
         )
@@ -118,8 +119,8 @@ def test_trace_shows_every_map(preset):
         )
 
 
-def test_pooling_over_everything_forgets_where_it_was():
-    """With circular shifts of inputs whose border is empty, a network of convolutions and a global maximum says the same."""
+def test_global_pooling_is_shift_invariant():
+    """A convolutional network with a global maximum is invariant to shifts of an object."""
     cfg = Config(
         shape=(12, 12, 1),
         stages=(Stage(features=4, kernel=(3,)), Stage(features=5, kernel=(3,))),
@@ -140,7 +141,7 @@ def test_pooling_over_everything_forgets_where_it_was():
     assert not np.allclose(*moved, atol=1e-2)
 
 
-def test_a_number_stands_for_every_axis():
+def test_scalar_sizes_apply_to_every_axis():
     square = Config(shape=(9, 8, 1), stages=(Stage(features=2, kernel=(3,), stride=(2,)),))
     spelled = Config(shape=(9, 8, 1), stages=(Stage(features=2, kernel=(3, 3), stride=(2, 2)),))
     assert square.spaces() == spelled.spaces() == [(5, 4)]
@@ -180,7 +181,7 @@ def test_bad_configurations_say_what_is_allowed():
         dataclasses.replace(good, stages=())
 
 
-def test_a_preset_takes_other_classes():
+def test_preset_with_another_number_of_classes():
     module, cfg = zoo.create("convnet/lenet5", classes=26)
     params = module.init(cfg, KEY)
     assert module.apply(cfg, params, jnp.zeros((2, 28, 28, 1))).shape == (2, 26)

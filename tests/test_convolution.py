@@ -1,4 +1,4 @@
-"""Convolution and pooling against plain loops in numpy with Matlab's semantics, and every fast formulation against XLA's own."""
+"""Convolution and pooling against numpy loops with Matlab's semantics; fast forms against XLA's."""
 
 import itertools
 
@@ -27,7 +27,7 @@ KEY = jax.random.key(0)
 
 
 def _convn(a, b, shape):
-    """Matlab's ``convn`` of two arrays of the same rank, by its definition: the second one is reversed."""
+    """Matlab's ``convn`` of two arrays of equal rank by definition: the second one is reversed."""
     full = np.zeros([m + n - 1 for m, n in zip(a.shape, b.shape, strict=True)])
     for position in itertools.product(*map(range, a.shape)):
         for offset in itertools.product(*map(range, b.shape)):
@@ -46,8 +46,10 @@ def _reverse(a):
     ("space", "window"), [((7,), (3,)), ((6, 5), (3, 2)), ((4, 4, 3), (2, 3, 2)), ((6, 6), (3, 3))]
 )
 def test_convolution_and_its_gradients_equal_matlab(space, window):
-    """cnnff.m and cnnbp.m: z_j = sum_i convn(x_i, k_ij, 'valid'); dE/dx_i = sum_j convn(d_j, reversed k_ij, 'full'), and
-    dE/dk_ij = convn(reversed x_i, d_j, 'valid'), reversed as the kernel is (the review slides' EQ1 and EQ2)."""
+    """cnnff.m and cnnbp.m: z_j = sum_i convn(x_i, k_ij, 'valid');
+    dE/dx_i = sum_j convn(d_j, reversed k_ij, 'full'), and
+    dE/dk_ij = convn(reversed x_i, d_j, 'valid'), reversed as the kernel is (the review slides' EQ1
+    and EQ2)."""
     rng = np.random.default_rng(0)
     x, matlab_kernel = rng.normal(size=(2, *space, 2)), rng.normal(size=(*window, 2, 3))
     z = [
@@ -128,7 +130,7 @@ def test_every_formulation_equals_the_plain_one(inputs, kernel, strides, kind):
 
 
 @pytest.mark.parametrize("forced", FORMULATIONS)
-def test_gradients_are_those_of_plain_convolution_in_float32(forced, monkeypatch):
+def test_gradients_equal_plain_convolution_in_float32(forced, monkeypatch):
     inputs, kernel, strides, kind = GEOMETRIES[3]
     x, k, error, pads = _arrays(inputs, kernel, strides, kind)
     monkeypatch.setattr(fast, "choose", lambda shape, which: forced)
@@ -149,7 +151,7 @@ def test_gradients_are_those_of_plain_convolution_in_float32(forced, monkeypatch
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
-def test_each_formulation_is_chosen_where_it_is_meant_for():
+def test_formulation_choice_by_shape():
     shapes = {
         "plain": ((32, 100, 64), (5, 64, 128), (1,)),
         "patches": ((128, 28, 28, 1), (3, 3, 1, 32), (1, 1)),
@@ -174,7 +176,7 @@ def _operations(function, platform, *arguments):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_run_their_own_convolution_and_pooling(platform):
+def test_accelerators_use_native_convolution_and_pooling(platform):
     x, k = jnp.ones((32, 16, 16, 64)), jnp.ones((3, 3, 64, 64))
 
     def ours(x, k):
@@ -232,7 +234,7 @@ def test_derivatives_of_gradients_and_batches_of_kernels():
     ("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((2, 3), (1, 2)), ((3, 2), (3, 2))]
 )
 def test_pooling_equals_a_loop_and_ties_go_to_the_first(window, strides):
-    # Few different values, so that windows hold equal maxima.
+    # Few distinct values, so that windows have tied maxima.
     x = np.random.default_rng(0).integers(0, 3, (2, 7, 8, 3)).astype(np.float32)
     rows, columns = (
         (size - taps) // stride + 1
@@ -253,7 +255,7 @@ def test_pooling_equals_a_loop_and_ties_go_to_the_first(window, strides):
     np.testing.assert_allclose(pool(jnp.asarray(x), "mean", window, strides), mean, rtol=1e-6)
 
 
-def test_what_does_not_fit_is_named():
+def test_mismatched_shapes_are_named():
     with pytest.raises(ValueError, match=r"inputs: shape \(2, 5, 5, 4\), expected .*3 channels"):
         convolve(jnp.ones((2, 5, 5, 4)), jnp.ones((3, 3, 3, 2)))
     with pytest.raises(ValueError, match=r"inputs: shape \(2, 2, 5, 3\), expected"):

@@ -1,4 +1,4 @@
-"""Damage: whatever happens to the files of a run, it is found and named, or it does no harm; a full disk included."""
+"""Damaged files of a run and full disks: every fault is named or harmless."""
 
 import contextlib
 import functools
@@ -23,12 +23,12 @@ from train.engine.parallel import Layout, Parallel
 from train.engine.run_folder import RunError, RunFolder
 from zoo import mlp
 
-# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+# When a checkpoint file is damaged, orbax closes its event loop with reads still in progress.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
 LARGE = {"kernel": jnp.arange(100_000, dtype=jnp.float32)}
-PARTS, DAMAGES = 2, 110 if THOROUGH else 12  # that may run side by side, and of each of them
+PARTS, DAMAGES = 2, 110 if THOROUGH else 12  # of concurrent workers, and per worker
 
 
 def _data(seed: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _bits(tree: Any) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, train.Result]:
-    """A complete run, which nobody damages; of its checkpoints the latest two."""
+    """A complete run, kept intact, with its latest two checkpoints."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     result = _fit(folder)
     for step in Checkpoints(folder / "checkpoints", read_only=True).steps()[:-2]:
@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, train
 
 @pytest.fixture
 def run(whole: tuple[pathlib.Path, train.Result], tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of it."""
+    """A copy of the complete run."""
     return shutil.copytree(whole[0], tmp_path / "run")
 
 
@@ -77,7 +77,7 @@ def _layout(devices: int) -> Layout:
 
 
 def _damage(file: pathlib.Path, chance: random.Random) -> str:
-    """Damages a file in one of many ways; returns which."""
+    """Damages a file in one of many ways; returns a description."""
     data = bytearray(file.read_bytes())
     kind = chance.choice(["flip", "flip", "flip", "truncate", "delete", "zero", "zero all"])
     at = chance.randrange(len(data))
@@ -99,7 +99,7 @@ def _damage(file: pathlib.Path, chance: random.Random) -> str:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_damaged_checkpoint_is_named_and_passed_over_or_harmless(whole, run, part):
-    """Never a state that differs in a bit from the one that was saved, also after it was spread over devices."""
+    """Never loads a state that differs from the saved one, also after sharding over devices."""
     chance = random.Random(part)
     abstract = jax.eval_shape(lambda: whole[1].state)
     store = Checkpoints(run / "checkpoints", read_only=True)
@@ -157,7 +157,7 @@ def test_a_flipped_bit_of_the_metadata_never_makes_another_checkpoint_the_best(w
 
 @pytest.mark.parametrize("name", ["config.json", "data.json", "metrics.jsonl"])
 def test_a_damaged_small_file_is_one_error_or_harmless(whole, run, name):
-    """Reading all of the run gives what was written, or a RunError that names the file; of the log, damaged lines may be lost."""
+    """Reading gives what was written or a RunError with the file; damaged log lines may be lost."""
     chance = random.Random(name)
     intact = RunFolder(whole[0])
     recipe, fingerprint = intact.recipe(), intact.config()["data_fingerprint"]
@@ -209,7 +209,7 @@ def _filled(disk: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """No file may become larger than the small ones of a checkpoint are."""
+    """Limits file sizes to those of a checkpoint's small files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     yield
@@ -235,7 +235,7 @@ def disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
 def full(
     request: pytest.FixtureRequest, tmp_path: pathlib.Path
 ) -> tuple[pathlib.Path, Callable[[], Any], str]:
-    """A folder, what makes writing there fail, and the reason that the system gives."""
+    """A folder, a context in which writing to it fails, and the system's reason."""
     if request.param == "limit":
         return tmp_path, _limited, "File too large"
     folder = request.getfixturevalue("disk")
@@ -251,7 +251,7 @@ def _save_and_wait(store: Checkpoints, step: int) -> None:
     store.wait()
 
 
-def test_a_save_that_fails_is_named_and_leaves_the_others(full):
+def test_failed_save_is_named_and_other_checkpoints_stay(full):
     folder, obstacle, reason = full
     abstract = jax.eval_shape(lambda: {**LARGE, "step": jnp.int32(0)})
     failed = rf"/3: saving step 3 failed: {reason}; the newest checkpoint is that of step 2$"
@@ -272,8 +272,8 @@ def test_a_save_that_fails_is_named_and_leaves_the_others(full):
     np.testing.assert_array_equal(state["kernel"], LARGE["kernel"])
 
 
-def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
-    """Its save may have failed."""
+def test_missing_best_checkpoint_is_reported(tmp_path):
+    """For example because its save failed."""
     with Checkpoints(tmp_path) as store:
         for step in (1, 2):
             store.save({"step": jnp.int32(step)}, step, best_step=1)
@@ -287,7 +287,7 @@ def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
     assert "the best checkpoint, of step 1, is not there" in said[0]
 
 
-def test_a_run_may_go_on_without_the_checkpoints_that_could_not_be_written(full):
+def test_run_can_continue_after_failed_saves(full):
     folder, obstacle, reason = full
     failures: list[str] = []
     with Checkpoints(
@@ -307,7 +307,7 @@ def test_a_run_may_go_on_without_the_checkpoints_that_could_not_be_written(full)
 
 
 def test_metadata_that_could_not_be_written_is_a_failed_save(tmp_path, monkeypatch):
-    """orbax only logs that, and finishes the checkpoint, which nobody could check."""
+    """orbax only logs the failure and finishes a checkpoint without checksums."""
     with Checkpoints(tmp_path) as store:
         _save_and_wait(store, 1)
         _save(store, 2)
@@ -329,14 +329,14 @@ def test_metadata_that_could_not_be_written_is_a_failed_save(tmp_path, monkeypat
 def test_a_run_on_a_full_disk_stops_with_an_error_and_resumes_bit_for_bit(whole, disk):
     with _filled(disk), pytest.raises(OSError, match="No space left on device"):
         _fit(disk / "run")
-    (disk / "filler").write_bytes(bytes(4 * 2**20 - 60_000))  # enough for one checkpoint, about
+    (disk / "filler").write_bytes(bytes(4 * 2**20 - 60_000))  # about enough for one checkpoint
     with pytest.raises((CheckpointError, OSError), match="No space left on device"):
         _fit(disk / "run")
     (disk / "filler").unlink()
     assert _bits(_fit(disk / "run").state) == _bits(whole[1].state)
 
 
-def test_a_line_that_does_not_fit_onto_the_disk_is_not_half_written(disk):
+def test_log_lines_are_never_partially_written(disk):
     folder = RunFolder(disk)
     line = {"step": 1, "split": "train", "seconds": 0.0, "note": "x" * 3000}
     folder.append_history(line)

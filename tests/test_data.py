@@ -1,4 +1,4 @@
-"""Data sets by name: their splits, where their files may lie, how they are downloaded, and what is said when they are wrong."""
+"""Data sets by name: splits, locations of files, downloads, and error messages."""
 
 import gzip
 import hashlib
@@ -37,7 +37,7 @@ FILES = (
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path) -> None:
-    """No data directory, an empty cache, and no way out."""
+    """No data directory, an empty cache, and no network."""
 
     def refuse(*_, **__):
         raise requests.exceptions.ConnectionError("no network in tests")
@@ -58,17 +58,15 @@ def no_home_old(project):
 @pytest.mark.parametrize(
     "os_cache", [no_home_new, no_home_old, lambda project: pathlib.Path("/proc/cache") / project]
 )
-def test_without_a_home_nothing_is_cached_and_downloads_say_where_they_may_go(
-    os_cache, monkeypatch, tmp_path
-):
+def test_without_a_cache_downloads_name_the_alternatives(os_cache, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pooch, "os_cache", os_cache)
-    if os_cache not in (no_home_new, no_home_old):  # a folder that not even root may write
+    if os_cache not in (no_home_new, no_home_old):  # a folder that even root cannot write to
         monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith("/proc"))
     assert cache("mnist") is None
     with pytest.raises(
         DataError,
-        match="there is no home folder that can be written to; XDG_CACHE_HOME may name another folder",
+        match="no writable home folder; set XDG_CACHE_HOME to another folder",
     ):
         load_data("mnist")
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
@@ -143,7 +141,7 @@ def test_digits_are_those_of_scikit_learn():
 
 def test_the_splits_of_digits_are_the_documented_ones():
     found = re.search(
-        r"([\d,]+) train, (\d+) validate and (\d+) test, stratified", digits.__doc__ or ""
+        r"([\d,]+) train, (\d+) validation and (\d+) test examples, strat", digits.__doc__ or ""
     )
     assert found
     images, targets = load_digits(return_X_y=True)
@@ -159,7 +157,7 @@ def test_the_splits_of_digits_are_the_documented_ones():
         ), "stratified"
 
 
-def test_the_embedded_digits_are_what_their_script_writes(tmp_path, monkeypatch):
+def test_embedded_digits_equal_their_scripts_output(tmp_path, monkeypatch):
     embedded = read_npz(pathlib.Path(make_digits.__file__).parent / "digits.npz")
     monkeypatch.setattr(make_digits, "__file__", str(tmp_path / "make_digits.py"))
     make_digits.main()
@@ -174,7 +172,7 @@ def test_the_embedded_digits_are_what_their_script_writes(tmp_path, monkeypatch)
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """MNIST's shape of set with fewer examples."""
+    """A set in MNIST's format with fewer examples."""
     monkeypatch.setattr(mnist_module, "_SIZES", {"train": 12, "test": 4})
     monkeypatch.setattr(mnist_module, "_VALIDATION", 3)
 
@@ -256,9 +254,7 @@ def test_idx_files_plain_or_gzipped_from_either_directory(small, tmp_path, monke
     assert plain.splits["test"]["targets"].tolist() == list(files[FILES[3]][8:])
 
 
-def test_the_given_directory_comes_before_the_variable_and_may_have_nothing(
-    small, tmp_path, monkeypatch
-):
+def test_data_dir_argument_precedes_the_variable_and_may_be_empty(small, tmp_path, monkeypatch):
     first, second = put(tmp_path / "1", small_set(1)), put(tmp_path / "2", small_set(2))
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("ZOO_DATA_DIR", str(second))
@@ -267,7 +263,7 @@ def test_the_given_directory_comes_before_the_variable_and_may_have_nothing(
     assert not same(load_data("mnist", first), load_data("mnist", second))
 
 
-def test_a_set_is_never_put_together_from_two_directories(small, tmp_path, monkeypatch):
+def test_data_set_is_never_mixed_from_two_directories(small, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_DATA_DIR", str(put(tmp_path / "whole", small_set(1))))
     part = put(
         tmp_path / "part", {file: data for file, data in small_set(2).items() if file != FILES[3]}
@@ -280,17 +276,35 @@ def test_a_set_is_never_put_together_from_two_directories(small, tmp_path, monke
 
 FAULTS = {
     "images and labels swapped": (
-        {FILES[0]: FILES[1], FILES[1]: FILES[0]}, FILES[0], r"holds uint8 \[12\], expected inputs: uint8 \[12, 28, 28\]"
+        {FILES[0]: FILES[1], FILES[1]: FILES[0]},
+        FILES[0],
+        r"holds uint8 \[12\], expected inputs: uint8 \[12, 28, 28\]",
     ),
-    "training and test images swapped": ({FILES[0]: FILES[2], FILES[2]: FILES[0]}, FILES[0], r"holds uint8 \[4, 28, 28\]"),
-    "training and test labels swapped": ({FILES[1]: FILES[3], FILES[3]: FILES[1]}, FILES[1], r"holds uint8 \[4\], expected"),
-    "a class too many": ({FILES[3]: idx(np.array([0, 1, 10, 2]))}, FILES[3], "class 10, allowed: 0 to 9"),
+    "training and test images swapped": (
+        {FILES[0]: FILES[2], FILES[2]: FILES[0]},
+        FILES[0],
+        r"holds uint8 \[4, 28, 28\]",
+    ),
+    "training and test labels swapped": (
+        {FILES[1]: FILES[3], FILES[3]: FILES[1]},
+        FILES[1],
+        r"holds uint8 \[4\], expected",
+    ),
+    "a class too many": (
+        {FILES[3]: idx(np.array([0, 1, 10, 2]))},
+        FILES[3],
+        "class 10, allowed: 0 to 9",
+    ),
     "one label too few": ({FILES[3]: idx(np.arange(3))}, FILES[3], r"holds uint8 \[3\], expected"),
-    "another size of image": ({FILES[2]: idx(np.zeros((4, 27, 28)))}, FILES[2], r"\[4, 27, 28\], expected"),
+    "another size of image": (
+        {FILES[2]: idx(np.zeros((4, 27, 28)))},
+        FILES[2],
+        r"\[4, 27, 28\], expected",
+    ),
     "another type": ({FILES[3]: b"\0\0\x09\x01\0\0\0\4\0\1\2\3"}, FILES[3], "holds int8"),
     "truncated": ({FILES[2]: idx(np.zeros((4, 28, 28)))[:-1]}, FILES[2], "truncated"),
     "empty": ({FILES[1]: b""}, FILES[1], "not an idx file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "file", "fault"), FAULTS.values(), ids=FAULTS)
@@ -327,7 +341,7 @@ def test_data_directories_that_do_not_exist(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_without_network_one_is_told_which_files_to_put_where(name, monkeypatch):
+def test_offline_error_names_files_and_folders(name, monkeypatch):
     tried = []
 
     def retrieve(url, *_, **__):
@@ -359,7 +373,7 @@ def test_without_network_one_is_told_which_files_to_put_where(name, monkeypatch)
 
 @pytest.fixture
 def server(monkeypatch, tmp_path) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
-    """An HTTP server on this machine: its address, what it serves by path, and the paths it was asked for."""
+    """A local HTTP server: its address, {path: content}, and the requested paths."""
     served: dict[str, bytes] = {}
     asked: list[str] = []
 
@@ -397,7 +411,7 @@ def mirrored(monkeypatch, files: dict[str, bytes], *mirrors: str) -> None:
     monkeypatch.setattr(mnist_module, "_SETS", {"mnist": spec})
 
 
-def test_what_is_downloaded_is_verified_kept_and_read(server, monkeypatch, tmp_path, capfd):
+def test_downloads_are_verified_cached_and_read(server, monkeypatch, tmp_path, capfd):
     address, served, asked = server
     files = zipped(small_set())
     mirrored(monkeypatch, files, address + "good/")
@@ -424,13 +438,11 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(server, monkeypatch, tm
     assert asked[4:] == [f"/good/{FILES[2]}.gz"]
 
 
-def test_mirrors_that_are_gone_wrong_or_break_off_are_passed_by(server, monkeypatch):
+def test_failing_mirrors_are_skipped(server, monkeypatch):
     address, served, asked = server
     files = zipped(small_set())
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
-        nobody = (
-            f"http://127.0.0.1:{other.server_port}/"  # closed again, so that nobody listens there
-        )
+        nobody = f"http://127.0.0.1:{other.server_port}/"  # closed again, so nothing listens there
     mirrored(
         monkeypatch,
         files,
@@ -459,9 +471,9 @@ def test_when_every_mirror_fails_each_reason_is_given(server, monkeypatch, tmp_p
     assert not list((tmp_path / "cache").rglob("*.gz")), "nothing wrong is kept"
 
 
-def test_on_a_terminal_a_bar_shows_each_download_and_goes_away(server, monkeypatch, capsys):
+def test_terminal_shows_a_transient_download_bar(server, monkeypatch, capsys):
     address, served, _ = server
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes its stream for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats its stream as a terminal
     monkeypatch.delenv("NO_COLOR", raising=False)
     files = zipped(small_set())
     mirrored(monkeypatch, files, address + "broken/", address + "good/")
@@ -536,7 +548,7 @@ def test_arrays_with_splits_keep_them(tmp_path, words, validation):
     np.testing.assert_array_equal(dataset.splits["test"]["targets"], Y[20:])
 
 
-def test_a_tenth_of_the_training_examples_validates_where_nothing_else_does(tmp_path):
+def test_missing_validation_split_is_a_tenth_of_training(tmp_path):
     dataset = load_data(
         npz(tmp_path / "a.npz", x_train=X[:20], y_train=Y[:20], x_test=X[20:], y_test=Y[20:])
     )
@@ -569,7 +581,10 @@ NPZ_FAULTS = {
     "other names": ({"a": X, "b": Y}, "holds a, which is not read; expected inputs and targets"),
     "no training split": ({"x_test": X, "y_test": Y}, "holds x_test, y_test; expected"),
     "no targets": ({"inputs": X}, "inputs without targets"),
-    "no test targets": ({"x_train": X, "y_train": Y, "x_test": X}, "x_test without targets of the test split"),
+    "no test targets": (
+        {"x_train": X, "y_train": Y, "x_test": X},
+        "x_test without targets of the test split",
+    ),
     "two training splits": (
         {"x_train": X, "y_train": Y, "train_inputs": X, "train_targets": Y},
         "train_inputs and x_train are both inputs of one split, expected one of them",
@@ -578,21 +593,45 @@ NPZ_FAULTS = {
         {"x_train": X, "y_train": Y, "x_val": X, "y_val": Y, "x_dev": X, "y_dev": Y},
         "x_dev and x_val are both inputs of one split",
     ),
-    "all and a split": ({"inputs": X, "targets": Y, "x_test": X, "y_test": Y}, "holds inputs, targets, x_test, y_test; expected"),
-    "an unknown split": ({"x_train": X, "y_train": Y, "x_extra": X, "y_extra": Y}, "holds x_extra, which is not read; expected"),
-    "weights": ({"inputs": X, "targets": Y, "sample_weight": Y}, "holds sample_weight, which is not read"),
+    "all and a split": (
+        {"inputs": X, "targets": Y, "x_test": X, "y_test": Y},
+        "holds inputs, targets, x_test, y_test; expected",
+    ),
+    "an unknown split": (
+        {"x_train": X, "y_train": Y, "x_extra": X, "y_extra": Y},
+        "holds x_extra, which is not read; expected",
+    ),
+    "weights": (
+        {"inputs": X, "targets": Y, "sample_weight": Y},
+        "holds sample_weight, which is not read",
+    ),
     "a mask": ({"inputs": X, "targets": Y, "mask": Y > 0}, "holds mask, which is not read"),
-    "no inputs": ({"x_train": X, "y_train": Y, "y_valid": Y}, "y_valid without inputs of the validation split"),
+    "no inputs": (
+        {"x_train": X, "y_train": Y, "y_valid": Y},
+        "y_valid without inputs of the validation split",
+    ),
     "fewer targets": ({"inputs": X, "targets": Y[:-1]}, r"targets has shape \(29,\) for 30 inputs"),
     "float classes": ({"inputs": X, "targets": Y + 1.0}, "expected classes"),
-    "not a number": ({"inputs": np.where(X == 3, np.nan, X), "targets": Y}, "inputs holds values that are not finite"),
+    "not a number": (
+        {"inputs": np.where(X == 3, np.nan, X), "targets": Y},
+        "inputs holds values that are not finite",
+    ),
     "a billion classes": ({"inputs": X, "targets": Y * 2**29}, "targets holds class 1073741824"),
     "too few": ({"inputs": X[:9], "targets": Y[:9]}, "9 examples, expected at least 10 to split"),
     "none": ({"inputs": X[:0], "targets": Y[:0]}, "inputs has shape"),
-    "splits of two shapes": ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, "differ between the splits"),
-    "splits of two types": ({"x_train": (X / 2).astype(np.uint8), "y_train": Y, "x_test": X, "y_test": Y}, "differ between"),
-    "splits of two kinds": ({"x_train": X, "y_train": Y, "x_test": X, "y_test": X}, "differ between the splits"),
-}  # fmt: skip
+    "splits of two shapes": (
+        {"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y},
+        "differ between the splits",
+    ),
+    "splits of two types": (
+        {"x_train": (X / 2).astype(np.uint8), "y_train": Y, "x_test": X, "y_test": Y},
+        "differ between",
+    ),
+    "splits of two kinds": (
+        {"x_train": X, "y_train": Y, "x_test": X, "y_test": X},
+        "differ between the splits",
+    ),
+}
 
 
 @pytest.mark.parametrize(("arrays", "fault"), NPZ_FAULTS.values(), ids=NPZ_FAULTS)
@@ -624,7 +663,7 @@ DTYPES = (
 
 
 def random_array(rng: np.random.Generator, count: int, rank: int) -> np.ndarray:
-    """Of any type, order and values, and mostly, but not always, of the right length and rank."""
+    """Arrays of random type, order and values, mostly of the right length and rank."""
     shape = tuple(rng.integers(1, 4, rank - 1))
     shape = (
         (count, *shape) if rng.random() < 0.9 else tuple(rng.integers(0, 13, rng.integers(0, 4)))
@@ -642,7 +681,7 @@ def random_array(rng: np.random.Generator, count: int, rank: int) -> np.ndarray:
     return array
 
 
-def test_any_arrays_make_a_data_set_that_a_device_takes_or_are_refused_by_name(tmp_path):
+def test_random_arrays_are_accepted_or_refused_by_name(tmp_path):
     rng = np.random.default_rng(0)
     layouts = (
         ("inputs", "targets"),
@@ -691,7 +730,7 @@ def picture(value: int, mode: str = "L") -> Image.Image:
 def folder(
     root: pathlib.Path, labels=("cat", "dog"), count: int = 10, start: int = 0
 ) -> pathlib.Path:
-    """One sub-folder a class; the pictures' grey tells their class and number."""
+    """One sub-folder per class; an image's grey value encodes its class and number."""
     for label, name in enumerate(labels):
         (root / name).mkdir(parents=True)
         for number in range(count):

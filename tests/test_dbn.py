@@ -1,4 +1,4 @@
-"""Deep belief nets: what each stage trains, the up-pass as a multilayer perceptron, and the chain at the top."""
+"""Deep belief nets: greedy stages, the up-pass as a multilayer perceptron, the top chain."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def _setup(cfg, rows=7):
 
 
 def _means(params, inputs, layers):
-    """What the layers say, in numpy: the inputs and the hidden means of the first ``layers`` machines."""
+    """In numpy: the inputs and the hidden means of the first ``layers`` RBMs."""
     seen = [np.asarray(inputs, float)]
     for index in range(layers):
         layer = params[f"layer_{index}"]
@@ -57,7 +57,7 @@ def _part(cfg, index, params, seen, keys, carry=()):
 # ---------------------------------------------------------------- learning
 
 
-def test_the_greedy_stage_is_a_machine_on_the_means_below():
+def test_greedy_stage_equals_an_rbm_on_the_means_below():
     params, inputs = _setup(CFG)
     keys, seen = row_keys(7), _means(params, inputs, 1)
     (total, aux), gradients = GRADIENT(CFG, params, batch_of(inputs), key=keys, carry=())
@@ -69,7 +69,7 @@ def test_the_greedy_stage_is_a_machine_on_the_means_below():
     assert all(np.any(leaf) for leaf in gradients["layer_1"].values())
 
 
-def test_machines_that_learn_together_each_have_a_loss_of_their_own():
+def test_jointly_trained_rbms_have_independent_losses():
     cfg = dbn.Config(sizes=CFG.sizes, trains="all")
     params, inputs = _setup(cfg)
     keys, seen = row_keys(7), _means(params, inputs, 1)
@@ -79,12 +79,12 @@ def test_machines_that_learn_together_each_have_a_loss_of_their_own():
     assert_trees(aux.metrics, parts[-1][0][1].metrics, rtol=1e-5)
     for index, (_, gradient) in enumerate(
         parts
-    ):  # contrastive divergence of a machine says nothing to the one below
+    ):  # the contrastive divergence of an RBM has no gradient for the one below
         assert_trees(gradients[f"layer_{index}"], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_the_trainer_leaves_what_is_below_as_it_is():
-    """Also under a penalty, which has a gradient wherever there is a kernel: ``only`` says who learns."""
+def test_lower_layers_are_frozen_in_greedy_training():
+    """Even with a penalty, which has a gradient for every kernel, only ``only`` is trained."""
     cfg = CFG
     params, inputs = _setup(cfg, 40)
     optimizer = train.Optimizer(learning_rate=0.1, l2=0.01, only=("layer_1.*",))
@@ -95,7 +95,7 @@ def test_the_trainer_leaves_what_is_below_as_it_is():
         np.testing.assert_array_equal(result.params["layer_0"][name], leaf)
     for name, leaf in params["layer_1"].items():
         assert not np.array_equal(result.params["layer_1"][name], leaf)
-    # Without it they would not stay.
+    # Without it they would change.
     penalty = train.Optimizer(learning_rate=0.1, l2=0.01).build(8, 4)
     updates: Any = penalty.update(
         jax.tree.map(jnp.zeros_like, params), penalty.init(params), params, factor=1.0
@@ -104,7 +104,7 @@ def test_the_trainer_leaves_what_is_below_as_it_is():
 
 
 @pytest.mark.parametrize("trains", ["top", "all"])
-def test_persistent_chains_are_those_of_each_machine(trains):
+def test_each_rbm_has_its_own_persistent_chains(trains):
     cfg = dbn.Config(sizes=CFG.sizes, trains=trains, persistent=True, steps=2)
     params, inputs = _setup(cfg)
     keys, seen = row_keys(7), _means(params, inputs, 1)
@@ -117,7 +117,7 @@ def test_persistent_chains_are_those_of_each_machine(trains):
             np.testing.assert_array_equal(aux.carry[index], alone.carry)
             assert_trees(gradients[f"layer_{index}"], gradient, rtol=1e-4, atol=1e-5)
             assert not np.array_equal(aux.carry[index], carry[index])
-        else:  # nothing below is learned, so no chain moves
+        else:  # lower layers are not trained, so their chains stay
             np.testing.assert_array_equal(aux.carry[index], carry[index])
     evaluated = dbn.loss(cfg, params, batch_of(inputs), carry=carry)[1].carry
     jax.tree.map(np.testing.assert_array_equal, evaluated, carry)
@@ -127,7 +127,7 @@ def test_persistent_chains_are_those_of_each_machine(trains):
 # ---------------------------------------------------------------- the up-pass
 
 
-def test_the_up_pass_is_a_multilayer_perceptron_that_starts_from_it():
+def test_up_pass_equals_the_mlp_initialised_from_it():
     params, inputs = _setup(CFG)
     perceptron = mlp.Config(sizes=(*CFG.sizes, 10), activation="logistic")
     fresh = mlp.init(perceptron, jax.random.key(5))
@@ -148,7 +148,7 @@ def test_the_up_pass_is_a_multilayer_perceptron_that_starts_from_it():
         np.testing.assert_array_equal(started["layer_2"][name], leaf)
 
 
-def test_nothing_that_fits_is_an_error_that_says_what_there_is():
+def test_transfer_without_matching_parameters_is_refused():
     fresh = mlp.init(mlp.Config(sizes=(7, 2, 10)), KEY)
     with pytest.raises(
         ValueError, match=r"no earlier parameter has the path and shape.*layer_0.kernel \[6, 5\]"
@@ -160,7 +160,7 @@ def test_nothing_that_fits_is_an_error_that_says_what_there_is():
 
 
 @pytest.mark.parametrize("binarize", ["none", "threshold"])
-def test_dreams_are_a_chain_of_the_top_machine_and_means_downwards(binarize):
+def test_samples_are_a_top_rbm_chain_and_means_downwards(binarize):
     cfg = dbn.Config(sizes=CFG.sizes, binarize=binarize)
     params, inputs = _setup(cfg)
     keys = row_keys(7)
@@ -178,7 +178,7 @@ def test_dreams_are_a_chain_of_the_top_machine_and_means_downwards(binarize):
     np.testing.assert_allclose(dbn.down(cfg, params, chain, 1), down, rtol=1e-5)
 
 
-def test_one_machine_is_all_there_need_be():
+def test_single_rbm_is_a_valid_dbn():
     cfg = dbn.Config(sizes=(6, 5), initializer_deviation=0.8)
     params, inputs = _setup(cfg)
     keys = row_keys(7)

@@ -1,4 +1,4 @@
-"""Decoders against all sequences there are, of small models at random: logits from a table by what has been written so far."""
+"""Decoders against exhaustive search, on small random models with logits from a table."""
 
 import functools
 import itertools
@@ -12,8 +12,8 @@ from zoo.parts import decode
 
 VOCABULARY, LENGTH, END = 4, 4, 1
 EXAMPLES, STATES = 48, 97
-ALL = 40  # sequences that end within LENGTH, and more than there are beginnings of LENGTH - 1: 1 + 3 + 9 + 27
-NEVER, LATE = 0, 1  # examples that never end, and only with their last token
+ALL = 40  # sequences that end within LENGTH, 1 + 3 + 9 + 27, more than prefixes of LENGTH - 1
+NEVER, LATE = 0, 1  # examples that never end, and that end with the last token only
 ROWS = np.arange(EXAMPLES)
 FIRST = ROWS % VOCABULARY
 
@@ -33,14 +33,14 @@ TABLES = _tables()
 
 
 def _begin(rows):
-    """Of these examples; the carry says which, since a decoder moves rows."""
+    """The carry identifies the example, because decoders permute rows."""
     zeros = jnp.zeros(len(rows), jnp.int32)
     trail = jnp.zeros((len(rows), 2), float)
     return {"example": jnp.asarray(rows, jnp.int32), "history": (zeros, trail), "time": zeros}
 
 
 def _step(carry, tokens, ends_at=99):
-    """Logits depend on all tokens so far, by a hash and a trail, which are different leaves."""
+    """Logits depend on all tokens so far, through a hash and a trail in separate leaves."""
     state, trail = carry["history"]
     state = (state * 31 + tokens.astype(jnp.int32) + 1) % STATES
     trail = trail / 2 + jnp.stack([tokens, tokens**2], axis=1).astype(trail.dtype)
@@ -56,7 +56,7 @@ def _step(carry, tokens, ends_at=99):
 
 
 def _log_p(rows, tokens):
-    """The same in numpy, of each token given the ones before: log p [rows, length, vocabulary] for tokens [rows, length]."""
+    """The same in numpy: tokens [rows, length] -> log p [rows, length, vocabulary]."""
     state, trail, token, results = (
         np.zeros(len(rows), int),
         np.zeros((len(rows), 2)),
@@ -74,7 +74,7 @@ def _log_p(rows, tokens):
 
 
 def _scores(rows, tokens):
-    """Lengths, and sums of log p up to the first end, or of all where there is none."""
+    """Lengths and sums of log p up to the first end token, or of all tokens without one."""
     ended = np.cumsum(tokens == END, axis=1)
     counts = ended - (tokens == END) == 0
     gains = np.take_along_axis(_log_p(rows, tokens), tokens[:, :, None], axis=2)[:, :, 0]
@@ -133,7 +133,7 @@ def _sample(keys, rows=ROWS, temperature=1.0, **options):
 
 @functools.cache
 def _everything(row):
-    """Lengths, scores and tokens of all sequences that end within LENGTH, and of all beginnings without an end by length."""
+    """Lengths, scores, tokens of all ended sequences, and of all partial ones by length."""
     others = [token for token in range(VOCABULARY) if token != END]
     beginnings = [
         np.array(list(itertools.product(others, repeat=length)), int)
@@ -155,8 +155,8 @@ def _norm(scores, lengths, length_penalty):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_beam_of_everything_is_exhaustive_search(length_penalty):
-    """Up to the length where no beginning can beat the best: what would end behind it is not looked for."""
+def test_unbounded_beam_equals_exhaustive_search(length_penalty):
+    """Up to the length where no partial sequence can beat the best; later ends are not searched."""
     found = _beam(ALL, length_penalty)
     assert found.scores.dtype == np.float64
     for row in ROWS[ROWS != NEVER]:
@@ -183,8 +183,8 @@ def test_a_beam_of_everything_is_exhaustive_search(length_penalty):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_wider_beam_is_never_worse(length_penalty):
-    """Of any two neighbouring widths, in each of these examples; in general a wider beam can lose what a narrower one keeps."""
+def test_wider_beams_score_at_least_as_high(length_penalty):
+    """Holds for these examples; in general a wider beam can lose what a narrower one keeps."""
     best = []
     for width in (1, 2, 3, 4, 5, 6, ALL):
         found = _beam(width, length_penalty)
@@ -195,7 +195,7 @@ def test_a_wider_beam_is_never_worse(length_penalty):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_beam_of_one_ends_the_greedy_beginning_without_end_where_it_is_best(length_penalty):
+def test_beam_of_width_one_ends_the_greedy_prefix_at_the_best_length(length_penalty):
     beginning, greedy, found = _greedy(suppressed=(END,)), _greedy(), _beam(1, length_penalty)
     log_p = _log_p(ROWS, beginning.tokens)
     before = np.cumsum(
@@ -237,7 +237,7 @@ def _written(name):
 
 
 @pytest.mark.parametrize("name", ["greedy", "sample", "beam"])
-def test_scores_are_the_models_lengths_count_the_end_and_nothing_follows_it(name):
+def test_scores_equal_the_models_and_lengths_include_the_end(name):
     rows, tokens, lengths, scores = _written(name)
     there = np.isfinite(scores)
     assert there.all() or name == "beam"
@@ -249,7 +249,7 @@ def test_scores_are_the_models_lengths_count_the_end_and_nothing_follows_it(name
     assert after[there].any()
 
 
-def test_greedy_takes_the_most_probable_and_without_an_end_goes_on():
+def test_greedy_takes_the_most_probable_token_up_to_the_maximum_length():
     free, greedy = _greedy(end=None), _greedy()
     np.testing.assert_array_equal(free.tokens, np.argmax(_log_p(ROWS, free.tokens), axis=2))
     assert (free.lengths == LENGTH).all()
@@ -257,19 +257,21 @@ def test_greedy_takes_the_most_probable_and_without_an_end_goes_on():
     np.testing.assert_array_equal(greedy.tokens[counts], free.tokens[counts])
 
 
-def test_what_does_not_end_is_the_best_beginning():
+def test_unfinished_search_returns_the_best_prefix():
     found = _beam(ALL, 1.0)
     _, _, _, living, beginnings = _everything(NEVER)
     np.testing.assert_array_equal(found.tokens[NEVER, 0], beginnings[np.argmax(living[-1])])
     np.testing.assert_allclose(found.scores[NEVER, 0], living[-1].max(), rtol=1e-5)
     assert found.lengths[NEVER, 0] == LENGTH
     assert (found.scores[NEVER, 1:] == -np.inf).all()
-    assert np.isfinite(found.scores[LATE, :27]).all()  # and what ends at last has ended
+    assert np.isfinite(
+        found.scores[LATE, :27]
+    ).all()  # a hypothesis that ends at the last step counts as ended
     assert (found.scores[LATE, 27:] == -np.inf).all()
 
 
-def test_an_example_is_searched_alike_alone():
-    """Also when it is done long before others, or goes on long after."""
+def test_search_does_not_depend_on_other_examples():
+    """Also if it finishes long before or after the others."""
     together = _beam(3, 1.0)
     for row in (NEVER, LATE, 2, 3, 4):
         alone = _beam(3, 1.0, (row,))
@@ -279,8 +281,8 @@ def test_an_example_is_searched_alike_alone():
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_room_that_is_not_needed_changes_nothing(length_penalty):
-    """With a penalty a longer one could still win, so that more is looked at behind the best."""
+def test_maximum_length_beyond_need_changes_nothing(length_penalty):
+    """With a length penalty a longer one could still win, so the search looks further."""
     short, long = (
         _beam(3, length_penalty, tuple(ROWS[2:]), length, ends_at=4, double=False)
         for length in (6, 12)
@@ -291,7 +293,7 @@ def test_room_that_is_not_needed_changes_nothing(length_penalty):
     np.testing.assert_allclose(short.scores[:, what], long.scores[:, what], rtol=1e-6)
 
 
-def test_suppressed_tokens_are_never_written_and_the_rest_is_as_probable_as_before():
+def test_suppressed_tokens_are_not_written_nor_renormalised():
     keys = jax.random.split(jax.random.key(1), EXAMPLES)
     for found in (
         _greedy(suppressed=(0, 3)),
@@ -307,7 +309,7 @@ def test_suppressed_tokens_are_never_written_and_the_rest_is_as_probable_as_befo
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, 2)])
-def test_samples_are_as_frequent_as_probable(temperature, top_k):
+def test_sample_frequencies_match_probabilities(temperature, top_k):
     draws, length, row = 4096, 2, 5
     sequences = np.array(list(itertools.product(range(VOCABULARY), repeat=length)))
     sequences = sequences[(sequences[:, 0] != END) | (sequences[:, 1] == END)]
@@ -365,8 +367,8 @@ def test_double_precision_is_kept(x64):
 
 
 @pytest.mark.parametrize("write", [decode.greedy, functools.partial(decode.beam_search, width=1)])
-def test_long_sequences_of_a_model_in_half_precision_are_counted_exactly(write):
-    """301 and its score are no numbers of bfloat16; log p of its tokens is that of bfloat16 logits, here log 1/2."""
+def test_bfloat16_models_count_long_sequences_exactly(write):
+    """bfloat16 cannot represent 301 or its score; log p of its tokens is exact, log 1/2."""
     ends, goes_on = (
         jnp.array(logits, jnp.bfloat16) for logits in ([-jnp.inf, 0, -jnp.inf], [0, -jnp.inf, 0])
     )
@@ -383,8 +385,8 @@ def test_long_sequences_of_a_model_in_half_precision_are_counted_exactly(write):
 
 
 @pytest.mark.parametrize("size", [5 * 8000, 4096, 3 * 4099])
-def test_the_best_of_many_are_those_of_a_full_sort(size):
-    """In chunks, and where no chunk divides them; of equal scores the first ones, as ``lax.top_k`` has it."""
+def test_top_k_equals_a_full_sort(size):
+    """With and without chunks that divide the size; ties go to the first, as in ``lax.top_k``."""
     scores = np.random.default_rng(0).integers(0, size // 2, (4, size)).astype(np.float32)
     scores[3] = 0
     values, places = decode._top_k(jnp.asarray(scores), 7)

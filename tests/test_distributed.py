@@ -1,4 +1,4 @@
-"""Several real processes: the same run as one, on any number of them, and a clear end for all when one is not as it should be."""
+"""Several real processes: the same run as in one, and a clear end for all if one fails."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def _free_port():
 
 
 class Processes:
-    """``count`` processes of one training, whose outputs go to files; all are gone when the block ends."""
+    """Starts ``count`` processes of one training, with output to files; kills them on exit."""
 
     def __init__(self, folder, count, *options, port=None, timeout=60, of=None, each=(), devices=1):
         self.logs = [
@@ -86,7 +86,7 @@ class Processes:
             process.wait()
 
     def wait(self, seconds=120):
-        """Exit statuses; fails, with what they printed, if one is still running after so many seconds."""
+        """Exit statuses; fails, with the processes' output, if one runs longer than the limit."""
         end = time.monotonic() + seconds
         for process in self.all:
             try:
@@ -132,7 +132,7 @@ def alone(tmp_path_factory):
     return run
 
 
-def test_two_processes_of_two_devices_equal_one(tmp_path, alone):
+def test_two_processes_with_two_devices_equal_one_process(tmp_path, alone):
     with Processes(tmp_path, 2, *RUN, "--out", "run", "--accumulate", "2", devices=2) as processes:
         assert processes.wait() == [0, 0], processes.outputs()
     first, second = processes.outputs()
@@ -167,8 +167,8 @@ def test_four_processes_under_mpirun_equal_one(tmp_path, alone):
     _assert_same(tmp_path / "run", alone)
 
 
-def test_preempted_and_continued_on_other_numbers_of_processes(tmp_path, alone):
-    """SIGTERM to one of two processes: both stop after the same step, with status 0; then one of four devices goes on."""
+def test_preempted_run_resumes_on_another_number_of_processes(tmp_path, alone):
+    """After SIGTERM to one of two processes both stop at the same step; four devices resume."""
     with Processes(tmp_path, 2, *RUN, "--out", "run") as processes:
         processes.wait_for_steps(tmp_path / "run")
         processes.all[1].send_signal(signal.SIGTERM)
@@ -179,7 +179,7 @@ def test_preempted_and_continued_on_other_numbers_of_processes(tmp_path, alone):
     _assert_same(tmp_path / "run", alone)
 
 
-def test_when_one_dies_the_other_ends_with_an_error(tmp_path):
+def test_killed_process_ends_the_other_with_an_error(tmp_path):
     with Processes(tmp_path, 2, *LONG, "--out", "run", timeout=20) as processes:
         processes.wait_for_steps(tmp_path / "run")
         processes.all[1].kill()
@@ -190,7 +190,7 @@ def test_when_one_dies_the_other_ends_with_an_error(tmp_path):
 
 
 @thorough
-def test_when_one_is_stuck_the_other_ends_within_the_time_out(tmp_path):
+def test_hanging_process_ends_the_other_within_the_timeout(tmp_path):
     with Processes(tmp_path, 2, *LONG, "--out", "run", timeout=8) as processes:
         processes.wait_for_steps(tmp_path / "run", lines=14)
         processes.all[0].send_signal(signal.SIGSTOP)
@@ -202,7 +202,7 @@ def test_when_one_is_stuck_the_other_ends_within_the_time_out(tmp_path):
 
 
 @thorough
-def test_a_missing_process_or_wrong_address_is_an_error_within_the_time_out(tmp_path):
+def test_missing_process_or_wrong_address_is_an_error_within_the_timeout(tmp_path):
     started = time.monotonic()
     with Processes(tmp_path, 1, *RUN, "--out", "run", timeout=4, of=2) as processes:
         assert processes.wait(60) == [1]
@@ -223,7 +223,7 @@ def test_a_port_in_use_is_an_error(tmp_path):
     assert "Traceback" not in processes.outputs()[0]
 
 
-def test_processes_that_want_different_runs_all_say_so(tmp_path):
+def test_processes_with_different_settings_all_report_it(tmp_path):
     options = ("mlp-digits", "--steps", "4", "--out", "run")
     with Processes(tmp_path, 2, *options, each=((), ("--batch-size", "32"))) as processes:
         assert processes.wait() == [1, 1]
@@ -236,7 +236,7 @@ def test_processes_that_want_different_runs_all_say_so(tmp_path):
 
 
 @thorough
-def test_data_that_one_process_does_not_have_or_that_differ_stop_all(tmp_path):
+def test_missing_or_different_data_in_one_process_stops_all(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""What the documents show is run: their Python blocks, and the commands they name."""
+"""Runs the documents' Python blocks and parses their commands."""
 
 import pathlib
 import re
@@ -41,13 +41,13 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
         assert scope["logits"].shape == (5, 10)
 
 
-def test_there_is_something_to_run():
+def test_documents_contain_python_blocks_and_commands():
     assert len(BLOCKS) >= 2
     assert len(COMMANDS) >= 2
 
 
 def _names_a_recipe(command):
-    """Rather than RECIPE, or a help that ends the program."""
+    """Commands with a real recipe, without --help."""
     name, *options = shlex.split(command)
     return not name.isupper() and "--help" not in options
 
@@ -63,7 +63,7 @@ def test_the_readme_has_no_image_that_a_package_page_could_not_show():
     assert re.findall(r"!\[[^\]]*\]\((?!https://)", (ROOT / "README.md").read_text()) == []
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,4 +1,4 @@
-"""Training data without a table: examples drawn on the device, and an experience that steps move on."""
+"""Endless data without a table: examples drawn on the device, and an experience."""
 
 import dataclasses
 import signal
@@ -41,7 +41,7 @@ def drawn(size=80):
 
 
 class Walk(Experience):
-    """A random walk: each step adds noise, and the batch is drawn from the last places seen."""
+    """A random walk: each step adds noise; the batch is drawn from the latest positions."""
 
     steps_per_epoch = 10
     identity = "walk"
@@ -88,7 +88,7 @@ def fit(data, **settings):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_learns_and_a_run_that_was_stopped_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
+def test_endless_training_learns_and_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     whole = fit(KINDS[kind](), out=tmp_path / "whole", eval_every=0.5)
     losses = [line["loss"] for line in whole.history if line["split"] == "validation"]
     assert losses[-1] < losses[0] / 2
@@ -115,7 +115,7 @@ def test_a_model_learns_and_a_run_that_was_stopped_goes_on_bit_for_bit(kind, tmp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_in_one_dispatch_and_members_side_by_side_equal_runs_of_their_own(kind):
+def test_dispatches_and_replicas_equal_separate_runs(kind):
     alone = fit(KINDS[kind](), seed=1)
     many = fit(KINDS[kind](), seed=1, steps_per_dispatch=7)
     for a, b in zip(leaves(alone), leaves(many), strict=True):
@@ -127,7 +127,7 @@ def test_steps_in_one_dispatch_and_members_side_by_side_equal_runs_of_their_own(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("devices", [3, 8])
-def test_the_number_of_devices_changes_nothing_but_rounding(kind, devices, monkeypatch):
+def test_device_count_changes_only_rounding(kind, devices, monkeypatch):
     """3 devices do not divide the batch."""
     monkeypatch.undo()
     one, several = (
@@ -159,7 +159,7 @@ def test_examples_are_drawn_by_seed_step_and_row_alone():
 
 
 def test_a_model_is_read_from_a_checkpoint_with_an_experience(tmp_path):
-    """Also by who does not know what the data are."""
+    """Even by code that does not know the data."""
     result = fit(walk(), out=tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     state, _ = restore_best(folder, folder.recipe())
@@ -173,7 +173,7 @@ def test_a_model_is_read_from_a_checkpoint_with_an_experience(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_needs_a_table_is_refused(kind):
+def test_options_that_need_a_table_are_refused(kind):
     data = KINDS[kind]()
     with pytest.raises(ValueError, match="labels=5, allowed"):
         fit(data, labels=5)
@@ -186,7 +186,7 @@ def test_what_needs_a_table_is_refused(kind):
     assert other.fingerprint != data.fingerprint
 
 
-def test_an_experience_is_moved_on_once_whatever_the_devices():
+def test_experience_with_shard_map_is_refused():
     layout = Layout(Parallel(strategy="shard_map", devices=2), devices=jax.devices())
     with pytest.raises(
         ValueError, match="parallel='shard_map', allowed with an experience: auto, jit"

@@ -1,4 +1,4 @@
-"""How our programs begin and end: signals at any moment, streams of any kind, and the user's files that hide ours."""
+"""Start and end of programs: signals, streams, and user files that shadow the packages."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from train import entry, ours
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOREIGN = 'open("was-run", "w").close()\n'
-"""A file of the user's, which must not be run."""
+"""A user's file that must not be run."""
 
 
 def python(*arguments, cwd, environment=None, before=(), **how: Any):
@@ -29,7 +29,7 @@ def python(*arguments, cwd, environment=None, before=(), **how: Any):
 
 @pytest.fixture(autouse=True)
 def _interruptible():
-    """A job in the background ignores interrupts, and so does what it starts, unless it handles them itself."""
+    """A background job and its children ignore interrupts unless they handle them."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -53,7 +53,7 @@ def script(folder, name):
 
 @pytest.fixture
 def hide(tmp_path):
-    """Makes a folder of the user's with a module, package or plain folder of a name."""
+    """Makes a user's folder with a module, package or plain folder of a given name."""
 
     def make(name, kind):
         folder = tmp_path / f"{name}-{kind}"
@@ -73,12 +73,13 @@ def hide(tmp_path):
 @pytest.mark.parametrize(
     ("ours", "hidden"), [("train", "zoo"), ("evals", "zoo"), ("evals", "train")]
 )
-def test_what_hides_a_package_of_ours_is_named_in_one_line_and_not_run(hide, ours, hidden, kind):
+def test_shadowing_user_files_are_named_and_not_run(hide, ours, hidden, kind):
     folder, place = hide(hidden, kind)
     done = python("-m", ours, cwd=folder)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        f"error: {hidden} is {place}, not purezoo's package of that name: rename it, or run zoo-train"
+        f"error: {hidden} is {place}, not purezoo's package of that name: rename it, or run "
+        "zoo-train"
     )
     assert len(done.stderr.splitlines()) == 1
     imported = python("-c", f"import {ours}", cwd=folder)
@@ -89,7 +90,7 @@ def test_what_hides_a_package_of_ours_is_named_in_one_line_and_not_run(hide, our
     assert not (folder / "was-run").exists()
 
 
-def test_a_folder_without_init_hides_nothing(hide):
+def test_folder_without_init_shadows_no_package(hide):
     for name in ("zoo", "train", "evals"):
         folder, _ = hide(name, "folder")
         shown = python(
@@ -160,10 +161,16 @@ def awaited():
 ENDINGS = {
     "while it is imported": "receive()",
     "in its first line": "def main(): receive()",
-    "while it imports more": "from train import entry\ndef main():\n  with entry.importing(): receive()",
-    "in a callback of the collector": "def main():\n  gc.callbacks.append(collected)\n  gc.collect()\n  awaited()",
+    "while it imports more": (
+        "from train import entry\ndef main():\n  with entry.importing(): receive()"
+    ),
+    "in a callback of the collector": (
+        "def main():\n  gc.callbacks.append(collected)\n  gc.collect()\n  awaited()"
+    ),
     "in a destructor": "def main():\n  Dying()\n  awaited()",
-    "where it becomes another error": "def main():\n  try: receive()\n  except BaseException: raise ImportError('no') from None",
+    "where it becomes another error": (
+        "def main():\n  try: receive()\n  except BaseException: raise ImportError('no') from None"
+    ),
     "twice, passed on": "def main():\n  try: receive()\n  finally: receive()",
 }
 
@@ -182,7 +189,7 @@ def test_a_signal_at_any_moment_is_one_line_and_an_exit_status(tmp_path, moment,
     assert (done.returncode, done.stdout, done.stderr) == (status, "", f"stopped by {number}\n")
 
 
-def test_what_must_be_tidied_up_is(tmp_path):
+def test_cleanup_runs_after_a_signal(tmp_path):
     body = """
 from train import entry, ours
 def main():
@@ -195,7 +202,7 @@ def main():
     assert done.stderr == "stopped by SIGINT; the same command resumes\n"
 
 
-def test_threads_that_still_work_say_nothing(tmp_path):
+def test_running_threads_print_nothing_at_exit(tmp_path):
     body = """
 import atexit, concurrent.futures
 def work(pool):
@@ -213,7 +220,7 @@ def main():
     )
 
 
-def test_a_signal_that_comes_late_changes_nothing(tmp_path):
+def test_late_signal_has_no_effect(tmp_path):
     done = program(
         tmp_path,
         "import atexit\natexit.register(receive)\ndef main():\n  print('all of it')\n  return 0",
@@ -250,7 +257,7 @@ def test_output_that_cannot_be_encoded_is_escaped(tmp_path):
         )
 
 
-def test_output_that_nobody_reads_ends_the_program_quietly(tmp_path):
+def test_broken_pipe_ends_the_program_quietly(tmp_path):
     table = "from rich.console import Console\ndef main():\n  Console().print('line')\n  return 0"
     for body in (STREAMS, table, STREAMS.replace("print('line two')", "sys.stdout.flush()")):
         reader, writer = os.pipe()
@@ -260,13 +267,13 @@ def test_output_that_nobody_reads_ends_the_program_quietly(tmp_path):
         assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_output_that_does_not_fit_is_an_error(tmp_path):
+def test_full_device_on_output_is_an_error(tmp_path):
     with open("/dev/full", "w") as full:
         done = program(tmp_path, STREAMS, stdout=full)
     assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
-def test_streams_that_are_closed_are_as_good_as_empty(tmp_path):
+def test_closed_streams_are_treated_as_empty(tmp_path):
     body = """
 def main():
     print("out"), print("err", file=sys.stderr)
@@ -302,7 +309,7 @@ sys.meta_path.insert(0, Watch())
         (
             "zoo",
             ("-m", "train", "mlp-digits", "--out", "run"),
-        ),  # looked for in the first line of ours
+        ),  # its first line is searched for
         ("tyro", ("-m", "train", "mlp-digits", "--out", "run")),
         ("jax._src.core", ("-m", "train", "mlp-digits", "--out", "run")),
         ("train.engine.trainer", ("-m", "train", "mlp-digits", "--out", "run")),
@@ -340,14 +347,12 @@ def test_ctrl_c_while_a_program_starts(tmp_path, module, command):
             ["python", "-c", "from multiprocessing..."],
             ["/bin/zoo-train"],
             False,
-        ),  # a worker, which is told its parent's name
+        ),  # a worker, which gets its parent's name
         (["python"], [""], False),
         (["program"], [], False),
     ],
 )
-def test_only_a_program_of_ours_takes_signals_when_it_is_imported(
-    monkeypatch, told, arguments, expected
-):
+def test_signals_are_handled_on_import_only_in_our_programs(monkeypatch, told, arguments, expected):
     monkeypatch.setattr(sys, "orig_argv", told)
     monkeypatch.setattr(sys, "argv", arguments)
     assert ours.is_program() == expected

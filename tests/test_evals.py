@@ -1,4 +1,4 @@
-"""Evaluation, report, prediction: against scikit-learn and numpy, on a short real run of the digits."""
+"""Evaluation, report and prediction against scikit-learn and numpy, on a short digits run."""
 
 import dataclasses
 import html.parser
@@ -51,7 +51,7 @@ from train.recipes import RECIPES
 from train.tasks import Classification
 from zoo import mlp
 
-# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+# When a checkpoint file is damaged, orbax closes its event loop with reads still in progress.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -92,7 +92,7 @@ def regression_dir(tmp_path_factory):
 
 
 def test_metrics_agree_with_numpy_and_scikit_learn(run_dir, evaluation):
-    """The network written out in numpy, its scores counted by scikit-learn."""
+    """The network in numpy, with metrics from scikit-learn."""
     _, _, params = train.load(run_dir)
     test = train.load_data("digits").splits["test"]
     x = test["inputs"].reshape(300, 64).astype(np.float64) / 16
@@ -159,7 +159,7 @@ def test_names_and_units_of_metrics():
 
 
 def test_wilson_intervals_are_the_published_ones():
-    """Newcombe 1998, table I, method 3; the ends of nothing and of all by hand: z^2 / (n + z^2)."""
+    """Newcombe 1998, table I, method 3; for 0 and n of n by hand: z^2 / (n + z^2)."""
     for (hits, count), expected in {
         (81, 263): (0.2553, 0.3662),
         (15, 148): (0.0624, 0.1605),
@@ -188,7 +188,7 @@ def test_a_wilson_interval_holds_the_shares_that_a_score_test_accepts(count, dat
         )
 
 
-def test_per_cents_have_the_decimals_that_say_something():
+def test_percentages_have_significant_decimals():
     for value, count, expected in (
         (98.6666, 300, "98.7"),
         (1.65, 10_000, "1.65"),
@@ -204,7 +204,7 @@ def test_per_cents_have_the_decimals_that_say_something():
         assert evals.metrics.format_percent(value, count) == expected
 
 
-def test_shares_of_examples_have_intervals_and_nothing_else_has(evaluation):
+def test_only_proportions_have_confidence_intervals(evaluation):
     value = evaluation.metrics["test accuracy %"]
     low, high = (100 * end for end in wilson(value / 100, 300))
     assert evaluation.intervals == {
@@ -227,7 +227,7 @@ def test_shares_of_examples_have_intervals_and_nothing_else_has(evaluation):
     assert dataclasses.replace(evaluation, measured=Measured(metrics=metrics)).intervals == {}
 
 
-def test_targets_are_judged_on_the_recipes_own_data_only(evaluation):
+def test_targets_are_checked_on_the_recipes_own_data_only(evaluation):
     def shown(**changed):
         run = evaluation.run._replace(recipe=dataclasses.replace(evaluation.run.recipe, **changed))
         subject = evaluation.subject._replace(run=run)
@@ -264,17 +264,17 @@ def test_targets_are_judged_on_the_recipes_own_data_only(evaluation):
     assert "Expected" not in shown(data="npz:mine.npz", targets=())
     other = dataclasses.replace(evaluation, subject=evaluation.subject._replace(own=False))
     text = " ".join(Page(evals.report.document.headline(other)).data)
-    assert "nothing: the targets of mlp-digits are of its own data" in text
+    assert "nothing: the targets of mlp-digits are for its own data" in text
 
 
-def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
+def test_command_writes_metrics_and_report_and_prints_paths(run_dir, capsys):
     assert evals.__main__.main([str(run_dir)]) == 0
     lines = capsys.readouterr().out.splitlines()
     record = json.loads((run_dir / "eval.json").read_text())
     low, high = record["intervals"]["test accuracy %"]
     assert (
-        f"test accuracy {record['metrics']['test accuracy %']:.1f} %, 95 % interval {low:.1f} to {high:.1f}"
-        in lines
+        f"test accuracy {record['metrics']['test accuracy %']:.1f} %, 95 % interval {low:.1f} to "
+        f"{high:.1f}" in lines
     )
     assert record["intervals"].keys() == {"test accuracy %", "test error %"}
     assert f"checkpoint {run_dir}/checkpoints/{record['step']}" in lines
@@ -293,7 +293,7 @@ def test_command_writes_numbers_and_report_and_says_where(run_dir, capsys):
     assert (run_dir / "report.html").is_file()
 
 
-def test_what_cannot_be_written_is_shown_all_the_same(run_dir, tmp_path, capsys):
+def test_results_are_printed_if_files_cannot_be_written(run_dir, tmp_path, capsys):
     folder = tmp_path / "a run"
     shutil.copytree(run_dir, folder)
     for name in ("eval.json", "report.html"):
@@ -301,7 +301,7 @@ def test_what_cannot_be_written_is_shown_all_the_same(run_dir, tmp_path, capsys)
     (folder / "eval.json.tmp").mkdir()  # in the way
     assert evals.__main__.main([str(folder)]) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("error: the results are not kept: [Errno 21] Is a directory")
+    assert shown.err.startswith("error: could not save the results: [Errno 21] Is a directory")
     assert len(shown.err.splitlines()) == 1
     assert "test accuracy" in shown.out
     assert "report.html" not in shown.out
@@ -437,9 +437,7 @@ def test_images_round_trip_and_other_shapes_are_none():
         assert evals.report.page.as_images(inputs, (0.0, 1.0)) is None
 
 
-def test_without_what_pages_are_made_with_there_are_numbers_only(
-    run_dir, tmp_path, capsys, monkeypatch
-):
+def test_without_report_packages_only_numbers_are_written(run_dir, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(run_dir, run, ignore=shutil.ignore_patterns("report*.html", "eval*.json"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -491,7 +489,7 @@ def test_changed_data_are_refused(regression_dir, tmp_path, capsys):
     assert "content has changed" in capsys.readouterr().err
 
 
-def test_run_in_memory_arrays_says_so(tmp_path, capsys):
+def test_run_on_in_memory_arrays_cannot_be_evaluated(tmp_path, capsys):
     data = {"inputs": np.eye(4, dtype=np.float32), "targets": np.arange(4) % 2}
     train.fit(
         *zoo.create("mlp/tiny", sizes=(4, 2)), data, out=tmp_path / "run", epochs=1, batch_size=4
@@ -517,10 +515,8 @@ def test_wrong_run_folder_is_one_clear_line(tmp_path, capsys, content):
     assert captured.err.count("\n") == 1
 
 
-def test_predictions_of_own_files_are_the_evaluation_of_the_same_examples(
-    run_dir, evaluation, tmp_path, monkeypatch
-):
-    """From an npz file exactly, from an image file up to its 256 levels; without the data set; with or without channel axis."""
+def test_predictions_of_files_equal_the_evaluation(run_dir, evaluation, tmp_path, monkeypatch):
+    """From npz exactly, from images up to 256 levels; with or without data set or channel axis."""
     monkeypatch.setattr(evals.run, "load_data", None)
     raw = evaluation.table["inputs"]
     np.savez(tmp_path / "all.npz", inputs=raw[..., 0])
@@ -545,7 +541,7 @@ def test_predictions_of_own_files_are_the_evaluation_of_the_same_examples(
 def test_the_model_is_compiled_once_for_all_files(
     run_dir, evaluation, tmp_path, monkeypatch, capsys
 ):
-    """Whatever they hold, and in their order."""
+    """For files of any content, in order."""
     function: Any = classification._outputs
     function.clear_cache()
     raw, files = evaluation.table["inputs"], []
@@ -582,7 +578,7 @@ def test_the_model_is_compiled_once_for_all_files(
 
 
 def run_on(*shape: int) -> Any:
-    """What ``read_inputs`` wants to know of a run."""
+    """The properties of a run that ``read_inputs`` uses."""
     return types.SimpleNamespace(
         data=types.SimpleNamespace(input_range=(0.0, 255.0), input_shape=shape)
     )
@@ -622,7 +618,10 @@ def test_arrays_to_label_of_the_same_size_but_other_axes_are_refused(
     tmp_path, trained, given, hint
 ):
     np.savez(tmp_path / "x.npz", inputs=np.zeros((2, *given), np.uint8))
-    said = f"{tmp_path}/x.npz: inputs have shape {(2, *given)}, expected [n, {', '.join(map(str, trained))}]{hint}"
+    said = (
+        f"{tmp_path}/x.npz: inputs have shape {(2, *given)}, expected [n, "
+        f"{', '.join(map(str, trained))}]{hint}"
+    )
     with pytest.raises(DataError, match=re.escape(said) + "$"):
         read_inputs(run_on(*trained), tmp_path / "x.npz")
 
@@ -677,7 +676,7 @@ def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, t
         ),
     ],
 )
-def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(run_dir, capsys, options, message):
+def test_failed_evaluation_is_one_line_without_files(run_dir, capsys, options, message):
     before = sorted(run_dir.iterdir())
     assert evals.__main__.main([str(run_dir), *options]) == 1
     captured = capsys.readouterr()
@@ -688,7 +687,7 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_nothing(run_dir, capsys,
 
 
 def test_a_run_is_measured_on_other_data_of_its_task(run_dir, evaluation, tmp_path, capsys):
-    """A set without splits is not divided; the run's own results stay as they are."""
+    """A set without splits is not divided; the run's own results are not changed."""
     test = evaluation.table
     np.savez(
         tmp_path / "mine.npz", inputs=test["inputs"][:7], targets=np.append(test["targets"][:6], 9)
@@ -704,7 +703,7 @@ def test_a_run_is_measured_on_other_data_of_its_task(run_dir, evaluation, tmp_pa
     assert record["metrics"]["test accuracy %"] == pytest.approx(100 * right.mean())
     assert before is None or (run_dir / "eval.json").read_bytes() == before
     (page,) = run_dir.glob("report-on-npz-*.html")
-    assert "not of npz:" in page.read_text()
+    assert "not for npz:" in page.read_text()
     file.unlink()
     page.unlink()
 
@@ -738,12 +737,15 @@ POINTS, CLASSES = np.zeros((3, 2)), np.zeros(3, int)
         (lambda: evals.predict("run", "seven.png"), r"files='seven.png', allowed: a list of files"),
         (
             lambda: neighbour_error(POINTS[:1], CLASSES[:1]),
-            "1 points, 1 targets, allowed: as many, at least two",
+            "1 points, 1 targets, allowed: the same number, at least two",
         ),
-        (lambda: neighbour_error(POINTS, CLASSES[:2]), "3 points, 2 targets, allowed: as many"),
+        (
+            lambda: neighbour_error(POINTS, CLASSES[:2]),
+            "3 points, 2 targets, allowed: the same number",
+        ),
         (
             lambda: accuracies(lambda x: x, POINTS[:0], CLASSES[:0], (1,), 1, 0.0),
-            "0 inputs, 0 targets, allowed: as many, at least one",
+            "0 inputs, 0 targets, allowed: the same number, at least one",
         ),
         (
             lambda: accuracies(lambda x: x, POINTS, CLASSES, (1,), -1, 0.0),
@@ -770,18 +772,24 @@ POINTS, CLASSES = np.zeros((3, 2)), np.zeros(3, int)
             "1 captions, allowed: one for each of 2 rows",
         ),
         (lambda: named([]), "0 runs, allowed: 1 to 4"),
-        (lambda: bleu([], []), "0 translations and 0 targets, allowed: as many, at least one"),
+        (
+            lambda: bleu([], []),
+            "0 translations and 0 targets, allowed: the same number, at least one",
+        ),
         (lambda: bleu(["a"], ["a", "b"]), "1 translations and 2 targets"),
-        (lambda: by_length([("a", "b")], []), "0 translations of 1 sentences, allowed: as many"),
+        (
+            lambda: by_length([("a", "b")], []),
+            "0 translations of 1 sentences, allowed: the same number",
+        ),
     ],
 )
-def test_arguments_that_mean_nothing_are_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("example", [-1, 300, 1.5, True])
-def test_an_example_that_is_not_there_is_refused(run_dir, example):
+def test_example_index_out_of_range_is_refused(run_dir, example):
     with pytest.raises(ValueError, match=f"example={example}, allowed: 0 to 299"):
         evals.evaluate(run_dir, example=example)
 
@@ -803,7 +811,10 @@ def test_commands_without_a_run_are_one_clear_error(tmp_path, capsys):
 
 
 def test_help_is_fast_because_it_does_not_load_jax():
-    program = "import sys, evals.__main__ as m; assert 'jax' not in sys.modules; sys.exit(m.main(sys.argv[1:]))"
+    program = (
+        "import sys, evals.__main__ as m; assert 'jax' not in sys.modules; "
+        "sys.exit(m.main(sys.argv[1:]))"
+    )
     root = pathlib.Path(__file__).parent.parent
     for arguments, shown in {
         ("--help",): (

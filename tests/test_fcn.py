@@ -1,4 +1,4 @@
-"""The fully convolutional network: it is the classifier slid over the image, and what it says lies where it belongs."""
+"""The fully convolutional network: the classifier slid over the image, aligned outputs."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ VALID = {
         classes=3,
     ),
 }
-"""Classifiers without padding, whose windows see all of their inputs."""
+"""Classifiers without padding, whose last window covers all inputs."""
 
 
 def _params(trunk):
@@ -70,7 +70,7 @@ def _params(trunk):
 
 
 @pytest.mark.parametrize("kind", VALID)
-def test_with_the_classifiers_weights_it_is_the_classifier_slid_over_the_image(kind):
+def test_fcn_with_the_classifiers_weights_is_a_sliding_classifier(kind):
     trunk = VALID[kind]
     window = trunk.shape[:-1]
     space = tuple(size + extra for size, extra in zip(window, (7, 4, 3), strict=False))
@@ -118,8 +118,8 @@ PADDED = convnet.Config(
 """A classifier whose convolutions add zeros around the image."""
 
 
-def test_of_a_classifier_with_padding_one_window_is_the_same_and_more_move_along_with_the_image():
-    """Zeros are around the image only, not around each crop: with "same" convolutions that is the difference."""
+def test_padded_classifier_agrees_on_one_window_and_shifts_with_the_image():
+    """With "same" convolutions the image is padded, not each crop, so results differ."""
     cfg, params = (
         Config(shape=PADDED.shape, trunk=PADDED, classes=3, padding="valid"),
         _params(PADDED),
@@ -136,13 +136,13 @@ def test_of_a_classifier_with_padding_one_window_is_the_same_and_more_move_along
     np.testing.assert_allclose(
         moved["scores"][:, 2:-2, 2:-2], seen["scores"][:, 3:-2, 4:-2], rtol=1e-5, atol=1e-5
     )
-    # Repeating the border of the last map adds positions, and changes none.
+    # Repeating the border of the last map adds positions and changes none.
     _, same = apply(dataclasses.replace(cfg, padding="same"), params, x)
     assert same["scores"].shape == (*same["pool_1"].shape[:-1], 3)
     np.testing.assert_allclose(same["scores"][:, :-1, :-1], seen["scores"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_classifiers_parameters_start_it_and_everything_else_is_its_own():
+def test_classifier_parameters_initialise_the_trunk():
     trunk = PRESETS["digit_scenes"].trunk
     cfg = dataclasses.replace(PRESETS["digit_scenes"], classes=trunk.classes)
     fresh, earlier = init(cfg, KEY), init_classifier(trunk, jax.random.key(1))
@@ -152,7 +152,7 @@ def test_a_classifiers_parameters_start_it_and_everything_else_is_its_own():
     ] == list(earlier)
     left = {path.partition(".")[0] for path, takes in shared(earlier, fresh).items() if not takes}
     assert left == {"skip_pool_1", "skip_pool_0", "skip_conv_0", "double_0", "double_1", "double_2"}
-    # Of one with other classes all but the last layer.
+    # With other classes all layers except the last.
     other = shared(earlier, init(PRESETS["digit_scenes"], KEY))
     assert not other["dense_1.kernel"]
     assert other["dense_0.kernel"]
@@ -177,7 +177,7 @@ def test_every_preset_labels_images_of_other_sizes(preset):
 
 
 def test_the_published_network_has_its_number_of_parameters():
-    """FCN-8s: VGG-16's without its last layer's, 21 scores of three maps, two transposed convolutions."""
+    """FCN-8s: VGG-16 without its last layer, 21 scores on 3 maps, 2 transposed convolutions."""
     count = sum(
         leaf.size
         for leaf in jax.tree.leaves(jax.eval_shape(lambda: fcn.init(PRESETS["vgg16"], KEY)))
@@ -215,8 +215,8 @@ def test_the_published_network_has_its_number_of_parameters():
         ),
     ],
 )
-def test_scores_lie_where_their_windows_are(padding, space, stages, window):
-    """Means over windows of a linear ramp, interpolated, are the ramp again, but near the border, if all is where it belongs."""
+def test_scores_are_aligned_with_their_windows(padding, space, stages, window):
+    """If aligned, interpolated window means of a linear ramp are the ramp, except near borders."""
     trunk = convnet.Config(
         shape=(*window, 1), stages=stages, global_pool="mean", classes=1, activation="linear"
     )
@@ -237,7 +237,7 @@ def test_scores_lie_where_their_windows_are(padding, space, stages, window):
 
 
 def _scattered(x, kernel):
-    """Transposed convolution as its definition has it, a tap at a time; x [height, width, in] with its border repeated."""
+    """Transposed convolution by definition, tap by tap; x [height, width, in], border repeated."""
     height, width, _ = x.shape
     around = np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
     result = np.zeros((2 * height + 6, 2 * width + 6, kernel.shape[-1]))
@@ -249,7 +249,7 @@ def _scattered(x, kernel):
 
 
 @pytest.mark.usefixtures("x64")
-def test_doubling_is_a_transposed_convolution_and_so_is_its_gradient():
+def test_upsampling_equals_transposed_convolution_with_gradient():
     x, kernel = jax.random.normal(KEY, (2, 3, 5, 3)), jax.random.normal(KEY, (4, 4, 3, 2))
     np.testing.assert_allclose(
         fcn.double(kernel, x)[0], _scattered(np.asarray(x[0]), np.asarray(kernel)), rtol=1e-10
@@ -257,7 +257,7 @@ def test_doubling_is_a_transposed_convolution_and_so_is_its_gradient():
 
     def library(kernel, x):
         around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        # A correlation of what lies apart, so the kernel is reversed.
+        # A correlation of dilated inputs, so the kernel is reversed.
         whole = lax.conv_transpose(
             around,
             jnp.flip(kernel, (0, 1)),
@@ -279,7 +279,7 @@ def test_doubling_is_a_transposed_convolution_and_so_is_its_gradient():
     )
 
 
-def test_doubling_starts_as_bilinear_interpolation():
+def test_upsampling_is_initialised_as_bilinear():
     for axes in (1, 2, 3):
         x = jax.random.normal(KEY, (2, *(3, 4, 2)[:axes], 3))
         expected = jax.image.resize(x, (2, *(2 * size for size in x.shape[1:-1]), 3), "bilinear")
@@ -288,8 +288,8 @@ def test_doubling_starts_as_bilinear_interpolation():
         )
 
 
-def test_the_last_step_up_is_bilinear_interpolation():
-    """Of maps that fill the image: what every library does."""
+def test_final_upsampling_is_bilinear():
+    """For maps that fill the image, as in every library."""
     trunk = convnet.Config(
         shape=(8, 8, 1),
         stages=(Stage(features=3, kernel=(8,), stride=(8,), padding="valid"),),
@@ -317,7 +317,7 @@ def test_skips_add_their_scores():
     np.testing.assert_allclose(after - before, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_is_that_of_pixels_with_a_label():
+def test_loss_ignores_unlabelled_pixels():
     cfg = PRESETS["tiny"]
     params, batch = init(cfg, KEY), fcn.example_batch(cfg, KEY, 3)
     batch["targets"] = jnp.where(batch["mask"], batch["targets"], 250).astype(jnp.uint8)
@@ -335,7 +335,7 @@ def test_the_loss_is_that_of_pixels_with_a_label():
     assert 0 < count < batch["mask"].size
 
 
-def test_what_does_not_fit_is_named():
+def test_mismatched_configs_are_named():
     cfg = PRESETS["tiny"]
     for skips in (("pool_0", "pool_0"), ("conv_0", "pool_0"), ("pool_7",), ("scores",)):
         with pytest.raises(
@@ -356,11 +356,12 @@ def test_what_does_not_fit_is_named():
     params = fcn.init(cfg, KEY)
     with pytest.raises(
         ValueError,
-        match=r"inputs: shape \(1, 6, 5, 2\), expected sizes that the trunk does not shrink below 1",
+        match=r"inputs: shape \(1, 6, 5, 2\), expected sizes that the trunk does not shrink below "
+        r"1",
     ):
         fcn.apply(cfg, params, jnp.zeros((1, 6, 5, 2)))
     assert fcn.apply(cfg, params, jnp.zeros((1, 60, 17, 2))).shape == (1, 60, 17, 3)
 
 
-def test_it_is_registered():
+def test_fcn_is_registered():
     assert zoo.create("fcn/vgg16", classes=3)[1].classes == 3

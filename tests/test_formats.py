@@ -1,4 +1,4 @@
-"""Readers of data files: what they read is right, and of damaged files they say one thing, DataError, whatever the damage is."""
+"""Readers of data files: correct content, and DataError for every damaged file."""
 
 import concurrent.futures
 import gzip
@@ -70,7 +70,7 @@ def by_hand(
     transparent: bytes = b"",
     after: bytes = b"",
 ) -> bytes:
-    """A PNG of these rows, each after its filter's byte, of types that Pillow does not write.  after: EXIF after the pixels."""
+    """A PNG of a type that Pillow does not write, from filtered rows.  after: EXIF after pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -93,7 +93,7 @@ def by_hand(
 
 
 def write(file: pathlib.Path, data: bytes) -> pathlib.Path:
-    """Without emptying the file first, which makes some file systems wait for the disk at every one of thousands of writes."""
+    """Writes without truncating first, after which some file systems wait for the disk."""
     with open(file, "r+b" if file.exists() else "wb") as stream:
         stream.write(data)
         stream.truncate()
@@ -107,11 +107,11 @@ EDGES = (0, 1, 2, 4, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF
 
 
 def damage(rng: np.random.Generator, data: bytes, donors: list[bytes]) -> bytes:
-    """One to three faults: wrong bits and bytes, lost, added and foreign parts, lengths at the edges of their range."""
+    """One to three faults: wrong bits and bytes, lost, added, foreign parts, extreme lengths."""
     damaged = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at, size = int(rng.integers(len(damaged) + 1)), int(rng.integers(1, 17))
-        if rng.random() < 0.4:  # headers deserve more than their share
+        if rng.random() < 0.4:  # headers are damaged more often than by chance
             at = min(at, int(rng.integers(64)))
         donor = donors[rng.integers(len(donors))]
         start = int(rng.integers(len(donor)))
@@ -148,7 +148,7 @@ def bounded() -> Iterator[None]:
 def fuzz(
     file: pathlib.Path, valid: list[bytes], count: int, seed: int, read: Callable, check: Callable
 ) -> None:
-    """Reads ``count`` damaged files: each is refused by a DataError that starts with its name, or passes ``check``, and soon."""
+    """Reads ``count`` damaged files: each raises DataError with its name or passes ``check``."""
     rng = np.random.default_rng(seed)
     said = []
     for _ in range(count):
@@ -186,7 +186,7 @@ def idx_examples() -> list[bytes]:
     ]
 
 
-def test_damaged_idx_files_are_refused_or_hold_what_their_bytes_say(tmp_path, bounded):
+def test_damaged_idx_files_are_refused_or_read_consistently(tmp_path, bounded):
     def check(array, data):
         start = 4 + 4 * array.ndim
         assert array.dtype.isnative
@@ -227,7 +227,10 @@ def test_damaged_npz_files_are_refused_or_read_right(tmp_path, bounded):
 
 def image_examples() -> list[bytes]:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
-    kinds = "PNG:L PNG:RGBA PNG:P PNG:1 JPEG:L JPEG:RGB JPEG:CMYK GIF:P BMP:L BMP:RGB PPM:L PPM:RGB TIFF:L TIFF:RGBA TIFF:CMYK"
+    kinds = (
+        "PNG:L PNG:RGBA PNG:P PNG:1 JPEG:L JPEG:RGB JPEG:CMYK GIF:P BMP:L BMP:RGB PPM:L PPM:RGB "
+        "TIFF:L TIFF:RGBA TIFF:CMYK"
+    )
     kinds += " TGA:RGB ICO:RGBA PCX:P SGI:RGB DDS:RGBA"
     return [
         image_bytes(image.convert(mode), kind)
@@ -343,7 +346,7 @@ def test_faults_of_idx_files_are_named(tmp_path, data, fault):
 
 
 def peak(read: Callable) -> int:
-    """Bytes that Python and numpy allocated at most, while ``read`` failed."""
+    """Peak bytes allocated by Python and numpy while ``read`` failed."""
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=r"announces|pixels, allowed"):
@@ -353,7 +356,7 @@ def peak(read: Callable) -> int:
         tracemalloc.stop()
 
 
-def test_small_files_that_would_unfold_to_much_are_refused_before_they_do(tmp_path, monkeypatch):
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**20)
     zeros = bytes(2**26)
     idx = write(
@@ -375,7 +378,7 @@ def test_small_files_that_would_unfold_to_much_are_refused_before_they_do(tmp_pa
         assert peak(read) < 2**22
 
 
-def test_what_compresses_as_real_data_may_is_read(tmp_path, monkeypatch):
+def test_highly_compressible_data_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**10)
     images = np.zeros((2_000, 28, 28), np.uint8)
     images[:, 10:18, 13:15] = np.random.default_rng(0).integers(0, 256, (2_000, 8, 2))
@@ -393,15 +396,15 @@ def test_what_compresses_as_real_data_may_is_read(tmp_path, monkeypatch):
     ids=["idx", "npz", "image"],
 )
 class TestNotAFile:
-    def test_missing(self, tmp_path, read):
+    def test_missing_file_is_refused(self, tmp_path, read):
         with pytest.raises(DataError, match=f"{tmp_path}/x: no such file"):
             read(tmp_path / "x")
 
-    def test_a_directory(self, tmp_path, read):
+    def test_directory_is_refused(self, tmp_path, read):
         with pytest.raises(DataError, match=f"{tmp_path}: not a file"):
             read(tmp_path)
 
-    def test_a_link_that_leads_nowhere(self, tmp_path, read):
+    def test_dangling_link_is_refused(self, tmp_path, read):
         (tmp_path / "link").symlink_to("nowhere")
         with pytest.raises(DataError, match="link: no such file"):
             read(tmp_path / "link")
@@ -413,12 +416,12 @@ class TestNotAFile:
         with pytest.raises(DataError, match="pipe: not a file"):
             read(tmp_path / "pipe")
 
-    def test_a_name_that_no_system_takes(self, tmp_path, read):
+    def test_invalid_file_name_is_refused(self, tmp_path, read):
         for name in ("x" * 5000, "nul\0"):
             with pytest.raises(DataError, match=r"unreadable|no such file"):
                 read(tmp_path / name)
 
-    def test_no_permission(self, tmp_path, read, monkeypatch):
+    def test_unreadable_file_is_refused(self, tmp_path, read, monkeypatch):
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
 
@@ -478,7 +481,7 @@ NPZ_FAULTS = {
     "text": (b"inputs, targets\n1, 2\n", "not an npz file"),
     "npy": (NPY, "not an npz file"),
     "cut": (zipped(x=NPY)[:-30], "not an npz file .*or truncated"),
-    "no members": (zipped(), "expected as many, and at least one"),
+    "no members": (zipped(), "expected the same number, and at least one"),
     "a member of text": (zipped(x=NPY, y=b"text"), "y.npy: unreadable: .*magic string"),
     "an empty member": (zipped(x=b""), "x.npy: unreadable"),
     "a member cut": (zipped(x=NPY[:-1]), "x.npy: unreadable"),
@@ -515,7 +518,7 @@ def test_an_encrypted_member_is_named(tmp_path):
         read_npz(write(tmp_path / "x.npz", data))
 
 
-def test_a_header_that_announces_less_than_there_is_does_not_hide_the_checksum(tmp_path):
+def test_short_header_does_not_bypass_the_checksum(tmp_path):
     data = zipped(x=npy_bytes(np.zeros(90_000, np.uint8))).replace(b"(90000,)", b"(10000,)")
     with np.load(io.BytesIO(data)) as arrays:
         assert arrays["x"].shape == (10_000,), (
@@ -537,7 +540,7 @@ def test_a_wrong_bit_does_not_hide_later_members(tmp_path):
         read_npz(write(tmp_path / "x.npz", data))
 
 
-def test_two_members_of_one_name(tmp_path):
+def test_duplicate_npz_members_are_refused(tmp_path):
     data = zipped(x=NPY, y=NPY).replace(b"y.npy", b"x.npy")
     with pytest.raises(DataError, match="1 arrays where 2 are announced"):
         read_npz(write(tmp_path / "x.npz", data))
@@ -571,7 +574,7 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
 @pytest.mark.parametrize(
     ("channels", "expected"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])]
 )
-def test_red_is_red_in_any_format(tmp_path, kind, channels, expected):
+def test_colour_channels_are_in_rgb_order(tmp_path, kind, channels, expected):
     options = {"lossless": True} if kind == "WEBP" else {}
     found = read_image(
         write(tmp_path / "image", image_bytes(RED, kind, **options)), (4, 4, channels)
@@ -579,7 +582,7 @@ def test_red_is_red_in_any_format(tmp_path, kind, channels, expected):
     assert np.abs(found.astype(int) - expected).max() <= (2 if kind == "JPEG" else 0)
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
+def test_first_frame_of_an_animation_is_read(tmp_path):
     blue = Image.new("RGB", (4, 4), (0, 0, 255))
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -590,7 +593,7 @@ def test_of_an_animation_the_first_frame(tmp_path):
         assert (read_image(file, (4, 4, 3)) == [255, 0, 0]).all()
 
 
-def test_what_is_transparent_becomes_white_unless_there_is_a_channel_for_it(tmp_path):
+def test_transparency_is_white_without_an_alpha_channel(tmp_path):
     ink = np.zeros((2, 4, 4), np.uint8)  # black all over, but opaque only on the left
     ink[:, :2, 3] = 255
     rgba = write(tmp_path / "rgba", image_bytes(Image.fromarray(ink), "PNG"))
@@ -616,7 +619,7 @@ def test_16_bits_are_scaled_and_32_bits_refused(tmp_path):
 
 
 def png_16(values: np.ndarray, transparent: list[int] | None = None) -> bytes:
-    """A PNG of 16-bit values [height, width, channels]: grey, grey and alpha, red green blue, or these and alpha."""
+    """A PNG of 16-bit values [height, width, channels]: grey or RGB, with or without alpha."""
     height, width, channels = values.shape
     rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
     data = np.pad(rows, ((0, 0), (1, 0))).tobytes()
@@ -694,7 +697,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda upright: np.rot90(upright, 2).T,
     8: lambda upright: np.rot90(upright, -1),
 }
-"""By EXIF's definition: of orientation 6, row 0 is the right side of what is upright, and column 0 its top."""
+"""By EXIF's definition: in orientation 6, row 0 is the upright image's right, column 0 its top."""
 
 
 def turned(kind: str, orientation: int, mode: str = "L") -> bytes:
@@ -709,7 +712,7 @@ def turned(kind: str, orientation: int, mode: str = "L") -> bytes:
 
 @pytest.mark.parametrize("orientation", AS_STORED)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_images_are_turned_upright_as_their_exif_says(tmp_path, kind, orientation):
+def test_images_are_turned_upright_by_exif_orientation(tmp_path, kind, orientation):
     file = write(tmp_path / "image", turned(kind, orientation))
     assert image_size(file) == (48, 32)
     assert np.abs(read_image(file, (48, 32, 1))[..., 0].astype(int) - CORNERS).max() <= 2
@@ -813,14 +816,17 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1], *image.mean(axis=(0, 1)))
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_hundred_megapixels_take_less_than_a_gigabyte_without_a_word(tmp_path):
-    """In a process of its own, with warnings as errors: Pillow's own limit is lower."""
+    """In a separate process, with warnings as errors: Pillow's own limit is lower."""
     red, clear = b"\0" + bytes([200, 0, 0, 255]) * 10_000, b"\0" + bytes([0, 200, 0, 0]) * 10_000
     rows = [red] * 5_000 + [clear] * 5_000
     file = write(tmp_path / "x.png", by_hand(rows, bits=8, colours=6, width=10_000, height=10_000))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", MEASURE, str(file)], env=os.environ | {"PYTHONPATH": os.getcwd()},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", "-c", MEASURE, str(file)],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     peak, *colour = map(float, done.stdout.split())
     np.testing.assert_allclose(colour, [(200 + 255) / 2, 255 / 2, 255 / 2], atol=2)
     assert done.stderr == ""
@@ -888,7 +894,7 @@ NOT_IMAGES = {
 
 
 @pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES)
-def test_what_is_not_an_image(tmp_path, data):
+def test_non_images_are_refused(tmp_path, data):
     with pytest.raises(DataError, match=f"^{tmp_path}/image: not an image, or damaged$"):
         read_image(write(tmp_path / "image", data), (4, 4, 1))
 
@@ -913,10 +919,20 @@ def test_image_shapes_that_do_not_exist(tmp_path, shape):
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [
-        ("?", "?"), ("u1", "u1"), ("i1", "i1"), (">u2", "u2"), (">i4", "i4"), ("<u4", "u4"), (">i8", "i4"), ("<u8", "i4"),
-        ("f2", "f4"), (">f4", "f4"), (">f8", "f4"), (np.longdouble, "f4"),
+        ("?", "?"),
+        ("u1", "u1"),
+        ("i1", "i1"),
+        (">u2", "u2"),
+        (">i4", "i4"),
+        ("<u4", "u4"),
+        (">i8", "i4"),
+        ("<u8", "i4"),
+        ("f2", "f4"),
+        (">f4", "f4"),
+        (">f8", "f4"),
+        (np.longdouble, "f4"),
     ],
-)  # fmt: skip
+)
 def test_inputs_keep_their_values_in_a_type_that_devices_have(dtype, expected):
     values = np.array([[0, 1, 1], [1, 0, 0]])
     for order in ("C", "F"):

@@ -1,4 +1,4 @@
-"""Generated data: moving digits are digits that move, synthetic images have the form asked for, and both are always the same."""
+"""Generated data: moving digits, synthetic images and sequences are correct and deterministic."""
 
 import re
 import time
@@ -25,7 +25,7 @@ def clean() -> dict[str, dict[str, np.ndarray]]:
 
 
 def starts(table: dict[str, np.ndarray], split: str) -> np.ndarray:
-    """Where each clip's digit is in its first frame, [n, 2], found by trying all places."""
+    """Position of each clip's digit in its first frame [n, 2], by trying all positions."""
     digits = np.repeat(load_data("digits").splits[split]["inputs"][..., 0], CLIPS, axis=0)
     canvas = np.zeros((len(digits), SIZE, SIZE), np.uint8)
     canvas[:, :8, :8] = digits
@@ -43,7 +43,7 @@ def starts(table: dict[str, np.ndarray], split: str) -> np.ndarray:
 def test_clips_have_the_documented_sizes_and_classes():
     dataset, digits = load_data("moving_digits"), load_data("digits")
     documented = re.search(
-        r"in its split: ([\d,]+) train, (\d+)\s+validate, ([\d,]+) test", clips.__doc__ or ""
+        r"directions: ([\d,]+) train, (\d+) validation and ([\d,]+)\s+test", clips.__doc__ or ""
     )
     assert documented
     sizes = [int(size.replace(",", "")) for size in documented.groups()]
@@ -61,7 +61,7 @@ def test_clips_have_the_documented_sizes_and_classes():
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_each_frame_is_the_one_before_rolled_by_the_direction(clean, split):
+def test_frames_are_the_previous_frame_rolled_by_the_direction(clean, split):
     table = clean[split]
     for label, step in enumerate(STEPS):
         clips = table["inputs"][table["targets"] == label]
@@ -82,7 +82,7 @@ def test_the_digits_are_those_of_the_same_split(clean, split):
     assert not shown["test"] & shown["train"], "not even another digit with the same values"
 
 
-def test_a_single_frame_says_nothing_of_the_direction(clean):
+def test_single_frame_is_independent_of_the_direction(clean):
     places, targets = starts(clean["train"], "train"), clean["train"]["targets"]
     for frame in range(FRAMES):
         now = (places + np.array(STEPS)[targets] * frame) % SIZE
@@ -119,7 +119,7 @@ def test_the_noise_hides_the_direction_from_two_frames_but_not_from_eight():
     assert (every == table["targets"]).mean() > 0.95
 
 
-def test_clips_are_always_the_same():
+def test_clips_are_deterministic():
     first, second = load_data("moving_digits"), load_data("moving_digits")
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint == "04570332ce1f8b29", (
@@ -130,7 +130,7 @@ def test_clips_are_always_the_same():
 # ---------------------------------------------------------------- synthetic
 
 
-def test_images_have_the_form_asked_for():
+def test_images_have_the_requested_shape():
     dataset = load_data("synthetic:40x6x5x3/4")
     assert dataset.task == Classification(tuple("0123"))
     assert (dataset.name, dataset.input_range) == ("synthetic:40x6x5x3/4", (0.0, 255.0))
@@ -172,7 +172,7 @@ def test_classes_are_learned_from_the_training_images():
 
 
 @pytest.mark.parametrize("form", ["10x1x1x1/2", "13x3x2x1/5", "20x1x9x4/1000", "11x2x2x7/11"])
-def test_any_shape_will_do(form):
+def test_synthetic_images_of_any_rank(form):
     dataset = load_data(f"synthetic:{form}")
     shape = tuple(map(int, form.split("/")[0].split("x")))
     joined = dataset.joined("train", "validation", "test")
@@ -182,7 +182,7 @@ def test_any_shape_will_do(form):
     assert np.ptp(counts) <= 1
 
 
-def test_images_of_the_size_of_imagenet_are_made_soon():
+def test_imagenet_sized_images_are_generated_fast():
     start = time.process_time()
     dataset = load_data("synthetic:512x224x224x3/1000")
     assert time.process_time() - start < 10
@@ -214,7 +214,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("name", "fault"), FAULTS.items(), ids=[name[:40] for name in FAULTS])
-def test_faults_of_forms_are_explained(name, fault):
+def test_invalid_synthetic_names_are_explained(name, fault):
     with pytest.raises(DataError, match=f"^data {re.escape(repr(name))}: {fault}"):
         load_data(name)
 
@@ -245,7 +245,7 @@ def test_the_adding_problem_is_the_sum_of_one_marked_number_in_each_half():
     assert np.var(targets) == pytest.approx(1 / 6, abs=0.02)
 
 
-def test_copies_are_asked_for_after_so_many_steps():
+def test_copy_task_recalls_after_the_delay():
     dataset = load_data("copy:7")
     table = dataset.splits["test"]
     inputs, targets = table["inputs"], table["targets"]

@@ -1,4 +1,4 @@
-"""Starting from the parameters of a run or a file: what is taken, what is said, and that a resumed run needs neither."""
+"""Starting from parameters of a run or file: matching, messages, resuming without the source."""
 
 import dataclasses
 import os
@@ -21,11 +21,11 @@ from zoo.parts.parameters import shared
 
 CFG = mlp.Config(sizes=(6, 8, 5, 3), dropout=0.2)
 WIDER = mlp.Config(sizes=(6, 8, 5, 4))
-"""The same but for the outputs."""
+"""The same except for the outputs."""
 STAGES = (convnet.Stage(features=4, pool="max"), convnet.Stage(features=5, pool="max"))
 LAST = "layer_2.bias, layer_2.kernel"
 TINY = train.Optimizer(learning_rate=1e-30)
-"""Steps that change no float32 number but zeros, and those by nothing that could be seen."""
+"""A rate so small that float32 parameters other than zeros do not change."""
 
 
 def _data(count=40, seed=0):
@@ -42,7 +42,7 @@ def _fit(out=None, cfg=CFG, **settings):
 
 
 def _start(cfg=CFG, **settings):
-    """The parameters that a run starts from, but for what one tiny step does."""
+    """The initial parameters of a run, except for one tiny step."""
     return _fit(cfg=cfg, steps=1, optimizer=TINY, seed=7, **settings).state.params
 
 
@@ -61,7 +61,7 @@ def _bits(state):
 
 @pytest.fixture
 def file(tmp_path):
-    """A safetensors file of random parameters, biases too, that fit ``CFG``."""
+    """A safetensors file of random parameters, including biases, for ``CFG``."""
     params = jax.tree.map(lambda leaf: leaf + 0.5, mlp.init(CFG, jax.random.key(9)))
     interop.save_safetensors(tmp_path / "mlp.safetensors", params, CFG)
     return tmp_path / "mlp.safetensors"
@@ -91,7 +91,7 @@ def test_leaves_that_do_not_fit_stay_fresh_and_are_named(file, capsys):
     )
 
 
-def test_shared_says_what_matching_takes():
+def test_restore_matching_reports_what_it_takes():
     earlier = {"a": {"x": np.ones((2, 3)), "y": np.ones(2)}, "z": np.ones(1)}
     fresh = {"a": {"x": np.zeros((2, 3), np.float32), "y": np.zeros(3)}, "b": np.zeros(1)}
     assert shared(earlier, fresh) == {"a.x": True, "a.y": False, "b": False}
@@ -106,7 +106,7 @@ def test_shared_says_what_matching_takes():
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_path, capsys):
+def test_torchvision_weights_with_another_number_of_classes(ending, tmp_path, capsys):
     cfg = dataclasses.replace(
         convnet.PRESETS["vgg16"],
         shape=(8, 8, 1),
@@ -145,7 +145,7 @@ def test_from_torchvisions_weights_for_another_number_of_classes(ending, tmp_pat
     _assert_equal(started, {**params, "dense_2": fresh["dense_2"]})
 
 
-def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys):
+def test_captioner_with_frozen_torchvision_encoder(tmp_path, capsys):
     """The decoder learns, the encoder is frozen."""
     classifier = convnet.Config(shape=(8, 8, 1), stages=STAGES, dense=(7,), classes=12)
     params = jax.tree.map(
@@ -161,9 +161,7 @@ def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys)
     optimizer = train.Optimizer(learning_rate=0.5, only=("!conv_*",))
     settings: dict[str, Any] = {"steps": 2, "batch_size": 6, "optimizer": optimizer}
     train.fit(captioner, cfg, data, quiet=False, **settings)
-    assert (
-        "not trained, and as they are drawn: conv_0, conv_1; --init-from" in capsys.readouterr().out
-    )
+    assert "frozen at random initialisation: conv_0, conv_1; --init-from" in capsys.readouterr().out
     result = train.fit(
         captioner, cfg, data, init_from=tmp_path / "vgg.safetensors", quiet=False, **settings
     )
@@ -177,7 +175,7 @@ def test_a_captioner_whose_stages_are_torchvisions_and_stay_so(tmp_path, capsys)
     assert np.abs(result.params["output"]["kernel"] - fresh["output"]["kernel"]).max() > 1e-3
 
 
-def test_the_first_stage_of_several_starts_there(tmp_path):
+def test_init_from_applies_to_the_first_stage(tmp_path):
     base = dataclasses.replace(
         train.RECIPES["mlp-digits"], model=mlp.Config(sizes=(64, 6, 10)), optimizer=TINY, steps=1
     )
@@ -237,7 +235,7 @@ def test_run_folders_from_before_the_option_resume(tmp_path):
     assert _fit(tmp_path / "run").complete
 
 
-def test_parameters_given_twice_are_refused_and_given_once_stay_the_callers(file):
+def test_parameters_from_two_sources_are_refused_and_callers_arrays_are_kept(file):
     params = mlp.init(CFG, jax.random.key(0))
     with pytest.raises(
         ValueError, match=r"init_from='.*mlp\.safetensors', allowed with params: None"
@@ -270,7 +268,8 @@ def _faults(tmp_path):
         "text.safetensors: not a safetensors file": "text.safetensors",
         "empty: no run here (config.json is missing)": "empty",
         "foreign.safetensors': transfer: no earlier parameter has": "foreign.safetensors",
-        "vgg.safetensors: torchvision's weights and zoo.mlp.Config, allowed: zoo.convnet.Config": "vgg.safetensors",
+        "vgg.safetensors: torchvision's weights and zoo.mlp.Config, "
+        "allowed: zoo.convnet.Config": "vgg.safetensors",
     }
 
 
@@ -298,7 +297,7 @@ def test_sources_that_cannot_be_used_are_one_line_and_no_folder_is_made(tmp_path
         assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_takes_a_source_and_says_what_it_took(tmp_path, capsys):
+def test_command_line_init_from_reports_what_was_taken(tmp_path, capsys):
     options = ("mlp-digits", "--steps", "2", "--devices", "1")
     assert main([*options, "--quiet", "--out", str(tmp_path / "first")]) == 0
     again = [*options, "--model.sizes", "64", "512", "512", "11", "--out", str(tmp_path / "second")]

@@ -1,4 +1,4 @@
-"""Conversions to flax, safetensors and ``jax.export``, against flax, optax and a program without this package."""
+"""Conversions to flax, safetensors and ``jax.export``, used without this package."""
 
 import copy
 import functools
@@ -30,11 +30,11 @@ from zoo import MODELS, interop
 from zoo.parts.layers import dense
 
 MEMBERS = dict(MODELS)
-if not THOROUGH:  # nothing here depends on the model but for its kinds: these are one of each
+if not THOROUGH:  # nothing here depends on more than the kind of model: one of each
     MEMBERS = {name: MEMBERS[name] for name in KINDS}
 MLP = MODELS["mlp"]
 BATCH = 5
-SIZES = (1, 3)  # of batches for exported models: neither is what they were traced with
+SIZES = (1, 3)  # batch sizes for exported models: neither is the traced one
 
 
 @functools.cache
@@ -69,7 +69,7 @@ def case(request):
 
 
 class Keys(linen.Module):
-    """The keys that linen gives to a module at the root, which ``LinenModel`` must have used."""
+    """The keys of linen for a root module, which ``LinenModel`` must use."""
 
     @linen.compact
     def __call__(self, name):
@@ -102,7 +102,7 @@ def assert_equal(actual, expected):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    """Same structure and types, and values but for rounding."""
+    """Same structure and types, and values up to rounding."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert left.dtype == right.dtype
@@ -117,7 +117,7 @@ def sum_of_squares(outputs):
 
 
 def descend(loss, params, optimizer, steps):
-    """Plain gradient descent: what every flax detour must agree with."""
+    """Plain gradient descent, which every flax variant must match."""
 
     @jax.jit
     def step(params, state):
@@ -137,18 +137,18 @@ def row_keys(key):
 # linen
 
 
-def test_linen_apply_is_the_models_apply(case):
+def test_linen_apply_equals_the_models_apply(case):
     net = interop.to_linen(case.module, case.cfg)
     assert_close(jax.jit(net.apply)({"params": case.params}, case.inputs), case.apply())
 
 
-def test_linen_init_draws_by_the_models_init(case):
+def test_linen_init_equals_the_models_init(case):
     variables = interop.to_linen(case.module, case.cfg).init(jax.random.key(4), case.inputs)
     key = Keys().apply({}, "params", rngs={"params": jax.random.key(4)})
     assert_close(variables, {"params": case.module.init(case.cfg, key)})
 
 
-def test_linen_training_gives_every_example_a_key_of_its_own(case):
+def test_linen_training_uses_a_key_per_example(case):
     net = interop.to_linen(case.module, case.cfg)
     actual = net.apply(
         {"params": case.params},
@@ -241,7 +241,10 @@ def test_linen_refuses_parameters_that_do_not_fit():
         "layer_0": {"kernel": case.params["layer_2"]["kernel"]},
         "extra": {"bias": jnp.ones(1)},
     }
-    message = r"^params: layer_0\.bias is missing; extra\.bias is unknown; layer_0\.kernel has shape \(5, 3\), expected \(6, 5\)"
+    message = (
+        r"^params: layer_0\.bias is missing; extra\.bias is unknown; layer_0\.kernel has shape "
+        r"\(5, 3\), expected \(6, 5\)"
+    )
     with pytest.raises(ValueError, match=message):
         net.apply({"params": case.params | layers}, case.inputs)
     with pytest.raises(ValueError, match=r"layer_0\.kernel is missing"):
@@ -251,13 +254,13 @@ def test_linen_refuses_parameters_that_do_not_fit():
 # nnx
 
 
-def test_nnx_parameters_are_the_models(case):
+def test_nnx_parameters_equal_the_models(case):
     net = interop.to_nnx(case.module, case.cfg, params=case.params)
     assert_equal(net.to_params(), case.params)
     assert_equal(nnx.to_pure_dict(nnx.state(net, nnx.Param))["params"], case.params)
 
 
-def test_nnx_draws_by_the_models_init(case):
+def test_nnx_init_equals_the_models_init(case):
     net = interop.to_nnx(case.module, case.cfg, rngs=nnx.Rngs(6))
     assert_equal(net.to_params(), case.module.init(case.cfg, nnx.Rngs(6).params()))
 
@@ -363,11 +366,11 @@ def test_safetensors_keep_the_config(name, tmp_path, monkeypatch):
     module, cfg = MODELS[model], MODELS[model].PRESETS[preset]
     monkeypatch.setattr(
         module, "init", lambda cfg, key: {"bias": jnp.ones(2)}
-    )  # the parameters matter not, and may be many
+    )  # the parameters do not matter and may be large
     interop.save_safetensors(tmp_path / "file", {"bias": jnp.ones(2)}, cfg)
     loaded = interop.load_config(tmp_path / "file")
     assert loaded == (module, cfg)
-    assert repr(loaded[1]) == repr(cfg)  # 4 == 4.0, and a list may equal what it should not
+    assert repr(loaded[1]) == repr(cfg)  # 4 == 4.0, so compare types as well
 
 
 @pytest.mark.parametrize("dtype", interop.DTYPES)
@@ -432,7 +435,7 @@ def test_safetensors_keep_any_nesting(params, tmp_path):
         ({"key": jax.random.key(0)}, r"params: key is key<fry>"),
     ],
 )
-def test_safetensors_refuse_what_would_not_come_back(params, message, tmp_path):
+def test_safetensors_refuse_values_that_do_not_round_trip(params, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         interop.save_safetensors(tmp_path / "file", params)
     assert not (tmp_path / "file").exists()
@@ -545,7 +548,8 @@ for file in sorted(pathlib.Path(sys.argv[1]).glob("*.jax")):
     run = jax.export.deserialize(bytearray(file.read_bytes()))
     for arguments in sorted(file.parent.glob(file.stem + ".*.in.npz")):
         arrays = numpy.load(arguments)
-        args, kwargs = jax.tree.unflatten(run.in_tree, [arrays[f"arr_{index}"] for index in range(len(arrays))])
+        leaves = [arrays[f"arr_{index}"] for index in range(len(arrays))]
+        args, kwargs = jax.tree.unflatten(run.in_tree, leaves)
         outputs = jax.tree.leaves(run.call(*args, **kwargs))
         numpy.savez(str(arguments).replace(".in.", ".out."), *outputs)
 """
@@ -553,7 +557,7 @@ for file in sorted(pathlib.Path(sys.argv[1]).glob("*.jax")):
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A folder with the outputs of every model's artefacts, computed by one process that cannot import zoo."""
+    """Folder of outputs of all exported models, computed in a process without zoo."""
     folder = tmp_path_factory.mktemp("exported")
     for name in MEMBERS:
         case = Case(name)
@@ -584,7 +588,7 @@ def test_exported_model_runs_without_this_package(case, kind, size, outside):
         assert_close([outputs[f"arr_{index}"] for index in range(len(outputs))], expected)
 
 
-def test_exported_model_has_only_its_batch_axis_free(case, outside):
+def test_exported_model_has_a_symbolic_batch_axis_only(case, outside):
     exported = jax.export.deserialize(bytearray((outside / f"{case.name}-free.jax").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     params, inputs = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
@@ -627,7 +631,7 @@ def test_export_refuses_parameters_that_do_not_fit():
 # Models to come
 
 
-def test_leaves_at_the_top_and_dicts_of_inputs_are_fine(tmp_path):
+def test_top_level_leaves_and_dict_inputs_are_supported(tmp_path):
     module: Any = SimpleNamespace(init=flat_init, apply=flat_apply, example_batch=flat_batch)
     params, inputs = (
         flat_init(None, jax.random.key(0)),

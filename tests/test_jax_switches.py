@@ -1,4 +1,4 @@
-"""JAX's own switches: a healthy run is the same under each of them, or the one that its numbers depend on is named."""
+"""JAX's switches: a run is the same under each, or an error names the switch that matters."""
 
 import contextlib
 import dataclasses
@@ -78,8 +78,8 @@ def _bits(state):
 
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize(("module", "cfg"), [(mlp, CFG), (rbm, MACHINE)])
-def test_a_run_draws_the_same_numbers_whatever_the_default_generator_is(module, cfg, generator):
-    """So that dropout, sampling and persistent chains do not depend on the number of devices, as rbg's would."""
+def test_random_numbers_do_not_depend_on_the_default_prng(module, cfg, generator):
+    """So that random numbers do not depend on the number of devices, as with rbg."""
     expected = _fit(module=module, cfg=cfg)
     with jax.default_prng_impl(generator):
         assert str(jax.random.key_impl(jax.random.key(0))) == generator
@@ -90,8 +90,8 @@ def test_a_run_draws_the_same_numbers_whatever_the_default_generator_is(module, 
     np.testing.assert_allclose(_losses(spread), _losses(expected), rtol=1e-5)
 
 
-def test_the_trainer_and_the_evaluations_make_keys_in_one_place():
-    """But for the measurements of speed, whose numbers nobody reads."""
+def test_keys_are_created_in_one_place():
+    """Except in speed measurements, whose results are not used."""
     files = [
         file
         for package in ("train", "evals")
@@ -108,7 +108,7 @@ def test_the_trainer_and_the_evaluations_make_keys_in_one_place():
     assert found == ["step.py: return jax.random.key(seed, impl=PRNG)"]
 
 
-def test_a_step_takes_keys_of_any_generator():
+def test_step_accepts_keys_of_any_prng():
     optimizer = train.Optimizer().build(10, 5)
     batch = mlp.example_batch(CFG, jax.random.key(1), 4)
     losses = []
@@ -135,7 +135,7 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("message", SWITCHES)
-def test_a_run_resumes_with_the_settings_that_it_was_begun_with_only(tmp_path, message):
+def test_resuming_requires_the_same_jax_settings(tmp_path, message):
     _fit(tmp_path / "run", steps=3)
     assert RunFolder(tmp_path / "run").config()["jax"] == jax_settings()
     (tmp_path / "run" / "summary.json").unlink()
@@ -148,11 +148,14 @@ def test_a_run_resumes_with_the_settings_that_it_was_begun_with_only(tmp_path, m
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_a_run_of_another_precision_is_not_called_damaged(tmp_path, here):
+def test_run_of_another_precision_is_not_reported_as_damaged(tmp_path, here):
     """Also a run of an earlier version, which recorded no settings."""
     with _x64(not here):
         _fit(tmp_path / "run", steps=3)
-    wanted = rf"JAX_ENABLE_X64 was {1 - here:d} when the run was begun, and is {here:d} here; set it as it was$"
+    wanted = (
+        rf"JAX_ENABLE_X64 was {1 - here:d} when the run was begun, and is {here:d} here; set it "
+        rf"as it was$"
+    )
     with _x64(here), pytest.raises(RunError, match=wanted):
         train.load(tmp_path / "run")
     config = read_json(tmp_path / "run" / "config.json")
@@ -178,7 +181,7 @@ def test_a_run_of_another_precision_is_not_called_damaged(tmp_path, here):
         assert _fit(tmp_path / "run", steps=3).complete
 
 
-def test_other_settings_that_decide_no_parameter_do_not_hinder_reading(tmp_path):
+def test_irrelevant_jax_settings_do_not_prevent_reading(tmp_path):
     result = _fit(tmp_path / "run", steps=3)
     with jax.threefry_partitionable(False), jax.default_matmul_precision("highest"):
         assert _bits(train.load(tmp_path / "run")[2]) == _bits(result.params)
@@ -198,12 +201,12 @@ def test_a_run_in_double_precision_resumes_bit_for_bit(tmp_path, module, cfg):
         train.load(tmp_path)
 
 
-# What changes no number is no hindrance either.
+# Switches that change no number do not prevent resuming.
 
 
 @contextlib.contextmanager
 def _checked(strict=False):
-    """Under all of JAX's checks at once: each raises where a run that is not healthy would go on."""
+    """Under all of JAX's checks at once, each of which raises on an unhealthy run."""
     with (
         jax.debug_nans(True),
         jax.debug_infs(True),
@@ -227,14 +230,14 @@ def _checked(strict=False):
         (jax.dtypes.TypePromotionError, lambda: jnp.ones(2) + jnp.ones(2, int)),
     ],
 )
-def test_the_checks_are_on(error, fault):
+def test_jax_checks_are_enabled(error, fault):
     with _checked(strict=True), pytest.raises(error):
         fault()
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
-def test_no_check_finds_fault_with_a_model(name):
-    """Whole batches, partly padded ones, and padding alone; two steps with one root key, as the trainer takes them."""
+def test_models_pass_all_jax_checks(name):
+    """Full batches, partly padded ones and pure padding; two steps with one root key."""
     module, cfg = zoo.MODELS[name], zoo.MODELS[name].PRESETS["tiny"]
     optimizer = train.Optimizer().build(10, 5)
     with _checked(strict=True):
@@ -255,7 +258,7 @@ def test_no_check_finds_fault_with_a_model(name):
 
 
 @pytest.mark.parametrize("name", ["captioner", "hard_captioner"])
-def test_every_parameter_of_a_captioner_has_a_key_of_its_own(name):
+def test_captioner_parameters_have_separate_keys(name):
     """Without jit JAX sees in each call which keys were used before."""
     cfg = zoo.MODELS[name].PRESETS["tiny"]
     assert cfg.places
@@ -298,7 +301,7 @@ def test_a_run_without_jit_differs_by_rounding(name):
         assert _losses(_fit(module=module, cfg=cfg, steps=2)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_of_a_version_whose_best_value_began_as_nan_goes_on():
+def test_run_of_a_version_with_nan_best_value_resumes():
     """Checkpoints of such versions hold it until something is evaluated."""
     before = init_control()._replace(best=jnp.float32(jnp.nan))
     after = decide(before, 0.5, 3, "max")

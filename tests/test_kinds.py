@@ -1,4 +1,4 @@
-"""Every kind of data follows the protocol of ``train.data.base``, on the command line and in the documents too."""
+"""Every kind of data follows the protocol of ``train.data.base``, in CLI and documents too."""
 
 import dataclasses
 import inspect
@@ -67,7 +67,7 @@ SETTINGS = {
     "masks": {"image_shape": (4, 5, 3)},
     "scenes": {"max_length": 9},
 }
-"""Of the kinds that have some, each with another value than its own."""
+"""{kind: settings}, each with a value other than its default."""
 
 
 def settings_of(source: Source) -> set[str]:
@@ -82,7 +82,7 @@ def changed(source: Source) -> Source:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_module_of_its_name_with_the_names_of_the_protocol(kind):
+def test_kinds_are_modules_with_the_names_of_the_protocol(kind):
     module = KINDS[kind]
     config = module.Config
     assert getattr(module, "__name__", "") == f"train.data.{kind}"
@@ -100,7 +100,7 @@ def test_every_kind_is_a_module_of_its_name_with_the_names_of_the_protocol(kind)
     assert settings_of(config()) == set() or kind in SETTINGS
 
 
-def test_every_module_of_the_package_is_a_kind_or_known_to_be_none():
+def test_data_modules_are_kinds_or_listed_exceptions():
     modules = {path.stem for path in pathlib.Path(data.__file__).parent.glob("*.py")}
     assert modules - KINDS.keys() == {"__init__", "base"}
     assert forms().keys() == EXAMPLES.keys()
@@ -110,7 +110,7 @@ def test_every_module_of_the_package_is_a_kind_or_known_to_be_none():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_form_describes_what_its_name_says(name):
+def test_forms_match_their_names(name):
     source = data.parse(name)
     word = re.match(r"\w+", name)
     assert word
@@ -123,7 +123,7 @@ def test_a_form_describes_what_its_name_says(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sources_come_back_from_files(kind):
+def test_sources_round_trip_through_json(kind):
     for source in (
         KINDS[kind].Config(),
         *(data.parse(name) for name in NAMES if data.parse(name).kind == kind),
@@ -143,7 +143,7 @@ def test_sources_come_back_from_files(kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_like_carries_settings_over_and_never_what_says_which_data_it_is(name):
+def test_like_copies_settings_but_not_identity(name):
     for other in NAMES:
         before = changed(data.parse(other))
         after = data.parse(name, like=before)
@@ -185,7 +185,7 @@ def test_like_carries_settings_over_and_never_what_says_which_data_it_is(name):
         ("digits", text.Config(window=7), {}),
     ],
 )
-def test_settings_that_both_kinds_have_and_allow_are_those_of_the_other(name, like, expected):
+def test_like_copies_common_allowed_settings(name, like, expected):
     found = data.parse(name, like=like)
     assert {field: getattr(found, field) for field in expected} == expected
     assert str(found) == name
@@ -200,7 +200,8 @@ def test_settings_of_load_data_are_those_of_the_kind():
         load_data("digits", image_shape=(8, 8, 1))
     with pytest.raises(
         ValueError,
-        match=r"^data topics: no setting 'subwords'; it has corpus, path, tokens, window, min_count$",
+        match=r"^data topics: no setting 'subwords'; it has corpus, path, tokens, window, "
+        r"min_count$",
     ):
         load_data("topics", subwords=7)
     with pytest.raises(ValueError, match=r"^data\.window=0, allowed: a positive integer$"):
@@ -239,7 +240,7 @@ def test_settings_of_load_data_are_those_of_the_kind():
         (lambda: captions.Config(max_length=0), r"data\.max_length=0, allowed: a positive integer"),
     ],
 )
-def test_values_that_mean_nothing_are_named(make, said):
+def test_invalid_settings_are_named(make, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         make()
 
@@ -251,14 +252,14 @@ def test_without_a_path_nothing_is_read(kind, tmp_path, monkeypatch):
         load_data(KINDS[kind].Config())
 
 
-def test_data_know_what_describes_them():
+def test_datasets_know_their_source():
     source = text.Config(corpus="topics", window=9)
     assert load_data(source).source == source
     assert load_data("digits").source == digits.Config()
     assert data.load(digits.Config(), Finder()).fingerprint == load_data("digits").fingerprint
 
 
-def test_what_was_in_memory_is_not_found_again():
+def test_in_memory_data_cannot_be_reloaded():
     with pytest.raises(
         DataError,
         match="data 'mine': arrays in memory, which are gone; npz:FILE reads them from a file",
@@ -300,7 +301,7 @@ OF_KINDS = {
 
 
 def data_options(shown: str) -> set[str]:
-    """But for the negations of flags."""
+    """Except the negations of flags."""
     return {
         each
         for each in re.findall(r"--data\.[a-z-]*[a-z]", shown)
@@ -387,16 +388,14 @@ def test_data_of_another_kind_keep_the_settings_of_the_recipe(recipe, arguments,
     assert parse(RECIPES[recipe], [])[0] == RECIPES[recipe]
 
 
-def test_the_settings_that_are_no_longer_there_come_back_with_the_kind(capsys):
+def test_settings_return_with_their_kind(capsys):
     status, _, error = said(capsys, "mlp-digits", "--data.window", "5")
     assert status == 2
     assert "--data.window" in error
     for arguments in (["--data"], ["--data", "--quiet"], ["--data="]):
         status, out, error = said(capsys, "mlp-digits", *arguments)
         assert (status, out) == (2, "")
-        assert (
-            error == "error: --data: nothing after it, allowed: a kind of data such as folder:DIR\n"
-        )
+        assert error == "error: --data: no value, allowed: a kind of data such as folder:DIR\n"
 
 
 @pytest.mark.parametrize(
@@ -409,7 +408,7 @@ def test_the_settings_that_are_no_longer_there_come_back_with_the_kind(capsys):
         ("--image-shape", "--data.image-shape"),
     ],
 )
-def test_former_options_are_one_line_that_names_todays(capsys, option, now):
+def test_renamed_options_name_their_replacement(capsys, option, now):
     for arguments in ([option, "7"], [f"{option}=7"], ["--seed", "1", option, "7", "--quiet"]):
         assert said(capsys, "rnnlm-brown", *arguments) == (2, "", f"error: {option} is {now} now\n")
 
@@ -463,7 +462,7 @@ def test_the_table_of_data_in_the_documents_has_every_form():
         assert listed[form.shown].startswith(form.about)
 
 
-def test_sentences_are_read_alike_in_both_kinds():
+def test_sentences_are_read_equally_in_both_kinds():
     shared = {field.name for field in dataclasses.fields(Sentences)}
     assert shared < settings_of(pairs.Config())
     assert shared < settings_of(captions.Config())

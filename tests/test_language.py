@@ -1,4 +1,4 @@
-"""The loss of the next token, whose gradient is written out, against optax's."""
+"""The next-token loss with its custom gradient, against optax."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def _plain(batch):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_loss_and_its_gradient_are_those_of_optax():
+def test_loss_and_gradient_equal_optax():
     logits, batch = _setup()
     ours, theirs = (jax.jit(jax.value_and_grad(make(batch)))(logits) for make in (_loss, _plain))
     for mine, other in zip(ours, theirs, strict=True):
@@ -48,7 +48,7 @@ def test_the_loss_and_its_gradient_are_those_of_optax():
     )
 
 
-def test_a_token_that_is_impossible_has_no_gradient():
+def test_impossible_tokens_have_no_gradient():
     logits, batch = _setup()
     targets = batch["targets"] % (VOCABULARY - 1)
     for value in (-np.inf, np.finfo(np.float32).min):
@@ -60,7 +60,7 @@ def test_a_token_that_is_impossible_has_no_gradient():
         assert not gradient[..., -1].any()
 
 
-def test_whatever_is_in_padding_reaches_nothing():
+def test_padding_content_has_no_effect():
     logits, batch = _setup()
     expected = jax.jit(jax.value_and_grad(_loss(batch)))(logits)
     actual = jax.jit(jax.value_and_grad(_loss(batch)))(jnp.where(MASK[..., None], logits, jnp.nan))

@@ -1,4 +1,4 @@
-"""Language models against their equations: a loop over positions in numpy, the softmax by hand, and sampling's distribution."""
+"""Language models against numpy loops, the softmax by hand, and sampling frequencies."""
 
 import functools
 import types
@@ -90,8 +90,8 @@ def test_the_loss_is_minus_log_p_of_the_targets(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
-    """Windows of which some rows have fewer tokens, or none: those go on where they were."""
+def test_text_in_pieces_equals_the_whole(name):
+    """Windows in which some rows have fewer or no tokens; those rows keep their carry."""
     module, cfg, params, tokens = setup(name)
     unroll = jitted(module.unroll)
     expected = np.asarray(unroll(cfg, params, module.initial_carry(cfg, params, 3), tokens)[1])
@@ -113,7 +113,7 @@ def test_a_text_in_pieces_of_any_lengths_is_the_whole(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_comes_later_changes_nothing(name):
+def test_outputs_are_causal(name):
     module = zoo.MODELS[name]
     cfg = (
         MODELS[name]
@@ -134,7 +134,7 @@ def test_what_comes_later_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_most_probable_tokens_are_those_of_a_loop(name):
+def test_greedy_generation_equals_a_loop(name):
     module, cfg, params, tokens = setup(name)
     keys = jax.random.split(jax.random.key(3), 3)
     written = language.generate(module, cfg, params, tokens[:, :4], 6, keys, temperature=0)
@@ -171,7 +171,7 @@ def test_tokens_are_drawn_from_the_models_distribution(temperature, top_k):
     np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / count))
 
 
-def test_rows_have_keys_of_their_own_and_the_same_keys_write_the_same():
+def test_generation_depends_on_row_keys_only():
     module, cfg, params, tokens = setup("rnnlm")
     prompt, keys = jnp.repeat(tokens[:1, :3], 3, axis=0), jax.random.split(jax.random.key(1), 3)
     written = language.generate(module, cfg, params, prompt, 20, keys)
@@ -194,7 +194,7 @@ def test_tying_needs_vectors_as_wide_as_the_last_layer():
         rnnlm.Config(vocabulary=5, features=4, units=(4, 6), tied=True)
 
 
-def test_numbers_that_are_no_tokens_are_refused():
+def test_invalid_tokens_are_refused():
     module, cfg, params, tokens = setup("rnnlm")
     with pytest.raises(ValueError, match=r"inputs: float32, expected tokens"):
         module.apply(cfg, params, tokens.astype(jnp.float32))
@@ -211,7 +211,7 @@ def test_presets_are_rows_of_the_papers_table():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_mask_of_rows_is_enough_where_texts_are_equally_long(name):
+def test_row_mask_suffices_for_equal_lengths(name):
     module, cfg = zoo.MODELS[name], MODELS[name]
     batch = module.example_batch(cfg, jax.random.key(1), 3)
     rows = jnp.array([True, False, True])
@@ -221,7 +221,7 @@ def test_a_mask_of_rows_is_enough_where_texts_are_equally_long(name):
     jax.tree.map(np.testing.assert_array_equal, *losses)
 
 
-def test_a_prompt_is_read_as_training_text_is():
+def test_prompt_is_encoded_like_training_text():
     run: Any = types.SimpleNamespace(task=Language(("<eos>", "<unk>", "the", "cat"), "words"))
     prompt, unknown = read_prompt(run, "the cat\n\nthe dog")
     assert prompt.tolist() == [0, 2, 3, 0, 2, 1]

@@ -38,7 +38,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_a_value_keeps_its_bits_beside_the_gradient_of_another(transform):
+def test_value_is_bit_identical_with_another_gradient(transform):
     function = TRANSFORMS[transform](_both)
     np.testing.assert_array_equal(function(jnp.asarray(X)), _value(X))
     slope = 2 * X + np.float32(1e30)
@@ -49,7 +49,7 @@ def test_a_value_keeps_its_bits_beside_the_gradient_of_another(transform):
 
 
 @pytest.mark.parametrize("size", [np.inf, np.nan])
-def test_a_value_survives_another_that_is_not_finite(size):
+def test_value_survives_nonfinite_gradients(size):
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(add_gradient(_value(x), size * x)))(
         jnp.asarray(X)
     )

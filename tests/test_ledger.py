@@ -105,7 +105,7 @@ def test_rows_of_the_ledger_hold_together():
         assert row["seconds"] == pytest.approx(statistics.median(row["times"]), abs=0.01)
 
 
-def test_the_readme_says_what_the_ledger_says_and_so_does_the_package():
+def test_readme_and_package_agree_with_the_ledger():
     assert ledger.main(["markdown", str(ROOT / "README.md"), "--check"]) == 0
     claim = ledger.claim(ledger.read())
     description = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["description"]
@@ -133,7 +133,7 @@ def test_bounds_are_those_of_the_toolboxs_tests_and_results_are_counted_apart():
     assert reached["rbm500-cd1", "test log-likelihood nats"]  # -118.1 for -125.53: more is better
 
 
-def test_as_good_as_published_goes_by_the_direction_of_the_metric():
+def test_as_published_depends_on_the_direction_of_the_metric():
     error, score = (
         Target(metric="m", published=2.0, at_most=9.0),
         Target(metric="m", published=2.0, at_least=1.0),
@@ -273,7 +273,7 @@ def test_markdown_replaces_the_table_and_nothing_else(make_run, file, tmp_path, 
     assert "ledger:begin" in capsys.readouterr().err
 
 
-def test_printed_table_says_what_is_reached_missed_and_unmeasured(make_run, file, capsys):
+def test_printed_table_shows_reached_missed_and_unmeasured(make_run, file, capsys):
     ledger.main(["add", str(make_run(0, 1.0)), "--file", str(file)])
     capsys.readouterr()
     assert ledger.main(["show", "--file", str(file)]) == 0

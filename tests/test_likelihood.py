@@ -1,4 +1,4 @@
-"""Partition functions and likelihoods against enumeration, integration and closed forms, and on machines that have learned."""
+"""Partition functions and likelihoods against enumeration, integration and closed forms."""
 
 import math
 from typing import Any
@@ -52,7 +52,7 @@ def test_states_are_enumerated_in_whole_chunks(visible, hidden):
         2 ** min(visible, hidden) // likelihood.CHUNK == {13: 2, 12: 1, 14: 4}[min(visible, hidden)]
     )
     params = random_params(cfg)
-    # Always over the hidden layer here: for 13 visible units, another sum than the one that is tested.
+    # Always over the hidden layer: for 13 visible units, a different sum from the tested one.
     h = binary(hidden)
     brute = log_sum_exp(
         h @ params["bias"]
@@ -64,8 +64,8 @@ def test_states_are_enumerated_in_whole_chunks(visible, hidden):
 
 
 @pytest.mark.usefixtures("x64")
-def test_gaussian_layers_are_integrated():
-    """The integral over the Gaussian layer is taken numerically, of the sum over the other one, which is known."""
+def test_log_partition_with_gaussian_layers_equals_integration():
+    """Integrates over the Gaussian layer numerically the known sum over the other layer."""
     points, area = plane()
     quadratic = 0.5 * np.sum(points**2, axis=1)
     seen = rbm.Config(visible=2, hidden=3, visible_units="gaussian")
@@ -88,7 +88,7 @@ def test_gaussian_layers_are_integrated():
 
 @pytest.mark.usefixtures("x64")
 def test_gaussian_layers_of_many_units_have_their_closed_form():
-    """Without connections: (2 pi)^(n/2) exp(|b|^2 / 2) times the Bernoulli layer's own sum; the larger layer is the only one."""
+    """Without connections: (2 pi)^(n/2) exp(|b|^2 / 2) times the Bernoulli layer's sum."""
     for cfg in (
         rbm.Config(visible=40, hidden=5, visible_units="gaussian"),
         rbm.Config(visible=5, hidden=2, hidden_units="gaussian"),
@@ -122,8 +122,8 @@ def test_layers_too_large_or_gaussian_cannot_be_enumerated():
 # ---------------------------------------------------------------- annealed importance sampling
 
 
-def test_estimates_are_near_on_machines_that_have_learned():
-    """Three seeds, side by side; the base rates are those of the training data."""
+def test_ais_estimates_are_close_on_trained_rbms():
+    """Three seeds at once; the base rates are those of the training data."""
     cfg = rbm.Config(visible=64, hidden=12, binarize="threshold")
     dataset = train.load_data("digits")
     settings: dict[str, Any] = {
@@ -155,7 +155,7 @@ def test_estimates_are_near_on_machines_that_have_learned():
 @pytest.mark.parametrize(
     "units", [("bernoulli", "bernoulli"), ("gaussian", "bernoulli"), ("bernoulli", "gaussian")]
 )
-def test_the_mean_weight_is_unbiased_and_more_temperatures_are_nearer(units):
+def test_ais_weights_are_unbiased_and_improve_with_temperatures(units):
     cfg = rbm.Config(visible=4, hidden=3, visible_units=units[0], hidden_units=units[1])
     params, base = on_device(random_params(cfg, 5, scale=0.7)), jnp.asarray([0.5, -0.5, 0.0, 1.0])
     exact = likelihood.exact_log_partition(cfg, params)
@@ -164,20 +164,20 @@ def test_the_mean_weight_is_unbiased_and_more_temperatures_are_nearer(units):
     for temperatures in (3, 30, 300):
         estimates = ANNEALED(cfg, params, keys, temperatures, base)
         off = np.asarray(estimates.log_partition - exact, float)
-        ratios = np.exp(off)  # the mean weight of each estimate's chains over what it should be
+        ratios = np.exp(off)  # the mean weight of each estimate's chains over the exact value
         np.testing.assert_array_less(
             abs(ratios.mean() - 1), 5 * ratios.std() / math.sqrt(len(keys)) + 1e-5
         )
         errors.append(math.sqrt(np.mean(off**2)))
-        if temperatures == 300:  # their own standard errors tell how far off they are
+        if temperatures == 300:  # their standard errors estimate the deviation
             np.testing.assert_allclose(
                 np.mean((off / np.asarray(estimates.standard_error)) ** 2), 1, atol=0.9
             )
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
-def test_few_temperatures_are_unbiased_too_and_the_reported_error_is_that_of_the_mean_weight():
-    """Far apart, so that a chain drawn at a neighbouring temperature would show; the more chains, the nearer they come."""
+def test_ais_with_few_temperatures_is_unbiased_with_correct_standard_error():
+    """Temperatures far apart, so an off-by-one would show; more chains come closer."""
     cfg, chains = rbm.Config(visible=4, hidden=3), 20_000
     params, base = on_device(random_params(cfg, 5, scale=2.5)), jnp.asarray([0.5, -0.5, 0.0, 1.0])
     estimate = likelihood.annealed_log_partition(
@@ -195,7 +195,7 @@ def test_few_temperatures_are_unbiased_too_and_the_reported_error_is_that_of_the
     assert abs(weights.mean() / math.exp(exact - of_base) - 1) < 5 * relative
 
 
-def test_a_machine_that_is_its_base_needs_no_chains():
+def test_ais_is_exact_if_the_rbm_equals_its_base():
     cfg = rbm.Config(visible=4, hidden=3)
     params = random_params(cfg) | {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}
     estimate = likelihood.annealed_log_partition(
@@ -215,7 +215,7 @@ def test_a_machine_that_is_its_base_needs_no_chains():
     assert estimate.standard_error < 1e-6
 
 
-def test_base_rates_are_smoothed_as_by_a_twentieth_more_data():
+def test_base_rates_are_smoothed_by_five_percent_pseudo_data():
     cfg, means = rbm.Config(visible=5, hidden=2), np.array([0.0, 0.1, 0.5, 0.99, 1.0])
     base = np.asarray(likelihood.base_rates(cfg, jnp.asarray(means)))
     assert np.isfinite(base).all()
@@ -265,8 +265,8 @@ def test_a_pseudo_likelihood_is_of_binary_states_only():
         likelihood.pseudo_log_likelihood(cfg, params, jnp.array([[1.0, 0.5]]))
 
 
-def test_many_chunks_add_no_rounding_of_their_own(monkeypatch):
-    """In float32, of a machine whose states are all alike: log Z is that of their number."""
+def test_chunked_log_partition_adds_no_rounding(monkeypatch):
+    """In float32, for an RBM with equal energies: log Z is the log of the number of states."""
     monkeypatch.setattr(likelihood, "CHUNK", 1)
     cfg = rbm.Config(visible=2001, hidden=13)
     params = jax.tree.map(jnp.zeros_like, rbm.init(cfg, jax.random.key(0)))

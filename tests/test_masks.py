@@ -1,4 +1,4 @@
-"""Images whose pixels are labelled: of scenes, and from folders of masks, of which every fault is named."""
+"""Images with labelled pixels: of scenes, and from folders of masks, whose faults are named."""
 
 import pathlib
 import zlib
@@ -28,7 +28,7 @@ def write(
     places=("images", "masks"),
     classes=("nothing", "left", "right"),
 ):
-    """Pictures of different sizes whose halves are of a class each: dark red and bright green, blue where there is no label."""
+    """Images of different sizes with one class per half (red, green); blue is unlabelled."""
     for place in places:
         (path / place).mkdir(parents=True)
     for index in range(count):
@@ -60,7 +60,7 @@ def lists(path: pathlib.Path, **splits):
 
 
 def check(dataset):
-    """Labels are those of the colours, but for what interpolation has mixed."""
+    """Labels match the colours, except where interpolation mixed them."""
     for table in dataset.splits.values():
         image, targets, mask = table["inputs"], table["targets"], table["mask"]
         assert image.shape == (len(targets), *SHAPE)
@@ -146,7 +146,8 @@ def test_pascal_vocs_folders_are_read(tmp_path):
                 (path / "classes.txt").unlink(),
                 Image.new("L", (44, 33), 200).save(path / "masks" / "7.png"),
             ],
-            r"masks/7.png: value 200, while no mask has 3; allowed without .*classes.txt: 0, 1, ..., all of which occur, and 255",
+            r"masks/7.png: value 200, while no mask has 3; allowed without .*classes.txt: 0, 1, "
+            r"..., without gaps, and 255",
         ),
         (
             lambda path: (path / "masks" / "7.png").write_bytes(b"\x89PNG"),
@@ -168,7 +169,7 @@ def test_pascal_vocs_folders_are_read(tmp_path):
             lambda path: (path / "classes.txt").write_text("a\na\n"),
             r"classes.txt: 2 names, expected 2 to 255 different ones",
         ),
-        (lambda path: (path / "classes.txt").write_text("\n"), r"classes.txt: nothing in it"),
+        (lambda path: (path / "classes.txt").write_text("\n"), r"classes.txt: empty"),
         (
             lambda path: (path / "classes.txt").write_bytes(b"\xff"),
             r"classes.txt:1: not UTF-8 text",
@@ -210,7 +211,7 @@ def test_every_fault_is_one_error_that_names_the_file(tmp_path, fault, said):
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_grey_values_of_few_bits_are_classes_as_they_are(tmp_path, bits):
-    """Written out by hand: Pillow writes 8 bits of grey only."""
+    """Written by hand, because Pillow writes only 8 bits of grey."""
 
     def chunk(kind, data):
         return (
@@ -248,7 +249,7 @@ def test_endings_of_any_case_are_read_and_other_files_named(tmp_path):
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_photographs_are_turned_upright_and_so_are_masks_that_say_so(tmp_path, both):
+def test_photographs_and_masks_are_turned_by_exif_orientation(tmp_path, both):
     plain = load_data(write(tmp_path / "plain"), image_shape=SHAPE)
     name = write(tmp_path / "turned")
     exif = Image.Exif()
@@ -262,7 +263,7 @@ def test_photographs_are_turned_upright_and_so_are_masks_that_say_so(tmp_path, b
     assert turned.fingerprint == plain.fingerprint
 
 
-def test_too_few_to_split_and_wrong_shapes_are_said(tmp_path):
+def test_too_few_images_and_wrong_shapes_are_reported(tmp_path):
     name = write(tmp_path, 4)
     with pytest.raises(DataError, match="4 examples, expected at least 10"):
         load_data(name, image_shape=SHAPE)
@@ -318,7 +319,7 @@ def test_pixels_of_stamps_have_their_categories(tmp_path, monkeypatch):
 
 
 def test_labels_are_deformed_like_their_images():
-    """Of an image that shows its own labels; and what is drawn does not depend on whether there are labels."""
+    """On an image of its own labels; random draws do not depend on the presence of labels."""
     targets = np.zeros((5, 20, 24), np.uint8)
     targets[:, 5:14, 8:20] = 1
     mask = np.ones(targets.shape, bool)

@@ -25,12 +25,12 @@ def _printed(text):
 
 
 @pytest.mark.usefixtures("x64")
-def test_examples_of_its_documentation():
+def test_matlab_documentation_examples():
     u, v = jnp.array([-1, 2, 3, -2, 0, 1, 2]), jnp.array([2, 4, -1, 1])
     np.testing.assert_array_equal(convn(u, v, "same"), [15, 5, -9, 7, 6, 7, -1])
     # (1 + x^2)(2 + 7 x): coefficients are convolved where polynomials are multiplied.
     np.testing.assert_array_equal(convn(jnp.array([1, 0, 1]), jnp.array([2, 7])), [2, 7, 2, 7])
-    # A pedestal's horizontal edges by Sobel's kernel, and as the product of two vectors, conv2(u, v, A).
+    # Horizontal edges of a pedestal by Sobel's kernel, also as two vectors, conv2(u, v, A).
     sobel = jnp.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]])
     pedestal = jnp.zeros((10, 10)).at[2:7, 2:7].set(1)
     edges = np.zeros((12, 12))
@@ -67,7 +67,7 @@ def test_examples_of_its_documentation():
         ((3, 4, 3, 2), (2, 2, 3, 1)),
     ],
 )
-def test_exactly_scipys_but_for_the_middle_of_even_kernels(a, b):
+def test_equals_scipy_except_the_centre_of_even_kernels(a, b):
     a, b = _integers(*a), _integers(*b, seed=1)
     full = scipy.signal.convolve(a, b, "full", "direct")
     np.testing.assert_array_equal(convn(a, b), full)
@@ -87,7 +87,7 @@ def test_exactly_scipys_but_for_the_middle_of_even_kernels(a, b):
         )
 
 
-def test_missing_axes_are_behind_and_nothing_gives_nothing():
+def test_missing_axes_are_trailing_and_empty_inputs_stay_empty():
     images, kernel = _integers(6, 5, 4), _integers(3, 2, seed=1)
     each = [scipy.signal.convolve2d(images[..., index], kernel, "valid") for index in range(4)]
     np.testing.assert_array_equal(convn(images, kernel, "valid"), np.stack(each, axis=-1))

@@ -1,4 +1,4 @@
-"""The MLP against equations written out by hand, and against a transcription of the Matlab toolbox it reproduces."""
+"""The MLP against equations by hand, and against a transcription of the Matlab toolbox."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def _batch(cfg, size=5, seed=1):
 @pytest.mark.parametrize("output", ["softmax", "logistic", "linear"])
 @pytest.mark.usefixtures("x64")
 def test_gradients_equal_the_review_equations(activation, output):
-    """Figure 1: forward z = W x, y = f(z); backward dE/dy of a layer is W^T dE/dz of the one above, dE/dz = f'(z) dE/dy.
+    """Figure 1: z = W x, y = f(z); dE/dy of a layer is W^T dE/dz of the next, dE/dz = f'(z) dE/dy.
 
     For each output's natural loss the error at the logits is output - target.
     """
@@ -77,7 +77,7 @@ def test_gradients_equal_the_review_equations(activation, output):
 
 
 def _toolbox_epoch(weights, x, targets, *, rate, momentum, l2, activation, batch):
-    """nntrain.m, nnff.m, nnbp.m, nnapplygrads.m in numpy; logistic outputs, squared error.  weights [out, 1 + in]."""
+    """nntrain.m etc. in numpy; logistic outputs, squared error.  weights [out, 1 + in]."""
     f, slope_of_y = {
         "lecun_tanh": (
             lambda z: 1.7159 * np.tanh(2 / 3 * z),
@@ -160,7 +160,7 @@ def test_dropout_rate_is_the_probability_of_dropping_and_keeps_the_expectation()
 
 
 def test_evaluation_equals_the_expected_activation():
-    """For a linear model, averaging over masks gives the deterministic output exactly; a net without this would be biased."""
+    """For a linear model the mean over masks equals the deterministic output exactly."""
     cfg = mlp.Config(
         sizes=(6, 8, 2), activation="linear", output="linear", input_dropout=0.3, dropout=0.5
     )
@@ -216,8 +216,13 @@ def test_images_are_flattened_and_other_sizes_refused():
 
 
 def test_presets_match_their_sources():
-    count = {name: sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda cfg=cfg: mlp.init(cfg, KEY))))
-             for name, cfg in mlp.PRESETS.items()}  # fmt: skip
+    count = {
+        name: sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.eval_shape(lambda cfg=cfg: mlp.init(cfg, KEY)))
+        )
+        for name, cfg in mlp.PRESETS.items()
+    }
     assert count["toolbox"] == 785 * 100 + 101 * 10
     assert count["tanh500"] == 785 * 500 + 501 * 10
     assert count["dropout1024x3"] == 785 * 1024 + 2 * 1025 * 1024 + 1025 * 10

@@ -1,4 +1,4 @@
-"""Kneser-Ney n-grams against dictionaries that follow the paper, against sums by hand, and on the Brown corpus."""
+"""Kneser-Ney n-grams against the paper's formulas with dictionaries, by hand, and on Brown."""
 
 import collections
 import os
@@ -16,7 +16,7 @@ needs_brown = pytest.mark.skipif(
 
 
 def streams(seed, vocabulary, lengths, zipf=1.2):
-    """Documents in which a word depends on the one before it, and frequencies fall as in a text."""
+    """Documents of first-order dependent words with frequencies as in natural text."""
     generator = np.random.default_rng(seed)
     p = 1 / np.arange(1, vocabulary + 1) ** zipf
     documents = []
@@ -112,7 +112,7 @@ def test_probabilities_are_those_of_the_paper(vocabulary, lengths, order):
 
 
 def test_discounts_are_both_of_the_counts_and_of_the_fallback_here():
-    """The test above is of both; a fallback for one order leaves the others alone."""
+    """The previous test covers both; a fallback for one order leaves the others alone."""
     wide, narrow = (
         ngrams.fit(streams(0, v, lengths), v, 3) for v, lengths in ((200, [400] * 5), (5, [3, 1]))
     )
@@ -133,7 +133,7 @@ def test_discounts_are_both_of_the_counts_and_of_the_fallback_here():
 
 
 def test_probabilities_by_hand():
-    """0 1 0 has n-grams begin 0, 0 1, 1 0; 0 was preceded by two words and 1 by one; all discounts are the fallback."""
+    """0 1 0 has bigrams begin 0, 0 1, 1 0; 0 follows two words, 1 one; all discounts fall back."""
     model = ngrams.fit([np.array([0, 1, 0])], 2, 2)
     zero, one = (2 - 1) / 3 + (1 + 0.5) / 3 / 2, (1 - 0.5) / 3 + (1 + 0.5) / 3 / 2
     np.testing.assert_allclose(
@@ -145,7 +145,7 @@ def test_probabilities_by_hand():
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_distributions_sum_to_one(order):
-    vocabulary = 31  # of which one is never seen
+    vocabulary = 31  # one is never seen
     documents = [*streams(3, vocabulary - 1, [300, 50]), np.array([7])]
     model = ngrams.fit(documents, vocabulary, order)
     ends = documents[1][-order:]  # of a document, after which nothing need follow
@@ -168,7 +168,7 @@ def test_distributions_sum_to_one(order):
         np.testing.assert_allclose(np.sum(following), 1, rtol=1e-13)
 
 
-def test_a_token_depends_on_no_more_than_the_context_and_start_only_leaves_out():
+def test_probabilities_depend_on_the_context_only():
     documents = streams(4, 20, [400, 60])
     model = ngrams.fit(documents, 20, 3)
     whole = ngrams.probabilities(model, documents[0])
@@ -239,7 +239,7 @@ def test_perplexity_is_the_inverse_of_the_geometric_mean():
     np.testing.assert_allclose(ngrams.perplexity(np.array([1 + 1e-7])), 1, rtol=1e-6)
 
 
-def test_what_is_not_probabilities_of_the_same_tokens_is_refused():
+def test_mismatched_probabilities_are_refused():
     half = np.full(3, 0.5)
     for a, b, message in (
         (half, half[:2], "different tokens"),

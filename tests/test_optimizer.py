@@ -43,7 +43,7 @@ def _random_gradients(count, seed=0):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_momentum_l2_equals_the_textbook_loop(nesterov):
-    """v <- mu v + g, w <- w - lr v; Nesterov: w <- w - lr (g + mu v) (Sutskever et al. 2013 in the form of optax and torch)."""
+    """v <- mu v + g, w <- w - lr v; Nesterov: w <- w - lr (g + mu v), as in optax and torch."""
     optimizer = Optimizer(learning_rate=0.1, momentum=0.8, nesterov=nesterov, l2=0.3)
     gradients = _random_gradients(5)
     w = jax.tree.map(np.asarray, PARAMS)["layer"]
@@ -118,7 +118,7 @@ def test_the_factor_scales_the_step():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.floats(0.05, 5.0), st.sampled_from([(3, 4), (2, 3, 2, 5)]))
 def test_max_norm_is_the_projection_on_the_ball(seed, bound, shape):
-    """Incoming weights end within the bound; those inside are untouched, direction is kept (Srivastava et al. 5.1)."""
+    """Incoming weights are projected on the bound, keeping direction (Srivastava et al. 5.1)."""
     rng = np.random.default_rng(seed)
     params: Any = {
         "kernel": jnp.asarray(rng.normal(size=shape), jnp.float32),
@@ -152,7 +152,7 @@ def test_schedules_take_their_named_values():
 
 
 def test_momentum_rises_linearly_over_its_epochs():
-    """0.5 to 0.9 over two epochs of ten steps, as Hinton's guide has it for RBMs; seen through constant gradients."""
+    """0.5 to 0.9 over two epochs of ten steps (Hinton's guide for RBMs), on constant gradients."""
     ones = jax.tree.map(jnp.ones_like, PARAMS)
     history = _updates(
         Optimizer(learning_rate=1.0, momentum=0.9, momentum_start=0.5, momentum_epochs=2),
@@ -167,11 +167,21 @@ def test_momentum_rises_linearly_over_its_epochs():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("learning_rate", 0.0), ("learning_rate", float("nan")), ("momentum", 1.0), ("momentum_start", -0.1), ("l2", -1.0),
-        ("decay", 0.0), ("decay", 1.5), ("clip_norm", 0.0), ("max_norm", -2.0), ("plateau_factor", 0.0), ("warmup", -1.0),
-        ("weight_decay", float("inf")), ("plateau_patience", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("momentum", 1.0),
+        ("momentum_start", -0.1),
+        ("l2", -1.0),
+        ("decay", 0.0),
+        ("decay", 1.5),
+        ("clip_norm", 0.0),
+        ("max_norm", -2.0),
+        ("plateau_factor", 0.0),
+        ("warmup", -1.0),
+        ("weight_decay", float("inf")),
+        ("plateau_patience", 0),
     ],
-)  # fmt: skip
+)
 def test_bad_values_name_the_field(field, value):
     with pytest.raises(ValueError, match=f"optimizer: {field}=.*allowed"):
         dataclasses.replace(Optimizer(), **{field: value})
@@ -197,7 +207,7 @@ DEEP: Any = {
         (("*.bias", "!head.*"), {"layer_1.bias", "layer_11.bias"}),
     ],
 )
-def test_patterns_say_what_is_trained(patterns, expected):
+def test_patterns_select_trained_parameters(patterns, expected):
     flags = trained(DEEP, patterns)
     assert {
         f"{layer}.{leaf}"
@@ -208,16 +218,17 @@ def test_patterns_say_what_is_trained(patterns, expected):
 
 
 @pytest.mark.parametrize("pattern", ["layer_2.*", "Layer_1.*", "layer_1", "kernel", ""])
-def test_a_pattern_of_nothing_names_what_there_is(pattern):
+def test_unmatched_pattern_lists_the_parameters(pattern):
     optimizer = Optimizer(only=("head.*", pattern))
     with pytest.raises(
         ValueError,
-        match=rf"optimizer: only='{pattern.replace('*', '[*]')}', allowed: patterns of .*layer_11.kernel",
+        match=rf"optimizer: only='{pattern.replace('*', '[*]')}', allowed: patterns of "
+        rf".*layer_11.kernel",
     ):
         optimizer.build(10, 5).init(DEEP)
 
 
-def test_leaving_everything_out_is_an_error():
+def test_freezing_all_parameters_is_an_error():
     with pytest.raises(
         ValueError,
         match=r"only='layer_1\.\* !layer_\*', which leaves nothing to train of .*layer_11.kernel",
@@ -236,8 +247,8 @@ def test_leaving_everything_out_is_an_error():
         {"name": "rmsprop", "l2": 0.3, "warmup": 0.5, "schedule": "cosine"},
     ],
 )
-def test_what_is_not_trained_keeps_its_bits_and_the_rest_moves_as_if_it_were_alone(fields):
-    """Decay has a gradient wherever there is a kernel, a norm is clipped for what moves: neither may see the frozen leaves."""
+def test_frozen_parameters_are_unchanged_and_do_not_affect_the_rest(fields):
+    """Neither weight decay nor the clipped norm may include frozen leaves."""
     rng = np.random.default_rng(1)
     gradients = [
         jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), DEEP)

@@ -1,4 +1,4 @@
-"""Pairs of sentences as data: tokens that come back as sentences, lines that are wrong, batches of one length."""
+"""Pairs of sentences as data: tokens and back, faulty lines, batches of one length."""
 
 import dataclasses
 import gzip
@@ -47,7 +47,7 @@ def counted(count):
 
 
 @pytest.mark.parametrize("kind", get_args(tokens.Kind))
-def test_sentences_come_back_but_for_white_space_and_what_was_never_seen(kind):
+def test_sentences_round_trip_except_white_space_and_unknown_tokens(kind):
     tokenizer = tokens.fit(kind, CORPUS, size=60, min_count=1)
     assert tokenizer.vocabulary[:2] == ("</s>", "<unk>")
     assert len(set(tokenizer.vocabulary)) == len(tokenizer.vocabulary)
@@ -63,7 +63,7 @@ def test_sentences_come_back_but_for_white_space_and_what_was_never_seen(kind):
     assert tokenizer.unknown(["the Ω cat", "Ω"]) == ["Ω"]
 
 
-def test_rare_words_are_unknown_and_subwords_are_as_many_as_there_can_be():
+def test_rare_words_are_unknown_and_subword_vocabulary_is_filled():
     assert set(tokens.fit("words", CORPUS, size=1, min_count=2).vocabulary) == {
         "</s>",
         "<unk>",
@@ -75,7 +75,7 @@ def test_rare_words_are_unknown_and_subwords_are_as_many_as_there_can_be():
     assert tokens.fit("subwords", CORPUS, size=5000, min_count=1).model == large.model
 
 
-def test_targets_follow_what_stands_before_them(tmp_path):
+def test_targets_are_shifted_decoder_inputs(tmp_path):
     dataset = load_data(files(tmp_path, counted(60)), **WORDS)
     assert {split: len(table["mask"]) for split, table in dataset.splits.items()} == {
         "train": 54,
@@ -130,7 +130,7 @@ def test_files_of_splits_a_tsv_and_gzipped_ones_are_the_same_data(tmp_path, monk
     ],
 )
 @pytest.mark.parametrize("side", ["corpus.en", "corpus.fr"])
-def test_lines_that_cannot_serve_are_named_or_left_out_and_counted(tmp_path, raw, what, side):
+def test_unusable_lines_are_named_or_skipped_and_counted(tmp_path, raw, what, side):
     name = files(tmp_path, counted(60))
     file = tmp_path / side
     good = file.read_bytes().splitlines(keepends=True)
@@ -148,7 +148,7 @@ def test_faults_of_whole_files_are_named(tmp_path):
     (tmp_path / "corpus.fr").write_text("one\n")
     with pytest.raises(
         DataError,
-        match=r"corpus.en has 60 lines, .*corpus.fr has 1 lines; expected as many in both",
+        match=r"corpus.en has 60 lines, .*corpus.fr has 1 lines; expected the same number in both",
     ):
         load_data(name)
     (tmp_path / "bad.tsv").write_text("a\tb\nc\n" * 10)
@@ -183,12 +183,12 @@ def test_utf16_is_refused_whole(tmp_path, codec, on_bad):
 
 
 ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-"""What ``str.splitlines`` takes for the end of a line, and tools that make such files do not."""
+"""Characters that end a line for ``str.splitlines``, but not for tools that write such files."""
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_lines_end_where_the_tools_of_the_field_end_them(tmp_path, end, mark):
+def test_unicode_line_separators_do_not_end_lines(tmp_path, end, mark):
     lines = [
         (f"{ODD[number % 8]} {a} {ODD[number % 7]} {a}", b)
         for number, (a, b) in enumerate(counted(60))
@@ -215,7 +215,7 @@ def test_lines_end_where_the_tools_of_the_field_end_them(tmp_path, end, mark):
         ("buckets", 0.5),
     ],
 )
-def test_settings_that_do_not_exist_are_named(field, value):
+def test_unknown_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"data.{field}={value!r}, allowed"):
         pairs.Config(**{field: value})
 
@@ -263,7 +263,7 @@ def test_buckets_hold_every_sentence_and_every_epoch_is_a_permutation(lengths, b
         assert sorted(seen) == list(range(len(lengths)))
 
 
-def test_a_batch_is_cut_down_to_its_bucket_and_loses_nothing():
+def test_batches_are_trimmed_to_their_bucket_without_loss():
     lengths = np.array([(3, 4), (9, 2), (5, 5), (2, 9), (8, 8), (3, 3)])
     edges = pairs._edges(lengths, lengths.max(axis=0), 2)
     table = pairs._table(
@@ -319,7 +319,7 @@ def _reference(corpus):
     return _trained(corpus)
 
 
-def test_replicas_and_steps_in_one_dispatch_equal_runs_of_their_own(corpus, reference):
+def test_replicas_and_dispatches_equal_separate_runs(corpus, reference):
     together = _trained(corpus, replicas=2, steps_per_dispatch=3).members
     for seed, result in enumerate((reference, _trained(corpus, seed=1))):
         for mine, theirs in zip(_leaves(result), _leaves(together[f"seed-{seed}"]), strict=True):
@@ -327,14 +327,14 @@ def test_replicas_and_steps_in_one_dispatch_equal_runs_of_their_own(corpus, refe
 
 
 @pytest.mark.parametrize("strategy", ["jit", "shard_map"] if THOROUGH else ["jit"])
-def test_devices_that_share_a_batch_learn_the_same(corpus, reference, strategy):
+def test_bucketed_batches_train_equally_on_several_devices(corpus, reference, strategy):
     spread = _trained(corpus, parallel=Parallel(devices=4, strategy=strategy))
     for mine, theirs in zip(_leaves(reference), _leaves(spread), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
     assert Layout(Parallel(devices=4)).rows(6) == 8, "so batches were padded"
 
 
-def test_a_run_that_was_stopped_within_an_epoch_goes_on_bit_for_bit(corpus, tmp_path):
+def test_run_interrupted_within_an_epoch_resumes_bit_for_bit(corpus, tmp_path):
     whole = _trained(corpus, out=tmp_path)
     for file in (tmp_path / "checkpoints" / "14").rglob("*"):
         if file.is_file():

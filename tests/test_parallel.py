@@ -1,4 +1,4 @@
-"""Strategies, numbers of devices, accumulation, replicas: the same run, to rounding; what is reduced, and how often."""
+"""Strategies, devices, accumulation and replicas: the same run up to rounding; reductions."""
 
 import dataclasses
 import functools
@@ -38,9 +38,9 @@ CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
 
 
 def _pairs(names):
-    """(model, way to train): all ways; or briefly all of the cheapest model, one of each other kind, two with a carry.
+    """(model, way to train): all; in short runs all for the cheapest model, few for the others.
 
-    What a way to train asks of a model, that examples have keys of their own and that padding is nothing, the contract checks.
+    The contract tests check the models' side: keys per example, and no effect of padding.
     """
     pairs = []
     for index, name in enumerate(
@@ -61,7 +61,7 @@ def _pairs(names):
 
 @functools.cache
 def _data(name, seed=0):
-    """29 examples: three batches of 13, of which the last is cut short; 13 is divided by no number of devices."""
+    """29 examples: three batches of 13, the last one short; no number of devices divides 13."""
     module = MEMBERS[name]
     batch = module.example_batch(module.PRESETS["tiny"], jax.random.key(seed), 29)
     return jax.tree.map(np.asarray, batch)
@@ -95,7 +95,7 @@ def _assert_close(actual, expected, rtol=2e-4, atol=2e-6):
     ("name", "parallel"), _pairs([name for name in MEMBERS if name not in SAMPLED])
 )
 def test_every_way_to_train_equals_one_device(name, parallel):
-    """Dropout on, momentum, batches that cannot be divided and a last one that is cut short: losses, parameters and carry."""
+    """With dropout, momentum, indivisible and short batches: losses, parameters and carry."""
     alone, other = _alone(name), _fit(name, parallel)
     assert [line["step"] for line in other.history] == [line["step"] for line in alone.history]
     for line, expected in zip(other.history, alone.history, strict=True):
@@ -108,7 +108,7 @@ def test_every_way_to_train_equals_one_device(name, parallel):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "parallel"), _pairs(SAMPLED))
-def test_objectives_that_sample_take_the_same_step(name, parallel):
+def test_sampled_objectives_take_the_same_step(name, parallel):
     settings = {"steps": 1, "preprocess": "none"}
     _assert_close(
         _fit(name, parallel, **settings).params, _alone(name, **settings).params, rtol=1e-9
@@ -163,7 +163,7 @@ def test_each_gradient_byte_is_reduced_once_and_in_float32(name, dtype, strategy
     )
     gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     floats = sum(each.sizes.get("f32", 0) for each in found)
-    # Beside the gradients only the sums of losses and metrics, a few numbers.
+    # Besides the gradients only the sums of losses and metrics, a few numbers.
     assert gradients <= floats <= gradients + 16
     assert sum(each.bytes for each in found) <= gradients + 64
 
@@ -178,7 +178,7 @@ def test_the_state_is_donated_and_the_count_exact(strategy):
 
 
 def test_a_plain_jitted_step_on_a_divided_batch_is_the_same():
-    """A loop of one's own: XLA's partitioner does it all."""
+    """A user's own loop, sharded by XLA's partitioner."""
     layout = Layout()
     optimizer = train.Optimizer().build(10, 5)
     step = jax.jit(make_step(mlp, CFG, optimizer))
@@ -192,7 +192,7 @@ def test_a_plain_jitted_step_on_a_divided_batch_is_the_same():
     assert int(metrics["loss"][1]) == int(counted["loss"][1])
 
 
-def test_a_run_goes_on_with_other_numbers_of_devices_and_other_strategies(tmp_path, monkeypatch):
+def test_run_resumes_on_other_devices_and_strategies(tmp_path, monkeypatch):
     """8 -> 4 -> 1, in the same order of data."""
     settings: dict[str, Any] = {
         "batch_size": 12,
@@ -245,7 +245,7 @@ def test_wrong_settings_name_the_option(settings, message):
 
 
 def _unchecked(settings):
-    """Past the run-time type checker of the tests, which would speak first."""
+    """Bypasses the tests' run-time type checker, which would raise first."""
     parallel = object.__new__(Parallel)
     for field in dataclasses.fields(Parallel):
         object.__setattr__(parallel, field.name, settings.get(field.name, field.default))
@@ -253,13 +253,13 @@ def _unchecked(settings):
     return parallel
 
 
-def test_replicas_do_not_go_with_pmap():
+def test_replicas_with_pmap_are_refused():
     with pytest.raises(ValueError, match="replicas: 2, allowed with parallel='pmap': 1"):
         Layout(Parallel(strategy="pmap"), replicas=2)
 
 
 def test_non_finite_steps_stop_the_run_or_are_skipped(tmp_path, capsys):
-    """One example is NaN: the step that meets it is named, and changes nothing where it is skipped."""
+    """One example is NaN: its step is named, and changes nothing if skipped."""
     data = {"inputs": np.array(_data("mlp")["inputs"]), "targets": _data("mlp")["targets"]}
     data["inputs"][5] = np.nan
     settings: dict[str, Any] = {
@@ -275,7 +275,8 @@ def test_non_finite_steps_stop_the_run_or_are_skipped(tmp_path, capsys):
     assert 0 < met < 7
     with pytest.raises(
         train.Diverged,
-        match=rf"loss is nan, gradient norm nan at step {met + 1}; last good checkpoint: step {met}",
+        match=rf"loss is nan, gradient norm nan at step {met + 1}; last good checkpoint: step "
+        rf"{met}",
     ):
         train.fit(mlp, cfg, data, out=tmp_path, **settings)
     result = train.fit(mlp, cfg, data, quiet=False, on_nonfinite="skip", **settings)
@@ -303,7 +304,7 @@ SIDE_BY_SIDE: dict[str, Any] = {
 
 @functools.cache
 def _single(**own):
-    """A run of its own with the seed or the optimizer of a member."""
+    """A separate run with the seed or the optimizer of a member."""
     return train.fit(
         mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **SIDE_BY_SIDE | own
     )
@@ -349,7 +350,7 @@ def test_replicas_equal_their_own_runs(tmp_path, devices):
         ),
     ],
 )
-def test_a_sweep_equals_runs_of_their_own(field, values):
+def test_sweep_equals_separate_runs(field, values):
     optimizer = train.Optimizer(learning_rate=0.1, schedule="cosine")
     sweep = (f"optimizer.{field.replace('_', '-')}", *map(str, values))
     fit = functools.partial(
@@ -362,7 +363,7 @@ def test_a_sweep_equals_runs_of_their_own(field, values):
     )
     together = fit(sweep=sweep, optimizer=optimizer)
     assert list(together.members) == [f"{field}-{value}" for value in values]
-    # Briefly, only the one that differs from the optimizer that all of them are given.
+    # In short runs, only the member that differs from the common optimizer.
     for value in values if THOROUGH else values[1:]:
         alone, member = (
             _single(optimizer=dataclasses.replace(optimizer, **{field: value})),
@@ -372,7 +373,7 @@ def test_a_sweep_equals_runs_of_their_own(field, values):
         _assert_close(member.state.control, alone.state.control)
 
 
-def test_a_replica_that_diverges_does_not_hurt_the_others(tmp_path, capsys):
+def test_diverging_replica_does_not_affect_the_others(tmp_path, capsys):
     cfg = mlp.Config(sizes=(6, 8, 3), output="linear")
     data = jax.tree.map(np.asarray, mlp.example_batch(cfg, jax.random.key(0), 32))
     fit = functools.partial(
@@ -386,7 +387,7 @@ def test_a_replica_that_diverges_does_not_hurt_the_others(tmp_path, capsys):
     ]
     assert 0 < diverged < 60
     output = capsys.readouterr().out
-    assert f"at step {diverged}: this run stands still from here on; the others go on" in output
+    assert f"at step {diverged}: this run stops here; the others continue" in output
     assert f"diverged at step {diverged}" in output
     assert "best by loss: learning_rate-0.01" in output
     assert all(
@@ -395,7 +396,7 @@ def test_a_replica_that_diverges_does_not_hurt_the_others(tmp_path, capsys):
     )
 
 
-def test_replicas_that_were_stopped_go_on_bit_for_bit(tmp_path, monkeypatch):
+def test_replicas_resume_bit_for_bit(tmp_path, monkeypatch):
     settings = {**SIDE_BY_SIDE, "steps": 24, "replicas": 2}
     fit = functools.partial(
         train.fit, mlp, mlp.PRESETS["tiny"], _data("mlp"), validation=_data("mlp", 1), **settings
@@ -429,12 +430,12 @@ def test_replicas_that_were_stopped_go_on_bit_for_bit(tmp_path, monkeypatch):
         (("optimizer.momentum", "0.5"), r"allowed: two or more different values"),
     ],
 )
-def test_a_wrong_sweep_says_what_is_allowed(sweep, message):
+def test_invalid_sweeps_are_refused(sweep, message):
     with pytest.raises(ValueError, match=message):
         train.fit(mlp, CFG, _data("mlp"), sweep=sweep)
 
 
-def test_a_batch_in_parts_needs_less_memory():
+def test_gradient_accumulation_needs_less_memory():
     """Of the temporaries that the compiled step needs, read from its memory analysis."""
     cfg = convnet.Config(shape=(16, 16, 3), stages=(convnet.Stage(features=16),) * 2)
 
@@ -447,8 +448,8 @@ def test_a_batch_in_parts_needs_less_memory():
     assert temporaries(4) < 0.5 * temporaries(1)
 
 
-def test_rematerialisation_keeps_the_results_of_blocks_only():
-    """What the backward pass holds on to, before any compiler sees it (XLA merges what is computed twice again on a CPU)."""
+def test_rematerialisation_stores_block_outputs_only():
+    """Residuals of the backward pass before compilation (XLA on CPU merges recomputation again)."""
     block = [convnet.Stage(features=8)] * 3 + [convnet.Stage(features=8, pool="max")]
     cfg = convnet.Config(shape=(8, 8, 3), stages=tuple(block * 2))
     params, batch = (
@@ -470,7 +471,7 @@ def test_rematerialisation_keeps_the_results_of_blocks_only():
     assert kept(policy=REMAT) <= 2 * 4 * 20 * 8 < 0.1 * kept()
 
 
-def test_the_state_lies_where_it_belongs():
+def test_state_placement():
     layout = Layout()
     optimizer = train.Optimizer().build(10, 5)
     state = layout.place_state(init_state(mlp, CFG, optimizer, jax.random.key(0), 16), 16)
@@ -484,9 +485,9 @@ def test_the_state_lies_where_it_belongs():
 
 
 def test_a_step_needs_no_more_memory_than_flax():
-    """Arguments: parameters, momentum, batch and next to nothing else; temporaries as those of the same model in linen.
+    """Arguments: parameters, momentum, batch, little else; temporaries as in linen.
 
-    And a copy of the inputs, whose padding is blanked.
+    In addition, a copy of the inputs with padding set to 0.
     """
     from evals.speed.contenders import programs
     from evals.speed.workloads import mlp as workload

@@ -51,7 +51,7 @@ def _evaluation(folder):
 
 
 def _random(seed, shape=(3, 9, 11), classes=4):
-    """Labels in blocks, others that agree mostly, and where there are any."""
+    """Labels in blocks, mostly agreeing predictions, and the mask of labelled pixels."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, classes, shape).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
     found = np.where(
@@ -84,7 +84,7 @@ def test_metrics_are_those_of_the_labels(evaluation):
     assert measured["validation accuracy %"] > measured["validation boundary accuracy %"]
 
 
-def test_overlaps_are_those_of_sklearn_and_pixels_without_a_label_count_nowhere(evaluation):
+def test_iou_equals_sklearn_and_ignores_unlabelled_pixels(evaluation):
     targets, found, mask = _random(0)
     matrix = pixels.counts(evaluation.run, targets, found, mask)
     assert matrix.shape == (11, 11)
@@ -94,14 +94,14 @@ def test_overlaps_are_those_of_sklearn_and_pixels_without_a_label_count_nowhere(
     assert pixels.mean_overlap(matrix) == pytest.approx(expected.mean())
     other = np.where(mask, found, 9).astype(np.uint8)
     np.testing.assert_array_equal(pixels.counts(evaluation.run, targets, other, mask), matrix)
-    # One that is said and is nowhere has none.
+    # A predicted class that does not occur has none.
     found[0, 0, 0], mask[0, 0, 0] = 7, True
     assert pixels.overlaps(pixels.counts(evaluation.run, targets, found, mask))[7] == 0
     assert np.isnan(pixels.mean_overlap(np.zeros((2, 2))))
 
 
 @pytest.mark.parametrize("distance", [1, 2])
-def test_boundaries_are_where_another_label_is_near(distance):
+def test_boundary_pixels_are_near_another_label(distance):
     targets, _, mask = _random(1, (2, 6, 5), 2)
     mask[0, 3:, 3:] = True
     expected = np.zeros(mask.shape, bool)
@@ -123,7 +123,7 @@ def test_boundaries_are_where_another_label_is_near(distance):
     assert not pixels.near_boundaries(np.ones((1, 5, 5), np.uint8), np.ones((1, 5, 5), bool)).any()
 
 
-def test_colours_are_pascal_vocs():
+def test_colours_equal_the_pascal_voc_palette():
     colours = [tuple(colour) for colour in pixels.palette(256).tolist()]
     assert colours[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
     assert (colours[15], colours[20], colours[255]) == (
@@ -135,7 +135,7 @@ def test_colours_are_pascal_vocs():
     assert len(set(colours)) == 256
 
 
-def test_an_overlay_shows_the_image_where_there_is_background():
+def test_overlay_shows_the_image_at_background():
     image = np.full((2, 3, 1), 100, np.uint8)
     labels, mask = (
         np.array([[0, 1, 0], [2, 0, 1]]),
@@ -161,7 +161,7 @@ def test_the_report_shows_classes_and_overlays(evaluation):
     )
     assert f"<td>{100 * overlap[0]:.1f}</td>" in shown
     evals.report.document.write_report(evaluation)
-    assert "Labels of pixels" in evaluation.report.read_text()
+    assert "<h2>Segmentation</h2>" in evaluation.report.read_text()
 
 
 def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_the_command_labels_images_of_any_size(folder, tmp_path, capsys):
     )
 
 
-def test_shares_of_pixels_have_no_interval(evaluation):
+def test_pixel_metrics_have_no_confidence_interval(evaluation):
     shown = evals.report.document.headline(evaluation)
     assert "accuracy" in shown
     assert "interval" not in shown
@@ -209,13 +209,13 @@ def test_more_classes_than_a_byte_holds_are_refused():
         labelled("mine", None, ["thing"] * 255, range(255))  # pyright: ignore[reportArgumentType]
 
 
-def test_what_does_not_label_pixels_says_so(evaluation):
+def test_model_without_pixel_labels_is_refused(evaluation):
     other = evaluation.run._replace(data=evaluation.run.data._replace(task=tasks.Classification()))
     with pytest.raises(DataError, match="segment is not for a model of classification"):
         pixels.segment(other, evaluation.table["inputs"][:1])
 
 
-def test_where_scaling_knows_each_pixel_only_images_of_that_size_are_labelled(evaluation):
+def test_per_pixel_scaling_requires_the_training_size(evaluation):
     run, inputs = evaluation.run, evaluation.table["inputs"][:2]
     each = run._replace(data=run.data._replace(scaling=fit_scaling("zscore", inputs, (0.0, 255.0))))
     assert pixels.segment(each, inputs).shape == inputs.shape[:-1]

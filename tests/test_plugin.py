@@ -1,4 +1,4 @@
-"""A new system enters through the registries alone: its data, its task, its verb, its model and its recipe."""
+"""A new system is added through the registries: data, task, verb, model and recipe."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_a_new_system_is_trained_measured_and_used(tmp_path, capsys):
     assert "predict is not for a model of bias; its verbs: guess" in capsys.readouterr().err
 
 
-def test_its_options_and_its_data_are_its_own(tmp_path, capsys):
+def test_plugin_options_and_data(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.__main__.main(["coins", "--help"])
     shown = capsys.readouterr().out

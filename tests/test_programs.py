@@ -21,7 +21,7 @@ def _program(folder, name, data=None, used=None):
     return file
 
 
-def test_a_program_that_was_cut_off_is_removed_at_the_next_start(tmp_path):
+def test_truncated_programs_are_removed_at_start(tmp_path):
     whole = _program(tmp_path, "whole")
     cut = [
         _program(tmp_path, f"cut{length}", whole.read_bytes()[:length])
@@ -32,12 +32,12 @@ def test_a_program_that_was_cut_off_is_removed_at_the_next_start(tmp_path):
     assert not any(file.exists() for file in cut)
 
 
-def test_a_folder_that_is_not_there_is_made(tmp_path):
+def test_cache_folder_is_created(tmp_path):
     clean(tmp_path / "of" / "programs")
     assert (tmp_path / "of" / "programs").is_dir()
 
 
-def test_a_program_is_read_once(tmp_path, monkeypatch):
+def test_cleaning_reads_only_new_programs(tmp_path, monkeypatch):
     _program(tmp_path, "old", used=1e9)
     clean(tmp_path)
     new = _program(tmp_path, "new")
@@ -49,7 +49,7 @@ def test_a_program_is_read_once(tmp_path, monkeypatch):
     assert read == [new]
 
 
-def test_the_least_recently_used_programs_give_way(tmp_path):
+def test_cache_evicts_least_recently_used_programs(tmp_path):
     files = [_program(tmp_path, str(age), used=1e9 - age) for age in range(5)]
     clean(tmp_path, largest=2 * files[0].stat().st_size)
     assert [file.exists() for file in files] == [True, True, False, False, False]
@@ -68,7 +68,7 @@ print(sum(name == "/jax/compilation_cache/cache_hits" for name in events))
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_the_second_start_finds_its_programs_without_a_word(tmp_path, damaged):
+def test_second_start_uses_the_cache_silently(tmp_path, damaged):
     kept = [name for name in os.environ if name.startswith(("JAX_", "XLA_"))]
     environment = {name: value for name, value in os.environ.items() if name not in kept}
     environment |= {

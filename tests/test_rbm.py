@@ -1,4 +1,4 @@
-"""Restricted Boltzmann machines against enumeration of their states, numerical integration and the toolbox's rbmtrain.m."""
+"""RBMs against enumeration of states, numerical integration and the toolbox's rbmtrain.m."""
 
 import dataclasses
 import functools
@@ -71,13 +71,13 @@ def joint(params, cfg=CFG):
 
 
 def chances(probability, states):
-    """Probability of each of ``states`` [states, units] for independent units [rows, units]: [rows, states]."""
+    """Probability [rows, states] of ``states`` [states, units] for independent units."""
     each = np.where(states[None] == 1, probability[:, None], 1 - probability[:, None])
     return np.prod(each, axis=-1)
 
 
 def to_visible_states(params, v, cfg=CFG):
-    """Chance of every visible state after a Gibbs step from each row of v: [rows, visible states], by the conditionals."""
+    """Transition probabilities of a Gibbs step from each row of v: [rows, visible states]."""
     hidden = chances(sigmoid(v @ params["kernel"] + params["bias"]), binary(cfg.hidden))
     return hidden @ chances(
         sigmoid(binary(cfg.hidden) @ params["kernel"].T + params["visible_bias"]),
@@ -129,7 +129,7 @@ def test_energies_and_conditionals_are_those_of_the_joint_distribution():
     np.testing.assert_allclose(rbm.apply(CFG, own, jnp.asarray(v)), hidden, rtol=1e-12)
     visible = rbm.mean("bernoulli", rbm.visible_field(CFG, own, jnp.asarray(h)))
     np.testing.assert_allclose(visible, p.T @ v / p.sum(axis=0)[:, None], rtol=1e-12)
-    # Units of a layer are independent given the other one: the whole conditional distribution, not only its means.
+    # Units of a layer are conditionally independent: checks whole distributions, not only means.
     np.testing.assert_allclose(
         chances(np.asarray(hidden), h), p / p.sum(axis=1, keepdims=True), rtol=1e-11
     )
@@ -139,7 +139,7 @@ def test_energies_and_conditionals_are_those_of_the_joint_distribution():
 
 
 def plane(step=0.05, limit=9.0):
-    """Points of a square grid [points, 2] and the area of each: sums over it integrate what vanishes at its borders."""
+    """Grid points [points, 2] and the area of each, to integrate what vanishes at the border."""
     line = np.arange(-limit, limit + step, step)
     return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2), step**2
 
@@ -221,10 +221,10 @@ def test_a_gibbs_step_leaves_the_distribution_as_it_is():
     np.testing.assert_allclose(transition, to_visible_states(params, v), rtol=1e-12)
     np.testing.assert_allclose(p @ transition, p, rtol=1e-12)
     flow = p[:, None] * transition
-    np.testing.assert_allclose(flow, flow.T, rtol=1e-11)  # and either direction of time looks alike
+    np.testing.assert_allclose(flow, flow.T, rtol=1e-11)  # and it is reversible
 
 
-def test_chains_go_where_the_transition_matrix_says():
+def test_chain_frequencies_match_the_transition_matrix():
     params, chains = random_params(CFG, 1), 20_000
     own, transition = on_device(params), to_visible_states(params, binary(4))
     places = 2 ** np.arange(4)[::-1]
@@ -241,7 +241,7 @@ def test_chains_go_where_the_transition_matrix_says():
     one, two = (SAMPLE(CFG, own, start, keys, steps) for steps in (1, 2))
     assert_follows(one, transition[9])
     assert_follows(two, (transition @ transition)[9])
-    # Gone on with from there by other keys, they are one chain of all these steps.
+    # Continued with other keys, they form one chain of all these steps.
     assert_follows(SAMPLE(CFG, own, two, others, 3), np.linalg.matrix_power(transition, 5)[9])
     hidden = jitted(rbm.gibbs_step)(CFG, own, start, keys)[1]
     np.testing.assert_allclose(
@@ -252,7 +252,7 @@ def test_chains_go_where_the_transition_matrix_says():
 
 
 @pytest.mark.parametrize("units", [("bernoulli", "bernoulli"), ("gaussian", "bernoulli")])
-def test_sampling_is_so_many_gibbs_steps_of_chains_on_their_own(units):
+def test_sample_runs_n_gibbs_steps_of_independent_chains(units):
     cfg = rbm.Config(visible=16, hidden=4, visible_units=units[0], hidden_units=units[1])
     params, keys = on_device(random_params(cfg, scale=0.3)), row_keys(6)
     start = rbm.example_batch(cfg, KEY, 6)["inputs"]
@@ -293,7 +293,7 @@ def test_fantasies_are_the_means_that_the_last_step_draws_from(steps, binarize):
     np.testing.assert_allclose(means, expected, rtol=1e-5)
 
 
-def test_the_number_of_steps_is_no_reason_to_compile_again():
+def test_number_of_gibbs_steps_does_not_recompile():
     traces = []
 
     @jax.jit
@@ -311,9 +311,9 @@ def test_the_number_of_steps_is_no_reason_to_compile_again():
 
 
 def toolbox_rbmtrain(params, batches, numbers, *, alpha, momentum, l2=0.0):
-    """rbmtrain.m in numpy, given its uniform numbers: the parameters after each minibatch, and the error of each.
+    """rbmtrain.m in numpy with given uniform numbers: parameters and error per minibatch.
 
-    The toolbox keeps W [hidden, visible], its biases as columns.  Its momentum is one number; momentum(step) and l2 are ours.
+    The toolbox stores W [hidden, visible] and biases as columns; momentum(step) and l2 are ours.
     """
     w, b, c = (
         params["kernel"].T.copy(),
@@ -354,14 +354,14 @@ SCHEDULES = {
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_trained_as_by_the_matlab_code(schedule):
-    """Ten minibatches through the trainer's step.  Also the momentum of Hinton's guide, and a decay for kernels only."""
+def test_training_equals_the_matlab_code(schedule):
+    """Ten minibatches through the trainer's step, also with Hinton's momentum and kernel decay."""
     cfg, size = rbm.Config(visible=7, hidden=5, positive_phase="sampled"), 6
     settings, momentum = SCHEDULES[schedule]
     optimizer = settings.build(total_steps=10, steps_per_epoch=3)
     state = jax.jit(lambda key: init_state(rbm, cfg, optimizer, key, size))(KEY)
     start = jax.tree.map(np.asarray, state.params)
-    # Half of them grey: the toolbox takes inputs between 0 and 1 as they are.
+    # Half of them grey: the toolbox uses inputs between 0 and 1 directly.
     batches = np.random.default_rng(0).random((10, size, 7))
     batches[::2] = batches[::2] > 0.5
 
@@ -394,8 +394,8 @@ def test_trained_as_by_the_matlab_code(schedule):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("steps", [1, 3])
-def test_given_its_uniform_numbers_it_is_the_matlab_code(steps):
-    """The toolbox's own rand, for which it needs no key; with more steps by the chain written out."""
+def test_gradients_equal_the_matlab_code_given_its_random_numbers(steps):
+    """Replaces keys by the toolbox's rand; more steps against the chain written out."""
     cfg, size, rng = (
         rbm.Config(visible=7, hidden=5, steps=steps, positive_phase="sampled"),
         6,
@@ -443,8 +443,8 @@ def _chains_by_hand(params, batches, numbers, *, alpha):
     return history, errors
 
 
-def test_numbers_take_the_place_of_keys():
-    """Those that the keys would have drawn, in a step, a chain, and persistent chains; of Gaussian units normal ones."""
+def test_given_random_numbers_replace_keys():
+    """Given numbers equal to the keys' draws give the same steps, chains and persistent chains."""
     params, data, carry = _persistent_setup(6)
     own, keys = on_device(params), row_keys(6)
 
@@ -486,7 +486,7 @@ def test_numbers_take_the_place_of_keys():
     )
 
 
-def test_numbers_that_do_not_fit_are_refused():
+def test_random_numbers_of_wrong_shape_are_refused():
     params, data = on_device(random_params(CFG)), jnp.zeros((2, 4))
 
     def numbers(hidden, visible):
@@ -528,7 +528,7 @@ def test_numbers_that_do_not_fit_are_refused():
 
 
 def free_energy_gradient(params, v, weights):
-    """Sum over rows of weight times the derivatives of F(v), for Bernoulli units: -v p(h|v), -v, -p(h|v)."""
+    """Sum over rows of weight * dF(v) for Bernoulli units: -v p(h|v), -v, -p(h|v)."""
     hidden = sigmoid(v @ params["kernel"] + params["bias"])
     return {
         "kernel": -(v * weights[:, None]).T @ hidden,
@@ -546,11 +546,11 @@ def free_energy_gradient(params, v, weights):
     ],
 )
 def test_gradients_have_the_expectation_of_the_exact_chain(settings):
-    """CD-k and persistent CD: free energies of the data, less those of all states by what the transition matrix gives them."""
+    """CD-k and persistent CD: free energy of the data less its expectation under transitions."""
     cfg, draws = rbm.Config(visible=4, hidden=3, **settings), 4096
     params = random_params(
         cfg, 42, scale=4.0
-    )  # chains so slow that one step more or less would be seen
+    )  # chains that mix slowly, so one step more or less would show
     data = np.array([[1.0, 0.0, 0.0, 1.0], [0.2, 0.9, 0.5, 0.0]])
     chains = np.array([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     first = to_visible_states(params, chains if cfg.persistent else data)
@@ -585,7 +585,7 @@ def test_gradients_have_the_expectation_of_the_exact_chain(settings):
     [{}, {"steps": 2, "positive_phase": "sampled"}, {"persistent": True, "sparsity_target": 0.1}],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e5, 1e10, 1e37])
-def test_the_value_is_the_reconstruction_error_whatever_the_weights_are(scale, settings):
+def test_loss_value_is_the_reconstruction_error(scale, settings):
     """Free energies, whose difference has the gradient, grow with the weights, up to infinity."""
     cfg = rbm.Config(visible=16, hidden=8, **settings)
     params = on_device(random_params(cfg, scale=scale))
@@ -594,7 +594,7 @@ def test_the_value_is_the_reconstruction_error_whatever_the_weights_are(scale, s
     assert total == aux.metrics["reconstruction_error"][0] > 10
 
 
-def test_a_run_that_diverges_says_so():
+def test_diverging_training_is_reported():
     data: dict[str, Any] = {
         "inputs": np.random.default_rng(0).integers(0, 2, (40, 16)).astype(np.float32)
     }
@@ -692,7 +692,7 @@ def test_persistent_chains_begin_at_the_visible_biases():
         carry.mean(axis=0), sigmoid(params["visible_bias"]), atol=5 * 0.5 / math.sqrt(4000)
     )
     assert rbm.init_carry(CFG, on_device(params), 4, key=KEY) == ()
-    # So do those of a loss without a carry, a step later.
+    # So do chains of a loss without a carry, one step later.
     extreme = {**on_device(params), "kernel": jnp.zeros_like(params["kernel"])}
     _, aux = rbm.loss(PERSISTENT, extreme, batch_of(np.zeros((2000, 4))), key=row_keys(2000))
     np.testing.assert_allclose(
@@ -700,7 +700,7 @@ def test_persistent_chains_begin_at_the_visible_biases():
     )
 
 
-def test_chains_go_on_from_step_to_step_under_the_parameters_of_each():
+def test_persistent_chains_continue_with_current_parameters():
     optimizer = train.Optimizer(learning_rate=0.3).build(4, 4)
     state = jax.jit(lambda key: init_state(rbm, PERSISTENT, optimizer, key, 5))(KEY)
     _, data, _ = _persistent_setup()
@@ -711,7 +711,7 @@ def test_chains_go_on_from_step_to_step_under_the_parameters_of_each():
         np.testing.assert_array_equal(state.carry, expected)
 
 
-def test_chains_of_a_run_that_was_stopped_go_on_bit_for_bit(tmp_path, monkeypatch):
+def test_persistent_chains_resume_bit_for_bit(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     data: dict[str, Any] = {"inputs": rng.integers(0, 2, (22, 4)).astype(np.float32)}
 
@@ -750,8 +750,8 @@ def test_chains_of_a_run_that_was_stopped_go_on_bit_for_bit(tmp_path, monkeypatc
 
 
 @pytest.mark.usefixtures("x64")
-def test_sparsity_pulls_hidden_units_towards_how_often_they_should_be_on():
-    """Its derivative with respect to what a hidden unit receives is cost (mean - target) (Hinton 2010, section 11)."""
+def test_sparsity_drives_hidden_means_to_the_target():
+    """Its derivative by a hidden unit's input is cost (mean - target) (Hinton 2010, section 11)."""
     cost, target = 0.3, 0.1
     sparse = rbm.Config(visible=4, hidden=3, sparsity_target=target, sparsity_cost=cost)
     params, data, mask = random_params(sparse), binary(4)[[3, 9, 14]], np.array([True, False, True])
@@ -788,7 +788,7 @@ def test_thresholds_cut_at_a_half_with_or_without_a_key():
     assert rbm.states(cfg, jnp.full((1, 6), 0.5)).sum() == 0
 
 
-def test_states_drawn_from_inputs_have_their_probabilities_and_nothing_to_do_with_the_chain():
+def test_sampled_inputs_match_probabilities_independently_of_the_chain():
     cfg, draws = rbm.Config(visible=6, hidden=6, binarize="sample"), 20_000
     inputs, keys = jnp.broadcast_to(jnp.asarray(GREY), (draws, 6)), row_keys(draws)
     states = np.asarray(jitted(rbm.states)(cfg, inputs, keys))
@@ -800,7 +800,7 @@ def test_states_drawn_from_inputs_have_their_probabilities_and_nothing_to_do_wit
         uniform = np.asarray(layers.uniforms(fold(keys, use), 6))
         between = np.corrcoef(states[:, 1:5].T, uniform.T)[:4, 4:]
         assert np.abs(between).max() < 5 / math.sqrt(draws)
-    # Every phase sees the same draw; where nothing is drawn they are probabilities.
+    # Every phase sees the same draw; without a key, inputs stay probabilities.
     params, few = on_device(random_params(cfg)), slice(0, 7)
     for key, seen in ((keys[few], states[few]), (None, inputs[few])):
         _, aux = jitted(rbm.loss)(cfg, params, batch_of(inputs[few]), key=key)
@@ -821,7 +821,7 @@ def test_inputs_out_of_range_are_refused_by_name(value):
     rbm.apply(rbm.Config(visible=4, hidden=3, visible_units="gaussian"), params, inputs)
     edges = (
         jnp.zeros((2, 4)).at[0].set(1 + 1e-7).at[1].set(-1e-7)
-    )  # as single precision may round what is within
+    )  # single precision may round to these
     assert np.isfinite(rbm.apply(CFG, params, edges)).all()
 
 
@@ -866,8 +866,8 @@ def test_bad_configs_are_refused(fields, message):
         rbm.Config(visible=4, hidden=3, **fields)
 
 
-def test_learning_reconstructs_digits_and_makes_them_more_probable():
-    """Eight hidden units, so that log p(v) = -F(v) - log Z is exact, against the units' means over the training data alone."""
+def test_training_lowers_reconstruction_error_and_raises_likelihood():
+    """Eight hidden units, so log p(v) = -F(v) - log Z is exact; against independent units."""
     cfg = rbm.Config(visible=64, hidden=8, binarize="threshold")
     settings: dict[str, Any] = {
         "batch_size": 64,

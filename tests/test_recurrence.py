@@ -1,4 +1,4 @@
-"""The fast unroll against a loop in numpy, a plain scan, finite differences, flax's cells and torch's layers."""
+"""The fast unroll against numpy, a plain scan, finite differences, flax and torch."""
 
 import functools
 
@@ -29,7 +29,7 @@ FEATURES, UNITS, BATCH, TIME = (
     4,
     3,
     7,
-)  # 7 steps are not a multiple of the 3 that are computed again at a time
+)  # 7 steps are not a multiple of the 3 per recomputed chunk
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 1, 1, 0]], bool)
 gated_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
 every_cell = pytest.mark.parametrize("cell", CELLS if THOROUGH else ("tanh", "lstm", "gru"))
@@ -37,7 +37,7 @@ x64 = pytest.mark.usefixtures("x64")
 
 
 def _setup(cell):
-    """Params (no bias zero), carry, inputs."""
+    """Params with nonzero biases, carry, inputs."""
     return _draw(cell, jax.config.read("jax_enable_x64"))
 
 
@@ -71,7 +71,7 @@ def _close(actual, expected, tolerance=1e-11):
 
 
 def _loop(cell, params, carry, inputs, mask, reverse):
-    """The equations, number by number."""
+    """The equations, element by element."""
     U, b, W = (
         np.asarray(params[part][leaf])
         for part, leaf in (("input", "kernel"), ("input", "bias"), ("recurrent", "kernel"))
@@ -140,7 +140,7 @@ def _scan(cell, params, carry, inputs, mask, reverse):
 
 
 def _objective(function):
-    """A function of both results in which every number counts differently."""
+    """A function of both results with a different weight for every element."""
 
     def objective(*arguments):
         carry, outputs = function(*arguments)
@@ -194,8 +194,8 @@ def test_gradients_equal_those_of_a_plain_scan(cell, masked, reverse, remat):
 
 
 @x64
-def test_products_of_large_kernels_are_the_same_in_another_form():
-    """In the loop, and for the gradients of kernels whose columns collide in a cache; on a CPU only."""
+def test_products_of_large_kernels_are_equal_in_either_layout():
+    """On a CPU: in the loop, and in gradients of kernels whose rows collide in the cache."""
     units = 128
     assert 4 * units**2 >= recurrence.LARGE
     assert 4 * units % recurrence.COLLIDING == 0
@@ -254,7 +254,7 @@ def test_first_derivatives_are_by_reverse_mode_only():
 @every_cell
 def test_an_output_depends_on_no_later_input(cell):
     params, carry, inputs = _setup(cell)
-    reverse = cell == "gru"  # time is turned around for all cells alike
+    reverse = cell == "gru"  # time is reversed in the same way for all cells
     jacobian = jax.jit(
         jax.jacrev(lambda x: unroll(cell, params, carry[:1], x, reverse=reverse)[1][0])
     )(inputs[:1])
@@ -265,8 +265,8 @@ def test_an_output_depends_on_no_later_input(cell):
 
 @every_cell
 @pytest.mark.parametrize(("reverse", "remat"), [(False, False), (True, True)])
-def test_whatever_is_in_padding_reaches_nothing(cell, reverse, remat):
-    """NaN in the padded steps, in all of a padded row, and in the error of padded outputs."""
+def test_padding_content_has_no_effect(cell, reverse, remat):
+    """NaN in padded steps, padded rows, and errors of padded outputs."""
     params, carry, inputs = _setup(cell)
     length = 4
 
@@ -306,7 +306,7 @@ def test_whatever_is_in_padding_reaches_nothing(cell, reverse, remat):
 
 @every_cell
 @pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
-def test_a_step_is_one_of_the_unrolled(cell, compute_dtype):
+def test_step_equals_one_unrolled_step(cell, compute_dtype):
     params, carry, inputs = _setup(cell)
     after, outputs = unroll(cell, params, carry, inputs, compute_dtype=compute_dtype)
     state, one = carry, jax.jit(functools.partial(step, cell, compute_dtype=compute_dtype))
@@ -330,7 +330,7 @@ def test_the_carry_continues_a_sequence(cell):
 
 
 @gated_cell
-def test_half_precision_is_of_products_alone(cell):
+def test_half_precision_applies_to_products_only(cell):
     params, carry, inputs = _setup(cell)
     half = functools.partial(unroll, cell, compute_dtype="bfloat16")
     results = jax.jit(half)(params, carry, inputs)
@@ -352,7 +352,7 @@ def test_half_precision_is_of_products_alone(cell):
 
 
 @every_cell
-def test_rematerialisation_keeps_carries_of_chunks_alone(cell):
+def test_rematerialisation_stores_chunk_carries_only(cell):
     params, _, _ = _setup(cell)
     time = 100
     arguments = (
@@ -397,7 +397,7 @@ def test_initial_parameters():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_lies_inside_explains_the_outputs(reverse):
+def test_intermediates_explain_the_outputs(reverse):
     params, carry, inputs = _setup("lstm")
     _, outputs = unroll("lstm", params, carry, inputs, reverse=reverse)
     seen = recurrence.inspect("lstm", params, carry, inputs, reverse=reverse)
@@ -546,7 +546,7 @@ def _torch_cell(cell, tensors, x, state):
 
 @x64
 @every_cell
-def test_torchs_cells_have_names_without_a_layer(cell):
+def test_torch_cell_names_have_no_layer_index(cell):
     rng, rows = np.random.default_rng(0), recurrence.carry_size(cell, UNITS) // UNITS
     size = len(recurrence.GATES[cell]) * UNITS
     shapes = {

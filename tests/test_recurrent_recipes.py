@@ -1,4 +1,4 @@
-"""Recipes of recurrent nets and language models on data that are always there: they learn, and go on where they were stopped."""
+"""Recipes of recurrent networks and language models on built-in data: learning, resuming."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def test_rows_of_digits_are_read_one_after_the_other():
     assert result.history[-1]["accuracy"] > 0.85
 
 
-def test_text_is_learned_beyond_its_frequencies_and_a_run_that_was_stopped_goes_on_bit_for_bit(
+def test_language_model_beats_unigrams_and_resumes_bit_for_bit(
     tmp_path,
 ):
     recipe = RECIPES["rnnlm-topics"]
@@ -62,12 +62,12 @@ def sums() -> train.Result:
     return train.run(recipe, quiet=True)
 
 
-def test_an_lstm_learns_to_add_what_it_saw_long_before(sums):
+def test_lstm_learns_the_adding_problem(sums):
     assert sums.history[-1]["squared_error"] < 0.02, "who always says 1 is wrong by 1/6"
 
 
 def test_gradient_norms_are_those_of_the_states(sums):
-    """Against the gradient of the rest of the sequence with respect to the carry that it begins with."""
+    """Against the gradient of the remaining sequence with respect to its initial carry."""
     table = load_data("adding:20").splits["test"]
     inputs, targets = jnp.asarray(table["inputs"][:3]), jnp.asarray(table["targets"][:3])
     found = gradients.norms(rnn, sums.cfg, sums.params, inputs, targets)

@@ -1,4 +1,4 @@
-"""What no run can mean is one short error, before a step is run and a folder is made; what means the same is taken as that."""
+"""Meaningless runs are refused in one line before any work; equivalent settings are accepted."""
 
 import dataclasses
 import functools
@@ -63,58 +63,246 @@ def _refused(tmp_path, words, make) -> None:
 # ---------------------------------------------------------------- data
 
 DATA: dict[str, tuple[Any, Any, Any, tuple[str, ...]]] = {
-    "a class too many": (mlp, SOFTMAX, {"targets": CLASSES + 1}, ("train targets", "class 3", "allowed: 0 to 2")),
-    "a negative class": (mlp, SOFTMAX, {"targets": CLASSES - 1}, ("class -1", "allowed: 0 to 2")),
-    "a class too many of logistic outputs": (mlp, LOGISTIC, {"targets": CLASSES + 1}, ("class 3", "allowed: 0 to 2")),
-    "classes as floats": (mlp, SOFTMAX, {"targets": CLASSES * 1.0}, ("float64 [12]", "integers from 0 to 2", ".astype(int)")),
-    "classes in a column": (mlp, SOFTMAX, {"targets": CLASSES[:, None]}, ("int64 [12, 1]", "integers from 0 to 2", "[..., 0]")),
-    "real numbers for classes": (mlp, SOFTMAX, {"targets": X[:, 0]}, ("float32 [12]", "integers from 0 to 2")),
-    "words": (mlp, SOFTMAX, {"targets": np.array(["cat"] * N)}, ("train targets", "<U3", "integers from 0 to 2")),
-    "objects": (mlp, SOFTMAX, {"targets": np.array([None] * N)}, ("train targets", "object", "integers from 0 to 2")),
-    "one softmax unit": (mlp, mlp.Config(sizes=(4, 1)), {"targets": 0 * CLASSES}, ("softmax of 1 output", "2 outputs or more")),
-    "one softmax unit for each step": (
-        rnn, dataclasses.replace(SEQUENCES, output_units=1), {"inputs": TIMES, "targets": 0 * STEPS}, ("softmax of 1 output",),
+    "a class too many": (
+        mlp,
+        SOFTMAX,
+        {"targets": CLASSES + 1},
+        ("train targets", "class 3", "allowed: 0 to 2"),
     ),
-    "rows of another length": (mlp, SOFTMAX, {"targets": ROWS[:, :2]}, ("float32 [12, 2]", "sum to 1 [12, 3]")),
+    "a negative class": (mlp, SOFTMAX, {"targets": CLASSES - 1}, ("class -1", "allowed: 0 to 2")),
+    "a class too many of logistic outputs": (
+        mlp,
+        LOGISTIC,
+        {"targets": CLASSES + 1},
+        ("class 3", "allowed: 0 to 2"),
+    ),
+    "classes as floats": (
+        mlp,
+        SOFTMAX,
+        {"targets": CLASSES * 1.0},
+        ("float64 [12]", "integers from 0 to 2", ".astype(int)"),
+    ),
+    "classes in a column": (
+        mlp,
+        SOFTMAX,
+        {"targets": CLASSES[:, None]},
+        ("int64 [12, 1]", "integers from 0 to 2", "[..., 0]"),
+    ),
+    "real numbers for classes": (
+        mlp,
+        SOFTMAX,
+        {"targets": X[:, 0]},
+        ("float32 [12]", "integers from 0 to 2"),
+    ),
+    "words": (
+        mlp,
+        SOFTMAX,
+        {"targets": np.array(["cat"] * N)},
+        ("train targets", "<U3", "integers from 0 to 2"),
+    ),
+    "objects": (
+        mlp,
+        SOFTMAX,
+        {"targets": np.array([None] * N)},
+        ("train targets", "object", "integers from 0 to 2"),
+    ),
+    "one softmax unit": (
+        mlp,
+        mlp.Config(sizes=(4, 1)),
+        {"targets": 0 * CLASSES},
+        ("softmax of 1 output", "2 outputs or more"),
+    ),
+    "one softmax unit for each step": (
+        rnn,
+        dataclasses.replace(SEQUENCES, output_units=1),
+        {"inputs": TIMES, "targets": 0 * STEPS},
+        ("softmax of 1 output",),
+    ),
+    "rows of another length": (
+        mlp,
+        SOFTMAX,
+        {"targets": ROWS[:, :2]},
+        ("float32 [12, 2]", "sum to 1 [12, 3]"),
+    ),
     "no distribution": (mlp, SOFTMAX, {"targets": 2 * ROWS}, ("sum is 2", "allowed", "sum is 1")),
-    "a negative share": (mlp, SOFTMAX, {"targets": ROWS + np.array([-1, 0, 1])}, ("from -0.66", "allowed: 0 to 1")),
+    "a negative share": (
+        mlp,
+        SOFTMAX,
+        {"targets": ROWS + np.array([-1, 0, 1])},
+        ("from -0.66", "allowed: 0 to 1"),
+    ),
     "several of one kind": (mlp, SOFTMAX, {"targets": np.ones((N, 3), int)}, ("sum is 3",)),
-    "logistic targets of -1": (mlp, LOGISTIC, {"targets": -ROWS}, ("train targets", "from -0.33", "allowed: 0 to 1")),
-    "logistic targets of 255": (mlp, LOGISTIC, {"targets": 255 * np.eye(3)[CLASSES]}, ("from 0 to 255", "allowed: 0 to 1")),
-    "integers of 0 and 2": (mlp, LOGISTIC, {"targets": 2 * np.eye(3, dtype=int)[CLASSES]}, ("from 0 to 2", "allowed: 0 to 1")),
-    "one logistic unit": (mlp, ONE, {"targets": CLASSES % 2}, ("int64 [12]", "[12, 1]", "[..., None]")),
-    "one linear unit": (mlp, dataclasses.replace(ONE, output="linear"), {"targets": X[:, 0]}, ("[12, 1]", "[..., None]")),
-    "not a number": (mlp, LINEAR, {"targets": np.where(ROWS > 0, np.nan, 0)}, ("train targets", "nan", "finite numbers")),
-    "infinite": (mlp, LINEAR, {"targets": np.where(np.eye(N, 3) > 0, np.inf, 0)}, ("train targets", "inf", "finite numbers")),
-    "classes of steps": (rnn, SEQUENCES, {"inputs": TIMES, "targets": STEPS + 1}, ("class 2", "allowed: 0 to 1")),
+    "logistic targets of -1": (
+        mlp,
+        LOGISTIC,
+        {"targets": -ROWS},
+        ("train targets", "from -0.33", "allowed: 0 to 1"),
+    ),
+    "logistic targets of 255": (
+        mlp,
+        LOGISTIC,
+        {"targets": 255 * np.eye(3)[CLASSES]},
+        ("from 0 to 255", "allowed: 0 to 1"),
+    ),
+    "integers of 0 and 2": (
+        mlp,
+        LOGISTIC,
+        {"targets": 2 * np.eye(3, dtype=int)[CLASSES]},
+        ("from 0 to 2", "allowed: 0 to 1"),
+    ),
+    "one logistic unit": (
+        mlp,
+        ONE,
+        {"targets": CLASSES % 2},
+        ("int64 [12]", "[12, 1]", "[..., None]"),
+    ),
+    "one linear unit": (
+        mlp,
+        dataclasses.replace(ONE, output="linear"),
+        {"targets": X[:, 0]},
+        ("[12, 1]", "[..., None]"),
+    ),
+    "not a number": (
+        mlp,
+        LINEAR,
+        {"targets": np.where(ROWS > 0, np.nan, 0)},
+        ("train targets", "nan", "finite numbers"),
+    ),
+    "infinite": (
+        mlp,
+        LINEAR,
+        {"targets": np.where(np.eye(N, 3) > 0, np.inf, 0)},
+        ("train targets", "inf", "finite numbers"),
+    ),
+    "classes of steps": (
+        rnn,
+        SEQUENCES,
+        {"inputs": TIMES, "targets": STEPS + 1},
+        ("class 2", "allowed: 0 to 1"),
+    ),
     "no target": (mlp, SOFTMAX, {"targets": None}, ("train has no targets", "inputs")),
     "no input": (mlp, SOFTMAX, {"inputs": None}, ("train has no inputs", "targets")),
-    "nothing": (mlp, SOFTMAX, {"inputs": None, "targets": None}, ("train has no inputs", "nothing")),
-    "another name of a mask": (rnn, SEQUENCES, {"inputs": TIMES, "targets": STEPS, "masks": SHORTER}, ("'masks'", "mean mask?")),
-    "a mask in capitals": (mlp, SOFTMAX, {"Mask": CLASSES > 0}, ("'Mask'", "did you mean mask?", "inputs, targets, mask, reset")),
-    "weights": (mlp, SOFTMAX, {"sample_weight": X[:, 0]}, ("'sample_weight'", "allowed: inputs, targets, mask, reset")),
+    "nothing": (
+        mlp,
+        SOFTMAX,
+        {"inputs": None, "targets": None},
+        ("train has no inputs", "nothing"),
+    ),
+    "another name of a mask": (
+        rnn,
+        SEQUENCES,
+        {"inputs": TIMES, "targets": STEPS, "masks": SHORTER},
+        ("'masks'", "mean mask?"),
+    ),
+    "a mask in capitals": (
+        mlp,
+        SOFTMAX,
+        {"Mask": CLASSES > 0},
+        ("'Mask'", "did you mean mask?", "inputs, targets, mask, reset"),
+    ),
+    "weights": (
+        mlp,
+        SOFTMAX,
+        {"sample_weight": X[:, 0]},
+        ("'sample_weight'", "allowed: inputs, targets, mask, reset"),
+    ),
     "a number for a name": (mlp, SOFTMAX, {1: CLASSES}, ("by the name 1", "allowed: texts")),
-    "a mask of 0 and 2": (mlp, SOFTMAX, {"mask": 2 * (CLASSES > 0)}, ("train mask=2", "allowed: True and False, or 1 and 0")),
-    "a mask of halves": (mlp, SOFTMAX, {"mask": (CLASSES > 0) / 2}, ("train mask=0.5", "allowed: True and False")),
-    "a mask of nothing known": (mlp, SOFTMAX, {"mask": np.full(N, np.nan)}, ("train mask=nan", "allowed: True and False")),
-    "a mask of words": (mlp, SOFTMAX, {"mask": ["yes"] * N}, ("train mask: <U3", "allowed: True and False")),
-    "a mask that hides everything": (mlp, SOFTMAX, {"mask": CLASSES < 0}, ("train mask: False everywhere",)),
-    "a mask of another shape": (rnn, SEQUENCES, {"inputs": TIMES, "targets": STEPS, "mask": SHORTER[:, :4]}, ("mask: shape",)),
+    "a mask of 0 and 2": (
+        mlp,
+        SOFTMAX,
+        {"mask": 2 * (CLASSES > 0)},
+        ("train mask=2", "allowed: True and False, or 1 and 0"),
+    ),
+    "a mask of halves": (
+        mlp,
+        SOFTMAX,
+        {"mask": (CLASSES > 0) / 2},
+        ("train mask=0.5", "allowed: True and False"),
+    ),
+    "a mask of nothing known": (
+        mlp,
+        SOFTMAX,
+        {"mask": np.full(N, np.nan)},
+        ("train mask=nan", "allowed: True and False"),
+    ),
+    "a mask of words": (
+        mlp,
+        SOFTMAX,
+        {"mask": ["yes"] * N},
+        ("train mask: <U3", "allowed: True and False"),
+    ),
+    "a mask that hides everything": (
+        mlp,
+        SOFTMAX,
+        {"mask": CLASSES < 0},
+        ("train mask: False everywhere",),
+    ),
+    "a mask of another shape": (
+        rnn,
+        SEQUENCES,
+        {"inputs": TIMES, "targets": STEPS, "mask": SHORTER[:, :4]},
+        ("mask: shape",),
+    ),
     "a mask for each number": (mlp, SOFTMAX, {"mask": X > 0}, ("mask: shape", "expected")),
-    "resets of 0 and 3": (rnnlm, WRITER, {"inputs": TOKENS, "targets": TOKENS, "reset": 3 * CLASSES}, ("train reset=3",)),
-    "lists of different lengths": (mlp, SOFTMAX, {"inputs": [[1.0], [1.0, 2.0]] * 6}, ("train inputs", "different lengths")),
-    "a token too many": (rnnlm, WRITER, {"inputs": TOKENS, "targets": TOKENS + 1}, ("train targets", "class 7", "0 to 6")),
-    "a token that is none": (rnnlm, WRITER, {"inputs": TOKENS + 1, "targets": TOKENS}, ("inputs", "from 1 to 7", "0 to 6")),
-    "a negative token": (rnnlm, WRITER, {"inputs": TOKENS - 1, "targets": TOKENS}, ("inputs", "from -1 to 5", "0 to 6")),
-    "tokens as floats": (rnnlm, WRITER, {"inputs": TOKENS * 1.0, "targets": TOKENS}, ("inputs: float32", "integers")),
-    "target tokens as floats": (rnnlm, WRITER, {"inputs": TOKENS, "targets": TOKENS * 1.0}, ("targets: float64", "0 to 6")),
-    "pixels beyond 1": (rbm, rbm.Config(visible=4, hidden=2), {"inputs": 2 * np.abs(X)}, ("inputs", "allowed: 0 to 1")),
-    "not a pixel": (autoencoder, autoencoder.Config(sizes=(4, 2)), {"inputs": X * np.nan}, ("from nan", "allowed: 0 to 1")),
-}  # fmt: skip
+    "resets of 0 and 3": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS, "targets": TOKENS, "reset": 3 * CLASSES},
+        ("train reset=3",),
+    ),
+    "lists of different lengths": (
+        mlp,
+        SOFTMAX,
+        {"inputs": [[1.0], [1.0, 2.0]] * 6},
+        ("train inputs", "different lengths"),
+    ),
+    "a token too many": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS, "targets": TOKENS + 1},
+        ("train targets", "class 7", "0 to 6"),
+    ),
+    "a token that is none": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS + 1, "targets": TOKENS},
+        ("inputs", "from 1 to 7", "0 to 6"),
+    ),
+    "a negative token": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS - 1, "targets": TOKENS},
+        ("inputs", "from -1 to 5", "0 to 6"),
+    ),
+    "tokens as floats": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS * 1.0, "targets": TOKENS},
+        ("inputs: float32", "integers"),
+    ),
+    "target tokens as floats": (
+        rnnlm,
+        WRITER,
+        {"inputs": TOKENS, "targets": TOKENS * 1.0},
+        ("targets: float64", "0 to 6"),
+    ),
+    "pixels beyond 1": (
+        rbm,
+        rbm.Config(visible=4, hidden=2),
+        {"inputs": 2 * np.abs(X)},
+        ("inputs", "allowed: 0 to 1"),
+    ),
+    "not a pixel": (
+        autoencoder,
+        autoencoder.Config(sizes=(4, 2)),
+        {"inputs": X * np.nan},
+        ("from nan", "allowed: 0 to 1"),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DATA)
-def test_data_that_a_loss_is_not_defined_for(tmp_path, case):
+def test_data_invalid_for_the_loss_are_refused(tmp_path, case):
     module, cfg, change, words = DATA[case]
     data = {
         name: column
@@ -134,14 +322,14 @@ def test_data_that_a_loss_is_not_defined_for(tmp_path, case):
         ({"targets": X[:, 0]}, ("validation targets", "float32 [12]")),
     ],
 )
-def test_validation_data_are_seen_before_the_first_step(tmp_path, change, words):
+def test_validation_data_are_checked_before_the_first_step(tmp_path, change, words):
     data = {"inputs": X, "targets": CLASSES}
     _refused(
         tmp_path, words, lambda out: _fit(mlp, SOFTMAX, data, validation=data | change, out=out)
     )
 
 
-def test_files_are_checked_alike(tmp_path):
+def test_data_from_files_are_checked_equally(tmp_path):
     arrays: dict[str, Any] = {"inputs": X, "targets": 255 * np.eye(3, dtype=np.float32)[CLASSES]}
     np.savez(tmp_path / "arrays.npz", **arrays)
     data, settings = f"npz:{tmp_path / 'arrays.npz'}", {"preprocess": "none"}
@@ -160,7 +348,7 @@ def test_files_are_checked_alike(tmp_path):
     )
 
 
-def test_splits_that_nobody_reads(tmp_path):
+def test_unused_splits_are_refused(tmp_path):
     table = {"inputs": X, "targets": CLASSES}
     _refused(
         tmp_path,
@@ -192,7 +380,7 @@ def test_splits_that_nobody_reads(tmp_path):
 
 
 class Undeclared:
-    """A Config of a user's own model that says nothing."""
+    """A Config of a user's model without declarations."""
 
 
 class Counting(Undeclared):
@@ -203,7 +391,7 @@ class Counting(Undeclared):
 
 
 class Ranged(Undeclared):
-    """It says nothing of its inputs."""
+    """It does not declare its inputs."""
 
     outputs = Outputs("targets")
 
@@ -216,7 +404,7 @@ class Ranged(Undeclared):
         (Counting(), ("Counting: outputs=3, allowed: a zoo.base.Outputs",)),
     ],
 )
-def test_a_config_that_does_not_declare_what_it_must(tmp_path, cfg, words):
+def test_config_without_declarations_is_refused(tmp_path, cfg, words):
     words = (*words, "tests.test_refused.", "zoo.base.Model")
     _refused(tmp_path, words, lambda out: _fit(mlp, cfg, {"inputs": X, "oddity": X}, out=out))
 
@@ -263,7 +451,7 @@ def test_masks_of_another_kind_and_lists_are_the_same_data():
 
 
 @pytest.mark.parametrize("hidden", [-100, 99])
-def test_what_a_mask_hides_may_be_anything(hidden):
+def test_masked_values_are_not_checked(hidden):
     data = {"inputs": TOKENS, "targets": TOKENS, "mask": SHORTER}
     padded = data | {name: np.where(SHORTER, TOKENS, hidden) for name in ("inputs", "targets")}
     assert np.isfinite(_fit(rnnlm, WRITER, padded).history[-1]["loss"])
@@ -273,7 +461,7 @@ def test_what_a_mask_hides_may_be_anything(hidden):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_declare_what_their_examples_are(name):
+def test_models_declare_their_examples(name):
     module = MODELS[name]
     for cfg in (module.PRESETS["tiny"], *([LINEAR, LOGISTIC] if module is mlp else [])):
         batch = module.example_batch(cfg, jax.random.key(0), 5)
@@ -303,7 +491,7 @@ def test_models_declare_what_their_examples_are(name):
     ],
 )
 def test_sets_of_the_package_have_known_columns_and_right_targets(data):
-    """Of the first recipe that there is for each."""
+    """From the first recipe of each data set."""
     recipe = next(
         recipe
         for recipe in RECIPES.values()
@@ -322,7 +510,7 @@ def test_sets_of_the_package_have_known_columns_and_right_targets(data):
     assert stage.recipe.select_mode
 
 
-def test_tokens_cannot_be_deformed(tmp_path):
+def test_augmentation_of_tokens_is_refused(tmp_path):
     shift = {"augment": Augment(shift=1)}
     batch = seq2seq.example_batch(seq2seq.PRESETS["tiny"], jax.random.key(0), 6)
     words = ("augment: inputs are lengths, source, target", "allowed: one array of images")
@@ -381,7 +569,7 @@ def test_the_table_has_every_setting_that_may_be_idle():
 
 
 @pytest.mark.parametrize("setting", IDLE)
-def test_settings_that_nothing_reads(tmp_path, setting):
+def test_unused_settings_are_refused(tmp_path, setting):
     how = dict(IDLE[setting])
     words = (f"{setting}=", "allowed without")
     if "transfer" in how:
@@ -504,7 +692,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_settings_of_another_kind(tmp_path, case):
+def test_settings_of_another_type(tmp_path, case):
     make, words = SETTINGS[case]
     _refused(tmp_path, (*words, "allowed"), lambda _: make())
 
@@ -556,7 +744,7 @@ def test_numbers_of_numpy_and_jax_are_the_same_settings_also_in_files(tmp_path, 
 
 @pytest.mark.parametrize(("select_by", "best"), [("loss", min), ("accuracy", max), (None, max)])
 def test_a_metric_is_selected_in_its_own_direction(select_by, best):
-    """Labels by chance, learned by heart: the validation loss rises soon, and the accuracy comes and goes."""
+    """Random labels, memorised: the validation loss soon rises, and accuracy fluctuates."""
     rng = np.random.default_rng(1)
     data, held_out = (
         {"inputs": rng.normal(size=(20, 4)), "targets": rng.integers(0, 3, 20)} for _ in range(2)
@@ -589,8 +777,8 @@ def test_a_metric_without_a_direction_needs_one(tmp_path):
     assert fit(tmp_path / "run", select_mode="min").complete
 
 
-def test_stages_before_are_written_as_earlier_versions_did():
-    """dbn-digits: machines by their reconstruction error, the net by its loss, each with its direction."""
+def test_earlier_stages_keep_their_json_format():
+    """dbn-digits: RBMs by reconstruction error, the network by loss, each with a direction."""
     recipe = RECIPES["dbn-digits"]
     stage = prepare(recipe, load_data("digits"), mlp, Parallel(devices=1))
     written = [(each.select_by, each.select_mode) for each in stage.recipe.stages]
@@ -625,7 +813,7 @@ def test_stages_before_are_written_as_earlier_versions_did():
     ],
 )
 def test_run_folders_of_earlier_versions_resume(tmp_path, module, cfg, data, validates, earlier):
-    """They hold a metric and a direction always, max where nobody had said any."""
+    """They always contain a metric and a direction, max by default."""
     validation = data if validates else None
     _fit(module, cfg, data, validation=validation, out=tmp_path)
     written = RunFolder.open(tmp_path).config()["recipe"]

@@ -1,4 +1,4 @@
-"""Language models, measured and shown: against sums by hand, dictionaries, loops of ``apply``."""
+"""Language models' metrics and report against sums by hand, dictionaries, loops of ``apply``."""
 
 import dataclasses
 import gzip
@@ -39,7 +39,7 @@ from train.tasks import Algorithm, Classification, Language
 
 SECTIONS = {
     "Samples": evals.tasks.language.samples,
-    "What is hard": evals.tasks.language.passage,
+    "Per-token loss": evals.tasks.language.passage,
     "Nearest words": evals.report.words.neighbours,
     "Analogies": evals.report.words.analogies,
     "Map of words": evals.report.words.word_map,
@@ -160,7 +160,7 @@ def test_the_loss_is_a_sum_over_the_tokens(evaluation, folder):
 
 @pytest.mark.parametrize("kind", ["evaluation", "characters"])
 def test_log_probabilities_are_in_the_order_of_the_text(kind, request):
-    """Each stretch at once, by ``apply``, which carries nothing."""
+    """Each segment at once, by ``apply``, without a carry."""
     evaluation = request.getfixturevalue(kind)
     run, table = evaluation.run, evaluation.table
     order: Any = evaluation_batches(table, BATCH, run.scaling).order
@@ -183,7 +183,7 @@ def test_log_probabilities_are_in_the_order_of_the_text(kind, request):
     )
 
 
-def test_documents_are_those_that_made_the_table():
+def test_documents_are_recovered_from_the_table():
     texts = {
         "train": ["a b c\n" * 9, "b\n", "c c\n"],
         "validation": ["a\n"],
@@ -256,7 +256,7 @@ def test_the_weight_is_not_chosen_on_the_test_split(evaluation, splits, monkeypa
     assert weights[0] == weights[1]
 
 
-def test_what_was_trained_on_is_no_baseline(evaluation, splits, monkeypatch):
+def test_training_split_has_no_baselines(evaluation, splits, monkeypatch):
     monkeypatch.setattr(evals.tasks.language, "ORDERS", {"words": (2,)})
     run = evaluation.run
     both = run._replace(recipe=dataclasses.replace(run.recipe, train_on="train+validation"))
@@ -288,7 +288,7 @@ def test_what_was_trained_on_is_no_baseline(evaluation, splits, monkeypatch):
 
 @pytest.fixture(scope="module")
 def copy(evaluation):
-    """An untrained model of a task of memory: tokens, but no text."""
+    """An untrained model of a memory task: tokens, but no text."""
     cfg = zoo.rnnlm.Config(vocabulary=len(COPY_SYMBOLS), features=4, units=(5,))
     run = evaluation.run._replace(
         recipe=dataclasses.replace(evaluation.run.recipe, model=cfg, data="copy:3"),
@@ -313,18 +313,18 @@ def test_tokens_that_are_no_text_have_a_loss_only(copy):
 # ---------------------------------------------------------------- sections
 
 
-def test_sections_are_there_for_what_they_are_about(evaluation, characters):
+def test_sections_appear_for_matching_models(evaluation, characters):
     there = {title: text_of(section, evaluation) for title, section in SECTIONS.items()}
     assert all(text.startswith(f"<section><h2>{title}</h2>") for title, text in there.items())
     assert there == {title: section(evaluation) for title, section in SECTIONS.items()}, (
         "always the same bytes"
     )
     shown = {title for title, section in SECTIONS.items() if section(characters) is not None}
-    assert shown == {"Samples", "What is hard"}
+    assert shown == {"Samples", "Per-token loss"}
     assert set(SECTIONS.values()) <= set(evals.report.document.sections_of(evaluation))
 
 
-def test_no_other_model_has_them(evaluation):
+def test_other_models_have_no_language_sections(evaluation):
     run = evaluation.run._replace(
         module=zoo.mlp, params={}, data=evaluation.run.data._replace(task=Classification())
     )
@@ -334,7 +334,7 @@ def test_no_other_model_has_them(evaluation):
     assert not set(SECTIONS.values()) & set(evals.report.document.sections_of(other))
 
 
-def test_samples_go_on_from_the_example(evaluation, monkeypatch):
+def test_samples_continue_the_example(evaluation, monkeypatch):
     monkeypatch.setattr(evals.tasks.language, "WRITTEN", {"words": 5})
     text = text_of(evals.tasks.language.samples, dataclasses.replace(evaluation, example=2))
     begun = evaluation.table["targets"][2][evaluation.table["mask"][2]]
@@ -437,7 +437,7 @@ def test_neighbours_have_the_largest_cosine(evaluation, monkeypatch):
         )
 
 
-def test_of_a_large_vocabulary_frequent_content_words_are_asked():
+def test_large_vocabularies_show_frequent_content_words():
     vocabulary = (
         "<eos>",
         "<unk>",
@@ -451,7 +451,7 @@ def test_of_a_large_vocabulary_frequent_content_words_are_asked():
 
 
 def test_analogies_are_counted(evaluation):
-    """man, woman, king, queen differ as they should; he and she do not; child has no plural in the vocabulary."""
+    """man, woman, king, queen form an analogy; he, she do not; child has no plural here."""
     vocabulary = (
         "<eos>",
         "<unk>",
@@ -514,7 +514,7 @@ def test_analogies_are_counted(evaluation):
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 80, 200]))
 @settings(deadline=None, max_examples=15)
-def test_labels_overlap_nothing(seed, count):
+def test_map_labels_do_not_overlap(seed, count):
     rng = np.random.default_rng(seed)
     size = np.array([evals.report.points.WIDTH, evals.report.points.HEIGHT])
     points = np.clip(size * rng.normal(0.5, rng.choice([0.05, 0.3]), (count, 2)), 0, size)
@@ -563,7 +563,7 @@ def said(capsys, *arguments: Any) -> str:
     return capsys.readouterr().out
 
 
-def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypatch, capsys):
+def test_command_evaluates_and_suggests_the_next_command(folder, evaluation, monkeypatch, capsys):
     monkeypatch.setattr(evals.tasks.language, "SECTIONS", ())
     out = said(capsys, folder / "run")
     assert f"next: {entry.program('evals')} sample {folder / 'run'} --prompt" in out
@@ -575,7 +575,7 @@ def test_the_command_measures_and_says_how_to_go_on(folder, evaluation, monkeypa
     assert "perplexity of 5-grams" in (folder / "run" / "report.html").read_text()
 
 
-def test_what_is_written_depends_on_the_seed_alone(folder, capsys, evaluation):
+def test_generated_text_depends_on_the_seed_only(folder, capsys, evaluation):
     before = sorted(file.name for file in (folder / "run").iterdir())
     options = (
         "sample",
@@ -600,13 +600,13 @@ def test_what_is_written_depends_on_the_seed_alone(folder, capsys, evaluation):
 
 @pytest.fixture
 def restored(evaluation, monkeypatch):
-    """The run need not be read again."""
+    """Without reading the run again."""
     monkeypatch.setattr(evals.evaluation, "restore", lambda _: evaluation.run)
     return evaluation.run
 
 
 def test_without_temperature_the_most_probable_token_is_taken(restored, capsys):
-    """And if it is the only one to draw, at any temperature."""
+    """Also if it is the only candidate, at any temperature."""
     apply = jax.jit(restored.module.apply)
     tokens = [BEGIN, *encode(["the", "queen"], restored.task.vocabulary).tolist()]
     for _ in range(9):
@@ -678,14 +678,12 @@ def test_bad_options_are_one_clear_error(restored, capsys, options, message):
         ([0], 3, {"seed": 0.5}, "seed=0.5, allowed: 0 to "),
     ],
 )
-def test_nothing_is_written_for_arguments_that_mean_nothing(
-    evaluation, prompt, length, how, message
-):
+def test_invalid_arguments_generate_nothing(evaluation, prompt, length, how, message):
     with pytest.raises(ValueError, match=message):
         evals.tasks.language.write(evaluation.run, np.array(prompt, np.int32), length, **how)
 
 
-def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
+def test_other_models_cannot_generate_text(copy, monkeypatch, capsys):
     monkeypatch.setattr(evals.evaluation, "restore", lambda _: copy.run)
     assert evals.__main__.main(["sample", "run"]) == 1
     message = f"{copy.run.folder.path}: sample is not for a model of algorithm; its verbs: none"
@@ -701,7 +699,7 @@ def test_what_is_no_language_model_cannot_write(copy, monkeypatch, capsys):
 def test_another_text_is_measured_with_the_vocabulary_of_the_run(
     folder, evaluation, tmp_path, capsys, monkeypatch, gzipped
 ):
-    """As a whole, with every unknown word counted, and beside no n-grams, as these would be of another text."""
+    """As a whole, counting unknown words, without n-grams, which belong to another text."""
     monkeypatch.setattr(evals.tasks.language, "SECTIONS", ())
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)

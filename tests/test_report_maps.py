@@ -1,4 +1,4 @@
-"""Feature maps, filters and shifts of the report: what the pictures decode to, against the model itself and numpy."""
+"""Feature maps, filters and shifts in the report: decoded images against the model and numpy."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ from zoo.convnet import Config, Stage
 
 
 class Parts(html.parser.HTMLParser):
-    """Pictures as {what they show: pixels}, texts of <b>, of table rows, and everything."""
+    """Images {caption: pixels}, texts of <b>, texts of table rows, and the whole page."""
 
     def __init__(self, text):
         super().__init__()
@@ -139,7 +139,7 @@ def close(pixels, expected):
 
 
 def frames_of(pixels, count):
-    """A strip of grey and opacity -> [count, height, width] grey; what is between frames is transparent, they are not."""
+    """A strip of grey and opacity -> frames [count, height, width]; gaps are transparent."""
     width = (pixels.shape[1] + 1) // count
     starts = np.arange(count) * width
     frames = np.stack([pixels[:, start : start + width - 1] for start in starts])
@@ -168,12 +168,12 @@ def test_maps_are_the_values_of_the_trace_in_its_order(images):
     assert counts == {"input": 1, "conv_0": 16, "pool_0": 16, "conv_1": 3, "pool_1": 3}
 
 
-def test_of_many_maps_those_with_the_most_contrast_are_shown(images):
+def test_maps_with_the_most_contrast_are_shown(images):
     page = Parts(evals.tasks.classification.feature_maps(images))
     contrast = traced(images)["conv_0"].reshape(64, 20).std(axis=0)
     shown = [int(name.split()[-1]) for name in page.pictures if name.startswith("conv_0")]
     assert shown == sorted(np.argsort(-contrast)[:16])
-    assert page.text.count("the 16 of most contrast") == 2
+    assert page.text.count("the 16 with most contrast") == 2
 
 
 def test_scores_are_the_five_highest_probabilities_in_order(images):
@@ -340,8 +340,8 @@ def test_shifted_is_rolled_with_the_border_replaced(axis, by, dtype):
     assert moved.dtype == dtype
 
 
-def test_what_ignores_position_keeps_its_accuracy_and_what_does_not_loses_it():
-    """A bright pixel well inside, either of two kinds: its brightness and its place both tell which."""
+def test_shift_invariant_model_keeps_its_accuracy():
+    """A bright inner pixel of one of two kinds, given by its brightness and its position."""
     targets = np.arange(40) % 2
     inputs = np.zeros((40, 16, 16, 1), np.uint8)
     inputs[np.arange(40), 6 + targets, 7] = 100 + 100 * targets[:, None]
@@ -356,7 +356,7 @@ def test_what_ignores_position_keeps_its_accuracy_and_what_does_not_loses_it():
         return evals.report.shifts.accuracies(classify, inputs, targets, (1, 2), 3, 0.0)
 
     assert measure(brightest) == [1.0] * 4
-    # Moving along the row changes nothing; a pixel down all or up all of one kind are mistaken, farther away only kind 1 is.
+    # Horizontal shifts change nothing; one pixel vertically confuses one kind, more only kind 1.
     assert measure(place) == [1.0, (1 + 1 + 0 + 0.5) / 4, 0.75, 0.75]
 
 

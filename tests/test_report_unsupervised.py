@@ -1,4 +1,4 @@
-"""Sections of the report on models without targets: what they show, against the models themselves and numpy."""
+"""Report sections on models without targets: content against the models and numpy."""
 
 import base64
 import dataclasses
@@ -44,7 +44,7 @@ STEPS = (0, 1, 4)
 
 @pytest.fixture(autouse=True, scope="module")
 def _short():
-    """A few steps of chains and a few points do here, and likelihoods are not what this is about."""
+    """Few chain steps and points suffice here; likelihoods are not tested."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evals.tasks.density, "likelihoods", lambda *_: {})
         patch.setattr(evals.tasks.reconstruction, "STEPS", STEPS)
@@ -94,7 +94,7 @@ def autoencoder(tmp_path_factory):
 
 
 def vectors_of(rbm):
-    """The same machine for inputs that are no images, and without classes."""
+    """The same RBM for inputs that are not images, and without classes."""
     inputs = rbm.table["inputs"].reshape(-1, 64)
     run = rbm.run._replace(data=rbm.run.data._replace(task=Density(), input_shape=(64,)))
     return changed(rbm, run=run, table=rbm.table.having(inputs=inputs))
@@ -151,9 +151,9 @@ def close(pixels, values):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sections_are_there_for_what_they_are_about(kind, request, monkeypatch):
+def test_sections_appear_for_matching_models(kind, request, monkeypatch):
     evaluation = evaluation_of(kind, request)
-    if kind != "rbm":  # the only one whose plots are drawn here: each takes a while
+    if kind != "rbm":  # the only one whose plots are drawn here, because each is slow
         monkeypatch.setattr(evals.report.checkpoints, "plot", lambda *_: "")
         monkeypatch.setattr(evals.tasks.reconstruction, "plot", lambda *_: "")
     there = {title: once(SECTIONS[title], evaluation) for title in KINDS[kind]}
@@ -173,7 +173,7 @@ def test_the_report_of_a_run_is_always_the_same_bytes(rbm):
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn", "autoencoder"])
-def test_reconstructions_are_the_traces_with_their_errors(kind, request):
+def test_reconstructions_equal_the_trace_with_errors(kind, request):
     evaluation = evaluation_of(kind, request)
     run, text = evaluation.run, once(evals.tasks.reconstruction.reconstructions, evaluation)
     pictures = shown(text)
@@ -199,7 +199,7 @@ def test_reconstructions_are_the_traces_with_their_errors(kind, request):
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn"])
-def test_chains_are_the_modules(kind, request):
+def test_chains_equal_the_models(kind, request):
     evaluation = evaluation_of(kind, request)
     run, cfg = evaluation.run, evaluation.run.recipe.model
     module: Any = run.module
@@ -225,7 +225,7 @@ def test_chains_are_the_modules(kind, request):
         )
 
 
-def test_a_net_of_one_machine_dreams_as_that_machine(rbm, dbn):
+def test_dbn_with_one_rbm_samples_like_the_rbm(rbm, dbn):
     cfg = zoo.dbn.Config(sizes=(64, 100))
     run = dbn.run._replace(
         recipe=dataclasses.replace(dbn.run.recipe, model=cfg), params={"layer_0": rbm.run.params}
@@ -302,7 +302,7 @@ def test_maps_are_of_the_code(rbm, dbn, autoencoder, monkeypatch):
             classifier = KNeighborsClassifier(1).fit(np.asarray(points, np.float64), targets)
             neighbours = classifier.kneighbors(return_distance=False)[
                 :, 0
-            ]  # of points that were fitted, others
+            ]  # embedded points, others
             assert lines[name][0] == points.shape[1]
             assert lines[name][1] == pytest.approx(
                 100 * (targets[neighbours] != targets).mean(), abs=1.05
@@ -394,16 +394,16 @@ def test_histograms_count_all_of_every_checkpoint(kind, request, monkeypatch):
 
 
 def upwards(evaluation, params, inputs):
-    """What the highest machine sees."""
+    """The inputs of the top RBM."""
     return zoo.rbm.apply(evaluation.run.recipe.model.machines[0], params["layer_0"], inputs)
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn"])
-def test_free_energies_are_the_models(kind, request):
+def test_free_energies_equal_the_models(kind, request):
     evaluation = evaluation_of(kind, request)
     run, splits = evaluation.run, train.load_data("digits").splits
     text = once(evals.report.checkpoints.free_energies, evaluation)
-    assert "of 100 training and as many validation examples" in text
+    assert "of 100 training and 100 validation examples" in text
     lines = rows_of(text)
     rows = np.linspace(0, len(splits["train"]["inputs"]) - 1, 100).round().astype(int)
     with Checkpoints(run.folder.checkpoints, read_only=True) as checkpoints:
@@ -424,16 +424,16 @@ def test_free_energies_are_the_models(kind, request):
             )
 
 
-def test_what_was_trained_on_validation_data_is_compared_with_the_test_split(rbm):
+def test_models_trained_on_validation_data_are_compared_with_the_test_split(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, train_on="train+validation")
     text = text_of(
         evals.report.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe))
     )
-    assert "of 300 training and as many test examples" in text
+    assert "of 300 training and 300 test examples" in text
     assert "With the test split, not the validation split, as the run was trained on it." in text
 
 
-def test_few_labels_are_compared_with_what_they_were(rbm):
+def test_free_energies_use_the_labelled_training_examples(rbm):
     recipe = dataclasses.replace(rbm.run.recipe, labels=50)
     few = changed(rbm, run=rbm.run._replace(recipe=recipe))
     _, tables = evals.report.checkpoints._tables(few)
@@ -442,7 +442,7 @@ def test_few_labels_are_compared_with_what_they_were(rbm):
     assert len(tables["validation"]["inputs"]) == 50
 
 
-def test_data_that_are_gone_are_named(rbm, tmp_path):
+def test_missing_data_are_named(rbm, tmp_path):
     recipe = dataclasses.replace(rbm.run.recipe, data=f"npz:{tmp_path / 'gone.npz'}")
     text = text_of(
         evals.report.checkpoints.free_energies, changed(rbm, run=rbm.run._replace(recipe=recipe))

@@ -1,4 +1,4 @@
-"""What the contract test does not cover of recurrent networks: read-out, ragged sequences, both directions, pieces, dropout."""
+"""Recurrent networks beyond the contract: read-out, ragged, bidirectional, pieces, dropout."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def _value_and_grad(cfg, params, batch, key, carry):
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-def test_steps_are_the_unrolled_are_apply(cell):
+def test_steps_equal_unrolled_apply(cell):
     cfg = dataclasses.replace(TWO, cell=cell)
     params, inputs = _params(cfg), _inputs(cfg)
     carry = rnn.initial_carry(cfg, params, BATCH)
@@ -105,7 +105,7 @@ def test_both_directions_equal_two_passes_one_of_them_reversed(read_out):
     with pytest.raises(ValueError, match="bidirectional=True, allowed: False"):
         rnn.step(cfg, params, (), x[:, 0])
     with pytest.raises(
-        ValueError, match="bidirectional=True, allowed: False, to go on from a carry"
+        ValueError, match="bidirectional=True, allowed: False, to continue from a carry"
     ):
         rnn.unroll(cfg, params, (jnp.ones((BATCH, 10)), jnp.ones((BATCH, 8))), x)
 
@@ -142,16 +142,20 @@ def test_ragged_sequences_count_like_each_alone(read_out, bidirectional):
         if read_out == "each":
             alone["targets"] = alone["targets"][:, :length]
         parts.append(_loss(cfg, alone))
-    (expected, expected_aux), expected_gradients = jax.tree.map(lambda *leaves: sum(leaves), *[
-        ((part, part_aux._replace(carry=())), part_gradients) for (part, part_aux), part_gradients in parts
-    ])  # fmt: skip
+    (expected, expected_aux), expected_gradients = jax.tree.map(
+        lambda *leaves: sum(leaves),
+        *[
+            ((part, part_aux._replace(carry=())), part_gradients)
+            for (part, part_aux), part_gradients in parts
+        ],
+    )
     _close((total, aux._replace(carry=())), (expected, expected_aux), 1e-5)
     _close(gradients, expected_gradients, 1e-5)
     assert aux.count == (LENGTHS.sum() if read_out == "each" else BATCH)
 
 
 def test_targets_of_sequences_are_not_taken_for_those_of_steps():
-    """Where a sequence has as many outputs as steps; and whatever its padding holds."""
+    """Even if the number of outputs equals the number of steps, with any padding."""
     cfg = rnn.Config(inputs=2, units=(4,), output_units=TIME, read_out="last", output="linear")
     params, mask = _params(cfg), jnp.ones((3, TIME), bool).at[1, 1:].set(False).at[2].set(False)
     inputs, targets = _inputs(cfg)[:3], jnp.arange(3.0 * TIME).reshape(3, TIME)
@@ -190,8 +194,8 @@ def test_a_mask_of_rows_is_enough_where_every_step_is_read():
         rnn.loss(TWO, _params(TWO), batch | {"mask": jnp.ones(5, bool)})
 
 
-def test_pieces_end_the_gradient_but_not_the_state():
-    """Truncated backpropagation through time: the gradient of a piece takes what it begins with as given."""
+def test_truncation_stops_the_gradient_but_not_the_state():
+    """Truncated backpropagation through time: a piece's initial carry is a constant."""
     cfg = dataclasses.replace(TWO, cell="lstm", units=(5,))
     batch = {
         "inputs": _inputs(cfg),
@@ -231,7 +235,7 @@ def test_pieces_end_the_gradient_but_not_the_state():
     assert not any(leaf.any() for leaf in jax.tree.leaves(through_carry(_params(cfg))))
 
 
-def test_dropout_is_of_what_layers_pass_on_and_not_of_what_they_remember():
+def test_dropout_applies_between_layers_not_to_the_carry():
     cfg = Config(inputs=3, units=(32,), output_units=2, cell="rnn", dropout=0.5)
     params, inputs = _params(cfg), _inputs(cfg)
     start = rnn.initial_carry(cfg, params, BATCH)
@@ -247,7 +251,7 @@ def test_dropout_is_of_what_layers_pass_on_and_not_of_what_they_remember():
 
 
 @pytest.mark.parametrize("read_out", ["each", "last"])
-def test_dropout_is_of_inputs_of_each_layer_and_of_what_is_read(read_out):
+def test_dropout_applies_to_layer_inputs_and_read_out(read_out):
     plain = dataclasses.replace(TWO, read_out=read_out)
     keys = jax.random.split(KEY, BATCH)
     apply = jax.jit(rnn.apply)
@@ -269,8 +273,12 @@ def test_rematerialisation_changes_nothing():
 def test_trace_names_gates_of_every_layer_and_direction():
     cfg = dataclasses.replace(TWO, cell="lstm", bidirectional=True)
     logits, seen = rnn.trace(cfg, _params(cfg), _inputs(cfg))
-    names = {f"{direction}_{name}_{index}" for direction in ("forward", "backward") for index in range(2)
-             for name in (*recurrence.GATES["lstm"], "cell")}  # fmt: skip
+    names = {
+        f"{direction}_{name}_{index}"
+        for direction in ("forward", "backward")
+        for index in range(2)
+        for name in (*recurrence.GATES["lstm"], "cell")
+    }
     assert set(seen) == names | {"hidden_0", "hidden_1", "logits", "outputs"}
     _close(seen["outputs"], jax.nn.softmax(logits))
     for direction, units in (("forward", slice(0, 4)), ("backward", slice(4, None))):
@@ -283,8 +291,13 @@ def test_trace_names_gates_of_every_layer_and_direction():
 
 
 def test_presets_have_the_sizes_of_their_names():
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda cfg=cfg: rnn.init(cfg, KEY))))
-             for name, cfg in PRESETS.items()}  # fmt: skip
+    sizes = {
+        name: sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.eval_shape(lambda cfg=cfg: rnn.init(cfg, KEY)))
+        )
+        for name, cfg in PRESETS.items()
+    }
     gate, read = 2 * 64 + 64 * 64 + 64, 64 + 1
     assert sizes["adding_rnn"] == gate + read
     assert sizes["adding_lstm"] == 4 * gate + read
@@ -302,7 +315,7 @@ def test_presets_have_the_sizes_of_their_names():
         ("forget_bias", {"forget_bias": float("inf")}),
     ],
 )
-def test_configs_that_cannot_be_name_the_field(field, overrides):
+def test_invalid_configs_name_the_field(field, overrides):
     config = object.__new__(Config)
     for other in dataclasses.fields(Config):
         object.__setattr__(config, other.name, overrides.get(other.name, getattr(TWO, other.name)))
@@ -310,7 +323,7 @@ def test_configs_that_cannot_be_name_the_field(field, overrides):
         config.__post_init__()
 
 
-def test_wrong_shapes_of_targets_name_what_is_expected():
+def test_wrong_target_shapes_name_the_expected_shape():
     batch = rnn.example_batch(TWO, KEY, BATCH)
     for targets in (batch["targets"][:, 0], jnp.zeros((BATCH, 8, 3))):
         with pytest.raises(ValueError, match=r"targets: shape .*expected \[4, 8"):

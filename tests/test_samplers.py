@@ -1,4 +1,4 @@
-"""Samplers: every row once an epoch, in an order that is a function of (seed, step), in batches whose rows go together."""
+"""Samplers: every row once per epoch, in an order that depends only on (seed, step)."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_rows_are_a_function_of_seed_and_step_only(kind):
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_who_changes_the_rows_changes_nothing_else(kind):
+def test_returned_rows_are_copies(kind):
     order = order_of(kind, 12, 4)
     before = order.rows(0).copy()
     order.rows(0)[:] = 0
@@ -74,7 +74,7 @@ def test_who_changes_the_rows_changes_nothing_else(kind):
 
 
 @pytest.mark.parametrize("step", [-1, -2])
-def test_there_is_no_step_before_the_first(step):
+def test_negative_steps_are_refused(step):
     for kind in ("shuffled", "bucketed"):
         with pytest.raises(ValueError, match="non-negative"):
             order_of(kind, 3, 2).rows(step)
@@ -88,8 +88,8 @@ ROWS = {
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_orders_are_those_of_earlier_versions(kind):
-    """So that their runs go on with the next batch."""
+def test_orders_equal_earlier_versions(kind):
+    """So that earlier runs resume with the next batch."""
     assert epoch_of(order_of(kind, 10, 3), 1).tolist() == ROWS[kind]
 
 
@@ -123,7 +123,7 @@ def test_only_the_rows_of_a_pool_are_used():
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (12, 3), (3, 5), (1, 1), (7, 2)])
-def test_rows_of_a_batch_go_on_in_the_next_one(count, size):
+def test_contiguous_rows_continue_in_the_next_batch(count, size):
     columns = {"inputs": np.arange(count, dtype=np.int32)[:, None], "reset": np.arange(count) == 0}
     batches = Batches(Table(columns, Contiguous()), size, seed=3)
     assert batches.steps_per_epoch == -(-count // size)
@@ -141,7 +141,7 @@ def test_rows_of_a_batch_go_on_in_the_next_one(count, size):
     assert columns["reset"].sum() == 1, "the table is as it was"
 
 
-def test_documents_begin_anew_in_the_middle_of_a_stretch():
+def test_documents_reset_within_a_segment():
     table = {
         "inputs": np.arange(8, dtype=np.int32)[:, None],
         "reset": np.isin(np.arange(8), [0, 2]),
@@ -206,14 +206,14 @@ def test_runs_with_other_seeds_take_other_rows_of_the_same_buckets():
 # ---------------------------------------------------------------- tables
 
 
-def test_columns_alone_are_read_in_order_where_they_go_on():
+def test_tables_with_resets_are_contiguous():
     assert as_table({"inputs": np.zeros(3)}).sampler == Shuffled()
     assert as_table({"inputs": np.zeros(3), "reset": np.zeros(3, bool)}).sampler == Contiguous()
     table = Table({"inputs": np.zeros(3)}, Contiguous())
     assert as_table(table) is table
 
 
-def test_joined_tables_keep_their_sampler_and_what_evaluation_reads():
+def test_joined_tables_keep_their_sampler_and_extras():
     def table(first: int, count: int, **more) -> Table:
         rows = np.arange(first, first + count)
         extras = {"boxes": rows[:, None], "sentences": tuple(map(str, rows)), **more}

@@ -1,4 +1,4 @@
-"""Scenes with captions: captions are what the boxes say, boxes fit what they hold, and held-out things stay held out."""
+"""Scenes with captions: captions match boxes, boxes fit objects, held-out kinds stay held out."""
 
 import itertools
 import os
@@ -127,7 +127,7 @@ def _digits():
     return load_data("digit_scenes:600")
 
 
-def test_scenes_of_digits_are_what_their_captions_say(digits):
+def test_digit_scenes_match_their_captions(digits):
     sizes = {split: table["inputs"]["image"].shape for split, table in digits.splits.items()}
     assert sizes == {
         "train": (600, 48, 48, 1),
@@ -145,7 +145,7 @@ def test_scenes_of_digits_are_what_their_captions_say(digits):
     assert not [text for text in said if re.search(r"\ba eight|\ban [^e]", text)]
 
 
-def test_digits_of_a_scene_are_brighter_than_what_is_behind_them(digits):
+def test_scene_digits_are_brighter_than_the_background(digits):
     table = digits.splits["test"]
     image, ink = table["inputs"]["image"][..., 0].astype(float), table.extras["pixels"] > 0
     behind = np.array([each[~solid].mean() for each, solid in zip(image, ink, strict=True)])
@@ -195,7 +195,7 @@ def test_digits_are_enlarged_as_pillow_does():
         assert large.shade[row, size].sum() == pytest.approx(cut.sum(), rel=1e-4)
 
 
-def test_fewer_scenes_are_the_first_of_more_and_always_the_same(digits):
+def test_scenes_are_deterministic_and_nested_by_count(digits):
     few = load_data("digit_scenes:20")
     for split, table in few.splits.items():
         count = len(table["mask"])
@@ -218,7 +218,7 @@ def test_fewer_scenes_are_the_first_of_more_and_always_the_same(digits):
 
 def test_sizes_are_the_documented_ones_and_names_are_known(monkeypatch):
     counts = re.search(
-        r"COUNT train \(([\d,]+)\), ([\d,]+) validate, ([\d,]+) test", scenes.__doc__ or ""
+        r"COUNT \(([\d,]+)\) train, ([\d,]+) validation and ([\d,]+) test", scenes.__doc__ or ""
     )
     assert counts
     assert [int(count.replace(",", "")) for count in counts.groups()] == [
@@ -262,7 +262,7 @@ def colour(index):
 
 
 def cutout(file, index):
-    """An opaque ellipse of a colour of its own on nothing."""
+    """An opaque ellipse of a unique colour on a transparent background."""
     rows, columns = np.mgrid[-1:1:40j, -1 : 1 : complex(24 + 4 * index)]
     image = np.zeros((*rows.shape, 4), np.uint8)
     image[rows**2 + columns**2 < 0.8] = (*colour(index), 255)
@@ -270,7 +270,7 @@ def cutout(file, index):
 
 
 def folder(path, *, twice=("A frog.",), more=()):
-    """Stamps: of each kind one, then a second one of some."""
+    """Stamps: one of each kind, then a second one of some."""
     (path / "images").mkdir()
     lines = ["image\tcategory\tcaption_en\tcaption_fr"]
     captions = {**KINDS, **LEFT}
@@ -287,7 +287,7 @@ def _few(monkeypatch):
 
 
 def shown(dataset, split):
-    """Of each scene the colours of what is in the middle of its boxes."""
+    """The colours at the centres of each scene's boxes."""
     table = dataset.splits[split]
     found = []
     for image, boxes in zip(table["inputs"]["image"], table.extras["boxes"], strict=True):
@@ -316,7 +316,7 @@ def test_more_scenes_train_and_those_of_other_splits_stay(tmp_path):
 
 
 @pytest.mark.usefixtures("few")
-def test_scenes_of_stamps_are_what_their_captions_say(tmp_path):
+def test_stamp_scenes_match_their_captions(tmp_path):
     name = folder(tmp_path)
     english, french = load_data(name), load_data(f"{name}@fr")
     assert kinds_of(english) == ENGLISH
@@ -359,7 +359,7 @@ def test_kinds_that_are_together_in_tests_are_never_together_in_training(tmp_pat
 
 
 @pytest.mark.usefixtures("few")
-def test_pictures_of_one_shot_scenes_are_nowhere_else(tmp_path):
+def test_one_shot_images_occur_in_one_shot_scenes_only(tmp_path):
     dataset = load_data(folder(tmp_path))
     held_out = colour(len(KINDS) + len(LEFT))
     for split in dataset.splits:
@@ -420,7 +420,7 @@ def test_captions_become_phrases_with_their_noun(text, language, said, head):
         "A dog! A cat.",
     ],
 )
-def test_what_is_no_short_noun_is_none(text):
+def test_labels_without_a_short_noun_are_excluded(text):
     assert phrase(text, "en") is None
     assert phrase(text, "fr") is None
 
@@ -453,10 +453,10 @@ FAULTS = {
         "captions.tsv", b"image\tcaption_en\n9.pn\tA frog.\n"
     ),
     r"captions.tsv:3: .*images/1.png: ": write("images/1.png", b"\x89PNG\r\n\x1a\n and no more"),
-    r"captions.tsv:2: .*0.png: nothing in it is opaque": lambda path: Image.new(
-        "RGBA", (9, 9)
-    ).save(path / "images" / "0.png"),
-    r"captions.tsv: 1 kinds of pictures that can serve, exp": write(
+    r"captions.tsv:2: .*0.png: no opaque pixels": lambda path: Image.new("RGBA", (9, 9)).save(
+        path / "images" / "0.png"
+    ),
+    r"captions.tsv: 1 usable kinds of pictures, exp": write(
         "captions.tsv", b"image\tcaption_en\n0.png\tA frog.\n"
     ),
 }

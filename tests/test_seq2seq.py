@@ -1,4 +1,4 @@
-"""Encoder-decoder networks and attention against loops over the equations of their modules, and what must not matter to them."""
+"""Encoder-decoder networks and attention against loops over their equations; invariances."""
 
 import dataclasses
 import functools
@@ -25,9 +25,15 @@ SEARCH = Config(
     source_vocabulary=7, vocabulary=6, features=3, encoder_units=(2,), decoder_units=(5,)
 )
 LUONG = dataclasses.replace(
-    SEARCH, encoder_units=(3, 4), decoder_units=(5, 4), cell="lstm", encoder="backward", attention="general",
-    input_feeding=False, tied=True,
-)  # fmt: skip
+    SEARCH,
+    encoder_units=(3, 4),
+    decoder_units=(5, 4),
+    cell="lstm",
+    encoder="backward",
+    attention="general",
+    input_feeding=False,
+    tied=True,
+)
 CHO = dataclasses.replace(
     SEARCH, encoder_units=(4,), decoder_units=(5, 3), encoder="forward", attention="none"
 )
@@ -93,7 +99,7 @@ def _cell(cell, params, carry, x):
 
 
 def _read(cfg, params, xs, backward):
-    """What a layer says of each place, and after its last step."""
+    """A layer's outputs at each position, and its final state."""
     units = params["recurrent"]["kernel"].shape[0]
     carry, outputs, last = (
         np.zeros(units * (2 if cfg.cell == "lstm" else 1)),
@@ -180,7 +186,7 @@ def _looker(score):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("score", attention.SCORES)
-def test_attention_is_a_loop_over_places_of_which_some_are_not_there(score):
+def test_attention_equals_a_loop_over_masked_positions(score):
     rng, query, features = np.random.default_rng(0), 4, 4 if score == "dot" else 3
     shapes = jax.eval_shape(lambda: attention.init(score, jax.random.key(0), query, features))
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
@@ -208,7 +214,7 @@ def test_attention_is_a_loop_over_places_of_which_some_are_not_there(score):
     assert (gradients[1][~mask] == 0).all()
 
 
-def test_scores_of_any_size_are_weights():
+def test_attention_weights_are_finite_for_large_scores():
     mask = jnp.array([[True, True, False]])
     for scores in ([1e4, 0, 1e5], [-1e4, -2e4, 0]):
         np.testing.assert_array_equal(
@@ -228,7 +234,7 @@ def test_queries_that_do_not_fit_are_named():
     [SEARCH, LUONG, CHO, SUTSKEVER, DEEP_SEARCH],
     ids=["gru", "luong", "cho", "sutskever", "dot"],
 )
-def test_the_network_is_a_loop_over_its_equations(cfg):
+def test_network_equals_a_loop_over_its_equations(cfg):
     params, inputs = _params(cfg), _inputs()
     logits, seen = jax.jit(seq2seq.trace)(cfg, params, inputs)
     assert logits.dtype == jnp.float64
@@ -269,7 +275,7 @@ LESS = [
 
 
 @pytest.mark.parametrize(("score", "fed", "cell", "encoder"), WAYS if THOROUGH else LESS)
-def test_steps_are_apply_which_does_not_look_ahead(score, fed, cell, encoder):
+def test_decode_steps_equal_causal_apply(score, fed, cell, encoder):
     cfg = dataclasses.replace(
         SEARCH,
         encoder_units=(2 if encoder == "both" else 4,),
@@ -287,8 +293,8 @@ def test_steps_are_apply_which_does_not_look_ahead(score, fed, cell, encoder):
 
 
 @pytest.mark.parametrize("cfg", [SEARCH, LUONG, CHO], ids=["gru", "luong", "cho"])
-def test_what_a_beam_writes_has_the_probability_that_apply_gives_it(cfg):
-    """Three targets of each source, side by side, against each with a source of its own."""
+def test_beam_scores_equal_apply(cfg):
+    """Three targets per source at once, against one source per target."""
     width, length = 3, 5
 
     @jax.jit
@@ -346,7 +352,7 @@ def test_padding_of_sources_and_targets_changes_nothing(cfg, more):
     assert gradients["source"]["embedding"].any()
 
 
-def test_reading_backward_is_reading_reversed_sources_forward():
+def test_backward_encoder_equals_forward_on_reversed_sources():
     backward = dataclasses.replace(LUONG, cell="gru")
     forward = dataclasses.replace(backward, encoder="forward")
     params, inputs = _params(forward), _inputs()
@@ -404,7 +410,7 @@ def test_gradients_of_smoothed_losses_agree_with_finite_differences():
     np.testing.assert_allclose(jax.jvp(loss, (logits,), (logits,))[0], loss(logits), rtol=1e-12)
 
 
-def test_encoder_says_what_torch_says():
+def test_encoder_equals_torch():
     torch = pytest.importorskip("torch")
     cfg = dataclasses.replace(SEARCH, encoder_units=(3, 2))
     params, inputs = _params(cfg), _inputs()
@@ -429,6 +435,6 @@ def test_encoder_says_what_torch_says():
 
 def test_a_dot_product_of_different_sizes_names_the_field():
     with pytest.raises(
-        ValueError, match=r"attention='dot', allowed: .*annotation, 4 numbers.*query, 5"
+        ValueError, match=r"attention='dot', allowed: .*annotations and queries.*4 and 5"
     ):
         dataclasses.replace(SEARCH, attention="dot")

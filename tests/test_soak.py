@@ -1,11 +1,11 @@
-"""The soak test itself, briefly: kills happen, and what differs is reported."""
+"""The soak test in short form: kills happen, and differences are reported."""
 
 import pytest
 
 from evals import soak
 from tests.conftest import THOROUGH
 
-# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+# When a checkpoint file is damaged, orbax closes its event loop with reads still in progress.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -14,7 +14,7 @@ pytestmark = [
 KILLS = "2" if THOROUGH else "1"
 
 
-def test_killed_runs_end_as_the_uninterrupted_one(tmp_path, capsys):
+def test_killed_runs_equal_the_uninterrupted_run(tmp_path, capsys):
     document = tmp_path / "faults.md"
     document.write_text(f"before\n{soak.BEGIN}\nstale\n{soak.END}\nafter\n")
     options = [
@@ -38,8 +38,8 @@ def test_killed_runs_end_as_the_uninterrupted_one(tmp_path, capsys):
     assert "stale" not in text
 
 
-def test_what_differs_is_a_failure(tmp_path):
-    """A run that lost its newest checkpoint, one that has another bit, and one whose log differs."""
+def test_differences_are_failures(tmp_path):
+    """A run without its newest checkpoint, one with a flipped bit, one with a different log."""
     run = soak.Run(tmp_path / "run", 1, soak.Command())
     expected = soak.Whole(1.0, [], {6: [("float32", b"\0\0\0\0")]})
     tally = soak.Tally()

@@ -1,4 +1,4 @@
-"""Speed: all contenders compute the same training step, blocks interleave, and the command line says what it measured."""
+"""Speed: contenders compute the same step, blocks interleave, the command line reports."""
 
 import dataclasses
 import functools
@@ -98,7 +98,7 @@ def tiny_rows(monkeypatch):
 
 @pytest.fixture(scope="module", params=SMALL)
 def trained(request):
-    """A small workload, its contenders after three steps, and the losses of those."""
+    """A small workload, its contenders after three steps, and the losses of the steps."""
     sequences = RECURRENT | TRANSLATION | CAPTIONS
     work = (WORKLOADS | sequences | PIXELS)[request.param][0](**SMALL[request.param])
     found = contenders(work, rate=0.5 if request.param in sequences else 0.02)
@@ -132,8 +132,8 @@ def test_torch_takes_the_same_steps(trained):
         np.testing.assert_allclose(leaf, mine, rtol=1e-5, atol=1e-6)
 
 
-def test_torch_deforms_alike():
-    """Nothing where everything is tiny; and what is switched on displaces pixels about as far."""
+def test_torch_deformation_matches():
+    """Tiny deformations do nothing; larger ones displace pixels about equally far."""
     pytest.importorskip("torch")
     shape, tiny = (32, 12, 12, 1), Augment(rotate=1e-6, elastic=1e-6)
     images = np.asarray(example_images(shape))
@@ -193,12 +193,20 @@ def test_a_comparison_is_the_median_of_the_pairs():
     line = compare("row", "peer", np.array([1.0, 6.0, 2.0]), np.array([2.0, 2.0, 1.0]), at_most=1.5)
     # The ratio of the medians would be 1.
     assert line == Line(
-        row="row", peer="peer", ratio=2, ratio_min=0.5, ratio_max=3, zoo_ms=2000, peer_ms=2000, zoo_ms_best=1000,
-        peer_ms_best=1000, at_most=1.5,
-    )  # fmt: skip
+        row="row",
+        peer="peer",
+        ratio=2,
+        ratio_min=0.5,
+        ratio_max=3,
+        zoo_ms=2000,
+        peer_ms=2000,
+        zoo_ms_best=1000,
+        peer_ms_best=1000,
+        at_most=1.5,
+    )
 
 
-def test_what_other_programs_take(tmp_path, monkeypatch):
+def test_processor_time_of_other_programs(tmp_path, monkeypatch):
     file, tick = tmp_path / "stat", 1 / os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr("time.process_time", lambda: 0.0)
     file.write_text("cpu  100 10 50 1000 40 0 0 0 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
@@ -246,7 +254,7 @@ def test_a_trainer_that_is_stopped_stops_the_measurement(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_rows")
-def test_compilation_alone(tmp_path, capsys):
+def test_compilation_option(tmp_path, capsys):
     assert (
         main(["mlp", "--rounds", "1", "--compilation", "--json", str(tmp_path / "speed.json")]) == 0
     )
@@ -310,7 +318,7 @@ def test_all_rows_from_the_command_line(tmp_path, capsys):
         assert f"chose {row['chosen']} of" in shown
 
 
-def test_the_loop_in_python_writes_the_same():
+def test_python_loop_generates_the_same_text():
     texts = []
     for kind in (Generated, Looped):
         writer = kind(rnnlm.PRESETS["tiny"], tokens=9, rows=2)
@@ -332,8 +340,8 @@ TASKS = {
 @pytest.mark.parametrize(
     ("row", "suppressed"), [("beam", ()), ("beam", (END,)), ("captioning", (END,))]
 )
-def test_contenders_of_a_beam_write_alike(row, suppressed):
-    """All steps where nothing may end; else each search ends when it likes."""
+def test_beam_search_contenders_agree(row, suppressed):
+    """All steps if END is suppressed; otherwise each search stops when it is done."""
     task = TASKS[row](batch=6, length=12)
     # Doubled, so that some tokens are much more probable than others.
     params = jax.tree.map(
@@ -352,7 +360,7 @@ def test_contenders_of_a_beam_write_alike(row, suppressed):
         np.testing.assert_array_equal(found[peer], found["zoo"])
 
 
-def test_a_beam_is_compared_with_each_of_its_peers(capsys):
+def test_beam_row_compares_every_peer(capsys):
     make = functools.partial(TASKS["beam"], batch=16)
     lines = [
         *beam_row(
@@ -406,7 +414,7 @@ def test_without_torch_its_comparisons_are_skipped(monkeypatch, capsys, tmp_path
 def test_comparisons_appear_when_they_are_measured_and_ctrl_c_keeps_them(
     monkeypatch, capsys, tmp_path
 ):
-    """What is printed and in the file is looked at between one comparison and the next."""
+    """Checks the output and the file between comparisons."""
     file = tmp_path / "speed.json"
 
     def row(options):
@@ -465,8 +473,8 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_contenders_of_contrastive_divergence_update_alike(steps):
-    """Units that receive so much that nothing is left to chance, but for hidden ones whose means are asked for."""
+def test_contrastive_divergence_contenders_agree(steps):
+    """Saturated units make sampling deterministic, except hidden ones used by their means."""
     cfg = rbm.Config(visible=6, hidden=4, steps=steps)
     batch = rbm.example_batch(cfg, jax.random.key(0), 5)
     signs = np.array([1, -1, 1, 1, -1, 1], np.float32)
@@ -495,7 +503,7 @@ def test_contenders_of_contrastive_divergence_update_alike(steps):
             np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-5)
 
 
-def test_contenders_of_annealing_estimate_the_same():
+def test_annealing_contenders_agree():
     estimates = {}
     for name, contender in annealing(temperatures=50, chains=200, visible=12, hidden=5).items():
         contender.step()

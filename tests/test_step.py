@@ -1,4 +1,4 @@
-"""The training step as a pure function: sums divided once, keys by row, many steps in one dispatch."""
+"""The training step: sums divided once, keys by row, many steps in one dispatch."""
 
 import dataclasses
 
@@ -54,8 +54,8 @@ def test_the_update_is_the_gradient_of_the_mean_over_unmasked_examples():
     )
 
 
-def test_gradients_of_what_is_not_trained_are_not_even_computed():
-    """Of a step through the lower layer's activities there are two products forward, and one for the kernel that is trained."""
+def test_gradients_of_frozen_parameters_are_not_computed():
+    """Two matrix products forward, and one for the gradient of the trained kernel."""
     cfg = mlp.Config(sizes=(4, 5, 3))
     params, batch = mlp.init(cfg, KEY), mlp.example_batch(cfg, KEY, 6)
     found, products = {}, {}
@@ -90,7 +90,7 @@ def test_keys_depend_on_run_step_and_row_only():
     assert len(np.unique(drawn, axis=0)) == 24
 
 
-def test_many_steps_in_one_dispatch_equal_single_steps():
+def test_scanned_steps_equal_single_steps():
     optimizer = train.Optimizer().build(100, 10)
     step = make_step(mlp, CFG, optimizer)
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_many_steps_in_one_dispatch_equal_single_steps():
     assert int(together.step) == 7
     _assert_close(together.params, one_by_one.params, rtol=1e-5, atol=1e-6)
     _assert_close(sums, total, rtol=1e-5)
-    # The same compiled body, so an interruption in the middle of a dispatch leaves no trace in the bits.
+    # The same compiled body, so interruption within a dispatch does not change any bit.
     state, sums = many(
         _state(optimizer), zeros, batches.arrays(0), (batches.plan(0, 9), 0), np.int32(3), KEY
     )
@@ -156,7 +156,7 @@ def _decided(values, mode="min", **settings):
     return tuple(float(leaf) for leaf in control)
 
 
-def test_control_keeps_the_first_best_and_counts_what_did_not_improve():
+def test_control_keeps_the_first_best_and_counts_stale_evaluations():
     assert _decided([3.0, 1.0, 2.0, 1.0]) == (
         1.0,
         2,

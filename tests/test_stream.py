@@ -1,4 +1,4 @@
-"""Streamed data: the same batches as in memory, whatever decodes them and wherever the run goes on."""
+"""Streamed data: the same batches as in memory, for any decoder and resumed at any step."""
 
 import builtins
 import multiprocessing
@@ -69,7 +69,7 @@ def test_batches_are_those_in_memory_over_two_epochs(folder, devices):
     streamed.close()
 
 
-def test_worker_processes_change_nothing_and_end(folder):
+def test_worker_processes_change_nothing_and_exit(folder):
     in_memory, streamed = pair(folder, workers=2)
     for step in range(6):
         assert equal(in_memory.batch(step), streamed.batch(step))
@@ -78,7 +78,7 @@ def test_worker_processes_change_nothing_and_end(folder):
     assert not multiprocessing.active_children()
 
 
-def test_any_step_may_be_the_next_one(folder):
+def test_steps_can_be_requested_in_any_order(folder):
     in_memory, streamed = pair(folder)
     for first, count in (
         (7, 2),
@@ -99,7 +99,7 @@ def test_any_step_may_be_the_next_one(folder):
     assert equal(in_memory.with_seed(9).batch(2), streamed.with_seed(9).batch(2))
 
 
-def test_evaluation_goes_on_from_the_last_batch_to_the_first(folder):
+def test_evaluation_prefetches_across_the_last_batch(folder):
     in_memory, streamed = pair(folder, seed=None)
     reader = None
     for step in [*range(5), *range(5)]:
@@ -110,7 +110,7 @@ def test_evaluation_goes_on_from_the_last_batch_to_the_first(folder):
 
 
 class Half(Layout):
-    """One of two processes that have a device each; what it would put there."""
+    """The rows that one of two processes with one device each puts there."""
 
     def __init__(self, process: int) -> None:
         super().__init__(Parallel(devices=2))
@@ -123,7 +123,7 @@ class Half(Layout):
         return tree
 
 
-def test_the_shares_of_two_processes_are_the_whole(folder, monkeypatch):
+def test_shards_of_two_processes_form_the_batch(folder, monkeypatch):
     whole = pair(folder, layout=Layout(Parallel(devices=2)))[1].plan(3, 2)
     decoded = []
     original = Images.__getitem__
@@ -200,7 +200,7 @@ def test_the_fingerprint_tells_content_but_not_names_and_times(folder, tmp_path)
     moved.rename(folder)
 
 
-def test_what_streamed_data_do_not_do_is_said(folder, monkeypatch):
+def test_unsupported_uses_of_streamed_data_are_refused(folder, monkeypatch):
     images = load(folder)["inputs"]
     for kind in ("standardize", "zscore"):
         with pytest.raises(

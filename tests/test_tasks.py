@@ -76,12 +76,12 @@ def test_a_task_is_written_and_read_again(name):
 @pytest.mark.parametrize(
     "fields", [{}, {"name": "dance"}, {"name": "language"}, {"name": "regression", "classes": []}]
 )
-def test_what_is_no_task_is_not_read(fields):
+def test_unknown_tasks_are_refused(fields):
     with pytest.raises((KeyError, TypeError)):
         tasks.from_dict(fields)
 
 
-def test_a_model_without_targets_learns_the_inputs_whatever_the_data_are_for():
+def test_unsupervised_models_ignore_the_task_of_the_data():
     labelled, pixels = EXAMPLES["classification"], EXAMPLES["segmentation"]
     assert tasks.learned(Outputs("targets"), labelled) == labelled
     assert tasks.learned(Outputs("inputs"), labelled) == tasks.Reconstruction(("cat", "dog"))

@@ -1,4 +1,4 @@
-"""Text as data: every token is predicted once, from what came before it, and batches go on from one another."""
+"""Text as data: every token is predicted once from its predecessors; batches are contiguous."""
 
 import gzip
 import os
@@ -53,7 +53,7 @@ def test_the_vocabulary_is_of_training_by_frequency_and_rare_words_are_unknown()
     assert text.decode([2, 3, 0], vocabulary) == "the cat \n"
 
 
-def test_a_text_that_goes_on_is_read_as_training_text_but_for_the_end_of_its_last_line():
+def test_prompts_are_encoded_like_training_text_without_the_last_eos():
     vocabulary = ("<eos>", "<unk>", "the")
     assert text.begun("the cat", vocabulary) == ["the", "cat"]
     assert text.begun("", vocabulary) == []
@@ -62,7 +62,7 @@ def test_a_text_that_goes_on_is_read_as_training_text_but_for_the_end_of_its_las
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 8, 20])
-def test_windows_predict_every_token_once_from_the_one_before(length):
+def test_windows_predict_every_token_once(length):
     document = np.arange(2, 9, dtype=np.int32)
     table = text.windows(document, length)
     mask = table["mask"]
@@ -82,7 +82,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     }
     assert dataset.splits["validation"]["targets"][0, :3].tolist() == [3, 1, 0]
     (path / "another-test.txt").write_text("x")
-    with pytest.raises(DataError, match=r"2 files whose name holds test"):
+    with pytest.raises(DataError, match=r"2 files whose name contains test"):
         load_data(f"text:{path}")
     (path / "another-test.txt").unlink()
     (path / "README").write_text("x")
@@ -91,7 +91,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     )
     (path / "test.txt").rename(path / "latest-train.txt")
     with pytest.raises(
-        DataError, match=r"latest-train.txt: its name says test and train, expected one split"
+        DataError, match=r"latest-train.txt: its name contains test and train, expected one split"
     ):
         load_data(f"text:{path}")
 
@@ -134,7 +134,7 @@ def test_blank_lines_and_one_long_line_take_linear_time(tmp_path):
         assert "".join(parts) == content
 
 
-def test_marks_and_ends_of_lines_do_not_matter(tmp_path):
+def test_byte_order_marks_and_line_endings_are_normalised(tmp_path):
     content = "".join(f"line {number % 7}\n" for number in range(300))
     plain = None
     for end in ("\n", "\r\n", "\r"):
@@ -155,7 +155,7 @@ def test_only_a_line_feed_ends_a_line_of_words():
     ]  # fmt: skip
 
 
-def test_notes_say_how_many_tokens_there_are_and_how_many_held_out_ones_are_unknown(tmp_path):
+def test_notes_report_token_counts_and_unknown_held_out_tokens(tmp_path):
     path = folder(tmp_path / "mine", train="a b a\n" * 5, valid="b c\n", test="a\n")
     (note,) = load_data(f"text:{path}", tokens="words").notes
     assert note == "4 words, 20 tokens in training, 20.00 % of the held-out ones unknown"
@@ -232,7 +232,7 @@ def test_tinyshakespeare_is_split_by_position(monkeypatch):
     assert len(vocabulary_of(dataset)) == 66, "65 characters and <unk>"
 
 
-def test_without_the_corpus_it_says_where_to_put_it(monkeypatch):
+def test_missing_corpus_error_names_the_location(monkeypatch):
     monkeypatch.delenv("ZOO_DATA_DIR", raising=False)
     with pytest.raises(DataError, match=r"ca01 .* cr09 .*DIR/brown/ .*ZOO_DATA_DIR"):
         load_data("brown")

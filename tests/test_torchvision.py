@@ -1,4 +1,4 @@
-"""Weights in torchvision's layout, against torch networks built module for module as torchvision builds them."""
+"""Weights in torchvision's layout, against torch networks built like torchvision's."""
 
 import dataclasses
 import re
@@ -54,7 +54,7 @@ NAMES = [
 
 
 def _zeros(cfg):
-    """Parameters without the time that drawing them takes, nor, of the presets, the memory."""
+    """Zero parameters that share memory, because drawing them takes long."""
     shapes = jax.eval_shape(lambda: convnet.init(cfg, jax.random.key(0)))
     return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes)
 
@@ -177,7 +177,7 @@ def test_presets_have_torchvisions_shapes(preset, monkeypatch):
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == parameters[preset]
 
 
-def test_a_weight_lies_where_torch_has_it():
+def test_weight_layout_equals_torch():
     tensors = _tensors(VGG)
     params = torchvision.from_torchvision(VGG, tensors)
     assert params["conv_1"]["kernel"][0, 2, 3, 5] == tensors["features.2.weight"][5, 3, 0, 2]
@@ -194,7 +194,10 @@ def test_every_fault_is_named():
     del tensors["features.2.bias"]
     tensors["features.3.weight"] = np.ones(4, np.float32)
     tensors["classifier.6.bias"] = np.ones(1000, np.float32)
-    message = "tensors: features.2.bias is missing; features.3.weight is unknown; classifier.6.bias has shape (1000,), expected (7,)"
+    message = (
+        "tensors: features.2.bias is missing; features.3.weight is unknown; classifier.6.bias has "
+        "shape (1000,), expected (7,)"
+    )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         torchvision.from_torchvision(VGG, tensors)
     params = _zeros(VGG)
@@ -203,7 +206,7 @@ def test_every_fault_is_named():
         torchvision.to_torchvision(VGG, params)
 
 
-def test_not_strict_leaves_out_what_does_not_fit():
+def test_non_strict_loading_skips_mismatches():
     params = torchvision.from_torchvision(
         dataclasses.replace(VGG, classes=3), _tensors(VGG), strict=False
     )
@@ -221,7 +224,7 @@ def test_not_strict_leaves_out_what_does_not_fit():
 
 
 def _normalised(cfg) -> dict[str, np.ndarray]:
-    """torchvision's ``vgg_bn``: a normalisation follows each convolution, and places are counted on."""
+    """torchvision's ``vgg_bn``: normalisation follows each convolution, which shifts indices."""
     tensors, place, channels = {}, 0, cfg.shape[-1]
     for stage in cfg.stages:
         tensors[f"features.{place}.weight"] = np.ones((stage.features, channels, 3, 3), np.float32)
@@ -243,21 +246,40 @@ RESNET = {
 }
 DEEPER = dataclasses.replace(VGG, stages=(VGG.stages[0], *VGG.stages))
 OTHERS = {
-    "vgg_bn": (VGG, _normalised(VGG), r"features\.1\.running_mean is of batch normalisation, which the model does not have$"),
+    "vgg_bn": (
+        VGG,
+        _normalised(VGG),
+        r"features\.1\.running_mean is of batch normalisation, which the model does not have$",
+    ),
     "alexnet for vgg": (VGG, _tensors(ALEXNET), r"features\.2\.weight is missing"),
     "deeper": (VGG, _tensors(DEEPER), r"features\.4\.weight is unknown"),
     "less deep": (DEEPER, _tensors(VGG), r"features\.4\.weight is missing"),
     "resnet": (VGG, RESNET, r"features\.0\.weight is missing; .*"),
-    "resnet with normalisation": (VGG, RESNET | {"bn1.running_mean": np.ones(4)}, "bn1.running_mean is of batch normalisation"),
-    "of another width": (VGG, _tensors(dataclasses.replace(VGG, stages=tuple(
-        dataclasses.replace(stage, features=stage.features + 1) for stage in VGG.stages), dense=(11, 9), classes=8)),
-        r"features\.0\.weight has shape \(5, 3, 3, 3\), expected \(4, 3, 3, 3\)"),
-}  # fmt: skip
+    "resnet with normalisation": (
+        VGG,
+        RESNET | {"bn1.running_mean": np.ones(4)},
+        "bn1.running_mean is of batch normalisation",
+    ),
+    "of another width": (
+        VGG,
+        _tensors(
+            dataclasses.replace(
+                VGG,
+                stages=tuple(
+                    dataclasses.replace(stage, features=stage.features + 1) for stage in VGG.stages
+                ),
+                dense=(11, 9),
+                classes=8,
+            )
+        ),
+        r"features\.0\.weight has shape \(5, 3, 3, 3\), expected \(4, 3, 3, 3\)",
+    ),
+}
 
 
 @pytest.mark.parametrize(("cfg", "tensors", "message"), OTHERS.values(), ids=OTHERS)
 def test_weights_of_another_network_are_refused_by_name(cfg, tensors, message, tmp_path):
-    """Also those of which some would fit by their shapes."""
+    """Even if some of their shapes would fit."""
     with pytest.raises(ValueError, match=f"^tensors: .*{message}"):
         torchvision.from_torchvision(cfg, tensors, strict=False)
     path = tmp_path / "other.safetensors"
@@ -266,7 +288,7 @@ def test_weights_of_another_network_are_refused_by_name(cfg, tensors, message, t
         load_params(path, cfg)
 
 
-def test_a_layer_is_taken_whole_or_not_at_all():
+def test_layers_are_matched_as_a_whole():
     tensors = _tensors(VGG)
     grey = torchvision.from_torchvision(
         dataclasses.replace(VGG, shape=(8, 12, 1)), tensors, strict=False
@@ -278,7 +300,7 @@ def test_a_layer_is_taken_whole_or_not_at_all():
     assert "dense_1" not in torchvision.from_torchvision(VGG, tensors, strict=False)
 
 
-def test_the_first_convolutions_and_no_layer_behind_them_that_is_another():
+def test_matching_stops_at_the_first_different_layer():
     begun = dataclasses.replace(VGG, stages=VGG.stages[:2], dense=(10,), classes=8)
     tensors = _tensors(VGG)
     params = torchvision.from_torchvision(begun, tensors, strict=False)
@@ -286,7 +308,7 @@ def test_the_first_convolutions_and_no_layer_behind_them_that_is_another():
     np.testing.assert_array_equal(params["conv_1"]["bias"], tensors["features.2.bias"])
 
 
-def test_endings_of_any_case(tmp_path, monkeypatch):
+def test_file_endings_are_case_insensitive(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in ("vgg.PTH", "vgg.Pt"):
         assert torchvision.is_torchvision(tmp_path / name)
@@ -302,12 +324,14 @@ def test_endings_of_any_case(tmp_path, monkeypatch):
 def test_other_networks_are_refused(preset):
     with pytest.raises(
         ValueError,
-        match=r"^tensors: torchvision's weights and shape=.*, allowed: \(height, width, channels\)$",
+        match=r"^tensors: torchvision's weights and shape=.*, allowed: \(height, width, "
+        r"channels\)$",
     ):
         torchvision.from_torchvision(convnet.PRESETS[preset], {})
     with pytest.raises(
         ValueError,
-        match=r"^params: torchvision's weights and zoo\.mlp\.Config, allowed: zoo\.convnet\.Config$",
+        match=r"^params: torchvision's weights and zoo\.mlp\.Config, allowed: "
+        r"zoo\.convnet\.Config$",
     ):
         torchvision.to_torchvision(MODELS["mlp"].PRESETS["tiny"], {})
 

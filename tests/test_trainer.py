@@ -1,4 +1,4 @@
-"""The trainer: what it refuses before any work, what it decides, and that an interrupted run loses nothing."""
+"""The trainer: early errors, selection and stopping, and lossless resumption."""
 
 import dataclasses
 import errno
@@ -25,7 +25,7 @@ from train.engine.run_folder import RunError, RunFolder, write_text
 from train.recipe import from_dict, module_of, to_dict
 from zoo import mlp, rnn
 
-# Where one file of a checkpoint is damaged, orbax closes its event loop while reads of the others are still under way.
+# When a checkpoint file is damaged, orbax closes its event loop with reads still in progress.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CFG = mlp.Config(sizes=(6, 8, 3), dropout=0.2)
@@ -78,14 +78,14 @@ def test_a_run_in_memory_equals_a_run_in_a_folder_and_loads_again(tmp_path):
     assert summary["step"] == 24
 
 
-def test_seeds_decide_everything():
+def test_runs_are_determined_by_the_seed():
     same, again, other = _fit(seed=3), _fit(seed=3), _fit(seed=4)
     assert _bits(same.state) == _bits(again.state) != _bits(other.state)
 
 
 @pytest.mark.parametrize("at", [1, 7, 14])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, at):
-    """The first SIGTERM ends the run at the next step with a checkpoint; the same call goes on, bit for bit."""
+    """SIGTERM ends the run at the next step with a checkpoint; the same call resumes exactly."""
     expected = _fit()
     recorded = Member.record
 
@@ -143,7 +143,7 @@ def test_a_signal_after_the_last_step_of_a_stage_stops_before_the_next_one(tmp_p
     assert _bits(complete.state) == _bits(expected.state)
 
 
-def test_a_program_that_trains_has_its_handlers_back(tmp_path, monkeypatch):
+def test_signal_handlers_are_restored(tmp_path, monkeypatch):
     def mine(*_):
         raise AssertionError("not while it trains")
 
@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path, monkeypatch):
+def test_unwritable_run_folder_is_not_created(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -201,11 +201,11 @@ def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_files_are_whole_and_utf_8_or_not_there(tmp_path, monkeypatch):
+def test_files_are_written_atomically_in_utf_8(tmp_path, monkeypatch):
     file = tmp_path / "file"
     write_text(
         file, "\u2212 \udcff"
-    )  # a minus sign, and what a byte of a file's name is that is no text
+    )  # a minus sign, and a surrogate as in an undecodable file name
     assert file.read_bytes() == b"\xe2\x88\x92 \\udcff"
 
     def interrupted(*_):
@@ -228,7 +228,7 @@ def trainer_state(folder):
     return found[0]
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_not_the_run(tmp_path):
+def test_damaged_newest_checkpoint_falls_back_to_the_previous(tmp_path):
     expected = _fit(tmp_path / "whole")
     _fit(tmp_path / "damaged", steps=24)
     newest = max(
@@ -475,7 +475,7 @@ def test_recipes_survive_their_json():
 
 
 def test_every_recipe_builds_and_fits_its_model():
-    """Shapes only: nothing is trained.  Briefly, the loss once for each model, and the whole step for one of each kind."""
+    """Shapes only.  In short runs, each model's loss, and the whole step for one of each kind."""
     losses, steps = set(), set()
     for recipe in train.RECIPES.values():
         module = module_of(recipe.model)

@@ -1,4 +1,4 @@
-"""Translation, measured and shown: the quick recipe in a smaller form, and what is made of its run."""
+"""Translation metrics, report and commands, on a smaller version of the quick recipe."""
 
 import dataclasses
 import gzip
@@ -88,7 +88,7 @@ def test_numbers_that_were_never_seen_are_translated(evaluation):
     )
 
 
-def test_exact_is_what_people_wrote_but_for_white_space(evaluation):
+def test_exact_metric_ignores_white_space(evaluation):
     same = [
         " ".join(target.split()) == found.text
         for (_, target), found in zip(
@@ -130,7 +130,7 @@ def test_sentences_do_not_depend_on_the_others_and_blank_ones_stay_blank(run):
 
 
 class Hasty:
-    """A model that ends at once with probability 0.5, and goes on with 0.48 to an end that is certain."""
+    """A model that ends at once with probability 0.5, or with 0.48 after one more token."""
 
     @staticmethod
     def encode(cfg, params, inputs):
@@ -154,7 +154,7 @@ def test_a_beam_of_one_takes_the_most_probable_token_also_where_that_is_the_end(
     np.testing.assert_array_equal(two.tokens[:, 0, :2], [[2, END], [2, END]])
 
 
-def test_what_is_out_of_range_is_named(run):
+def test_out_of_range_options_are_named(run):
     with pytest.raises(ValueError, match="beam=0, allowed: 1 to 4"):
         translation.translate(run, ["one"], beam=0)
     with pytest.raises(ValueError, match="length_penalty=-1, allowed"):
@@ -166,7 +166,7 @@ def test_what_is_out_of_range_is_named(run):
         translation.translate(other, ["one"])
 
 
-def test_attention_goes_where_the_words_are(run):
+def test_attention_aligns_with_the_words(run):
     source = "six hundred and forty-two"
     (found,) = translation.translate(run, [source])
     weights = translation.attention(run, source, found.tokens)
@@ -180,7 +180,7 @@ def test_attention_goes_where_the_words_are(run):
 
 
 def made(texts, sources):
-    """Translations by hand of these sources."""
+    """Manual translations of the sources."""
     return list(zip(sources, texts, strict=True)), [
         Generated(text, np.zeros(1), 0.0) for text in texts
     ]
@@ -221,7 +221,7 @@ def test_the_report_shows_translations_alignments_lengths_and_phrases(evaluation
     assert evaluation.measured.pairs[0][0] in page
 
 
-def test_other_runs_have_no_such_sections(evaluation):
+def test_other_tasks_have_no_translation_sections(evaluation):
     sections = {
         translation.translations,
         translation.alignments,
@@ -257,7 +257,7 @@ def test_the_command_line_translates_sentences_files_and_standard_input(
 
 
 def test_a_file_of_sentences_of_a_length_is_one_program(folder, tmp_path, capsys, monkeypatch):
-    """Also its last lines, which are fewer than the others."""
+    """Including the last, smaller batch of lines."""
     monkeypatch.setattr(translation, "LINES", 4)
     file = tmp_path / "numbers.txt"
     file.write_text("eleven\n" * 3 + "\n" + "twelve\n" * 4 + "thirteen\n")
@@ -345,11 +345,11 @@ def test_lines_to_translate_may_have_a_mark_and_odd_ends(tmp_path, monkeypatch):
 def test_lengths_of_several_runs_are_drawn(folder, tmp_path, capsys):
     assert evals.lengths.main([str(folder), "--plot", str(tmp_path / "l.svg")]) == 0
     assert "numbers-en-fr: 1-8 words" in capsys.readouterr().out
-    assert "words of the source" in (tmp_path / "l.svg").read_text()
+    assert "words in the source" in (tmp_path / "l.svg").read_text()
     assert evals.lengths.main([str(tmp_path), "--plot", str(tmp_path / "l.svg")]) == 1
 
 
-def test_runs_of_one_recipe_go_by_their_folders_and_none_is_left_out(folder, tmp_path):
+def test_runs_of_one_recipe_are_labelled_by_folder(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     assert list(named([folder])) == ["numbers-en-fr"]
@@ -372,7 +372,7 @@ OTHER = [
 
 @pytest.fixture(name="copied")
 def _copied(folder, tmp_path):
-    """The run, in a folder that only this test writes to."""
+    """The run, in a folder used only by this test."""
     shutil.copytree(folder, tmp_path / "copied")
     (tmp_path / "copied" / "eval.json").write_text("untouched")
     return tmp_path / "copied"
@@ -382,7 +382,7 @@ def _copied(folder, tmp_path):
 def test_other_sentences_are_measured_with_the_vocabulary_of_the_run(
     copied, tmp_path, capsys, monkeypatch, run, suffix
 ):
-    """All of them, also where they are too few to be divided."""
+    """All of them, even if too few to split."""
     monkeypatch.setattr(translation, "SECTIONS", ())
     names = [str(tmp_path / f"other.{language}{suffix}") for language in ("en", "fr")]
     for name, lines in zip(names, zip(*OTHER, strict=True), strict=True):
@@ -445,7 +445,7 @@ def test_faults_of_other_sentences_are_named(copied, tmp_path, capsys):
     (tmp_path / "a.en").write_text("one\ntwo\n")
     (tmp_path / "a.fr").write_text("un\n")
     assert command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr") == 1
-    assert "expected as many in both" in capsys.readouterr().err
+    assert "expected the same number in both" in capsys.readouterr().err
     (tmp_path / "a.fr").write_text("un\ndeux\n")
     assert (
         command(copied, "--data", f"pairs:{tmp_path}/a.en,{tmp_path}/a.fr", "--split", "validation")

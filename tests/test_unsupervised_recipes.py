@@ -1,4 +1,4 @@
-"""Recipes of energy-based models and autoencoders: short trainings that reach what they should, and how they are measured."""
+"""Recipes of energy-based models and autoencoders: short trainings and their metrics."""
 
 import dataclasses
 import os
@@ -36,8 +36,8 @@ def _shorter(recipe, epochs, before=None):
     )
 
 
-def test_a_machine_finds_digits_more_probable_than_their_means_do(tmp_path, monkeypatch):
-    """Of few hidden units, so that log Z is exact; the annealed one is near; both measured by the evaluation."""
+def test_rbm_likelihood_beats_independent_units(tmp_path, monkeypatch):
+    """With few hidden units log Z is exact; the annealed estimate is close to it."""
     monkeypatch.setattr("evals.tasks.density.TEMPERATURES", 1000)
     recipe = _shorter(RECIPES["rbm-digits"], 20)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, hidden=10))
@@ -84,7 +84,7 @@ def test_without_enumeration_the_annealed_estimate_comes_with_its_error(tmp_path
     ],
 )
 def test_a_model_learns_the_digits_without_labels(name, epochs, metric, bound, tmp_path):
-    """And the recipes' stages fit; of principal components the error is scikit-learn's."""
+    """The recipes' stages fit together; the error of principal components is scikit-learn's."""
     run(_shorter(RECIPES[name], epochs, 4), tmp_path, quiet=True)
     evaluation = evaluate(tmp_path)
     assert evaluation.metrics[f"test {metric}"] < bound
@@ -110,7 +110,7 @@ def _pretrained(tmp_path_factory):
     return out
 
 
-def test_a_net_starts_from_a_deep_belief_net_and_learns(pretrained):
+def test_mlp_is_fine_tuned_from_a_dbn(pretrained):
     assert evaluate(pretrained).metrics["test error %"] < 10
     first, second = (restore(pretrained / f"stage-{number}") for number in (1, 2))
     assert [len(each.recipe.model.sizes) for each in (first, second)] == [2, 3]
@@ -171,7 +171,7 @@ def test_with_few_labels_the_experiment_trains_both_starts_on_the_same_examples(
 
 @needs_mnist
 def test_first_epochs_of_the_toolbox_net_reconstruct_as_the_toolbox_does():
-    """DeepLearnToolbox, test_example_DBN, measured again with numpy: 64.9 to 66.9 over seeds, then about 10.8."""
+    """DeepLearnToolbox, test_example_DBN, repeated in numpy: 64.9 to 66.9, then about 10.8."""
     last = RECIPES["dbn-toolbox"].after
     assert last is not None
     errors = []

@@ -2,8 +2,8 @@
 
     import train, zoo
 
-    result = train.fit(*zoo.create("mlp/digits"), "digits", epochs=20)      # in memory
-    module, cfg, params = train.load("runs/digits")                         # a run made by ``zoo-train``
+    result = train.fit(*zoo.create("mlp/digits"), "digits", epochs=20)  # in memory
+    module, cfg, params = train.load("runs/digits")  # a run of ``zoo-train``
 
 Names are loaded on first use, so that importing the package stays fast.
 """

@@ -1,6 +1,9 @@
-"""Command line: ``zoo-train [RECIPE] [options]``.  ``--list`` shows the recipes, ``RECIPE --help`` every option."""
+"""Command line: ``zoo-train [RECIPE] [options]``.
 
-if __name__ == "__main__":  # python -m train; before what takes seconds to import
+``--list`` shows the recipes, ``RECIPE --help`` all options of one.
+"""
+
+if __name__ == "__main__":  # python -m train; before the slow imports below
     import sys
 
     from train.entry import zoo_train
@@ -25,42 +28,43 @@ from train.recipes import DEFAULT, RECIPES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run lives and what it says; none of this changes its result."""
+    """Options that do not change a run's result: output folder, console output, devices."""
 
     out: str | None = None
-    """Run folder; runs/RECIPE unless given.  Starting again in the same folder resumes."""
+    """Run folder; runs/RECIPE by default.  Repeating the command with the same folder resumes."""
     data_dir: str | None = None
-    """Where data sets are looked up first (also $ZOO_DATA_DIR), before the download cache."""
+    """Folder searched for data sets before the download cache (also $ZOO_DATA_DIR)."""
     quiet: bool = False
-    """Show nothing but errors."""
+    """Print only errors."""
     tensorboard: bool = False
-    """Write TensorBoard event files into the run folder as well."""
+    """Also write TensorBoard event files into the run folder."""
     parallel: Literal["auto", "jit", "shard_map", "pmap"] = "auto"
-    """How several devices share a batch: auto is jit."""
+    """How several devices share a batch; auto means jit."""
     devices: int | None = None
-    """How many devices to use; all unless given."""
+    """Number of devices to use; all by default."""
     accumulate: int = 1
-    """Parts that a batch is worked through in, one after the other, where it does not fit into memory."""
+    """Gradient accumulation: compute each batch in this many parts, to save memory."""
     remat: bool = False
-    """Keep less of a deep model for the backward pass, and compute it again: less memory, more time."""
+    """Recompute activations of deep models in the backward pass: less memory, more time."""
     distributed: bool = False
-    """One of several processes, as SLURM, Open MPI, Cloud TPU, GKE or Kubernetes started them."""
+    """One of several processes, started by SLURM, Open MPI, Cloud TPU, GKE or Kubernetes."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where no such environment says it; with --num-processes and --process-id."""
+    """HOST:PORT of process 0, outside such environments; also give the two options below."""
     num_processes: int | None = None
     process_id: int | None = None
     timeout: float = 300.0
-    """Seconds that one of several processes waits for the others, without any progress, before it ends with an error."""
+    """Seconds without progress after which one of several processes ends with an error."""
     on_save_failure: Literal["stop", "continue"] = "stop"
-    """Where a checkpoint cannot be written, as on a full disk: stop, or say so and go on (a single process only)."""
+    """If a checkpoint cannot be written: stop, or warn and continue (single process only)."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next start is faster."""
+    """Keep compiled programs in the user's cache folder, which makes the next start faster."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains; returns the exit status: 0 complete or preempted (SIGTERM), 1 an error, 2 a wrong command line, 3 Ctrl-C.
+    """Trains a recipe and returns the exit status.
 
-    See ``train.entry`` for what else may end the program.
+    0: complete or preempted (SIGTERM).  1: error.  2: invalid command line.  3: Ctrl-C.
+    ``train.entry`` describes the other ways in which the program may end.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--list" in arguments:
@@ -83,16 +87,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         recipe, options = parse(RECIPES[name], arguments)
-    except (ValueError, DataError) as error:  # a value that a Config refuses; no such data
+    except (ValueError, DataError) as error:  # invalid Config value; unknown data
         print(f"error: {error}", file=sys.stderr)
         return 2
     return train(recipe, options)
 
 
 def parse(recipe: Recipe[Any, Any], arguments: list[str]) -> tuple[Recipe[Any, Any], RunOptions]:
-    """The recipe with the command line's overrides.  Exits with status 2 at a wrong option.
+    """The recipe with the command line's overrides.  Exits with status 2 for an invalid option.
 
-    Raises ValueError for a value that a Config refuses, DataError for a kind of data that is none.
+    Raises ValueError for a value that a Config rejects, DataError for an unknown kind of data.
     """
     known = recipe
     chosen, arguments = _chosen_data(recipe, arguments)
@@ -119,30 +123,30 @@ def parse(recipe: Recipe[Any, Any], arguments: list[str]) -> tuple[Recipe[Any, A
 def _chosen_data(
     recipe: Recipe[Any, Any], arguments: list[str]
 ) -> tuple[Recipe[Any, Any], list[str]]:
-    """The recipe with the data that --data KIND names, and the other arguments.
+    """Applies --data KIND; returns the recipe with that data and the remaining arguments.
 
-    Taken out first, as the kind decides which options there are.
+    --data is handled before tyro parses, because the kind of data determines the valid options.
     """
     rest, data = [], recipe.data
-    given = iter(arguments)
-    for argument in given:
+    remaining = iter(arguments)
+    for argument in remaining:
         name, equals, value = argument.partition("=")
         if name != "--data":
             rest.append(argument)
             continue
-        value = value if equals else next(given, "")
+        value = value if equals else next(remaining, "")
         if not value or value.startswith("--"):
-            raise ValueError("--data: nothing after it, allowed: a kind of data such as folder:DIR")
+            raise ValueError("--data: no value, allowed: a kind of data such as folder:DIR")
         data = parse_data(value, like=recipe.data)
     return dataclasses.replace(recipe, data=data), rest
 
 
 FORMER = ("--text.", "--pairs.", "--image-shape")
-"""How options of earlier versions begin, which are settings of the data now."""
+"""Prefixes of options from earlier versions, which are now --data.* options."""
 
 
 def _former(arguments: list[str]) -> str | None:
-    """What to say to somebody who gives an option that has become one of the data's."""
+    """The error message for an option of an earlier version; None if there is none."""
     for argument in arguments:
         if argument.startswith(FORMER):
             option = argument.partition("=")[0]
@@ -151,7 +155,7 @@ def _former(arguments: list[str]) -> str | None:
 
 
 def train(recipe: Recipe[Any, Any], options: RunOptions) -> int:
-    """Runs a recipe and says where its results lie."""
+    """Runs a recipe and prints the path of its results."""
     with entry.importing():
         from train.engine import cluster
         from train.engine.checkpoint import CheckpointError
@@ -225,7 +229,7 @@ def train(recipe: Recipe[Any, Any], options: RunOptions) -> int:
 
 
 def print_recipes() -> None:
-    """A table of the recipes with their targets."""
+    """Prints a table of the recipes and their targets."""
     from rich.console import Console
     from rich.table import Table
 

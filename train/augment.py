@@ -1,7 +1,8 @@
-"""Training examples by deformation: random affine and elastic maps, flips and crops, on the device, one key for each example.
+"""Data augmentation on the device: random affine and elastic maps, flips and crops.
 
-All of them move where each output pixel looks in the input, so they are one resampling (bilinear, the border repeated), whatever
-is switched on: y[p] = x[c + A (p - c) + t + d(p)].  Evaluation never deforms.
+All deformations change the input position of each output pixel, so any combination is a single
+bilinear resampling with repeated borders: y[p] = x[c + A (p - c) + t + d(p)].  Each example has its
+own key.  Evaluation never deforms.
 """
 
 import dataclasses
@@ -17,35 +18,36 @@ from train.settings import settle
 from zoo.base import Batch
 
 AUGMENT_STREAM = 2**31 - 1
-"""What an example's key is folded with, so that no draw of a model's is the same."""
+"""Folded into an example's key, so that the model does not draw the same numbers."""
 PLANAR = ("rotate", "shear", "elastic", "flip_horizontal", "flip_vertical")
 """Settings that need two spatial axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random deformations of images [height, width, channels]; of signals [time, channels] only scale, shift and crop.
+    """Random deformations of images [height, width, channels] or signals [time, channels].
 
-    Each is drawn anew for every example at every step, uniformly within plus or minus the setting unless said otherwise.
+    Signals allow only scale, shift and crop.  Each deformation is drawn for every example at every
+    step, uniformly within plus or minus the setting unless stated otherwise.
     """
 
     rotate: float = 0.0
-    """Degrees."""
+    """Rotation in degrees."""
     scale: float = 0.0
-    """Logarithm of the size's factor, along each axis on its own: 0.1 is about 10 % smaller to 10 % larger."""
+    """Log scale factor, independent per axis: 0.1 means about 10 % smaller to 10 % larger."""
     shear: float = 0.0
-    """Degrees."""
+    """Shear in degrees."""
     shift: float = 0.0
-    """Pixels, fractions too."""
+    """Translation in pixels, including fractions."""
     crop: int = 0
-    """Whole pixels: the same as padding this many on every side and cutting out a random window of the old size."""
+    """Random crop of the original size after padding by this many pixels on every side."""
     flip_horizontal: bool = False
-    """Half of the examples, at random."""
+    """Flip half of the examples, at random."""
     flip_vertical: bool = False
     elastic: float = 0.0
-    """Standard deviation, in pixels, of a smooth random displacement (Simard et al. 2003: 1.4 with smoothness 4)."""
+    """Deviation in pixels of a smooth random displacement (Simard et al. 2003: 1.4)."""
     smoothness: float = 4.0
-    """Pixels over which the elastic displacement varies: the deviation of its Gaussian window."""
+    """Standard deviation in pixels of the Gaussian that smooths the elastic displacement."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -68,27 +70,32 @@ class Augment:
 
     @property
     def active(self) -> bool:
-        """Whether anything is deformed at all."""
+        """Whether any deformation is enabled."""
         fields = (field.name for field in dataclasses.fields(self) if field.name != "smoothness")
         return any(getattr(self, name) for name in fields)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError unless inputs of this shape, one example's, can be deformed so."""
+        """Raises ValueError unless these deformations apply to examples of this shape."""
         if not self.active:
             return
         if len(shape) not in (2, 3):
             raise ValueError(
-                f"augment: inputs {shape}, allowed: images [height, width, channels] or signals [time, channels]"
+                f"augment: inputs {shape}, "
+                "allowed: images [height, width, channels] or signals [time, channels]"
             )
         for name in PLANAR if len(shape) == 2 else ():
             if getattr(self, name):
                 raise ValueError(
-                    f"augment: {name}={getattr(self, name)!r}, allowed for signals {shape}: scale, shift and crop"
+                    f"augment: {name}={getattr(self, name)!r}, "
+                    f"allowed for signals {shape}: scale, shift and crop"
                 )
 
 
 def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
-    """Inputs [batch, height, width, channels] or [batch, time, channels], keys [batch] -> deformed, of that shape and type."""
+    """Deformed inputs, of the same shape and type.
+
+    inputs: [batch, height, width, channels] or [batch, time, channels].  keys: [batch].
+    """
     if not augment.active:
         return inputs
     augment.check(inputs.shape[1:])
@@ -99,16 +106,17 @@ def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
 
 
 def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
-    """A batch whose inputs are deformed; where their pixels are labelled, targets and mask [batch, height, width] alike.
+    """A batch with deformed inputs and, for pixel labels, deformed targets and mask.
 
-    A pixel takes the label of the nearest place.
+    Targets and mask [batch, height, width] are resampled to the nearest pixel.
     """
     if not augment.active:
         return batch
     inputs, targets = batch["inputs"], batch.get("targets")
     if isinstance(inputs, dict):
         raise ValueError(
-            f"augment: inputs are {', '.join(sorted(inputs))}, allowed: one array of images or signals"
+            f"augment: inputs are {', '.join(sorted(inputs))}, "
+            "allowed: one array of images or signals"
         )
     deformed = {**batch, "inputs": deform(augment, inputs, keys)}
     if targets is None or targets.ndim != 3 or targets.shape != inputs.shape[:-1]:
@@ -125,7 +133,7 @@ def _all_places(augment: Augment, space: tuple[int, ...], keys: Array) -> Array:
 
 
 def _places(augment: Augment, space: tuple[int, ...], key: Array) -> Array:
-    """Where each output pixel looks: [2, height, width], in pixels; for signals only along the width."""
+    """Input position of each output pixel [2, height, width]; for signals only the width varies."""
     key, noise_key = jax.random.split(key)
     draws = jax.random.uniform(key, (10,), minval=-1, maxval=1)
     angle, shear = (
@@ -154,14 +162,17 @@ def _places(augment: Augment, space: tuple[int, ...], key: Array) -> Array:
 
 
 def _smoothing(size: int, smoothness: float) -> Array:
-    """[size, knots]: Gaussian windows on knots a deviation apart.  Rows have norm 1, so that unit noise keeps its variance."""
+    """[size, knots]: Gaussian windows around knots one standard deviation apart.
+
+    Rows have norm 1, so that white noise of unit variance keeps its variance.
+    """
     knots = np.arange(-3 * smoothness, size + 3 * smoothness, smoothness)
     weights = np.exp(-0.5 * np.square((np.arange(size)[:, None] - knots) / smoothness))
     return jnp.asarray(weights / np.linalg.norm(weights, axis=1, keepdims=True), jnp.float32)
 
 
 def _nearest(labels: Array, places: Array) -> Array:
-    """Labels [height, width] nearest to places [2, height, width]; the border goes on beyond it."""
+    """Labels [height, width] nearest to places [2, height, width], with repeated borders."""
     row, column = (
         jnp.clip(jnp.round(place), 0, size - 1)
         for place, size in zip(places, labels.shape, strict=True)
@@ -170,7 +181,7 @@ def _nearest(labels: Array, places: Array) -> Array:
 
 
 def _resample(image: Array, places: Array) -> Array:
-    """Bilinear interpolation of image [height, width, channels] at places [2, height, width]; the border goes on beyond it."""
+    """Image [height, width, channels] at places [2, height, width], bilinear, repeated borders."""
     height, width, channels = image.shape
     y, x = jnp.clip(places[0], 0, height - 1), jnp.clip(places[1], 0, width - 1)
     top, left = jnp.floor(y), jnp.floor(x)

@@ -1,4 +1,4 @@
-"""Data in memory: the whole set lies on the device once, and a batch is a pure function of (seed, step)."""
+"""Data in device memory; a batch is a pure function of (seed, step)."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from zoo.base import Batch, Model, Params
 
 
 class Scaling(NamedTuple):
-    """inputs = (raw - shift) * scale, in float32; shift and scale broadcast over the example's axes."""
+    """inputs = (raw - shift) * scale in float32; shift and scale broadcast over examples."""
 
     shift: Any
     scale: Any
@@ -32,7 +32,8 @@ class Scaling(NamedTuple):
 
 
 def _moments(raw: np.ndarray, axis: int | None) -> tuple[Any, Any]:
-    """Mean and standard deviation in float64, a few examples at a time: numpy's own has all of them in float64 at once."""
+    """Mean and standard deviation in float64."""
+    # In pieces, because np.std would convert all examples to float64 at once.
     mean = raw.mean(axis=axis, dtype=np.float64)
     pieces = np.array_split(raw, max(raw.size >> 22, 1))
     squares = sum(np.square(piece - mean).sum(axis=axis) for piece in pieces)
@@ -40,23 +41,24 @@ def _moments(raw: np.ndarray, axis: int | None) -> tuple[Any, Any]:
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of red, green and blue, from 0 to 1, in the images that torchvision's weights were trained on."""
-
+"""Mean and standard deviation of red, green, blue in 0..1, as torchvision's weights expect."""
 
 MEASURED = ("standardize", "zscore")
-"""Ways to preprocess for which all of the training inputs have to be there."""
+"""Kinds of preprocessing that need statistics of all training inputs."""
 
 
 def not_streamed(kind: str) -> ValueError:
-    """What is wrong with these where images are decoded one after the other."""
+    """The error for a kind that needs statistics, when images are streamed."""
     return ValueError(f"preprocess={kind!r}, allowed for streamed data: none, unit, imagenet")
 
 
 def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scaling:
-    """Statistics of the training inputs ``raw``, an array [n, ...] or Images; None for endless data.
+    """The scaling of the inputs.
 
-    kind: none, unit, standardize, zscore, imagenet (see Recipe.preprocess).  Raises ValueError for another one, for one that
-    would have to decode all Images first, and for imagenet where there are no three colours.
+    kind: none, unit, standardize, zscore, imagenet (see Recipe.preprocess).
+    raw: training inputs, an array [n, ...] or Images; None for endless data.
+    Raises ValueError for another kind, for one that has to decode all Images first, and for
+    imagenet unless inputs have three channels.
     """
     if kind in MEASURED and not isinstance(raw, np.ndarray):
         raise not_streamed(kind)
@@ -73,10 +75,10 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
                 np.float32(1 / deviation if raw.min() < raw.max() else 1),
             )
         case "zscore":
-            # Asked of the values, as the deviation of a constant may be a rounding error instead of 0.
+            # Compare values, because rounding can make the deviation of a constant nonzero.
             mean, deviation = _moments(raw, 0)
             deviation = np.where(raw.min(axis=0) < raw.max(axis=0), deviation, 0)
-            # An input that never varies in training says nothing: it becomes 0, also where a test example differs.
+            # An input that is constant in training becomes 0, even if it differs in a test example.
             scale = np.divide(
                 1, deviation, out=np.zeros_like(deviation), where=deviation > 0
             ).astype(np.float32)
@@ -88,7 +90,7 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
                     f"preprocess='imagenet': inputs {list(shape)}, allowed: [n, height, width, 3]"
                 )
             low, high = input_range
-            mean, deviation = (np.array(each, np.float32) for each in IMAGENET)
+            mean, deviation = (np.array(values, np.float32) for values in IMAGENET)
             shift, scale = low + mean * (high - low), 1 / (deviation * (high - low))
         case _:
             raise ValueError(
@@ -98,42 +100,42 @@ def fit_scaling(kind: str, raw: Any, input_range: tuple[float, float]) -> Scalin
 
 
 MOST_SHOWN = 300
-"""Characters of a message that list shapes."""
+"""Longest list of shapes in a message, in characters."""
 PLANNED = 64
-"""Steps whose rows are sent to the device at once."""
+"""Default of ``Feed.planned``."""
 
 
 class Feed:
-    """What steps are fed with: batches, each a pure function of (seed, step).
+    """Supplies batches to the training steps; each is a pure function of (seed, step).
 
-    Of a table (``Batches``, ``train.stream.Stream``), drawn on the device (``train.drawn``), or from an
-    experience that the steps move on (``train.experience``).  Nothing is stored between steps, so
-    resuming needs only the step and the state.
+    Batches come from a table (``Batches``, ``train.stream.Stream``), are drawn on the device
+    (``train.drawn``), or come from an experience that the steps update (``train.experience``).
+    Nothing is stored between steps, so resuming needs only the step and the training state.
     """
 
     layout: Layout
     batch_size: int
     padded: int
-    """Rows of a batch on the devices."""
+    """Rows of a batch after padding to a multiple of the devices."""
     steps_per_epoch: int
     planned = PLANNED
-    """Steps whose plans are sent to the devices at once."""
+    """Number of steps whose index batches are sent to the devices at once."""
     scaling: Scaling | None
 
     def arrays(self, step: int) -> Any:
-        """What ``load`` needs that is the same for many steps, on every device."""
+        """Replicated input of ``load`` that many steps have in common."""
         raise NotImplementedError
 
     def alike(self, step: int, count: int) -> int:
-        """Of ``count`` steps from this one on, how many have the same ``arrays``."""
+        """How many of the ``count`` steps from ``step`` on have the same ``arrays``."""
         return count
 
     def rows_of(self, first: int, count: int) -> np.ndarray:
-        """What tells the batches of steps first .. first + count - 1 apart: [count, batch, ...]."""
+        """Indices for the batches of steps first .. first + count - 1: [count, batch, ...]."""
         raise NotImplementedError
 
     def plan(self, first: int, count: int) -> Any:
-        """The same on the devices, divided among them: what ``load`` needs to know of those steps."""
+        """The indices of ``rows_of``, sharded over the devices: the per-step input of ``load``."""
         return self.layout.shard_rows(self.rows_of(first, count), axis=1)
 
     def with_seed(self, seed: int) -> "Feed":
@@ -141,15 +143,15 @@ class Feed:
         raise NotImplementedError
 
     def load(self, source: Any) -> Batch:
-        """(arrays, a step's part of the plan) -> a batch; pure, traced into the step."""
+        """(arrays, one step of the plan) -> a batch.  Pure; traced as part of the training step."""
         raise NotImplementedError
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``load`` receives for a batch of this many rows."""
+        """Shapes of the argument of ``load`` for a batch with this many rows."""
         raise NotImplementedError
 
     def experience(self, module: Model, cfg: Any) -> Callable[[Params, Array], Any]:
-        """(params, key) -> what the steps move on beside the parameters; () for most."""
+        """(params, key) -> state that steps update in addition to the parameters; () by default."""
         return no_experience
 
     def advance(self, module: Model, cfg: Any) -> Callable[..., tuple[Any, Any]]:
@@ -157,16 +159,15 @@ class Feed:
         return stay
 
     def close(self) -> None:
-        """Ends whatever reads ahead."""
+        """Stops prefetching."""
 
 
 class Batches(Feed):
     """Batches of a table of arrays that share their leading axis.
 
-    Each epoch is a permutation by (seed, epoch); its last batch is padded and masked, never dropped.  Nothing is stored
-    between steps: ``rows(step)`` is pure, so resuming needs only the step.
-
-    The table's sampler says which rows make up each batch, see ``train.samplers``.
+    The table's sampler selects the rows of each batch, see ``train.samplers``.  An incomplete last
+    batch is padded and masked, never dropped.  ``rows(step)`` is pure, so resuming needs only the
+    step.
     """
 
     def __init__(
@@ -179,20 +180,25 @@ class Batches(Feed):
         layout: Layout | None = None,
         labels: int | None = None,
     ) -> None:
-        """table: a ``train.dataset.Table``, or columns {"inputs": [n, ...], ...}, each an array or a dict of arrays.
+        """Creates the batches.
 
-        seed: None keeps the order (evaluation).  layout: of the devices; one unless given.
-        labels: examples to draw by the seed, as many of each class; others are unseen.
-
-        Raises ValueError when lengths differ, nothing is there, integers are too large for a device, or so many labels are not
-        there.
+        table: a ``train.dataset.Table``, or columns {"inputs": [n, ...], ...}, each an array or a
+            dict of arrays.
+        seed: None keeps the order of the table (evaluation).
+        layout: of the devices; one device by default.
+        labels: use only this many examples, drawn by the seed and balanced over classes.
+        Raises ValueError for columns of different lengths, an empty table, integers too large for a
+        device, and more labels than available.
         """
-        shapes = {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
-                  for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))}  # fmt: skip
+        shapes = {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(table))
+        }
         sizes = {shape[:1] for shape in shapes.values()}
         if len(sizes) != 1 or not any(*sizes):
             raise ValueError(
-                f"data: every array needs the same, positive number of examples; shapes are {_short(shapes)}"
+                "data: every array needs the same, positive number of examples; "
+                f"shapes are {_short(shapes)}"
             )
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}, allowed: at least 1")
@@ -215,11 +221,11 @@ class Batches(Feed):
         return {group: self.layout.replicate((part, self.scaling)) for group, part in parts.items()}
 
     def arrays(self, step: int) -> Any:
-        """The table (that of the step's group) and the scaling on every device: what ``load`` reads."""
+        """The table of the step's group and the scaling, replicated."""
         return self._arrays[self.order.group(step)]
 
     def alike(self, step: int, count: int) -> int:
-        """Of ``count`` steps from this one on, how many have the same ``arrays``, up to the first that does not."""
+        """How many of the ``count`` steps from ``step`` on have the same ``arrays``."""
         if self.order.places is None:
             return count
         group = self.order.group(step)
@@ -228,7 +234,7 @@ class Batches(Feed):
 
     @property
     def seed(self) -> int | None:
-        """That decides the order; None keeps it."""
+        """The seed of the order; None keeps the order of the table."""
         return self.order.seed
 
     def with_seed(self, seed: int) -> "Batches":
@@ -236,17 +242,17 @@ class Batches(Feed):
         other = copy.copy(self)
         if self.labels is None:
             other.order = self.order.with_seed(seed)
-        else:  # the examples differ too
+        else:  # the seed also selects the examples
             pool = _pool(self.table, self.labels, seed)
             other.order = self.sampler.order(self.size, self.batch_size, self.padded, seed, pool)
         return other
 
     def rows(self, step: int) -> np.ndarray:
-        """Rows of the table that make up batch ``step``: int32 [batch], or more where they are to be divided; -1 for padding."""
+        """Row indices of batch ``step``: int32 [padded], -1 for padding."""
         return self.order.rows(step)
 
     def rows_of(self, first: int, count: int) -> np.ndarray:
-        """Rows of steps first .. first + count - 1, as their ``arrays`` count them: int32 [count, batch]."""
+        """Rows of ``count`` steps from ``first`` on in their ``arrays``: int32 [count, batch]."""
         rows = np.stack([self.rows(first + index) for index in range(count)])
         places = self.order.places
         return rows if places is None else np.where(rows < 0, -1, places[rows])
@@ -256,7 +262,7 @@ class Batches(Feed):
         return _load_jit((self.arrays(step), self.layout.shard_rows(self.rows_of(step, 1)[0])))
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``load`` receives for a batch of so many rows; of the longest, where there are buckets."""
+        """Shapes of the argument of ``load`` for this many rows; for the longest bucket, if any."""
         return jax.eval_shape(lambda: ((self.table, self.scaling), jnp.zeros(rows, jnp.int32)))
 
     def load(self, source: Any) -> Batch:
@@ -265,23 +271,26 @@ class Batches(Feed):
 
 
 def _short(shapes: dict[str, Any]) -> str:
-    """Cut short, because nested lists have as many shapes as numbers."""
+    """The shapes as text, truncated, because every number in nested lists has a shape."""
     text = str(shapes)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ... of {len(shapes)} arrays"
 
 
 def _pool(table: Mapping[str, Any], labels: int | None, seed: int | None) -> np.ndarray | None:
-    """The rows that are used; None for all."""
+    """The rows to use; None for all."""
     if labels is None:
         return None
     classes = table.get("targets")
     if not isinstance(classes, np.ndarray) or classes.ndim != 1 or classes.dtype.kind not in "ui":
-        raise ValueError(f"labels={labels}, allowed for data whose targets are no classes: None")
+        raise ValueError(f"labels={labels}, allowed for data whose targets are not classes: None")
     return as_many_of_each(classes, labels, seed or 0)
 
 
 def finish(batch: dict[str, Any], valid: Array, scaling: Scaling | None) -> Batch:
-    """Raw columns {"inputs": [batch, ...], ...} -> a batch: inputs, or their "image", scaled; what is not ``valid`` masked."""
+    """Raw columns {"inputs": [batch, ...], ...} -> a batch.
+
+    Scales the inputs, or their "image", and masks rows that are not ``valid``.
+    """
     batch = dict(batch)
     if scaling is not None:
         inputs = batch["inputs"]
@@ -307,7 +316,10 @@ _load_jit = jax.jit(load_rows)
 
 
 def _portable(leaf: Any) -> Any:
-    """In this machine's byte order, as jax takes no other; ValueError for integers that jax would cut off without a word."""
+    """The array in native byte order, which jax requires.
+
+    Raises ValueError for integers that jax would silently truncate, and non-numeric arrays.
+    """
     if not isinstance(leaf, np.ndarray):
         return leaf
     if leaf.dtype.kind in "OSUMm" or leaf.dtype.names:
@@ -320,6 +332,7 @@ def _portable(leaf: Any) -> Any:
             and not limits.min <= leaf.min() <= leaf.max() <= limits.max
         ):
             raise ValueError(
-                f"data: integers from {leaf.min()} to {leaf.max()}, allowed: those of {limits.dtype}"
+                f"data: integers from {leaf.min()} to {leaf.max()}, "
+                f"allowed: those of {limits.dtype}"
             )
     return leaf

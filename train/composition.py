@@ -1,9 +1,8 @@
-"""Scenes: objects placed on a canvas, and captions that say how they stand to each other.
+"""Scenes: objects on a canvas, and captions that describe their relative position.
 
-A caption names all objects in order along an axis, "above" or "left of" one another.  The rule is
-that of ``relation``: the axis is the one along which no two boxes overlap; if that holds for both,
-the one along which the outermost centres lie farther apart.  Scenes are placed so that they do by at
-least MARGIN pixels.
+A caption names all objects in order along an axis, joined by "above" or "left of".  ``relation``
+defines the axis: the one along which no two boxes overlap; if that holds for both axes, the one
+along which the outermost centres are farther apart, in these scenes by at least MARGIN pixels.
 """
 
 from collections.abc import Sequence
@@ -17,11 +16,15 @@ from train.tokens import Tokenizer, pieces, teacher_forcing
 SEED = 2015
 MARGIN = 3
 RELATIONS = {"en": (" above ", " left of "), "fr": (", en dessous ", ", à sa droite ")}
-"""What stands between two objects that follow each other along rows, and along columns; grammatical for any two nouns."""
+"""Words between neighbouring objects along rows and along columns; grammatical for any nouns."""
 
 
 class Scenes(NamedTuple):
-    """Scenes as data.  sentences: {split: (("", caption), ...)}.  kinds: what ``pixels`` count.  notes: for people."""
+    """Tables of scenes.
+
+    sentences: {split: (("", caption), ...)}.  kinds: names of the kinds of objects in ``pixels``.
+    notes: for the user.
+    """
 
     splits: dict[str, Columns]
     sentences: dict[str, tuple[tuple[str, str], ...]]
@@ -31,20 +34,21 @@ class Scenes(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """What an object is called, and which of its words (as tokens) says what it is."""
+    """The name of an object, and the index of its noun among the tokens of the name."""
 
     text: str
     head: int
 
 
 def relation(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How the objects of scenes stand to each other; boxes [n, objects, 4].
+    """The axis and the margin of the relation between the objects of scenes.
 
-    Returns the axis [n], 0 for rows ("above") and 1 for columns ("left of"), and by how many pixels it is farther from the
-    first to the last centre than along the other axis, if boxes are disjoint along that one too [n]; -1 if along neither.
+    boxes [n, objects, 4].  Returns the axis [n], 0 for rows ("above"), 1 for columns ("left of"),
+    and the margin [n]: the distance from the first to the last centre along the axis, minus that
+    along the other axis if boxes are disjoint along it too; -1 if they overlap along both axes.
     """
     boxes = boxes.astype(np.int64)
-    there = boxes[..., 2] > boxes[..., 0]
+    present = boxes[..., 2] > boxes[..., 0]
     one, other = np.triu_indices(boxes.shape[1], 1)
     scores = []
     for axis in (0, 1):
@@ -52,20 +56,20 @@ def relation(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         apart = (
             (high[:, one] <= low[:, other])
             | (high[:, other] <= low[:, one])
-            | ~(there[:, one] & there[:, other])
+            | ~(present[:, one] & present[:, other])
         )
         centres = (low + high) / 2
-        spread = np.where(there, centres, -np.inf).max(axis=1) - np.where(
-            there, centres, np.inf
+        spread = np.where(present, centres, -np.inf).max(axis=1) - np.where(
+            present, centres, np.inf
         ).min(axis=1)
         scores.append(np.where(apart.all(axis=1), spread, -1))
-    found = np.stack(scores, axis=1)
-    best = found.max(axis=1)
-    return found.argmax(axis=1), np.where(best < 0, -1, best - np.maximum(found.min(axis=1), 0))
+    spreads = np.stack(scores, axis=1)
+    best = spreads.max(axis=1)
+    return spreads.argmax(axis=1), np.where(best < 0, -1, best - np.maximum(spreads.min(axis=1), 0))
 
 
 def caption(boxes: np.ndarray, phrases: Sequence[str], language: str = "en") -> str:
-    """The caption of a scene from boxes [objects, 4] and what the objects are called, in any order."""
+    """The caption of a scene from boxes [objects, 4] and the objects' names, in any order."""
     axis = int(relation(boxes[None])[0][0])
     order = map(int, np.argsort(boxes[:, axis], kind="stable"))
     return RELATIONS[language][axis].join(
@@ -81,36 +85,42 @@ def arrange(
     axes: np.ndarray,
     canvas: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n, objects, 4] in order along the axis, and the sizes, smaller where there was no room for all.
+    """Places objects at random, in order along the axis of their scene.
 
-    extents [items, sizes, 2]: height and width of everything.  items, sizes [n, objects]: indices into these, -1 where there is
-    no object.  axes [n].
+    extents [items, sizes, 2]: heights and widths.  items, sizes [n, objects]: indices into these;
+    -1 for no object.  axes [n].
+    Returns boxes [n, objects, 4], and the sizes, reduced where the objects did not fit.
     """
-    there = items >= 0
-    rows, counts, sizes = np.arange(len(items)), there.sum(axis=1), np.where(there, sizes, -1)
+    present = items >= 0
+    rows, counts, sizes = np.arange(len(items)), present.sum(axis=1), np.where(present, sizes, -1)
     while True:
-        shapes = extents[items, sizes] * there[..., None]
+        shapes = extents[items, sizes] * present[..., None]
         along = shapes[rows, :, axes]
-        room = canvas - along.sum(axis=1) - (counts - 1)  # with a pixel between any two
+        room = canvas - along.sum(axis=1) - (counts - 1)  # one pixel between neighbours
         if (room >= 0).all():
             break
         full = np.flatnonzero(room < 0)
         sizes[full, sizes[full].argmax(axis=1)] -= 1
-    gaps = np.sort(np.where(there, rng.integers(0, room + 1, items.T.shape).T, canvas), axis=1)
+    # Sorted random offsets plus the lengths of the objects before: all arrangements are possible.
+    gaps = np.sort(np.where(present, rng.integers(0, room + 1, items.T.shape).T, canvas), axis=1)
     boxes = np.zeros((*items.shape, 4), np.int32)
-    starts = np.where(there, gaps + np.cumsum(along + 1, axis=1) - (along + 1), 0)
+    starts = np.where(present, gaps + np.cumsum(along + 1, axis=1) - (along + 1), 0)
     across = shapes[rows, :, 1 - axes]
     for axis in (0, 1):
-        mine = axes == axis
-        boxes[mine, :, axis], boxes[mine, :, axis + 2] = starts[mine], (starts + along)[mine]
+        selected = axes == axis
+        boxes[selected, :, axis], boxes[selected, :, axis + 2] = (
+            starts[selected],
+            (starts + along)[selected],
+        )
+    # Positions across are drawn again until the axis of the relation is the wanted one.
     open_ = rows
     while len(open_):
         other = 1 - axes[open_]
-        drawn = np.where(there[open_], rng.integers(0, canvas + 1 - across[open_]), 0)
+        drawn = np.where(present[open_], rng.integers(0, canvas + 1 - across[open_]), 0)
         for axis in (0, 1):
-            mine = other == axis
-            boxes[open_[mine], :, axis] = drawn[mine]
-            boxes[open_[mine], :, axis + 2] = (drawn + across[open_])[mine]
+            selected = other == axis
+            boxes[open_[selected], :, axis] = drawn[selected]
+            boxes[open_[selected], :, axis + 2] = (drawn + across[open_])[selected]
         axis, lead = relation(boxes[open_])
         open_ = open_[(counts[open_] > 1) & ((axis != axes[open_]) | (lead < MARGIN))]
     return boxes, sizes
@@ -119,17 +129,20 @@ def arrange(
 def say(
     phrases: Sequence[Phrase], items: np.ndarray, axes: np.ndarray, language: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Captions, and columns "phrases" and "words" of a table.  items [n, objects]: phrases in their order, or -1."""
+    """Captions, and the columns "phrases" and "words".
+
+    items [n, objects]: indices into phrases, in the order of the caption; -1 for no object.
+    """
     lengths = [len(pieces("words", phrase.text)) for phrase in phrases]
-    between = [len(pieces("words", each)) for each in RELATIONS[language]]
+    between = [len(pieces("words", text)) for text in RELATIONS[language]]
     spans, words, captions = (
         np.zeros((*items.shape, 2), np.int32),
         np.full(items.shape, -1, np.int32),
         [],
     )
-    for row, (found, axis) in enumerate(zip(items.tolist(), axes.tolist(), strict=True)):
+    for row, (row_items, axis) in enumerate(zip(items.tolist(), axes.tolist(), strict=True)):
         place, texts = 0, []
-        for index, item in enumerate(found):
+        for index, item in enumerate(row_items):
             if item >= 0:
                 words[row, index] = place + phrases[item].head
                 spans[row, index] = place, place + lengths[item]
@@ -142,17 +155,17 @@ def say(
 def tokenize(
     made: dict[str, Columns], captions: dict[str, list[str]], tokenizer: Tokenizer
 ) -> None:
-    """Adds what is made of captions to the tables."""
+    """Replaces "image" by inputs, targets and mask in the tables ``made``."""
     coded = {
         text: tokenizer.encode(text) for texts in captions.values() for text in dict.fromkeys(texts)
     }
     time = 1 + max(map(len, coded.values()))
     for split, texts in captions.items():
-        before, targets, mask = teacher_forcing([coded[text] for text in texts], time)
+        decoder_inputs, targets, mask = teacher_forcing([coded[text] for text in texts], time)
         table = made[split]
         image = table.pop("image")
         made[split] = {
-            "inputs": {"image": image, "target": before},
+            "inputs": {"image": image, "target": decoder_inputs},
             "targets": targets,
             "mask": mask,
             **table,

@@ -1,4 +1,4 @@
-"""A data set: arrays in splits, and what is known of them."""
+"""A data set: arrays in splits, with their task and metadata."""
 
 import dataclasses
 import functools
@@ -22,19 +22,19 @@ SPLIT_OF = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What files, folders and arrays call a split, in letters of any case."""
+"""Split by the words that file, folder and array names use for it, in any case."""
 WORDS = {split: tuple(word for word, of in SPLIT_OF.items() if of == split) for split in SPLITS}
-"""The same by split."""
+"""The words for each split."""
 SPLIT_SEED = 2015
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table(Mapping[str, Any]):
-    """Rows of examples: a mapping from names to columns, which lead with [n].
+    """Rows of examples: a mapping from names to columns, whose first axis is [n].
 
-    columns: what batches have, see ``zoo.base``: inputs, targets, mask, reset.
-    sampler: how rows become batches.
-    extras: {name: [n]}: what evaluation alone reads of each row, arrays or tuples.
+    columns: inputs, targets, mask, reset, as in batches, see ``zoo.base``.
+    sampler: selects the rows of each batch.
+    extras: {name: [n]}: arrays or tuples that only the evaluation reads.
     """
 
     columns: Mapping[str, Any]
@@ -56,20 +56,23 @@ class Table(Mapping[str, Any]):
         return len(jax.tree.leaves(dict(self.columns))[0])
 
     def having(self, **columns: Any) -> "Table":
-        """The same rows with other columns."""
+        """The same rows with these columns replaced or added."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
     def joined(self, others: Sequence["Table"]) -> "Table":
-        """These rows, followed by those of other tables with the same columns."""
+        """These rows followed by those of other tables with the same columns."""
         columns = jax.tree.map(
-            _joined, dict(self.columns), *(dict(each.columns) for each in others)
+            _joined, dict(self.columns), *(dict(other.columns) for other in others)
         )
-        extras = {name: _joined(value, *(each.extras[name] for each in others))
-                  for name, value in self.extras.items() if all(name in each.extras for each in others)}  # fmt: skip
-        return Table(columns, self.sampler.joined([each.sampler for each in others]), extras)
+        extras = {
+            name: _joined(value, *(other.extras[name] for other in others))
+            for name, value in self.extras.items()
+            if all(name in other.extras for other in others)
+        }
+        return Table(columns, self.sampler.joined([other.sampler for other in others]), extras)
 
     def content(self) -> Iterator[tuple[str, Any]]:
-        """Name and value of everything that a run depends on, for a fingerprint."""
+        """Names and values of everything that affects a run, for the fingerprint."""
         for path, leaf in jax.tree_util.tree_leaves_with_path(dict(self.columns)):
             yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
         yield from sorted(self.sampler.arrays().items())
@@ -77,14 +80,14 @@ class Table(Mapping[str, Any]):
 
 
 def as_table(table: Mapping[str, Any]) -> Table:
-    """Columns as a Table.  Rows that continue one another, see "reset", are read in order."""
+    """Columns as a Table.  Rows are read in order with a column "reset", else shuffled."""
     if isinstance(table, Table):
         return table
     return Table(dict(table), Contiguous() if "reset" in table else Shuffled())
 
 
 class Endless:
-    """A training split that is no table: see ``train.drawn`` and ``train.experience``."""
+    """A training split that is not a table: see ``train.drawn`` and ``train.experience``."""
 
     def content(self) -> Iterator[tuple[str, Any]]:
         """See ``Table.content``."""
@@ -93,20 +96,18 @@ class Endless:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory, but for inputs that are ``Images``.
+    """A data set in memory, except for inputs that are ``Images``.
 
     splits: {"train": {"inputs": [n, ...], "targets": [n]}, "validation": ..., "test": ...}, each a
-        Table or columns alone; where pixels are labelled, targets and mask are [n, height, width].
-        The one to train on may be ``Endless``.
-    task: what a model can learn from them, see ``train.tasks``; unless given, it follows from the
-        targets.
-    input_range: least and greatest raw value, for preprocess="unit".
-    notes: what a person should know of how it was read.
-    source: the Config that describes them, see ``train.data``; None for arrays in memory.
+        Table or a mapping of columns.  For labelled pixels, targets and mask are
+        [n, height, width].  The training split may be ``Endless``.
+    task: the task that the data define, see ``train.tasks``; inferred from the targets by default.
+    input_range: smallest and largest raw input value, for preprocess="unit".
+    notes: information for the user on how the data were read.
+    source: the Config that describes the data, see ``train.data``; None for arrays in memory.
 
-    Lists become arrays, and masks of 0 and 1 booleans.  Raises ValueError for splits that are not
-    known or have no inputs, lists that are no array, masks of other values, and masks that hide
-    everything.
+    Lists become arrays, and masks of 0 and 1 become boolean.  Raises ValueError for unknown splits,
+    splits without inputs, ragged lists, and masks with other values or False everywhere.
     """
 
     name: str
@@ -133,12 +134,12 @@ class Dataset:
 
     @property
     def tables(self) -> dict[str, Table]:
-        """The splits that are tables."""
+        """The splits that are Tables."""
         return {split: table for split, table in self.splits.items() if isinstance(table, Table)}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the content: a run is resumed only on the same data."""
+        """A hash of the content.  A run resumes only on data with the same fingerprint."""
         digest = hashlib.blake2b(digest_size=8)
         for split in sorted(self.splits):
             for name, value in self.splits[split].content():
@@ -156,7 +157,7 @@ class Dataset:
     def joined(self, *names: str) -> Table:
         """Several splits as one table."""
         first, *others = (self.splits[name] for name in names)
-        if others and any(isinstance(each, Endless) for each in (first, *others)):
+        if others and any(isinstance(table, Endless) for table in (first, *others)):
             raise ValueError(
                 f"data {self.name}: {' and '.join(names)} joined, allowed for endless data: one"
             )
@@ -170,7 +171,7 @@ class Dataset:
 
 
 def map_targets(dataset: Dataset, change: Callable[[str, Table], np.ndarray]) -> Dataset:
-    """The data with other targets: change(split, table) -> targets."""
+    """The data with new targets.  change: (split, table) -> targets."""
     splits: dict[str, Any] = dict(dataset.splits)
     for split, table in dataset.tables.items():
         if "targets" in table:
@@ -197,8 +198,8 @@ def _table(where: str, table: Any) -> Table | Endless:
             arrays[name] = _booleans(f"{where} {name}", arrays[name])
     if "mask" in arrays and arrays["mask"].size and not arrays["mask"].any():
         raise ValueError(f"{where} mask: False everywhere, allowed: True somewhere")
-    given = as_table(table)
-    return Table(arrays, given.sampler, given.extras)
+    original = as_table(table)
+    return Table(arrays, original.sampler, original.extras)
 
 
 def _named(where: str, table: Mapping[Any, Any]) -> Mapping[str, Any]:
@@ -215,11 +216,11 @@ def _arrays(where: str, column: Any) -> Any:
         return column
     if isinstance(column, Mapping):
         return {
-            name: _arrays(f"{where}.{name}", each) for name, each in _named(where, column).items()
+            name: _arrays(f"{where}.{name}", value) for name, value in _named(where, column).items()
         }
     try:
         array = np.asarray(column)
-    except ValueError:  # numpy's names what it has seen, in many words
+    except ValueError:  # numpy's own message is long and technical
         raise ValueError(
             f"{where}: lists of different lengths, allowed: an array of numbers"
         ) from None
@@ -244,32 +245,33 @@ def _booleans(where: str, column: Any) -> np.ndarray:
 def stratified_split(
     targets: np.ndarray, sizes: tuple[int, ...], seed: int = SPLIT_SEED
 ) -> list[np.ndarray]:
-    """Index arrays of the given sizes (they sum to len(targets)), shuffled, each class spread evenly over them."""
-    # Within its class an example has a rank in (0, 1); in the order of ranks every class is spread evenly.
+    """Shuffled index arrays with the same class balance.  sizes: they sum to len(targets)."""
+    # Each example gets a rank in (0, 1) within its class.  Sorting by rank spreads classes evenly.
     order = _by_rank(targets, seed, lambda count: (np.arange(count) + 0.5) / count)
-    # Ranks run from first to last, so consecutive blocks are stratified; shuffle once more within each.
-    again = np.random.default_rng([seed, 1])
-    return [again.permutation(block) for block in np.split(order, np.cumsum(sizes)[:-1])]
+    # So consecutive blocks are stratified; shuffling removes the order within each block.
+    rng = np.random.default_rng([seed, 1])
+    return [rng.permutation(block) for block in np.split(order, np.cumsum(sizes)[:-1])]
 
 
 def as_many_of_each(targets: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices of ``count`` examples, shuffled: as many of each class, and of some that the seed draws one more.
+    """Indices of ``count`` examples, shuffled and balanced over classes.
 
-    Raises ValueError when a class has too few.
+    If ``count`` is not a multiple of the classes, some drawn by the seed get one example more.
+    Raises ValueError if a class has too few examples.
     """
     labels, sizes = np.unique(targets, return_counts=True)
     most = len(labels) * int(sizes.min())
     if not 0 < count <= most:
         few = f"class {labels[sizes.argmin()]} has {sizes.min()} of the {len(targets)} examples"
         raise ValueError(
-            f"labels={count}, allowed: 1 to {most}, as {few}, and there are {len(labels)} classes"
+            f"labels={count}, allowed: 1 to {most}, because {few}, with {len(labels)} classes"
         )
     drawn = _by_rank(targets, seed, np.arange)[:count]
     return np.random.default_rng([seed, 1]).permutation(drawn)
 
 
 def _by_rank(targets: np.ndarray, seed: int, rank_of: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Indices in the order of the ranks that rank_of(examples of a class) gives them, in an order that the seed draws."""
+    """Indices sorted by rank.  rank_of: (size of a class) -> ranks of its shuffled examples."""
     shuffled = np.random.default_rng(seed).permutation(len(targets))
     rank = np.empty(len(targets))
     for label in np.unique(targets):
@@ -279,24 +281,26 @@ def _by_rank(targets: np.ndarray, seed: int, rank_of: Callable[[int], np.ndarray
 
 
 def by_split(source: str, named: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """{split: thing} of (word, thing), the words being those of SPLIT_OF.  Raises DataError for two things of one split."""
-    found: dict[str, tuple[str, T]] = {}
-    for word, thing in named:
+    """{split: item} from pairs (word of SPLIT_OF, item).  Raises DataError for duplicate splits."""
+    items: dict[str, tuple[str, T]] = {}
+    for word, item in named:
         split = SPLIT_OF[word.lower()]
-        if split in found:
+        if split in items:
             raise DataError(
-                f"{source}: {found[split][0]} and {word} are both the {split} split, expected one of them"
+                f"{source}: {items[split][0]} and {word} are both the {split} split, "
+                "expected one of them"
             )
-        found[split] = (word, thing)
-    return {split: found[split][1] for split in SPLITS if split in found}
+        items[split] = (word, item)
+    return {split: items[split][1] for split in SPLITS if split in items}
 
 
 def with_splits(
     source: str, tables: dict[str, Columns], *, divide: bool = True
 ) -> dict[str, Columns]:
-    """Makes the splits that are missing: 80/10/10 of everything, or a tenth of the training examples for validation.
+    """Adds missing splits.
 
-    divide: else nothing is divided, and a table without splits tests as a whole.
+    A table "all" is split 80/10/10; a missing validation split is a tenth of the training examples.
+    divide: if False, nothing is divided, and a table "all" becomes the test split.
     """
     if not divide:
         return {"test" if split == "all" else split: table for split, table in tables.items()}
@@ -313,11 +317,11 @@ def with_splits(
     labels = table["targets"] if table["targets"].ndim == 1 else np.zeros(count, np.int32)
     sizes = (count - tenth * (len(parts) - 1), *[tenth] * (len(parts) - 1))
     blocks = stratified_split(labels, sizes)
-    made = {
+    divided = {
         part: {key: _chosen(value, rows) for key, value in table.items()}
         for part, rows in zip(parts, blocks, strict=True)
     }
-    return {**made, **{split: value for split, value in tables.items() if split == "test"}}
+    return {**divided, **{split: value for split, value in tables.items() if split == "test"}}
 
 
 def _chosen(column: Any, rows: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""Training examples without end, drawn on the device: a batch is a pure function of (seed, step)."""
+"""Endless training data, generated on the device; a batch is a pure function of (seed, step)."""
 
 import copy
 import dataclasses
@@ -22,11 +22,11 @@ LAST = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn(Endless):
-    """A training split whose examples nobody has seen before.
+    """A training split of generated examples, which never repeat.
 
     draw: key -> the columns of one example, such as {"inputs": [...], "targets": []}; pure.
-    size: examples of an epoch, which says how often there is an evaluation.
-    identity: says how they are drawn; a run is resumed only on the same.
+    size: examples per epoch, and thus between evaluations.
+    identity: identifies the generator; a run resumes only with the same one.
     """
 
     draw: Callable[[Array], dict[str, Any]]
@@ -41,7 +41,7 @@ class Drawn(Endless):
 class DrawnBatches(Feed):
     """Batches of a ``Drawn`` split.
 
-    An example is drawn by a key of (seed, step, row), so it does not depend on the number of devices.
+    The key of an example is derived from (seed, step, row), independent of the number of devices.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DrawnBatches(Feed):
         return self._shared
 
     def rows_of(self, first: int, count: int) -> np.ndarray:
-        """(seed, step, row within the batch) of each example: int32 [count, batch, 3]; row -1 is padding."""
+        """(seed, step, row) of each example: int32 [count, batch, 3]; row -1 is padding."""
         rows = np.arange(self.padded)
         rows[self.batch_size :] = -1
         steps = np.arange(first, first + count) % LAST
@@ -76,7 +76,7 @@ class DrawnBatches(Feed):
         return np.stack(columns, axis=-1).astype(np.int32)
 
     def with_seed(self, seed: int) -> "DrawnBatches":
-        """The examples of another seed."""
+        """The same generator with another seed."""
         other = copy.copy(self)
         other.seed = seed
         return other
@@ -100,7 +100,7 @@ class DrawnBatches(Feed):
         )
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``load`` receives."""
+        """Shapes of the argument of ``load``."""
         entries = jax.ShapeDtypeStruct((rows, 3), jnp.int32)
         return jax.eval_shape(lambda: self.scaling), entries
 

@@ -1,16 +1,17 @@
-"""How a program of ours begins and ends: its streams, what a signal does to it, and how the other programs are called.
+"""Start and end of our programs: streams, signals, and the names of the commands.
 
-Ctrl-C and SIGTERM are one line and an exit status, from the first line of ours on (``train.ours``), whatever Python is doing:
+Ctrl-C and SIGTERM print one line and set the exit status, from our first line of code on
+(``train.ours``), whatever Python is doing:
 
-- while modules are imported there is nothing to tidy up, and the process ends in the handler: an exception would get lost in what
-  is being imported, or become another one;
-- otherwise the handler raises KeyboardInterrupt, so that temporary files, workers and the terminal are tidied up.  Where it gets
-  lost, as in a callback of the garbage collector, it is raised again; and whatever exception arrives in the end, the signal was
-  the reason;
+- during imports there is nothing to clean up, and the handler ends the process: an exception could
+  be swallowed or replaced by the module being imported;
+- otherwise the handler raises KeyboardInterrupt, so that temporary files, workers and the terminal
+  are cleaned up.  If it is swallowed, as in a callback of the garbage collector, it is raised
+  again.  Whichever exception finally arrives, the signal is reported as the reason;
 - ``train.engine.loop.Interrupts`` takes over from the first step until everything is saved;
-- once the exit status is known, signals change nothing.
+- once the exit status is known, signals are ignored.
 
-None of this touches a program of the user's that imports ``train``.
+User programs that import ``train`` are not affected.
 """
 
 import atexit
@@ -29,13 +30,16 @@ from train import ours
 from train.ours import PROGRAMS
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
-"""Exit status: nobody reads the output any more."""
+"""Exit status if the reader of the output has gone."""
 AGAIN = 0.5
-"""Seconds after which a signal is another one: what starts a program often passes on what the terminal has sent it already."""
+"""Seconds after which a repeated signal counts as a second one.
+
+A parent process often forwards a signal that the terminal has already sent to its child.
+"""
 
 
 class _Program:
-    """The state of this process, if it is a program of ours."""
+    """The state of this process, if it is one of our programs."""
 
     def __init__(self) -> None:
         self.running = self.importing = self.lost = False
@@ -61,7 +65,7 @@ class _Program:
             raise KeyboardInterrupt
 
     def unraisable(self, problem: Any) -> None:
-        """Handles exceptions in callbacks and destructors, which Python can only print."""
+        """Hook for exceptions in callbacks and destructors, which Python can only print."""
         if not isinstance(problem.exc_value, KeyboardInterrupt):
             self.previous_unraisable(problem)
             return
@@ -75,7 +79,7 @@ class _Program:
         again.start()
 
     def uncaught(self, kind: Any, error: Any, trace: Any) -> None:
-        """Also of exceptions that C code shows before it raises another one."""
+        """Hides KeyboardInterrupt, also one that C code prints before raising another exception."""
         if not isinstance(error, KeyboardInterrupt):
             self.previous_uncaught(kind, error, trace)
 
@@ -96,7 +100,7 @@ _program = _Program()
 
 
 def run(name: str) -> Any:
-    """Runs ``main`` of a module as the program of this process, and returns what to exit with."""
+    """Runs ``main`` of a module as the program of this process; returns the exit status."""
     _program.start()
     _mend_streams()
     try:
@@ -107,7 +111,7 @@ def run(name: str) -> Any:
         except SystemExit as stop:
             status = (
                 PIPE_CLOSED if isinstance(stop.__context__, BrokenPipeError) else stop.code
-            )  # it is rich's way
+            )  # rich turns BrokenPipeError into SystemExit
         over()
     except BaseException as error:
         status = _program.explain(error)
@@ -121,7 +125,7 @@ def run(name: str) -> Any:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Marks a block that does nothing but slow imports."""
+    """Marks a block that only runs slow imports."""
     _program.importing = _program.running
     try:
         yield
@@ -130,40 +134,43 @@ def importing() -> Iterator[None]:
 
 
 def advise(text: str) -> None:
-    """What to say to the person who stops the program from here on."""
+    """Sets the advice printed if the user stops the program from now on."""
     _program.advice = f"; {text}"
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal has come already: whoever received the exception has dropped it."""
+    """Raises KeyboardInterrupt if a signal has arrived whose exception was swallowed."""
     if _program.received is not None:
         raise KeyboardInterrupt
 
 
 def interrupted() -> bool:
-    """Whether a signal has come, so that any error is only its consequence."""
+    """Whether a signal has arrived, so that any error is only its consequence."""
     return _program.received is not None
 
 
 def over() -> None:
-    """The exit status is known: signals change nothing any more."""
+    """Ignores signals from now on, because the exit status is known."""
     if _program.running:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
 
 def program(name: str) -> str:
-    """How to call "train", "evals" or "evals.ledger" in a shell, as this program was called: zoo-train or python -m train."""
+    """The shell command for "train", "evals" or "evals.ledger".
+
+    Has the form in which this program was called: zoo-train or python -m train.
+    """
     import shlex
     import shutil
 
     script = f"zoo-{name}"
     if os.path.basename(sys.argv[0]) in PROGRAMS and script in PROGRAMS:
-        beside, found = os.path.join(os.path.dirname(sys.argv[0]), script), shutil.which(script)
+        sibling, on_path = os.path.join(os.path.dirname(sys.argv[0]), script), shutil.which(script)
         return (
             script
-            if found and os.path.realpath(found) == os.path.realpath(beside)
-            else shlex.quote(beside)
+            if on_path and os.path.realpath(on_path) == os.path.realpath(sibling)
+            else shlex.quote(sibling)
         )
     python = (
         sys.orig_argv[0] if os.path.basename(sys.orig_argv[0]).startswith("python") else "python"
@@ -172,7 +179,7 @@ def program(name: str) -> str:
 
 
 def _mend_streams() -> None:
-    """Output that a stream cannot encode is escaped; a stream that is closed is as good as /dev/null."""
+    """Escapes output that a stream cannot encode, and replaces closed streams by /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -182,9 +189,10 @@ def _mend_streams() -> None:
 
 
 def _leave(status: Any) -> None:
-    """Ends the process without waiting for threads, which complain when Python takes away what they are still using.
+    """Ends the process without waiting for threads or finalising the interpreter.
 
-    Nor does it tidy up jaxlib, which often crashes if the signal came in the middle of a compilation.
+    Threads print errors when Python removes objects they still use, and jaxlib's clean-up often
+    crashes if the signal arrived during a compilation.
     """
     atexit._run_exitfuncs()
     _flush(status)
@@ -192,13 +200,13 @@ def _leave(status: Any) -> None:
 
 
 def _flush(status: Any) -> Any:
-    """Writes what is still buffered.  Returns the exit status, which is another one than 0 if that is impossible."""
+    """Flushes the output.  Returns the exit status, which is not 0 if that fails."""
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # where Python writes it once more
+        )  # because Python flushes again at exit
         return status or _program.explain(error)
     return status
 

@@ -1,7 +1,8 @@
-"""Training data that the steps themselves move on: environments, a replay memory.
+"""Training data that the training steps generate: environments, a replay memory.
 
-The experience is a part of the training state: checkpointed with the parameters, and moved on inside
-the compiled step, so that everything is a pure function of (state, step) and resumes bit for bit.
+The experience is part of the training state: it is checkpointed with the parameters and updated
+inside the compiled step.  So a step is a pure function of (state, step), and runs resume bit for
+bit.
 """
 
 import copy
@@ -21,10 +22,10 @@ from zoo.base import Batch, Model, Params
 
 
 class Experience(Endless):
-    """A training split that steps move on.  A subclass says how.
+    """A training split that the steps update.  Subclasses define how.
 
     steps_per_epoch: steps between evaluations.
-    identity: says what it is; a run is resumed only on the same.
+    identity: identifies the split; a run resumes only with the same one.
     """
 
     steps_per_epoch: int
@@ -37,7 +38,7 @@ class Experience(Endless):
     def advance(
         self, module: Model, cfg: Any, params: Params, experience: Any, key: Array, rows: int
     ) -> tuple[Any, dict[str, Any]]:
-        """The experience after one more step, and the columns [rows, ...] of a batch from it.
+        """The experience after a step, and the columns [rows, ...] of a batch drawn from it.
 
         params: before the step's update.  key: of this step.
         """
@@ -63,8 +64,8 @@ class ExperienceBatches(Feed):
     ) -> None:
         """See ``train.batches.Batches``.
 
-        Raises ValueError for labels, which need a table, and for devices that would each move the
-        whole experience on.
+        Raises ValueError for labels, which need a table, and for strategies with which each device
+        would update the whole experience.
         """
         if labels is not None:
             raise ValueError(f"labels={labels}, allowed with an experience: None")
@@ -82,12 +83,12 @@ class ExperienceBatches(Feed):
         return self._shared
 
     def rows_of(self, first: int, count: int) -> np.ndarray:
-        """Whether each row of the batches is there, rather than padding: bool [count, batch]."""
-        there = np.arange(self.padded) < self.batch_size
-        return np.broadcast_to(there, (count, self.padded)).copy()
+        """False for padding: bool [count, batch]."""
+        valid = np.arange(self.padded) < self.batch_size
+        return np.broadcast_to(valid, (count, self.padded)).copy()
 
     def with_seed(self, seed: int) -> "ExperienceBatches":
-        """The same: the state holds what depends on the seed."""
+        """A copy: only the training state depends on the seed."""
         return copy.copy(self)
 
     def experience(self, module: Model, cfg: Any) -> Callable[[Params, Array], Any]:
@@ -95,31 +96,31 @@ class ExperienceBatches(Feed):
         return lambda params, key: self.split.init(module, cfg, params, key)
 
     def advance(self, module: Model, cfg: Any) -> Callable[..., tuple[Any, Any]]:
-        """Moves the experience on, and puts the batch's columns beside the step's plan."""
+        """Updates the experience and adds the batch's columns to the input of ``load``."""
 
         def advance(
             experience: Any, params: Params, source: Any, key: Array, step: Array
         ) -> tuple[Any, Any]:
-            arrays, there = source
+            arrays, valid = source
             experience, columns = self.split.advance(
                 module, cfg, params, experience, key, self.batch_size
             )
-            return experience, (arrays, (there, _padded(columns, there.shape[0])))
+            return experience, (arrays, (valid, _padded(columns, valid.shape[0])))
 
         return advance
 
     def load(self, source: Any) -> Batch:
-        """(scaling, (there [batch], columns)) -> a batch."""
-        scaling, (there, columns) = source
-        return finish(columns, there, scaling)
+        """(scaling, (valid [batch], columns)) -> a batch."""
+        scaling, (valid, columns) = source
+        return finish(columns, valid, scaling)
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``advance`` receives."""
+        """Shapes of the argument ``source`` of ``advance``."""
         return jax.eval_shape(lambda: self.scaling), jax.ShapeDtypeStruct((rows,), bool)
 
 
 def _padded(columns: Any, rows: int) -> Any:
-    """Columns [batch, ...] with zeros up to this many rows."""
+    """Columns [batch, ...], padded with zeros to this many rows."""
 
     def pad(leaf: Array) -> Array:
         missing = rows - leaf.shape[0]

@@ -1,4 +1,4 @@
-"""Readers of data files.  Whatever is wrong with a file, the one exception is DataError, which names the file and the fault."""
+"""Readers of data files.  The only exception is DataError, which names the file and its fault."""
 
 import codecs
 import concurrent.futures
@@ -23,32 +23,36 @@ import PIL
 from PIL import ExifTags, Image
 
 MAX_BYTES, ALWAYS_BYTES, MAX_RATIO = 2**33, 2**28, 200
-"""What a file may unfold to: as many bytes as these always may, or MAX_RATIO times its own size up to MAX_BYTES."""
+"""Limits of decompressed bytes: ALWAYS_BYTES, or MAX_RATIO times the file's, up to MAX_BYTES."""
 MAX_PIXELS, LARGE, STRIP = 2**27, 2**24, 2**21
-"""An image may have MAX_PIXELS, which take half a gigabyte.  One of more than LARGE is shrunk in strips, one image at a time."""
+"""Limits of pixels.
+
+An image may have up to MAX_PIXELS, which take half a gigabyte.  Images with more than LARGE are
+shrunk one at a time, in strips of about STRIP pixels.
+"""
 MAX_CLASSES = 2**20
-"""Classes are counted from the greatest label, so a damaged label must not announce a billion of them."""
+"""Limit of classes: their number is the largest label + 1, which may be damaged."""
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name for images of so many channels."""
+"""Pillow's modes by number of channels."""
 JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"}
-"""Names, in lower case, of what operating systems put into folders by themselves, besides names that start with a dot."""
+"""Files that operating systems create in folders, in lower case, apart from dot files."""
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or not what it should be: names the file (or set) and what is wrong with it."""
+    """Data are missing, damaged or unsuitable.  Names the file or data set and its fault."""
 
 
 @contextlib.contextmanager
 def reading(source: str | pathlib.Path) -> Iterator[None]:
-    """Turns whatever the system or a decoder raises into one DataError that names the source; mere warnings are not faults."""
+    """Turns all exceptions into a DataError naming the source, and hides warnings."""
     try:
         with _without_warnings():
             yield
     except DataError:
         raise
-    except Exception as error:  # decoders raise nearly anything on damaged input
+    except Exception as error:  # decoders raise almost anything on damaged input
         lines = str(error).strip().splitlines()
         raise DataError(
             f"{source}: unreadable: {lines[0][:200] if lines else type(error).__name__}"
@@ -57,9 +61,9 @@ def reading(source: str | pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hides warnings, on the main thread.
+    """Hides warnings on the main thread.
 
-    Their filters belong to the process: threads that save and restore them at the same time leave it with the wrong ones.
+    Warning filters are global to the process; concurrent threads would restore the wrong ones.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -71,7 +75,10 @@ def _without_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
-    """The file, open; what is raised while it is becomes a DataError.  Pipes and devices, which may never end, are refused."""
+    """Opens a file; exceptions while it is open become a DataError.
+
+    Rejects pipes and devices, which may never end.
+    """
     with reading(file):
         if not file.is_file():
             raise DataError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
@@ -80,7 +87,7 @@ def opened(file: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def visible(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What a person has put into a folder, by name."""
+    """The entries of a folder, sorted by name, without hidden and JUNK files."""
     return sorted(
         entry
         for entry in folder.iterdir()
@@ -89,7 +96,7 @@ def visible(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def named(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The file of that name in a folder, whatever the case of its letters; where there is none, the path that it would have."""
+    """The file with this name in a folder, ignoring case; folder / name if there is none."""
     file = folder / name
     if file.exists() or not folder.is_dir():
         return file
@@ -99,18 +106,21 @@ def named(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def not_read(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
-    """A note that names files which lie beside the data and are not read; none where there are no such files."""
+    """A note on files next to the data that were not read; () for none."""
     more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
     return (f"not read: {files[0]}{more}",) if files else ()
 
 
 def _room(raw: BinaryIO, always: int) -> int:
-    """How much a file may unfold to: neither a damaged length nor a decompression bomb may ask for all the memory there is."""
+    """The limit of decompressed bytes, against damaged lengths and decompression bombs."""
     return min(MAX_BYTES, max(always, MAX_RATIO * os.fstat(raw.fileno()).st_size))
 
 
 def read_idx(file: pathlib.Path) -> np.ndarray:
-    """An idx file, plain or gzipped (LeCun's MNIST format): two zero bytes, a type, the rank, the lengths, the data."""
+    """Reads an idx file (LeCun's MNIST format), plain or gzipped.
+
+    It has two zero bytes, the type, the rank, the lengths of the axes, and the data.
+    """
     with opened(file) as raw:
         stream = _unzipped(raw)
         magic = stream.read(4)
@@ -135,7 +145,7 @@ def read_idx(file: pathlib.Path) -> np.ndarray:
 
 
 def _unzipped(raw: BinaryIO) -> Any:
-    """What is in an open file, which may be gzipped, whatever it is called."""
+    """The content of an open file; detects gzip by the content, not by the name."""
     zipped = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     return gzip.GzipFile(fileobj=raw) if zipped else raw
@@ -145,25 +155,26 @@ def _unzipped(raw: BinaryIO) -> Any:
 
 
 def read_text(file: pathlib.Path) -> str:
-    """A text file: UTF-8, plain or gzipped, with or without a byte-order mark; whatever ends its lines becomes LF.
+    """Reads a UTF-8 text file, plain or gzipped, with or without byte-order mark.
 
-    Raises DataError that names the file, and says how UTF-16 becomes UTF-8.
+    Line ends become LF.
+    Raises DataError naming the file; for UTF-16, it explains how to convert it.
     """
     return decoded(str(file), _text_bytes(file)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(file: pathlib.Path) -> list[str]:
-    """The lines of such a file.  Raises DataError that names the line, too."""
+    """The lines of a text file, see ``read_text``.  A DataError also names the line."""
     return [
         decoded(f"{file}:{number}", line) for number, line in enumerate(read_byte_lines(file), 1)
     ]
 
 
 def read_byte_lines(file: pathlib.Path) -> list[bytes]:
-    """The lines of such a file, any of which may be no UTF-8.
+    """The lines of a text file, not decoded, so single lines may not be UTF-8.
 
-    Lines end with LF or CRLF, or where there is no LF, with CR.  Anything else that ends lines elsewhere (a CR, a form feed, what
-    Unicode has) is within a line: files whose lines belong together would not have the same number of them.
+    Lines end with LF or CRLF, or with CR in files without LF.  Other separators (CR, form feed,
+    Unicode's) do not end a line; otherwise parallel files could differ in their numbers of lines.
     """
     raw = _text_bytes(file)
     end = b"\n" if b"\n" in raw else b"\r"
@@ -171,7 +182,7 @@ def read_byte_lines(file: pathlib.Path) -> list[bytes]:
 
 
 def decoded(source: str, raw: bytes) -> str:
-    """UTF-8 as text, without a byte-order mark.  Raises DataError that names the source."""
+    """Decodes UTF-8, without a byte-order mark.  Raises DataError naming the source."""
     try:
         return _unmarked(source, raw).decode()
     except UnicodeDecodeError as error:
@@ -204,7 +215,7 @@ def _unmarked(source: str, raw: bytes) -> bytes:
 
 
 def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file.  Pickled objects are refused."""
+    """The arrays of an npz file.  Rejects pickled objects."""
     with opened(file) as raw:
         if not zipfile.is_zipfile(raw):
             raise DataError(
@@ -219,13 +230,15 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
                 member.filename.removesuffix(".npy"): _read_npy(file, archive, member)
                 for member in members
             }
-        # zipfile does not compare: one wrong bit in the length of a comment hides all later members.
+        # zipfile does not check the number of members: one wrong bit in the length of a comment
+        # hides all later ones.
         raw.seek(max(os.fstat(raw.fileno()).st_size - 2**16 - 22, 0))
         end = raw.read().rpartition(b"PK\5\6")[2]
         announced = int.from_bytes(end[6:8], "little")
         if not 0 < len(arrays) == announced:
             raise DataError(
-                f"{file}: {len(arrays)} arrays where {announced} are announced, expected as many, and at least one"
+                f"{file}: {len(arrays)} arrays where {announced} are announced, "
+                "expected the same number, and at least one"
             )
         return arrays
 
@@ -233,7 +246,8 @@ def read_npz(file: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_npy(file: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with reading(f"{file}: {member.filename}"), archive.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
-        # The checksum is compared where the member ends, which numpy does not reach when a damaged header announces too little.
+        # zipfile checks the checksum at the end of a member.  With a damaged header, numpy may not
+        # read that far.
         if stream.read(1):
             raise DataError(f"{file}: {member.filename}: more than its shape {array.shape} needs")
         return array
@@ -243,7 +257,7 @@ def _read_npy(file: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
 
 
 def check_image_shape(shape: tuple[int, int, int]) -> None:
-    """Raises DataError unless images can be given that shape."""
+    """Raises DataError unless it is a valid shape of images."""
     height, width, channels = shape
     if channels not in MODES or min(height, width) < 1:
         raise DataError(
@@ -252,9 +266,10 @@ def check_image_shape(shape: tuple[int, int, int]) -> None:
 
 
 def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image file of any format -> uint8 [height, width, channels], upright, resized; channels 1 (grey), 3 or 4.
+    """Reads an image file in any format -> uint8 [height, width, channels], upright and resized.
 
-    Of an animation the first frame; with 1 or 3 channels, what is transparent becomes white.
+    channels: 1 (grey), 3 or 4.  With 1 or 3, transparent pixels become white.  Reads the first
+    frame of animations.
     """
     return read_sized_image(file, shape)[0]
 
@@ -262,12 +277,12 @@ def read_image(file: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
 def read_sized_image(
     file: pathlib.Path, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """``read_image``, and height and width of the image as it was, upright."""
+    """``read_image``, and the original height and width of the upright image."""
     check_image_shape(shape)
     height, width, channels = shape
     with opened_image(file) as image:
         large, (across, down) = image.width * image.height > LARGE, image.size
-        # Otherwise every thread that reads images might hold a large one.
+        # One at a time, because all threads that read images might hold large ones.
         with _ONE_LARGE if large else contextlib.nullcontext():
             if large:  # JPEG is decoded at 1/2, 1/4 or 1/8 of its size
                 side = 2 * max(height, width)
@@ -289,7 +304,7 @@ _ONE_LARGE = threading.Lock()
 
 @contextlib.contextmanager
 def opened_image(file: pathlib.Path) -> Iterator[Image.Image]:
-    """An image file of any format, open, of which no pixel is decoded yet.  Raises DataError that names it."""
+    """Opens an image file in any format, without decoding pixels yet.  Raises DataError."""
     with opened(file) as raw:
         image = _identified(raw)
         if image is None:
@@ -303,18 +318,17 @@ def opened_image(file: pathlib.Path) -> Iterator[Image.Image]:
 
 
 def _identified(raw: BinaryIO) -> Image.Image | None:
-    """Like ``Image.open``, whose limit of pixels is a setting of the process and half as high as ours."""
+    """Like ``Image.open``, whose limit of pixels is a global setting and half of MAX_PIXELS."""
     Image.init()
     prefix = raw.read(16)
-    # The likely ones first: each is tried.  EPS is a program, which Pillow would have Ghostscript run.
+    # Most likely formats first.  Not EPS, because Pillow would run it as a program in Ghostscript.
     for name in ("PNG", "JPEG", *sorted(set(Image.OPEN) - {"PNG", "JPEG", "EPS"})):
         factory, accept = Image.OPEN[name]
-        # Another format after all, or damaged, is one of these errors.
+        # These errors mean another format, or a damaged file.
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
             accepted = accept is None or accept(prefix)
-            if accepted and not isinstance(
-                accepted, str
-            ):  # text says what this Pillow was built without
+            # A text explains what this build of Pillow lacks.
+            if accepted and not isinstance(accepted, str):
                 raw.seek(0)
                 return factory(raw, "")
     return None
@@ -329,38 +343,38 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The transposition that turns an image upright, by EXIF orientation."""
 SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns the pixels of an image, which this decodes, upright.
+    """The transposition that turns an image upright; None for none.  Decodes the pixels.
 
-    Only then it is known: Pillow turns TIFFs itself, and EXIF may follow the pixels of a PNG.
+    It is unknown before decoding: Pillow rotates TIFFs itself, and EXIF may follow a PNG's pixels.
     """
     image.load()
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of damaged EXIF anything; the pixels are there
+    except Exception:  # damaged EXIF raises anything, but the pixels are fine
         return None
 
 
 def image_size(file: pathlib.Path) -> tuple[int, int]:
-    """Height and width of an image file, upright.  Raises DataError that names it."""
+    """Height and width of an image file, upright.  Raises DataError naming the file."""
     with opened_image(file) as image:
         return image.size if _turn(image) in SIDEWAYS else (image.height, image.width)
 
 
 GREY = ("1", "L", "I", "F")
-"""How Pillow's names of grey modes begin."""
+"""Prefixes of Pillow's grey modes."""
 LOOKED_AT = 1000
-"""Images whose sizes are compared, evenly spaced among more of them."""
+"""Most images whose sizes are compared, evenly spaced over all."""
 
 
 def common_shape(where: object, files: Sequence[pathlib.Path]) -> tuple[int, int, int]:
-    """Height, width and channels that images have: 1 channel where all are grey, else 3.
+    """Common height, width and channels of images: 1 channel if all are grey, else 3.
 
-    Raises DataError that names the option to give where their sizes differ.
+    Raises DataError if sizes differ, naming the option to set.
     """
     shapes = set()
     for file in files[:: -(-len(files) // LOOKED_AT) or 1]:
@@ -378,11 +392,15 @@ def common_shape(where: object, files: Sequence[pathlib.Path]) -> tuple[int, int
 
 
 def read_mask(file: pathlib.Path) -> np.ndarray:
-    """Numbers of classes from a PNG of palette indices or grey values of up to 8 bits -> uint8 [height, width], upright."""
+    """Reads class indices from a PNG mask -> uint8 [height, width], upright.
+
+    They are palette indices or grey values of up to 8 bits.
+    """
     with opened_image(file) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
             raise DataError(
-                f"{file}: {image.format} of mode {image.mode}, expected a PNG with a palette or up to 8 bits of grey"
+                f"{file}: {image.format} of mode {image.mode}, "
+                "expected a PNG with a palette or up to 8 bits of grey"
             )
         turn = _turn(image)
         values = np.array(image if turn is None else image.transpose(turn)).astype(np.uint8)
@@ -390,7 +408,7 @@ def read_mask(file: pathlib.Path) -> np.ndarray:
 
 
 def _bits(file: pathlib.Path) -> int:
-    """Bits of each sample of a PNG; Pillow scales grey of fewer than 8 bits to 0..255."""
+    """Bits per sample of a PNG; Pillow scales grey of fewer than 8 bits to 0..255."""
     with opened(file) as raw:
         return raw.read(25)[24]
 
@@ -398,9 +416,12 @@ def _bits(file: pathlib.Path) -> int:
 def _converted(
     file: pathlib.Path, image: Image.Image, mode: str, size: tuple[int, int]
 ) -> Image.Image:
-    """Like ``image.convert(mode)``, but right for 16 bits and transparency; a large one is shrunk to twice ``size`` or more."""
+    """Like ``image.convert(mode)``, but correct for 16 bits and transparency.
+
+    Shrinks a large image, to at least twice ``size``.
+    """
     if image.mode in ("I", "F"):
-        raise DataError(f"{file}: pixels of 32 bits, whose range is not known; expected 8 or 16")
+        raise DataError(f"{file}: pixels of 32 bits, with unknown range; expected 8 or 16 bits")
     low = _prepare_transparency(file, image)
     if image.width * image.height <= LARGE:
         return _strip(image, low, mode)
@@ -415,7 +436,11 @@ def _converted(
 
 
 def _prepare_transparency(file: pathlib.Path, image: Image.Image) -> Image.Image | None:
-    """Scales the transparent grey of a PNG as Pillow scales its pixels; of one of 3 x 16 bits, returns the lower 8 of each."""
+    """Scales the transparent grey value of a PNG like Pillow scales its pixels.
+
+    For a PNG with 16 bits per channel, returns an image of the lower 8 bits of each, which Pillow
+    drops.
+    """
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or image.mode not in ("L", "RGB"):
         return None
@@ -425,14 +450,14 @@ def _prepare_transparency(file: pathlib.Path, image: Image.Image) -> Image.Image
     if bits != 16:
         return None
     with opened_image(file) as again:
-        # Pillow keeps the first of two bytes; told that the last comes first, it keeps the other one.
+        # Pillow keeps the first of two bytes; declared as little-endian, it keeps the other one.
         tiles: Any = again
         tiles.tile = [tile._replace(args="RGB;16L") for tile in tiles.tile]
         return again.copy()
 
 
 def _strip(image: Image.Image, low: Image.Image | None, mode: str) -> Image.Image:
-    """An image, or some rows of it, in another mode.  low: see ``_prepare_transparency``."""
+    """Converts an image, or some of its rows.  low: see ``_prepare_transparency``."""
     key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -453,14 +478,14 @@ def _strip(image: Image.Image, low: Image.Image | None, mode: str) -> Image.Imag
 
 
 ENDS, READERS, AT_ONCE = 4096, 16, 256
-"""A fingerprint reads as many bytes of each end of a file, with so many threads, of as many files in one go."""
+"""Bytes that a fingerprint reads at both ends of a file, threads, and files per task."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Image files as an array uint8 [n, height, width, channels] that is not in memory: what is indexed is decoded then.
+    """Image files as a lazy array uint8 [n, height, width, channels]; indexing decodes images.
 
-    root: a folder; index: their paths in it, bytes [n], which take a tenth of the memory of as many paths.
+    root: a folder.  index: paths within it, bytes [n], a tenth of the memory of Path objects.
     """
 
     root: str
@@ -476,7 +501,7 @@ class Images:
         files: Sequence[pathlib.Path],
         image_shape: tuple[int, int, int],
     ) -> "Images":
-        """files: within the folder ``root``."""
+        """The images of these files in the folder ``root``."""
         return cls(
             str(root),
             np.array([os.fsencode(file.relative_to(root)) for file in files], np.bytes_),
@@ -497,9 +522,9 @@ class Images:
         return len(self.index)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """An index -> [height, width, channels]; a slice or an array of indices -> [k, height, width, channels].
+        """Decodes an image [height, width, channels], or those of a slice or index array [k, ...].
 
-        Raises DataError that names the file.
+        Raises DataError naming the file.
         """
         files: Any = self.index[rows]
         if isinstance(files, bytes):
@@ -510,20 +535,20 @@ class Images:
         return images
 
     def select(self, rows: np.ndarray) -> "Images":
-        """Those of the rows, not decoded."""
+        """The images of these rows, not decoded."""
         return dataclasses.replace(self, index=self.index[rows])
 
     def followed_by(self, *others: "Images") -> "Images":
-        """All of them, one after the other, not decoded; of the same folder."""
+        """These images followed by others in the same folder, not decoded."""
         return dataclasses.replace(
             self, index=np.concatenate([self.index, *(other.index for other in others)])
         )
 
     def digest(self) -> bytes:
-        """A hash of what lies in the files, in their order: of each its length and its first and last ENDS bytes.
+        """A hash of the files in order: of each, its length and its first and last ENDS bytes.
 
-        Any change of a PNG shows there (its last bytes hold checksums), and whatever changes the length of a file; reading all
-        of a set that does not fit in memory would take as long as an epoch.  Names and times of files do not matter.
+        It detects all changes of a PNG, which ends with a checksum, and changes of length.  Reading
+        whole files would take as long as an epoch.  Names and times of files do not matter.
         """
         blocks = [
             self.index[start : start + AT_ONCE] for start in range(0, len(self.index), AT_ONCE)
@@ -549,31 +574,31 @@ class Images:
 
 
 READ_VERSION = 2
-"""Version of ``read_image``, raised when it reads other pixels from the same file.  Version 1 did not turn images upright."""
+"""Version of ``read_image``, to be raised when its pixels change.  Version 1 ignored EXIF."""
 DIGEST = 16
-"""Bytes of the hash of an image's pixels; zeros where it could not be read."""
+"""Bytes of the hash of an image's pixels; all zero for an unreadable image."""
 
 
 class Mapped(Images):
-    """Images that were decoded before, in a file that is mapped into memory: only what is indexed is read.  See ``map_images``.
+    """Images decoded before, in a memory-mapped file: indexing reads them.  See ``map_images``.
 
-    root: that file; index: their places in it, int32 [n], where the same image may come several times.
+    root: the file.  index: positions in it, int32 [n], where images may repeat.
     """
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """See ``Images``; a copy.  Raises DataError that names the file when it is gone."""
+        """Copies images, see ``Images``.  Raises DataError if the file is missing."""
         return np.take(self._pixels_and_digests()[0], self.index[rows], axis=0)
 
     def digest(self) -> bytes:
-        """A hash of the pixels of all of them, in their order."""
+        """A hash of the pixels of all images, in order."""
         return hashlib.blake2b(self._pixels_and_digests()[1][self.index].tobytes()).digest()
 
     def readable(self) -> np.ndarray:
-        """Which of them could be read when the file was made, bool [n]; the others are black."""
+        """Which images were readable when the file was made, bool [n]; the others are black."""
         return np.any(self._pixels_and_digests()[1][self.index], axis=1)
 
     def _pixels_and_digests(self) -> tuple[np.ndarray, np.ndarray]:
-        # Not an attribute: a worker that is sent this maps the file itself.
+        # Not an attribute, so that workers, which receive a pickled copy, map the file themselves.
         return _pixels_and_digests(self.root, self.image_shape)
 
 
@@ -596,13 +621,15 @@ def map_images(
     folder: pathlib.Path,
     decoded: Callable[[int], None],
 ) -> Mapped:
-    """Image files, resized, as ``Mapped``: each is decoded once, into a file that stays in ``folder``.
+    """Image files, resized, as ``Mapped``: each is decoded once, into a file kept in ``folder``.
 
-    That file is named after what decodes them, the shape, and the path, length and time of every image, so that others make
-    another one.  It gets its name when it is complete: one that a killed process leaves half-written (*.part) is never used, and
-    several processes may make the same one.  Images that cannot be read are black, see ``Mapped.readable``.
+    The file's name is a hash of the decoder's version, the shape, and path, length and time of all
+    images.  It is renamed when complete, so an incomplete one (*.part) of a killed process is never
+    used, and several processes may write it at once.  Unreadable images are black, see
+    ``Mapped.readable``.
 
-    decoded: is told how many images were, each time that some were.  Raises DataError when the file cannot be written.
+    decoded: called with the number of newly decoded images.
+    Raises DataError if the file cannot be written.
     """
     check_image_shape(image_shape)
     name = hashlib.blake2b(
@@ -610,9 +637,11 @@ def map_images(
     )
     for file in files:
         with reading(file):
-            found = file.stat()
+            status = file.stat()
         name.update(
-            f"{found.st_size} {found.st_mtime_ns} ".encode() + os.fsencode(file.absolute()) + b"\0"
+            f"{status.st_size} {status.st_mtime_ns} ".encode()
+            + os.fsencode(file.absolute())
+            + b"\0"
         )
     place = folder / f"{name.hexdigest()}.images"
     with reading(place):
@@ -641,7 +670,7 @@ def _decode(file: pathlib.Path, image_shape: tuple[int, int, int]) -> bytes | No
 def _as_readable_as_then(
     files: Sequence[pathlib.Path], image_shape: tuple[int, int, int], place: pathlib.Path
 ) -> bool:
-    """Whether images that could not be read when the file was made cannot be read now: rights and decoders change."""
+    """Whether images that were unreadable then still are: permissions and decoders change."""
     then = Mapped(str(place), np.arange(len(files), dtype=np.int32), image_shape).readable()
     return all(
         _decode(file, image_shape) is None
@@ -656,11 +685,11 @@ def _decode_all(
     place: pathlib.Path,
     decoded: Callable[[int], None],
 ) -> None:
-    """Writes the file: the pixels of all images, then their hashes."""
+    """Writes the pixels of all images, then their hashes."""
     black, digests = bytes(math.prod(image_shape)), []
     handle, temporary = tempfile.mkstemp(".part", dir=place.parent)
     try:
-        # Written rather than mapped, as a full disk is then an error and not the end of this process.
+        # Not memory-mapped, because a full disk would then kill the process instead of raising.
         with open(handle, "wb") as out, concurrent.futures.ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(files), AT_ONCE):
                 images = list(
@@ -686,20 +715,23 @@ def _decode_all(
 
 
 def check_inputs(source: str, name: str, inputs: np.ndarray) -> np.ndarray:
-    """Finite numbers [n, ...], not empty -> float32, or integers of at most 32 bits; contiguous, in this machine's byte order."""
+    """Finite numbers [n, ...], not empty -> float32 or integers of at most 32 bits.
+
+    The result is contiguous and in native byte order.
+    """
     kind, size = inputs.dtype.kind, inputs.dtype.itemsize
     if kind not in "buif":
         raise DataError(f"{source}: {name} has dtype {inputs.dtype}, expected numbers")
     if inputs.ndim < 2 or not inputs.size:
         raise DataError(
-            f"{source}: {name} has shape {inputs.shape}, expected [examples, ...] and at least one value"
+            f"{source}: {name} has shape {inputs.shape}, "
+            "expected [examples, ...] and at least one value"
         )
     if kind == "f":
         return _float32(source, name, inputs)
     if size == 8 and not -(2**31) <= int(inputs.min()) <= int(inputs.max()) < 2**31:
-        raise DataError(
-            f"{source}: {name} holds integers of more than 32 bits"
-        )  # a device would cut them off without a word
+        # A device would silently truncate them.
+        raise DataError(f"{source}: {name} holds integers of more than 32 bits")
     return np.asarray(inputs, np.int32 if size == 8 else inputs.dtype.newbyteorder("="), order="C")
 
 
@@ -714,14 +746,15 @@ def _float32(source: str, name: str, array: np.ndarray) -> np.ndarray:
 def check_targets(
     source: str, name: str, targets: np.ndarray, length: int, classes: int = MAX_CLASSES
 ) -> np.ndarray:
-    """Classes [n] -> int32, or real targets [n, k] -> float32; as many as there are inputs."""
+    """Classes [n] -> int32, or real targets [n, k] -> float32.  length: number of inputs."""
     if targets.shape[:1] != (length,):
         raise DataError(f"{source}: {name} has shape {targets.shape} for {length} inputs")
     if targets.dtype.kind in "bui" and targets.ndim == 1:
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= classes:
             raise DataError(
-                f"{source}: {name} holds class {low if low < 0 else high}, allowed: 0 to {classes - 1}"
+                f"{source}: {name} holds class {low if low < 0 else high}, "
+                f"allowed: 0 to {classes - 1}"
             )
         return targets.astype(np.int32)
     if targets.dtype.kind == "f" and targets.ndim == 2 and targets.size:

@@ -1,6 +1,6 @@
-"""The first lines of a program of ours: signals end it at once, and what hides one of our packages is named.
+"""The first code of our programs: handles signals, and detects modules that shadow our packages.
 
-It imports nothing of ours: ``evals`` runs this file by its place, before it trusts ``train``.
+It imports none of our modules, because ``evals`` runs this file by path before it trusts ``train``.
 """
 
 import os
@@ -10,13 +10,15 @@ from types import FrameType
 
 PROGRAMS = ("zoo-train", "zoo-evals")
 STOPPED, TERMINATED = 3, 128 + signal.SIGTERM
-"""Exit statuses: Ctrl-C; SIGTERM, where no checkpoint was written because of it."""
+"""Exit statuses after Ctrl-C, and after SIGTERM without a final checkpoint."""
 
 
 def begin(*names: str) -> None:
-    """Comes first of all when a package of ours is imported.  names: the packages of ours that it needs.
+    """Must run first when one of our packages is imported.
 
-    Raises ImportError that names what hides one of them, which is not run; a program ends with that line.
+    names: our packages that it needs.
+    Raises ImportError naming the module that shadows one of them, without running that module; our
+    programs exit with that message.
     """
     program = is_program()
     if program:
@@ -29,29 +31,30 @@ def begin(*names: str) -> None:
 
 
 def is_program() -> bool:
-    """Whether Python was told to run one of ours, and not another program or a worker that imports it."""
-    told = sys.orig_argv[-len(sys.argv)] if 0 < len(sys.argv) <= len(sys.orig_argv) else ""
+    """Whether Python runs one of our programs, not another program or a worker importing us."""
+    target = sys.orig_argv[-len(sys.argv)] if 0 < len(sys.argv) <= len(sys.orig_argv) else ""
     if sys.argv[:1] == ["-m"]:  # until Python has found the module
-        return told.removeprefix("-m").partition(".")[0] in ("train", "evals")
-    return os.path.basename(told) in PROGRAMS
+        return target.removeprefix("-m").partition(".")[0] in ("train", "evals")
+    return os.path.basename(target) in PROGRAMS
 
 
 def receive(action: signal.Handlers | object) -> None:
-    """Lets a handler receive Ctrl-C and SIGTERM, unless they are ignored, as by a job in the background."""
+    """Installs a handler for Ctrl-C and SIGTERM unless they are ignored, as in background jobs."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, action)  # pyright: ignore[reportArgumentType]
 
 
 def leave(number: int, _: FrameType | None = None, advice: str = "") -> None:
-    """Ends this process, where there is nothing to tidy up."""
+    """Ends this process without any clean-up."""
     say(number, advice)
     os._exit(status(number))
 
 
 def say(number: int, advice: str = "") -> None:
-    """The line that a signal leaves on standard error."""
-    try:  # noqa: SIM105 (contextlib takes longer).  Not by print, in the middle of which the signal may have come
+    """Prints a line about a signal on standard error."""
+    # Not with print, because the signal may have interrupted one.
+    try:  # noqa: SIM105 (contextlib takes longer)
         os.write(
             2,
             f"stopped by {signal.Signals(number).name}{advice}\n".encode(errors="backslashreplace"),
@@ -66,20 +69,23 @@ def status(number: int) -> int:
 
 
 def hidden(*names: str) -> str:
-    """What hides one of these packages of ours, in a sentence; "" if nothing does."""
+    """An error message if another module shadows one of these packages; otherwise ""."""
     import importlib.util
 
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     for name in names:
         loaded = sys.modules.get(name)
         spec = importlib.util.find_spec(name) if loaded is None else None
-        places = [
+        paths = [
             getattr(loaded, "__file__", None),
             spec and spec.origin,
             *((spec and spec.submodule_search_locations) or ()),
         ]
-        there = next(filter(None, places), None)
-        if there is None or os.path.dirname(os.path.realpath(there)) == os.path.join(root, name):
-            continue  # of what is not there at all, the import that follows tells
-        return f"{name} is {there}, not purezoo's package of that name: rename it, or run {' and '.join(PROGRAMS)} instead"
+        path = next(filter(None, paths), None)
+        if path is None or os.path.dirname(os.path.realpath(path)) == os.path.join(root, name):
+            continue  # if the package is missing, the import that follows raises an error
+        return (
+            f"{name} is {path}, not purezoo's package of that name: "
+            f"rename it, or run {' and '.join(PROGRAMS)} instead"
+        )
     return ""

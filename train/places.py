@@ -1,4 +1,4 @@
-"""Where files of data lie: the directories that a user names, a cache, and what is downloaded into it."""
+"""Locations of data files: the user's directories, and a cache for downloads."""
 
 import contextlib
 import itertools
@@ -9,11 +9,11 @@ from typing import Any
 
 from train.formats import DataError, reading
 
-NO_CACHE = "there is no home folder that can be written to; XDG_CACHE_HOME may name another folder"
+NO_CACHE = "no writable home folder; set XDG_CACHE_HOME to another folder"
 
 
 def roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
-    """The directories where data may lie."""
+    """The directories to search for data.  Raises DataError for one that does not exist."""
     for origin, root in (
         ("--data-dir", data_dir),
         ("ZOO_DATA_DIR", os.environ.get("ZOO_DATA_DIR")),
@@ -27,23 +27,23 @@ def roots(data_dir: str | os.PathLike[str] | None) -> Iterator[pathlib.Path]:
 
 
 def locate(path: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """The path within the current or else a data directory; an absolute path is itself within any."""
-    looked = []
+    """Finds a path in the current directory or a data directory.  It may be absolute."""
+    searched = []
     with reading(path):
         for root in itertools.chain([pathlib.Path.cwd()], roots(data_dir)):
             place = root / pathlib.Path(path).expanduser()
             if place.exists():
                 return place
-            looked.append(str(place))
-    raise DataError(f"no such file or folder: {', '.join(dict.fromkeys(looked))}")
+            searched.append(str(place))
+    raise DataError(f"no such file or folder: {', '.join(dict.fromkeys(searched))}")
 
 
 def download(
     name: str, file: str, md5: str, mirrors: tuple[str, ...], all_files: tuple[str, ...] = ()
 ) -> pathlib.Path:
-    """The file, from the cache or else from the first mirror that has it with this checksum.
+    """The file from the cache, or from the first mirror that has it with this checksum.
 
-    all_files: those that a person could put in place by hand.  Raises DataError that says how, where no mirror has it.
+    all_files: the files to install by hand if no mirror works; the DataError then explains how.
     """
     import pooch
 
@@ -59,40 +59,39 @@ def download(
                 return pathlib.Path(
                     pooch.retrieve(mirror + file, f"md5:{md5}", file, folder, downloader=downloader)
                 )
-        except (
-            Exception
-        ) as error:  # no network, a mirror that is gone, a checksum that differs: try the next one
+        except Exception as error:  # no network, mirror gone, wrong checksum: try the next one
             failures.append(f"{mirror}: {type(error).__name__}: {str(error)[:80]}")
     raise DataError(
-        f"data {name!r}: {file} is neither here nor could it be downloaded ({'; '.join(failures)}).  Put "
-        f"{', '.join(all_files or (file,))} into DIR/{name}/ and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
+        f"data {name!r}: {file} is neither here nor could it be downloaded "
+        f"({'; '.join(failures)}).  Put {', '.join(all_files or (file,))} into DIR/{name}/ "
+        "and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
     )
 
 
 def cache(name: str) -> pathlib.Path | None:
-    """A folder in the user's cache, whether it is there or not; None where nothing can be kept.
+    """A folder in the user's cache, which may not exist yet; None if it cannot be created.
 
-    XDG_CACHE_HOME says where that is, or what the system has instead, which a user without a home does not have.
+    The cache is in XDG_CACHE_HOME or the system's default, which needs a home folder.
     """
     import pooch
 
     try:
         folder = pathlib.Path(pooch.os_cache("purezoo")) / name
-    except RuntimeError:  # of newer platformdirs; of older ones the path begins with ~
+    except RuntimeError:  # newer platformdirs raise without a home; older ones return ~/...
         return None
     return folder if folder.parts[0] != "~" and (folder.is_dir() or may_write(folder)) else None
 
 
 def may_write(path: pathlib.Path) -> bool:
-    """Whether this user may make files in a folder, or the folder itself."""
-    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    """Whether the user may create files in a folder, and the folder itself if it is missing."""
+    existing = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 class ProgressBar:
-    """What is drawn during downloads and other long work, with rich; nothing where there is no terminal, or nothing to do.
+    """Progress of downloads and other long work, by rich; silent without a terminal or any work.
 
-    It has what pooch wants: total, update, reset and close.
+    Has the interface that pooch expects: total, update, reset and close.
     """
 
     def __init__(self, label: str) -> None:
@@ -114,7 +113,7 @@ class ProgressBar:
 
     @property
     def total(self) -> float | None:
-        """Bytes expected; set when the first of them come."""
+        """Bytes expected; set when the first bytes arrive."""
         return self._progress.tasks[0].total
 
     @total.setter
@@ -123,13 +122,13 @@ class ProgressBar:
         self._progress.update(self._task, total=value or None)
 
     def update(self, amount: float) -> None:
-        """More bytes have come."""
+        """Adds bytes that arrived."""
         self._progress.advance(self._task, amount)
 
     def reset(self) -> None:
-        """Begins again."""
+        """Restarts the bar."""
         self._progress.reset(self._task, start=True)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._progress.stop()

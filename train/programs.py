@@ -1,4 +1,4 @@
-"""Compiled programs, kept in the user's cache folder so that the next start does not compile them again."""
+"""The persistent cache of compiled programs, in the user's cache folder."""
 
 import contextlib
 import pathlib
@@ -11,31 +11,31 @@ import jax
 from train.places import cache, may_write
 
 LARGEST = 2 * 10**9
-"""Bytes that the programs may take; the least recently used ones are removed at the next start."""
+"""Maximum size of the cache in bytes; each start removes the least recently used programs."""
 SUFFIX = "-cache"
-"""How JAX ends the name of a program's file."""
+"""Suffix of JAX's program files."""
 CHECKED = "checked"
-"""A file whose time says when the programs were last checked."""
+"""A file whose modification time is that of the last check of the programs."""
 UNFINISHED = "Error reading persistent compilation cache entry .*incomplete or truncated stream"
-"""JAX's warning of a program that another process is just writing; it is compiled once more."""
+"""JAX's warning about a program that another process is still writing; it is compiled again."""
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs, small ones too, in the user's cache folder if there is one, unless JAX is told another folder.
+    """Caches all compiled programs in the user's cache folder, unless JAX has another cache folder.
 
-    JAX can limit the size of the folder by itself, but then it locks and scans the whole folder whenever it writes a program:
-    0.16 s for a folder of 1,000 programs, longer than compiling a small one.  And if it is killed between the two files that it
-    writes for each program, every later write fails.  So the folder is cleaned here, once at each start.
+    JAX's own size limit is not used: it locks and scans the whole folder at every write, 0.16 s for
+    1,000 programs, which is longer than compiling a small one; and a kill between the two files
+    that it writes per program makes all later writes fail.  ``clean`` limits the size instead.
     """
-    config: Any = jax.config  # its attributes are made at run time
+    config: Any = jax.config  # defines its attributes at run time
     if config.jax_compilation_cache_dir is not None:
         return
     folder = cache("programs")
     if folder is None or not may_write(folder):
-        return  # so every start compiles
+        return  # every start then compiles
     try:
         clean(folder)
-    except OSError:  # as of a full disk
+    except OSError:  # e.g. disk full
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -45,18 +45,19 @@ def keep_programs() -> None:
 
 
 def clean(folder: pathlib.Path, largest: int = LARGEST) -> None:
-    """Makes the folder; removes programs that are not complete, and the least recently used ones beyond ``largest`` bytes.
+    """Creates the folder; removes incomplete programs, and old ones beyond ``largest`` bytes.
 
-    A process that is killed may leave a part of a program, which JAX would not replace, but warn of at every start.  Each file
-    is read once, at the first start after it was written.  Raises OSError where the folder cannot be written.
+    A killed process may leave an incomplete program, which JAX does not replace but warns about at
+    every start.  Each file is read once, at the first start after it was written.  The least
+    recently used programs are removed first.  Raises OSError if the folder is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / CHECKED
     since = stamp.stat().st_mtime if stamp.exists() else 0.0
-    stamp.touch()  # first: what another process writes meanwhile is checked at the next start
+    stamp.touch()  # first, so that concurrent writes are checked at the next start
     programs = []
     for file in folder.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # another process may be cleaning, too
+        with contextlib.suppress(FileNotFoundError):  # another process may be cleaning too
             status = file.stat()
             if status.st_mtime >= since and not _complete(file.read_bytes()):
                 file.unlink()
@@ -71,7 +72,7 @@ def clean(folder: pathlib.Path, largest: int = LARGEST) -> None:
 
 
 def _complete(data: bytes) -> bool:
-    """Whether a file holds a whole program.  A zlib stream ends with a checksum; other formats are taken as they are."""
+    """Whether a file holds a complete program: checked for zlib streams, assumed for others."""
     if data[:1] not in (b"", b"\x78"):
         return True
     try:

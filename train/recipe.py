@@ -1,4 +1,4 @@
-"""A recipe is a value: everything that decides a result, and the result it is known to reach."""
+"""Recipes as values: all settings that determine a result, and the result to expect."""
 
 import dataclasses
 import os
@@ -27,15 +27,18 @@ BETTER: dict[str, Mode] = {
     "reconstruction_error": "min",
     "squared_error": "min",
 }
-"""Which values of the models' metrics are better.  Others have no direction of their own, such as a free energy."""
+"""Direction of the models' metrics.  Metrics not listed, such as a free energy, have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A result that a recipe reaches: the metric (its name says the unit), the published value, and our bounds.
+    """A result that a recipe reaches: the metric, the published value, and our bounds.
 
-    published_kind: "result", what the source reports of its own training, or "bound", what its tests assert to be more than the
-    metric.  at_most, at_least: what a run is expected to keep; which of them there is says which way the metric is better.
+    metric: its name includes the unit.
+    published_kind: "result" if the source reports the value for its own training, "bound" if its
+    tests assert that the metric is below the value.
+    at_most, at_least: the bound that every run should meet; which of the two is set gives the
+    direction of the metric.
     """
 
     metric: str
@@ -52,12 +55,13 @@ class Target:
             self.published is None or self.less_is_better is not True
         ):
             raise ValueError(
-                f"target {self.metric}: published_kind='bound', allowed only with published and at_most"
+                f"target {self.metric}: published_kind='bound', "
+                "allowed only with published and at_most"
             )
 
     @property
     def less_is_better(self) -> bool | None:
-        """None where no bound of ours says it, or there are two."""
+        """Direction of the metric; None if neither or both of our bounds are set."""
         return (
             None if (self.at_most is None) == (self.at_least is None) else self.at_most is not None
         )
@@ -65,7 +69,7 @@ class Target:
     def as_published(self, value: float) -> bool | None:
         """Whether a value is at least as good as the published one, or below the published bound.
 
-        None where nothing is published, or nothing says which way the metric is better.
+        None if nothing is published or the metric has no direction.
         """
         if self.published is None or self.less_is_better is None:
             return None
@@ -85,58 +89,60 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[C, D]):
-    """A training run as data.  Lengths in epochs may be fractions."""
+    """A training run as data.  Numbers of epochs may be fractions."""
 
     name: Suppress[str]
-    """Of the recipe; also the default name of the run folder."""
+    """Name of the recipe; also the default name of the run folder."""
     about: Suppress[str] = ""
-    """One line for lists: what it is and where it comes from."""
+    """One-line description and source, for lists."""
     model: C
-    """The Config of a model; its module follows from it."""
+    """The Config of a model; it determines the model's module."""
     data: D = digits.Config()  # noqa: RUF009 (frozen)  # pyright: ignore[reportAssignmentType]
-    """The Config of a kind of data, see ``train.data``.  Its settings are --data.*; --data KIND
-    chooses another kind, in one word such as folder:DIR (see docs/training.md)."""
+    """The Config of a kind of data (see ``train.data``), with options --data.*.
+    --data KIND, e.g. folder:DIR, chooses another kind (see docs/training.md)."""
     preprocess: Preprocess = "unit"
-    """unit: to 0..1.  standardize: one mean and deviation for all inputs.  zscore: a mean and deviation for each input.
-    imagenet: what torchvision's weights expect of colour images."""
+    """unit: scale to 0..1.  standardize: mean 0 and deviation 1 over all inputs together.
+    zscore: mean 0 and deviation 1 of each input.  imagenet: as torchvision's weights expect."""
     train_on: Literal["train", "train+validation"] = "train"
-    """Once settings are selected on the validation split, the papers train on all of it."""
+    """Split to train on; papers often select hyperparameters, then train on both."""
     labels: int | None = None
-    """Learn from this many training examples only, equally many of each class, drawn by the seed."""
+    """Train on this many examples only, the same number per class, drawn with the seed."""
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
+    """Random deformations of the training inputs."""
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 (frozen)
+    """The optimizer and its schedules."""
     batch_size: int = 128
     epochs: float = 10.0
     steps: int | None = None
     """Number of steps; takes precedence over epochs."""
     seed: int = 0
-    """Decides initialisation, order of the data, dropout and sampling."""
+    """Seed for initialisation, data order, dropout and sampling."""
     init_from: str | None = None
-    """Start from the parameters with the same names and shapes of a run folder (its best), a file of
-    zoo.interop.save_safetensors, or torchvision's weights (.safetensors, .pth)."""
+    """Take parameters of the same name and shape from a run folder (its best checkpoint),
+    a file of zoo.interop.save_safetensors, or torchvision's weights (.safetensors, .pth)."""
     eval_every: float = 1.0
-    """Epochs between evaluations on the validation split, each followed by a checkpoint."""
+    """Epochs between evaluations on the validation split; each is followed by a checkpoint."""
     keep_every: float | None = None
-    """Epochs, or so, between checkpoints that are kept to the end, for a look at how learning went: some of eval_every's."""
+    """Epochs between checkpoints that are kept, rounded to a multiple of eval_every."""
     select_by: str | None = None
-    """Validation metric that the best checkpoint is selected by; unless given, accuracy where the model has it, else loss."""
+    """Validation metric that selects the best checkpoint; by default accuracy, else loss."""
     select_mode: Mode | None = None
-    """Whether its greatest or least value is best; unless given, max for accuracy, and min for losses and errors."""
+    """Which value is best; by default max for accuracy, min for losses and errors."""
     patience: int | None = None
-    """Stop after this many evaluations without a better value."""
+    """Early stopping: stop after this many evaluations without improvement."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """At a step whose loss or gradient is not finite, which changes no parameter: stop there, or go on without it."""
+    """At a non-finite loss or gradient: stop, or skip the step.  Parameters stay unchanged."""
     replicas: int = 1
-    """Runs of this recipe with this and the following seeds, trained side by side in one program."""
+    """Train this many replicas in parallel in one program, with this and the following seeds."""
     sweep: tuple[str, ...] = ()
-    """A numeric optimizer setting and its values, trained side by side: optimizer.learning-rate 0.01 0.03 0.1."""
+    """Values to train in parallel, for example: optimizer.learning-rate 0.01 0.03 0.1"""
     steps_per_dispatch: int = 1
-    """Steps in one compiled loop: more is faster for small dense models; convolutions are slower in loops on a CPU."""
+    """Steps per compiled loop.  Faster for small dense models; slower for convolutions on CPUs."""
     targets: Suppress[tuple[Target, ...]] = ()
     after: Suppress["Recipe[Any, Any] | None"] = None
-    """The stage before this one (pre-training); its parameters pass through `transfer`."""
+    """The previous stage (pre-training), whose parameters `transfer` maps to this stage's."""
     transfer: Suppress[str] = "matching"
-    """Name in train.transfer.TRANSFERS: how the earlier stage's parameters initialise this one."""
+    """Name in train.transfer.TRANSFERS: how the previous stage initialises this one."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -170,18 +176,20 @@ class Recipe(Generic[C, D]):
                 )
         if not 0 <= self.seed < 2**31 - self.replicas + 1:
             raise ValueError(
-                f"recipe {self.name}: seed={self.seed!r}, allowed: 0 <= seed < 2**31, also of replicas"
+                f"recipe {self.name}: seed={self.seed!r}, "
+                "allowed: 0 <= seed < 2**31, for all replicas"
             )
         if self.after and (self.replicas > 1 or self.sweep):
             raise ValueError(
-                f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, allowed after another stage: 1, ()"
+                f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, "
+                "allowed after another stage: 1, ()"
             )
         if self.sweep:
             _swept(self)
 
     @property
     def members(self) -> "dict[str, Recipe[Any, Any]]":
-        """The runs that this recipe trains side by side, by their folders' names: {"": itself} if it is the only one."""
+        """{folder name: recipe} of the runs trained in parallel; {"": self} for a single run."""
         if self.replicas == 1 and not self.sweep:
             return {"": self}
         values = _swept(self) if self.sweep else {"": self.optimizer}
@@ -202,7 +210,7 @@ class Recipe(Generic[C, D]):
 
     @property
     def stages(self) -> "tuple[Recipe[Any, Any], ...]":
-        """All earlier stages, first one first, and this recipe."""
+        """All earlier stages, in order, and this recipe."""
         return (*(self.after.stages if self.after else ()), self)
 
 
@@ -210,7 +218,11 @@ OF_DATA = ("data", "preprocess", "train_on")
 
 
 def with_data_in_stages(recipe: Recipe[Any, Any], before: Recipe[Any, Any]) -> Recipe[Any, Any]:
-    """The recipe whose earlier stages have its data, where they had those of ``before``, the recipe that it was made of."""
+    """Copies the data settings of ``recipe`` to its earlier stages.
+
+    before: the recipe without overrides.  A stage follows only in those settings in which it agreed
+    with ``before``.
+    """
 
     def follow(stage: Recipe[Any, Any] | None) -> Recipe[Any, Any] | None:
         if stage is None:
@@ -224,7 +236,10 @@ def with_data_in_stages(recipe: Recipe[Any, Any], before: Recipe[Any, Any]) -> R
 
 
 def written_out(recipe: Recipe[Any, Any]) -> Recipe[Any, Any]:
-    """The recipe with the metric that selects and its direction, also of the stages before: what run folders hold."""
+    """The recipe and its earlier stages with explicit ``select_by`` and ``select_mode``.
+
+    This is the form stored in run folders.
+    """
     select_by = recipe.select_by or "accuracy"
     return dataclasses.replace(
         recipe,
@@ -235,9 +250,9 @@ def written_out(recipe: Recipe[Any, Any]) -> Recipe[Any, Any]:
 
 
 def _swept(recipe: Recipe[Any, Any]) -> dict[str, Optimizer]:
-    """{"learning_rate-0.01": the optimizer with that value, ...} of a recipe with a sweep.
+    """{"learning_rate-0.01": the optimizer with that value, ...} for a recipe with a sweep.
 
-    Raises ValueError naming what is wrong with it.
+    Raises ValueError if the sweep is invalid.
     """
     path, *values = recipe.sweep
     group, _, name = path.replace("-", "_").rpartition(".")
@@ -246,7 +261,8 @@ def _swept(recipe: Recipe[Any, Any]) -> dict[str, Optimizer]:
         raise ValueError(f"recipe {recipe.name}: sweep of {path!r}, allowed: {allowed}")
     if len(values) < 2 or len(set(values)) < len(values):
         raise ValueError(
-            f"recipe {recipe.name}: sweep={' '.join(recipe.sweep)!r}, allowed: two or more different values after {path}"
+            f"recipe {recipe.name}: sweep={' '.join(recipe.sweep)!r}, "
+            f"allowed: two or more different values after {path}"
         )
     swept = {}
     for text in values:
@@ -269,7 +285,7 @@ _converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
 
 
 def to_dict(recipe: Recipe[Any, Any]) -> dict[str, Any]:
-    """The recipe as plain JSON types, with the module of each model beside its fields."""
+    """The recipe as plain JSON types; a model's fields include the name of its module."""
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     fields["model"] = {"module": type(recipe.model).__module__} | _converter.unstructure(
         recipe.model
@@ -282,7 +298,7 @@ def to_dict(recipe: Recipe[Any, Any]) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe[Any, Any]:
-    """The inverse of ``to_dict``.  Imports the model's module, which may be a user's own."""
+    """The inverse of ``to_dict``.  Imports the model's module, which may be the user's."""
     import importlib
 
     model = dict(fields["model"])

@@ -1,11 +1,11 @@
-"""Samplers: which rows of a table make up each batch, as a pure function of (seed, step).
+"""Samplers select the rows of each batch as a pure function of (seed, step).
 
-A sampler is a value that a ``train.dataset.Table`` carries.  Given the size of the batches, it makes
-an ``Order``, which nothing has to be stored for: a run that is resumed needs only its step.
+A sampler is a value, a field of ``train.dataset.Table``.  Given the batch size, it makes an
+``Order``, which has no state: a resumed run needs only its step.
 
     Shuffled     every epoch is a permutation of the rows
     Contiguous   each row of a batch reads its own segment of the table, one row per step (text)
-    Bucketed     the rows of a batch are of about the same length (sentences)
+    Bucketed     the rows of a batch have similar lengths (sentences)
 """
 
 import copy
@@ -19,54 +19,54 @@ import numpy as np
 
 
 class Order:
-    """The batches of a table.  Groups are rows whose batches have the same shapes."""
+    """The row indices of batches.  A group is a set of rows whose batches have the same shapes."""
 
     def __init__(self, batch_size: int, padded: int, seed: int | None) -> None:
         """padded: rows of a batch after padding.  seed: None keeps the order of the table."""
         self.batch_size, self.padded, self.seed = batch_size, padded, seed
         self.steps_per_epoch = 0
         self.places: np.ndarray | None = None
-        """The place of each row within its group; None where there is one group."""
+        """The position of each row within its group; None for a single group."""
 
     def with_seed(self, seed: int) -> "Order":
-        """The same rows in the order of another seed."""
+        """The same rows, ordered by another seed."""
         other = copy.copy(self)
         other.seed = seed
         return other
 
     def rows(self, step: int) -> np.ndarray:
-        """Rows of the table that make up batch ``step``: int32 [padded]; -1 for padding."""
+        """Row indices of batch ``step``: int32 [padded], -1 for padding."""
         raise NotImplementedError
 
     def group(self, step: int) -> int:
-        """The group that all rows of batch ``step`` are of."""
+        """The group of the rows of batch ``step``."""
         return 0
 
     def parts(self, columns: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-        """The columns of each group, as batches of it need them."""
+        """The columns of each group, in the shapes of its batches."""
         return {0: columns}
 
 
 class Sampler(Protocol):
-    """How rows of a table become batches."""
+    """Selects the rows of batches."""
 
     def order(
         self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
     ) -> Order:
-        """The batches of a table of ``size`` rows.  pool: the rows that are used; all for None."""
+        """The order of a table of ``size`` rows.  pool: the rows to use; None for all."""
         ...
 
     def joined(self, others: Sequence[Any]) -> "Sampler":
-        """The sampler of this table followed by others of the same kind."""
+        """The sampler for this table followed by tables with these samplers of the same kind."""
         ...
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What of it belongs to the content of the data, for a fingerprint."""
+        """Arrays that are part of the content of the data, for the fingerprint."""
         ...
 
 
 class _Permuted(Order):
-    """Rows of each group in an order that the seed draws anew in every epoch."""
+    """The rows of each group, permuted by (seed, epoch)."""
 
     def __init__(
         self, groups: dict[int, np.ndarray], batch_size: int, padded: int, seed: int | None
@@ -85,6 +85,7 @@ class _Permuted(Order):
 
     def _batches(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """Group and rows of each batch of an epoch."""
+        # Kept for the next steps, which are mostly of the same epoch.
         if self._epoch[0] != (self.seed, epoch):
             batches = []
             for group, rows in self.groups.items():
@@ -97,15 +98,17 @@ class _Permuted(Order):
         return self._epoch[1]
 
     def _words(self, group: int) -> list[int]:
+        """Additional words of the seed for the permutation of a group."""
         return []
 
     def _arranged(self, batches: list[Any], epoch: int) -> list[Any]:
+        """The batches of all groups in the order of the epoch."""
         return batches
 
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
-    """Every epoch is a permutation of the rows by (seed, epoch)."""
+    """Every epoch permutes the rows by (seed, epoch)."""
 
     def order(
         self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
@@ -129,6 +132,8 @@ def _require_all(pool: np.ndarray | None) -> None:
 
 
 class _Segments(Order):
+    """Row i of a batch reads the table from bounds[i] to bounds[i + 1], one row per step."""
+
     def __init__(self, size: int, batch_size: int, padded: int, seed: int | None) -> None:
         super().__init__(batch_size, padded, seed)
         self.bounds = np.arange(batch_size + 1) * size // batch_size
@@ -141,6 +146,7 @@ class _Segments(Order):
         return rows
 
     def parts(self, columns: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+        # A segment may begin within a document; the row before it belongs to another batch row.
         first = np.isin(np.arange(len(columns["reset"])), self.bounds[:-1])
         return {0: {**columns, "reset": columns["reset"] | first}}
 
@@ -149,14 +155,14 @@ class _Segments(Order):
 class Contiguous:
     """Each batch row reads its own contiguous segment of the table, the same in every epoch.
 
-    The table has a column "reset" [n]: whether a row begins a new document instead of continuing
-    the row before.  A segment's first row begins anew too.
+    The table has a column "reset" [n]: True if a row begins a new document, False if it continues
+    the row before.  In batches, it is also True for the first row of a segment.
     """
 
     def order(
         self, size: int, batch_size: int, padded: int, seed: int | None, pool: np.ndarray | None
     ) -> Order:
-        """See ``Sampler``.  Raises ValueError for a pool: rows are read one after the other."""
+        """See ``Sampler``.  Raises ValueError for a pool, because it would break segments."""
         _require_all(pool)
         return _Segments(size, batch_size, padded, seed)
 
@@ -165,17 +171,21 @@ class Contiguous:
         return self
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Nothing: "reset" is a column."""
+        """Nothing, because "reset" is a column."""
         return {}
 
 
 class _ByBucket(_Permuted):
-    def __init__(self, buckets: np.ndarray, widths: Mapping[str, Any], *how: Any) -> None:
+    """The groups are the buckets."""
+
+    def __init__(
+        self, buckets: np.ndarray, widths: Mapping[str, Any], *sizes_and_seed: Any
+    ) -> None:
         groups = {
             int(bucket): np.flatnonzero(buckets == bucket).astype(np.int32)
             for bucket in np.unique(buckets)
         }
-        super().__init__(groups, *how)
+        super().__init__(groups, *sizes_and_seed)
         self.widths = widths
         self.places = np.empty(len(buckets), np.int32)
         for rows in groups.values():
@@ -201,7 +211,7 @@ class _ByBucket(_Permuted):
         return [group]
 
     def _arranged(self, batches: list[Any], epoch: int) -> list[Any]:
-        # By the epoch alone: the steps of runs that differ in their seeds have the same shapes.
+        # Independent of the seed, so runs with different seeds have the same shapes at each step.
         if self.seed is None:
             return batches
         order = np.random.default_rng(epoch).permutation(len(batches))
@@ -210,12 +220,13 @@ class _ByBucket(_Permuted):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bucketed:
-    """All rows of a batch are of one bucket, and its arrays are only as wide as that needs.
+    """All rows of a batch are in the same bucket, and its arrays are cut to the bucket's widths.
 
-    buckets: of each row, int [n].  widths: {"inputs.source": (10, 20, 43), ...}: what the second
-    axes of arrays in buckets 0, 1, ... are cut down to.
-    Which bucket each step takes depends on the epoch only, so that the steps of runs that differ in
-    their seeds have the same shapes.
+    buckets: the bucket of each row, int [n].
+    widths: {"inputs.source": (10, 20, 43), ...}: lengths of the second axes of arrays in buckets 0,
+        1, ...
+    The buckets of an epoch's steps do not depend on the seed, so runs with different seeds have the
+    same shapes at each step.
     """
 
     buckets: np.ndarray
@@ -231,7 +242,7 @@ class Bucketed:
     def joined(self, others: Sequence[Any]) -> "Bucketed":
         """See ``Sampler``."""
         return Bucketed(
-            np.concatenate([self.buckets, *(each.buckets for each in others)]), self.widths
+            np.concatenate([self.buckets, *(other.buckets for other in others)]), self.widths
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

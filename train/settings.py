@@ -1,4 +1,4 @@
-"""Settings are frozen dataclasses of plain Python values: what their annotations say holds for every one that is made."""
+"""Run-time type checks for settings: frozen dataclasses of plain Python values."""
 
 import dataclasses
 import functools
@@ -19,10 +19,11 @@ _SAID = {
 
 
 def settle(settings: Any, where: str) -> None:
-    """Makes the fields of a frozen dataclass plain, for its ``__post_init__``: numpy's and JAX's numbers Python's, lists tuples.
+    """Converts and checks the fields of a frozen dataclass; call in its ``__post_init__``.
 
-    Raises ValueError with ``where`` before the field, its value and what is allowed, if that is not what it is annotated with:
-    2.0 and True are no integers; integers are numbers.
+    Converts NumPy and JAX numbers to Python's, and lists to tuples.  Raises ValueError, starting
+    with ``where``, for a field that does not match its annotation: 2.0 and True are not integers,
+    but integers are numbers.
     """
     for name, hint in _hints(type(settings)).items():
         try:
@@ -35,7 +36,7 @@ def settle(settings: Any, where: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """A shortened value for error messages."""
     return _SHORT.repr(value)
 
 
@@ -50,7 +51,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _tupled(value: Any) -> Any:
-    return tuple(_tupled(each) for each in value) if type(value) in (list, tuple) else value
+    return tuple(_tupled(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -80,11 +81,11 @@ def _said(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(map(str, parts))
     if origin is tuple:
-        each = dict.fromkeys(_said(part) for part in parts if part is not ...)
+        kinds = dict.fromkeys(_said(part) for part in parts if part is not ...)
         return (
-            f"a tuple, each {' or '.join(each)}"
+            f"a tuple, each {' or '.join(kinds)}"
             if parts[1:] == (...,)
-            else f"a tuple of {len(parts)}, each {' or '.join(each)}"
+            else f"a tuple of {len(parts)}, each {' or '.join(kinds)}"
         )
     cls = origin or hint
     return _SAID.get(cls) or f"{cls.__module__}.{cls.__qualname__}"

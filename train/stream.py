@@ -1,11 +1,12 @@
-"""Data that do not fit in memory: worker processes decode the images of the next batches while a step runs.
+"""Data that do not fit in memory: worker processes decode the images of the next batches.
 
-A stream's batches are those of the same images in memory, bit for bit: the same rows in the same order, a pure function of
-(seed, step).  So the step, which every checkpoint holds, is the position in the data: a run that is resumed, also with another
-number of processes or workers, goes on with the very next batch.  Of several processes each decodes its own devices' rows only.
+A stream's batches equal those of the same images in memory bit for bit: the same rows in the same
+order, a pure function of (seed, step).  So the step, which every checkpoint stores, is the position
+in the data: a resumed run continues with the next batch, even with another number of processes or
+workers.  With several processes, each decodes only the rows of its own devices.
 
-Augmentation stays in the step, on the device, with one key for each example (``train.augment``): done by the workers it would
-depend on their number, and be slower than where the pixels have to go anyway.
+Augmentation remains part of the step, on the device, with one key per example (``train.augment``).
+In the workers, it would depend on their number, and it would be slower.
 """
 
 import contextlib
@@ -31,19 +32,21 @@ from zoo.base import Batch
 
 MOST_WORKERS = 8
 WORKERS = "ZOO_STREAM_WORKERS"
-"""Environment variable: how many processes decode, instead of one for each processor core, at most MOST_WORKERS; none are needed
-for images that are ``Mapped``."""
+"""Environment variable: number of decoding processes.
+
+The default is one per processor core, at most MOST_WORKERS, and none for ``Mapped`` images.
+"""
 AHEAD = 2
-"""Batches that wait on the devices; besides, each worker has one that is ready, and one that it works on."""
+"""Batches prefetched to the devices.  Each worker also has one ready and one in progress."""
 Entry = tuple[dict[str, Any], Any]
 
 
 @functools.singledispatch
 def make_batches(split: Any, batch_size: int, **settings: Any) -> Any:
-    """What feeds steps from a split.
+    """The ``Feed`` of a split.
 
-    A ``Stream`` for a table with ``Images`` among its inputs, ``Batches`` for others; settings are theirs.
-    Other kinds of splits register themselves.
+    For tables, a ``Stream`` if inputs contain ``Images``, else ``Batches``; settings are their
+    arguments.  Other kinds of splits register here.
     """
     return (Stream if _images(split) else Batches)(split, batch_size, **settings)
 
@@ -53,11 +56,11 @@ def _images(table: Mapping[str, Any]) -> list[Images]:
 
 
 class Stream(Batches):
-    """Batches of a table {"inputs": Images [n, ...], "targets": [n], ...} that are decoded when their step is near.
+    """Batches of a table {"inputs": Images [n, ...], "targets": [n], ...}, decoded ahead of use.
 
     Inputs may also be a dict of arrays [n, ...] and ``Images``.
-    Steps are to be asked for one after the other; another one is found as well, but workers start anew for it.  ``close`` ends
-    them, as does the end of this process, whatever it is.
+    Steps should be requested in order; any other step restarts the workers.  The workers end with
+    ``close``, and whenever this process ends.
     """
 
     planned = 1
@@ -73,9 +76,12 @@ class Stream(Batches):
         labels: int | None = None,
         workers: int | None = None,
     ) -> None:
-        """See ``Batches``.  workers: processes that decode, 0 for a thread here, None for $ZOO_STREAM_WORKERS or its default.
+        """See ``Batches``.
 
-        Raises ValueError as ``Batches`` does, when grain is not installed, and for runs side by side, whose orders differ.
+        workers: number of decoding processes; 0 for a thread of this process; None for
+            $ZOO_STREAM_WORKERS or its default.
+        Raises ValueError like ``Batches``, if grain is not installed, and for replicas, because
+        their orders differ.
         """
         super().__init__(
             table, batch_size, seed=seed, scaling=scaling, layout=layout, labels=labels
@@ -97,7 +103,7 @@ class Stream(Batches):
         return self.layout.replicate(self.scaling)
 
     def arrays(self, step: int) -> Any:
-        """The scaling on every device; examples come with the plan."""
+        """The scaling, replicated; the examples are in the plan."""
         return self._scaling
 
     def with_seed(self, seed: int) -> "Stream":
@@ -107,11 +113,12 @@ class Stream(Batches):
         return other
 
     def plan(self, first: int, count: int) -> Entry:
-        """Examples of steps first .. first + count - 1: ({"inputs": uint8 [count, batch, ...], ...}, valid bool [count, batch]).
+        """Examples of steps first .. first + count - 1, sharded over the devices.
 
-        They lie on the devices, divided among them.  Raises DataError that names the file that is damaged.
+        Returns ({"inputs": uint8 [count, batch, ...], ...}, valid bool [count, batch]).
+        Raises DataError naming a damaged file.
         """
-        # Plans may overlap: what is planned for more steps than a dispatch was allowed comes again.
+        # Plans may overlap: steps that a dispatch planned but could not run are requested again.
         entries = {}
         for step in range(first, first + count):
             known = self._recent.get(self._place(step))
@@ -125,7 +132,7 @@ class Stream(Batches):
         return _load_first(self.arrays(step), self.plan(step, 1))
 
     def example(self, rows: int) -> Any:
-        """Shapes of what ``load`` receives for a batch of so many rows."""
+        """Shapes of the argument of ``load`` for this many rows."""
         columns = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), self.table
         )
@@ -136,13 +143,13 @@ class Stream(Batches):
         return load_columns(source)
 
     def close(self) -> None:
-        """Ends the workers; a plan starts new ones."""
+        """Ends the workers; the next plan starts new ones."""
         if self._close is not None:
             self._close()
         self._forget()
 
     def _place(self, step: int) -> int:
-        """Steps of the same place are the same: without a seed every epoch is."""
+        """Identifies the batch of a step.  Without a seed, all epochs are the same."""
         return step % self.steps_per_epoch if self.seed is None else step
 
     def _read(self, step: int) -> Entry:
@@ -163,29 +170,33 @@ class Stream(Batches):
         return entry
 
     def _start(self, step: int) -> None:
-        """Starts the workers at a step, and a thread that puts on the devices what they have ready."""
-        grain, mine = _grain(), self.layout.local_rows(self.padded)
-        # An element is a batch: the number of workers does not change what it holds, and one message brings all of it.
-        source = _Decoded(dict(self.table), self.order, mine, self._place(step))
+        """Starts the workers at a step, and a thread that puts their batches on the devices."""
+        grain, local_rows = _grain(), self.layout.local_rows(self.padded)
+        # An element is a whole batch, so that its content does not depend on the number of workers,
+        # and one message transfers it.
+        source = _Decoded(dict(self.table), self.order, local_rows, self._place(step))
         examples = grain.MapDataset.source(source).to_iter_dataset(
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         )
         examples = examples.mp_prefetch(
             grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=1), _live_with_parent
         )
-        dealt = examples.map(functools.partial(_shard, self.layout, self.padded))
+        sharded = examples.map(functools.partial(_shard, self.layout, self.padded))
         iterator = grain.experimental.ThreadPrefetchIterDataset(
-            dealt, prefetch_buffer_size=AHEAD
+            sharded, prefetch_buffer_size=AHEAD
         ).__iter__()
         self._reading, self._next = [iterator], self._place(step)
-        # Also when nobody closes it, at the end of the program at the latest.
+        # Ends the workers without ``close`` too, at the latest at the end of the program.
         self._close = weakref.finalize(self, _end, self._reading)
         with _signals_blocked():
             iterator.start_prefetch()
 
 
 class _Decoded:
-    """What the workers have of a stream: the columns of batch first, first + 1, ..., without end, by index."""
+    """The workers' data source: element i is batch first + i, without end.
+
+    mine: rows of a batch on the devices of this process.
+    """
 
     def __init__(self, table: dict[str, Any], order: Order, mine: slice, first: int) -> None:
         self.table, self.order, self.mine, self.first = table, order, mine, first
@@ -196,20 +207,20 @@ class _Decoded:
     def __getitem__(self, index: int) -> Entry:
         rows = self.order.rows(self.first + index)[self.mine]
         valid = rows >= 0
-        # Padding holds the first row, as in memory; it is decoded once.
+        # Padding repeats the first row of the table, as in memory, so it is decoded only once.
         distinct, where = np.unique(np.maximum(rows, 0), return_inverse=True)
         return jax.tree.map(lambda column: column[distinct][where], self.table), valid
 
 
 def _end(reading: list[Any]) -> None:
-    # Out of the list, as grain's iterators cannot be deleted any more when the interpreter takes modules apart.
+    # Remove them from the list: deleting grain's iterators fails during interpreter shutdown.
     while reading:
         reading.pop().close()
 
 
 def _shard(layout: Layout, padded: int, entry: Entry) -> Entry:
-    """A batch, of several processes this one's part -> [1, batch, ...] on the devices."""
-    # Copies: the arrays lie in memory shared with a worker, whose lifetime is grain's.
+    """A batch, or this process's part of it -> [1, batch, ...] on the devices."""
+    # Copies, because grain controls the lifetime of the memory shared with a worker.
     return layout.from_process_local(jax.tree.map(lambda leaf: np.array(leaf)[None], entry), padded)
 
 
@@ -235,7 +246,7 @@ def _grain() -> Any:
         from absl import flags
     except ImportError:
         raise ValueError("streamed data need grain: pip install 'purezoo[stream]'") from None
-    # Grain reads absl's flags, which a program that is not absl's never parses.
+    # Grain reads absl's flags, which only absl programs parse.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return grain
@@ -244,9 +255,8 @@ def _grain() -> Any:
 def _default_workers(images: list[Images]) -> int:
     given = os.environ.get(WORKERS)
     if given is None:
-        if all(
-            isinstance(each, Mapped) for each in images
-        ):  # which are read, not decoded: a thread keeps up with that
+        # Mapped images are read, not decoded; a thread is fast enough.
+        if all(isinstance(image, Mapped) for image in images):
             return 0
         cores = (
             len(os.sched_getaffinity(0))
@@ -261,9 +271,10 @@ def _default_workers(images: list[Images]) -> int:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Threads and processes that are started within do not see Ctrl-C and SIGTERM: what they mean is for this process to decide.
+    """Blocks Ctrl-C and SIGTERM in threads and processes started within.
 
-    A terminal and some schedulers send them to workers as well, which the steps until the checkpoint still need.
+    Terminals and some schedulers send these signals to workers too, but the main process handles
+    them, and it still needs the workers for the steps until the final checkpoint.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -276,7 +287,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _live_with_parent(*_: int) -> None:
-    """In a worker: ends it when the process that started it is gone, even by SIGKILL."""
+    """In a worker: exits when the parent process ends, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,8 +1,8 @@
-"""Tasks: what a trained model can be asked to do.
+"""Tasks: what a model learns from data and can be used for.
 
-A task is a value.  Data come with one, a run keeps it in data.json, and ``evals.tasks`` has a
-module for each class here that measures such runs.  It holds whatever is needed to use the model
-without its data: names of classes, a vocabulary, tokenizers.
+A task is a value.  Each dataset has one, a run stores it in data.json, and ``evals.tasks`` has a
+module per task class that evaluates such runs.  It holds everything needed to use the model without
+its data: names of classes, a vocabulary, tokenizers.
 """
 
 import dataclasses
@@ -15,26 +15,26 @@ from train.tokens import Tokenizer
 from zoo.base import Outputs
 
 MOST_LISTED = 5
-"""Classes that a message lists."""
+"""Maximum number of classes listed in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Base class of all tasks.
 
-    name: of the task, in run folders and messages; also of its module in ``evals.tasks``.
+    name: the task's name in run folders and messages, and of its module in ``evals.tasks``.
     """
 
     name: ClassVar[str]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Fields of a model's Config that the data decide: {"vocabulary": 8000}."""
+        """Fields of a model's Config that depend on the data: {"vocabulary": 8000}."""
         return {}
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of classes by number; () where there are none, or the data do not name them."""
+        """Names of classes by number; () if there are no classes or the data do not name them."""
         return ()
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class _WithClasses(Task):
-    """classes: names by number; () where the data do not name them."""
+    """classes: names by number; () if the data do not name them."""
 
     classes: tuple[str, ...] = ()
 
@@ -59,42 +59,42 @@ class _WithClasses(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Classification(_WithClasses):
-    """One class for each example: targets are integers [n]."""
+    """One class per example: targets are integers [n]."""
 
     name = "classification"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(_WithClasses):
-    """One class for each pixel: targets and mask are [n, height, width]."""
+    """One class per pixel: targets and mask are [n, height, width]."""
 
     name = "segmentation"
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(_WithClasses):
-    """The inputs themselves.  The classes of the examples, where known, only colour the report."""
+    """Reconstruction of the inputs.  The classes, where known, are used only in the report."""
 
     name = "reconstruction"
 
 
 @dataclasses.dataclass(frozen=True)
 class Density(_WithClasses):
-    """The distribution of the inputs.  Classes: see ``Reconstruction``."""
+    """The distribution of the inputs.  classes: see ``Reconstruction``."""
 
     name = "density"
 
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """Numbers for each example, or for each of its steps."""
+    """Numbers per example, or per time step of an example."""
 
     name = "regression"
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm(Task):
-    """Sequences of symbols that follow from other sequences by a rule.  vocabulary: the symbols."""
+    """Sequences of symbols computed from other sequences by a rule.  vocabulary: the symbols."""
 
     name = "algorithm"
     vocabulary: tuple[str, ...]
@@ -109,7 +109,7 @@ class Algorithm(Task):
 class Language(Task):
     """The next token of a text, see ``train.data.text``.
 
-    vocabulary: characters or words, as ``tokens`` says.
+    vocabulary: characters or words, depending on ``tokens``.
     """
 
     name = "language"
@@ -142,7 +142,7 @@ class Translation(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Captioning(Task):
-    """A sentence for each image.  max_length: tokens of the longest caption, its end not counted."""
+    """A sentence for each image.  max_length: tokens of the longest caption, without its end."""
 
     name = "captioning"
     target: Tokenizer
@@ -172,7 +172,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_of_arrays(table: Mapping[str, Any]) -> Task:
-    """The task of plain arrays: a class for each example, numbers, or nothing but the inputs."""
+    """The task of plain arrays, derived from their targets, if they have any."""
     if "targets" not in table:
         return Reconstruction()
     targets = table["targets"]
@@ -181,9 +181,9 @@ def task_of_arrays(table: Mapping[str, Any]) -> Task:
 
 
 def learned(outputs: Outputs, task: Task) -> Task:
-    """The task that a model with these outputs learns from data of a task.
+    """The task that a model with these outputs learns from data with ``task``.
 
-    Unsupervised models learn from inputs alone, whatever the targets are.
+    Unsupervised models learn from the inputs only, whatever the targets are.
     """
     classes = task.classes if isinstance(task, Classification) else ()
     unsupervised = Reconstruction(classes)
@@ -191,13 +191,13 @@ def learned(outputs: Outputs, task: Task) -> Task:
 
 
 def to_dict(task: Task) -> dict[str, Any]:
-    """The task as plain JSON types, its name with its fields."""
+    """The task's name and fields as plain JSON types."""
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return {"name": task.name} | {name: _plain(value) for name, value in fields.items()}
 
 
 def from_dict(fields: Mapping[str, Any]) -> Task:
-    """The inverse of ``to_dict``.  Raises KeyError, TypeError or ValueError for anything else."""
+    """The inverse of ``to_dict``.  Raises KeyError, TypeError or ValueError for other values."""
     values = {name: _value(value) for name, value in fields.items() if name != "name"}
     return TASKS[fields["name"]](**values)
 

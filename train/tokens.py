@@ -1,7 +1,8 @@
-"""How sentences become tokens and tokens sentences again: subwords, words or characters.
+"""Tokenizers: sentences to tokens and back, by subwords, words or characters.
 
-Token 0 is "</s>", the end of a sentence, which also stands before every target; token 1 is "<unk>".  Pieces that follow a space
-begin with "▁", so that a sentence comes back as it was, but for white space and what is not in the vocabulary.
+Token 0 is "</s>", the end of a sentence and the first decoder input; token 1 is "<unk>".  Pieces
+that follow a space begin with "▁", so decoding restores a sentence, except for its white space and
+unknown tokens.
 """
 
 import base64
@@ -23,7 +24,7 @@ _WORD = re.compile(rf"{SPACE}?(?:\w+|[^\w\s])|{SPACE}")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Of one language.  vocabulary: pieces by token.  model: of sentencepiece, for subwords."""
+    """For one language.  vocabulary: pieces by token.  model: of sentencepiece, for subwords."""
 
     kind: Kind
     vocabulary: tuple[str, ...]
@@ -38,7 +39,7 @@ class Tokenizer:
         )
 
     def encode(self, sentence: str) -> list[int]:
-        """Its tokens, without an end."""
+        """The tokens of a sentence, without an end token."""
         processor: Any = self._processor  # pyright: ignore[reportAttributeAccessIssue]
         if processor is not None:
             return processor.encode(_spaced(sentence))
@@ -46,16 +47,16 @@ class Tokenizer:
         return [index.get(piece, UNKNOWN) for piece in pieces(self.kind, sentence)]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The sentence of tokens up to the first end."""
-        found = []
+        """The sentence of the tokens before the first end token."""
+        parts = []
         for token in tokens:
             if token == END:
                 break
-            found.append(self.vocabulary[int(token)])
-        return "".join(found).replace(SPACE, " ").strip()
+            parts.append(self.vocabulary[int(token)])
+        return "".join(parts).replace(SPACE, " ").strip()
 
     def unknown(self, sentences: Iterable[str]) -> list[str]:
-        """Words of sentences that have a part which is not in the vocabulary."""
+        """Words of the sentences that contain unknown tokens."""
         words = dict.fromkeys(word for sentence in sentences for word in sentence.split())
         return [word for word in words if UNKNOWN in self.encode(word)]
 
@@ -74,10 +75,10 @@ class Tokenizer:
 
 
 def fit(kind: Kind, sentences: Sequence[str], *, size: int, min_count: int) -> Tokenizer:
-    """The tokenizer of a language of which these sentences are examples.
+    """Fits a tokenizer to sentences of a language.
 
-    size: of a vocabulary of subwords (byte-pair encoding, Sennrich et al. 2016); it is smaller where the sentences do not have so
-    many.  min_count: words and characters that occur less often are <unk>.
+    size: of a subword vocabulary (byte-pair encoding, Sennrich et al. 2016); the result is smaller
+    if the sentences have fewer subwords.  min_count: rarer words and characters become <unk>.
     """
     if kind == "subwords":
         return _fit_subwords(sentences, size)
@@ -91,7 +92,10 @@ def fit(kind: Kind, sentences: Sequence[str], *, size: int, min_count: int) -> T
 
 
 def pieces(kind: Kind, sentence: str) -> list[str]:
-    """Words (runs of letters and digits, or single other signs) or characters, each with the space before it."""
+    """Words (runs of letters and digits, or single other signs) or characters.
+
+    A piece includes the space before it.
+    """
     spaced = _spaced(sentence)
     text = SPACE + spaced.replace(" ", SPACE) if spaced else ""
     return _WORD.findall(text) if kind == "words" else list(text)
@@ -106,7 +110,7 @@ def _fit_subwords(sentences: Sequence[str], size: int) -> Tokenizer:
 
     model = io.BytesIO()
     characters = len(set("".join(_spaced(sentence) for sentence in sentences)))
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model_type": "bpe",
         "normalization_rule_name": "identity",
         "character_coverage": 1.0,
@@ -119,7 +123,7 @@ def _fit_subwords(sentences: Sequence[str], size: int) -> Tokenizer:
         "num_threads": 1,
         "minloglevel": 2,
     }
-    # As many merges as there are: sentencepiece refuses to stop before.
+    # sentencepiece rejects a size that is too small or too large, and names the largest one.
     size = max(size, characters + 3)
     while True:
         try:
@@ -128,7 +132,7 @@ def _fit_subwords(sentences: Sequence[str], size: int) -> Tokenizer:
                 sentence_iterator=map(_spaced, sentences),
                 model_writer=model,
                 vocab_size=size,
-                **how,
+                **options,
             )
             break
         except RuntimeError as error:
@@ -149,7 +153,7 @@ def _processor(model: bytes) -> Any:
 
 
 def packed(sentences: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """Tokens of sentences side by side, int32 [sentences, width], filled up with END."""
+    """Tokens of sentences as an array, int32 [sentences, width], padded with END."""
     array = np.full((len(sentences), width), END, np.int32)
     for row, tokens in zip(array, sentences, strict=True):
         row[: len(tokens)] = tokens
@@ -159,11 +163,13 @@ def packed(sentences: Sequence[Sequence[int]], width: int) -> np.ndarray:
 def teacher_forcing(
     sentences: Sequence[Sequence[int]], width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a decoder learns of sentences: the token before each target, targets (each sentence's end included) and their mask.
+    """Decoder inputs (the targets shifted by one), targets (with end tokens) and mask of sentences.
 
-    Each [sentences, width].
+    All are [sentences, width].
     """
     targets = packed(sentences, width)
-    before = np.concatenate([np.full((len(targets), 1), END, np.int32), targets[:, :-1]], axis=1)
+    decoder_inputs = np.concatenate(
+        [np.full((len(targets), 1), END, np.int32), targets[:, :-1]], axis=1
+    )
     lengths = np.array([len(tokens) + 1 for tokens in sentences])
-    return before, targets, np.arange(width) < lengths[:, None]
+    return decoder_inputs, targets, np.arange(width) < lengths[:, None]

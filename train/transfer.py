@@ -1,6 +1,7 @@
-"""How the parameters of one stage, or of a file, initialise the next.
+"""How the parameters of a stage, or of a file, initialise the next stage.
 
-A transfer is a pure function (earlier Config, earlier params, Config, fresh params) -> params.  A recipe names it.
+A transfer is a pure function (earlier Config, earlier params, Config, fresh params) -> params,
+which recipes refer to by name.
 """
 
 import os
@@ -16,21 +17,23 @@ Transfer = Callable[[Any, Params, Any, Params], Params]
 
 
 def matching(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
-    """Takes every leaf that has the same path and shape in the earlier stage, and keeps the fresh one elsewhere: see ``restore_matching``.
+    """Takes leaves with the same path and shape from the earlier stage; the others stay fresh.
 
-    Raises ValueError when nothing matches.
+    See ``restore_matching``.  Raises ValueError if nothing matches.
     """
     return restore_matching(earlier, fresh)
 
 
 def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params:
-    """A deep belief net becomes an autoencoder: see ``zoo.autoencoder.unroll``.
+    """Unrolls a deep belief net into an autoencoder, see ``zoo.autoencoder.unroll``.
 
-    Raises ValueError for other models, and where the autoencoder's units are not those of the net.
+    Raises ValueError for other models, and if the types of units do not correspond.
     """
     if not (isinstance(earlier_cfg, dbn.Config) and isinstance(cfg, autoencoder.Config)):
-        found = " and ".join(type(each).__module__ for each in (earlier_cfg, cfg))
-        raise ValueError(f"transfer='unroll' between {found}, allowed: zoo.dbn and zoo.autoencoder")
+        models = " and ".join(type(config).__module__ for config in (earlier_cfg, cfg))
+        raise ValueError(
+            f"transfer='unroll' between {models}, allowed: zoo.dbn and zoo.autoencoder"
+        )
     kinds = {"bernoulli": "logistic", "gaussian": "linear"}
     units = {"activation": "bernoulli"} if len(cfg.sizes) > 2 else {}
     units |= {"output": earlier_cfg.visible_units, "code": earlier_cfg.top_units}
@@ -38,7 +41,8 @@ def unroll(earlier_cfg: Any, earlier: Params, cfg: Any, fresh: Params) -> Params
         have = vars(cfg)[field] or cfg.activation
         if have != kinds[kind]:
             raise ValueError(
-                f"{field}={have!r}, allowed after a deep belief net with {kind} units there: {kinds[kind]!r}"
+                f"{field}={have!r}, "
+                f"allowed after a deep belief net with {kind} units there: {kinds[kind]!r}"
             )
     return autoencoder.unroll(cfg, earlier)
 
@@ -47,10 +51,12 @@ TRANSFERS: dict[str, Transfer] = {"matching": matching, "unroll": unroll}
 
 
 def load_params(source: str | os.PathLike[str], cfg: Any) -> Params:
-    """Parameters of a run folder's best checkpoint, or of a file: ``zoo.interop.save_safetensors``'s, or torchvision's.
+    """Parameters from a run folder's best checkpoint or from a file.
 
-    cfg: of the model that they are for; of torchvision's weights only what fits it, or the ConvNet within it, is read.
-    Raises ValueError, RunError, CheckpointError or FileNotFoundError naming the source and what is wrong with it.
+    source: a run folder, a file of ``zoo.interop.save_safetensors``, or torchvision's weights.
+    cfg: Config of the model to initialise.  From torchvision's weights, only leaves that fit it, or
+        the ConvNet within it, are read.
+    Raises ValueError, RunError, CheckpointError or FileNotFoundError naming the source and problem.
     """
     from train.engine.run_folder import load
     from zoo.interop import load_safetensors

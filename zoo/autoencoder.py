@@ -1,7 +1,10 @@
-"""Dense autoencoders: deep (Hinton and Salakhutdinov 2006), denoising (Vincent et al. 2008), and stacked (Vincent et al. 2010).
+"""Dense autoencoders: deep, denoising and stacked.
 
-An encoder maps inputs to a code, and a decoder the code back: y = f(x W + b), z = g(y V + c), with one such pair for every layer
-of an encoder that is deep.  What is learned is to reconstruct the inputs; a denoising one sees them corrupted.
+Deep: Hinton and Salakhutdinov 2006.  Denoising: Vincent et al. 2008.  Stacked: Vincent et al. 2010.
+
+An encoder maps inputs to a code, and a decoder maps the code back: y = f(x W + b), z = g(y V + c),
+with one such pair for each layer of a deep encoder.  The model learns to reconstruct its inputs; a
+denoising autoencoder sees corrupted inputs.
 """
 
 import math
@@ -39,20 +42,24 @@ from zoo.parts.layers import (
 class Config:
     """A dense autoencoder.
 
-    sizes: units of every layer of the encoder, inputs first, code last; the decoder has them in reverse.
-    activation: nonlinearity of the hidden units of both; lecun_tanh is 1.7159 tanh(2x/3).
-    code: nonlinearity of the code units; None is that of the hidden ones.
-    output: what the units of the reconstruction are, logistic or linear.
-    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one: cross-entropy for logistic outputs,
-        squared error for linear ones.
-    noise: what corrupts the inputs while training: none, mask (zeros), gaussian, salt_pepper (zeros and ones).
-    noise_level: the probability that a unit is corrupted; the deviation of gaussian noise.
-    tied: whether the decoder's kernels are the encoder's transposed.
-    greedy: whether only the top pair of layers is trained.  It is then an autoencoder of its own for what the layers below say
-        of the clean inputs, and it is these units that noise corrupts.  It reconstructs them by units of their own kind, logistic
-        ones with the objective, others with squared error; ``output`` is of the lowest pair.
-    initializer, gain: how kernels are drawn, and a factor on them (the Matlab toolbox's nets: glorot_uniform times 4).
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    sizes: units of every layer of the encoder, inputs first, code last; the decoder reverses them.
+    activation: nonlinearity of all hidden units; lecun_tanh is 1.7159 tanh(2x/3).
+    code: nonlinearity of the code units; None uses ``activation``.
+    output: kind of reconstruction units, logistic or linear.
+    objective: cross_entropy or squared_error (1/2 sum of squares).  None selects the natural one:
+        cross-entropy for logistic outputs, squared error for linear ones.
+    noise: corruption of the inputs in training: none, mask (zeros), gaussian, salt_pepper (zeros
+        and ones).
+    noise_level: probability that a unit is corrupted; standard deviation of gaussian noise.
+    tied: whether the decoder's kernels are the encoder's, transposed.
+    greedy: train only the top pair of layers.  It then acts as a separate autoencoder of the hidden
+        units below, computed from clean inputs; noise corrupts these units.  It reconstructs them
+        with units of the same kind: logistic units with ``objective``, others with squared error.
+        ``output`` applies to the lowest pair only.
+    initializer, gain: distribution of the kernels, and a factor on them (the Matlab toolbox's
+        networks: glorot_uniform times 4).
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     sizes: Annotated[tuple[int, ...], at_least(2)]
@@ -79,12 +86,12 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("hidden" if self.greedy and len(self.sizes) > 2 else "inputs")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What inputs must lie in; None is anything."""
+        """Allowed range of the inputs; None allows any."""
         return (0.0, 1.0) if self.output == "logistic" else None
 
 
@@ -98,13 +105,13 @@ PRESETS: dict[str, Config] = {
     "digits": Config(
         sizes=(64, 128, 16), activation="relu", code="linear", initializer="he_normal"
     ),
-    # The Matlab DeepLearnToolbox's test_example_SAE (Palm 2012): its encoder initialises an MLP.
+    # The Matlab DeepLearnToolbox's test_example_SAE (Palm 2012); the encoder initialises an MLP.
     "toolbox": Config(
         sizes=(784, 100), objective="squared_error", noise="mask", noise_level=0.5, gain=4.0
     ),
-    # Hinton and Salakhutdinov 2006: initialised by ``unroll``.
+    # Hinton and Salakhutdinov 2006; initialised with ``unroll``.
     "deep": Config(sizes=(784, 1000, 500, 250, 30), code="linear"),
-    # The stacked denoising autoencoder of the LISA deep learning tutorials, layer by layer.
+    # The stacked denoising autoencoder of the LISA deep learning tutorials, trained layer by layer.
     "stacked1000_1": _stacked,
     "stacked1000_2": replace(_stacked, sizes=(784, 1000, 1000), noise_level=0.2),
     "stacked1000_3": replace(_stacked, sizes=(784, 1000, 1000, 1000), noise_level=0.3),
@@ -112,9 +119,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"layer_0": {"kernel" [in, out], "bias" [out]}, ..., "decoder_0": {"kernel" [out, in], "bias" [in]}, ...}.
+    """{"layer_0": {"kernel" [in, out], "bias" [out]}, ..., "decoder_0": ..., ...}.
 
-    The encoder's layers are named like an MLP's; decoder_0 inverts layer_0, and has only a bias where kernels are tied.
+    The encoder's layers have the names of an MLP's.  decoder_0, {"kernel" [out, in], "bias" [in]},
+    inverts layer_0; with tied kernels it has only a bias.
     """
     layers = list(enumerate(zip(cfg.sizes[:-1], cfg.sizes[1:], strict=True)))
     up, down = jax.random.split(key, (2, len(layers)))
@@ -129,15 +137,16 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, ...] of sizes[0] values each (an image is flattened) -> their reconstruction [batch, sizes[0]].
+    """Inputs [batch, ...] of sizes[0] values each -> their reconstruction [batch, sizes[0]].
 
-    Probabilities unless the outputs are linear; at least float32.  Inputs are corrupted only with a key.
+    Images are flattened.  The reconstruction is at least float32, and consists of probabilities
+    unless the outputs are linear.  Inputs are corrupted only if there is a key.
     """
     return _forward(cfg, params, _flat(cfg, inputs), key)["reconstruction"]
 
 
 def encode(cfg: Config, params: Params, inputs: Array) -> Array:
-    """Inputs [batch, ...], clean -> code [batch, sizes[-1]], at least float32."""
+    """Clean inputs [batch, ...] -> code [batch, sizes[-1]], at least float32."""
     return at_least_float32(_up(cfg, params, _flat(cfg, inputs), None)["code"])
 
 
@@ -148,11 +157,13 @@ def decode(cfg: Config, params: Params, code: Array) -> Array:
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """The reconstruction, and "hidden_0", ..., "code", the decoder's "decoded_1" (of hidden_0), ..., "logits",
-    "reconstruction" [batch, units].
-    """  # fmt: skip
-    seen = _forward(cfg, params, _flat(cfg, inputs), None)
-    return seen["reconstruction"], seen
+    """The reconstruction, and all intermediates [batch, units].
+
+    They are "hidden_0", ..., "code", the decoder's "decoded_1" (reconstructs hidden_0), ...,
+    "logits", "reconstruction".
+    """
+    intermediates = _forward(cfg, params, _flat(cfg, inputs), None)
+    return intermediates["reconstruction"], intermediates
 
 
 def _flat(cfg: Config, inputs: Array) -> Array:
@@ -160,42 +171,46 @@ def _flat(cfg: Config, inputs: Array) -> Array:
 
 
 def _forward(cfg: Config, params: Params, x: Array, key: Array | None) -> dict[str, Array]:
-    seen = _up(cfg, params, x, key)
-    return seen | _down(cfg, params, seen["code"])
+    intermediates = _up(cfg, params, x, key)
+    return intermediates | _down(cfg, params, intermediates["code"])
 
 
 def _up(cfg: Config, params: Params, x: Array, key: Array | None) -> dict[str, Array]:
     top = len(cfg.sizes) - 2
-    seen = {}
+    intermediates = {}
     for index in range(top + 1):
         if index == (top if cfg.greedy else 0):
             x = corrupt(x, cfg.noise, cfg.noise_level, key)
         kind = cfg.code if index == top and cfg.code else cfg.activation
         x = block(activate(kind, dense(params[f"layer_{index}"], x, cfg.compute_dtype)))
-        seen["code" if index == top else f"hidden_{index}"] = x
-    return seen
+        intermediates["code" if index == top else f"hidden_{index}"] = x
+    return intermediates
 
 
 def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
-    seen = {}
+    intermediates = {}
     for index in reversed(range(len(cfg.sizes) - 1)):
         layer = params[f"decoder_{index}"]
         if cfg.tied:
             layer = {**layer, "kernel": params[f"layer_{index}"]["kernel"].T}
         x = dense(layer, x, cfg.compute_dtype)
         if index:
-            x = seen[f"decoded_{index}"] = block(activate(cfg.activation, x))
+            x = intermediates[f"decoded_{index}"] = block(activate(cfg.activation, x))
     logits = at_least_float32(x)
-    return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
+    return intermediates | {
+        "logits": logits,
+        "reconstruction": output_activation(cfg.output, logits),
+    }
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Summed loss of the reconstruction against the clean inputs over unmasked examples; metric "reconstruction_error".
+    """Summed loss of the reconstruction against the clean inputs, over unmasked examples.
 
-    batch: inputs [batch, ...], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the squared
-    error of an example, summed over units.  A greedy model's inputs are those of its top pair.
+    Metric "reconstruction_error": the squared error of an example, summed over units.
+    batch: inputs [batch, ...], in 0..1 for logistic outputs, mask [batch]; targets are ignored.
+        For a greedy model, the reconstructed inputs are those of its top pair.
     """
     batch, _ = blank_padding(batch)
     x = _flat(cfg, batch["inputs"])
@@ -205,23 +220,25 @@ def loss(
         )
     pair, params, x = _top_pair(cfg, params, x)
     logits = _forward(pair, params, x, key)["logits"]
-    if pair.output == "linear":  # but for logistic units, whose losses are of logits
+    # The losses of logistic units take logits; all others take the units' values.
+    if pair.output == "linear":
         logits = activate(cfg.activation, logits)
     return reconstruction_loss(pair.output, pair.objective, logits, x, batch["mask"])
 
 
 def _top_pair(cfg: Config, params: Params, x: Array) -> tuple[Config, Params, Array]:
-    """The top pair of layers as an autoencoder of its own, and its clean inputs."""
+    """The top pair of layers as a separate autoencoder, and its clean inputs."""
     top = len(cfg.sizes) - 2
     pair = {"layer_0": params[f"layer_{top}"], "decoder_0": params[f"decoder_{top}"]}
     logistic = cfg.activation == "logistic"
     output, objective = ("logistic", cfg.objective) if logistic else ("linear", None)
     single = replace(cfg, sizes=cfg.sizes[-2:], greedy=False, output=output, objective=objective)
+    # The layers below are fixed: no gradient flows into them.
     return single, pair, jax.lax.stop_gradient(_up(cfg, params, x, None)[f"hidden_{top - 1}"])
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """(): nothing is carried."""
+    """(): there is no carry."""
     return ()
 
 
@@ -233,13 +250,15 @@ def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
 def unroll(cfg: Config, params: Params) -> Params:
     """Parameters from those of a deep belief net (Hinton and Salakhutdinov 2006, figure 1).
 
-    Its recognition pass, {"layer_0": {"kernel" [in, out], "bias" [out], "visible_bias" [in]}, ...}, is the encoder; kernels
-    transposed and visible biases are the decoder.  Raises ValueError naming the layer that does not fit ``cfg.sizes``.
+    The net's recognition pass, {"layer_0": {"kernel" [in, out], "bias" [out], "visible_bias" [in]},
+    ...}, becomes the encoder; its transposed kernels and visible biases become the decoder.  Raises
+    ValueError naming the layer that does not match ``cfg.sizes``.
     """
     names = [f"layer_{index}" for index in range(len(cfg.sizes) - 1)]
     if sorted(params) != sorted(names):
         raise ValueError(
-            f"params: layers {', '.join(sorted(params))}, expected {', '.join(names)} for sizes={cfg.sizes}"
+            f"params: layers {', '.join(sorted(params))}, "
+            f"expected {', '.join(names)} for sizes={cfg.sizes}"
         )
     unrolled: Params = {}
     for index, (name, inputs, outputs) in enumerate(
@@ -252,7 +271,8 @@ def unroll(cfg: Config, params: Params) -> Params:
         ):
             if leaf not in params[name]:
                 raise ValueError(
-                    f"params: {name} has {', '.join(params[name])}, expected kernel, bias, visible_bias"
+                    f"params: {name} has {', '.join(params[name])}, "
+                    "expected kernel, bias, visible_bias"
                 )
             require_shape(f"{name}.{leaf}", params[name][leaf], shape)
         kernel, up, down = (params[name][leaf] for leaf in ("kernel", "bias", "visible_bias"))

@@ -1,18 +1,21 @@
-"""The contract that every model of the zoo follows.
+"""The interface that every model of the zoo implements.
 
-A model is a module.  Its functions are pure and take a static ``Config`` first, so that ``jax.jit(mlp.apply)(cfg, params, x)``
-just works: equal configs share one trace, and nothing needs ``static_argnums`` or a closure.
+A model is a module.  Its functions are pure and take a static ``Config`` first, so that
+``jax.jit(mlp.apply)(cfg, params, x)`` just works: equal configs share one trace, without
+``static_argnums`` or a closure.
 
 A *batch* is a dict of arrays whose leading axis is the example:
 
-    inputs    what ``apply`` receives: an array, or a dict of arrays
-    targets   what the objective compares with (absent where it is unsupervised)
-    mask      bool, [batch] or [batch, time]: False marks padding, which reaches nothing whatever it holds.  Always present
-    reset     bool, [batch], only where batches go on from one another: True restarts that row's carry before the batch
+    inputs    the argument of ``apply``: an array, or a dict of arrays
+    targets   compared with the outputs by the loss; absent for unsupervised models
+    mask      bool, [batch] or [batch, time]; always present.  False marks padding, which never
+              affects the result, whatever it contains
+    reset     bool, [batch]; only if batches continue each other.  True restarts that row's carry
+              before the batch
 
-Every reduction is a *sum* over unmasked items, and the number of items goes with it.  Whoever holds all the parts of a batch
-(micro-batches, devices, processes) adds them up and divides once, so ragged batches are exact and an all-padding shard
-is never 0/0.
+Every reduction is a *sum* over unmasked items, returned together with the number of items.  The
+caller that has all parts of a batch (micro-batches, devices, processes) adds them and divides once.
+So ragged batches are exact, and an all-padding shard never divides 0 by 0.
 """
 
 import functools
@@ -25,18 +28,18 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 Params = dict[str, Any]
-"""Nested dict of arrays, with the field's usual leaf names (kernel, bias, embedding)."""
+"""Nested dict of arrays, with the usual leaf names (kernel, bias, embedding)."""
 Batch = dict[str, Any]
 Carry = Any
 T = TypeVar("T")
 
 
 class Aux(NamedTuple):
-    """What ``loss`` returns beside its total.
+    """Auxiliary results that ``loss`` returns with its total.
 
-    count: number of unmasked items that the total sums over.
-    metrics: {name: (sum, count)}, each a scalar pair; the trainer adds up and divides.
-    carry: what the objective hands to the next batch; () for most.
+    count: number of unmasked items in the total.
+    metrics: {name: (sum, count)}, both scalars; the trainer adds them up and divides.
+    carry: state for the next batch; () for most models.
     """
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -45,11 +48,12 @@ class Aux(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the targets of a loss may be.
+    """The targets that a loss accepts.
 
-    units: outputs for each item; an integer for each item names one of them, its class.
-    rows: what an item's numbers may be instead, one for each output: any finite "numbers", "probabilities" in 0..1, or a
-        "distribution", probabilities that sum to 1.  None where only classes serve.
+    units: outputs per item; an integer target is the index of one of them, the class.
+    rows: the alternative to classes, one number per output: any finite "numbers", "probabilities"
+        in 0..1, or a "distribution", whose probabilities sum to 1.  None if only classes are
+        allowed.
     """
 
     units: int
@@ -57,12 +61,12 @@ class Targets(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model learns to put out, and in which unit its loss is.
+    """The meaning of a model's outputs, and the unit of its loss.
 
     of: "targets": the outputs estimate the batch's targets.  "inputs": they reconstruct the inputs.
-        "hidden": the loss reconstructs hidden units, as that of a greedy autoencoder with more than
-        one pair of layers does.  "density": the model is an energy of the inputs.
-    targets: what the targets may be; None for models without.
+        "hidden": the loss reconstructs hidden units (a greedy autoencoder with more than one pair
+        of layers).  "density": the model defines an energy of the inputs.
+    targets: the targets that the loss accepts; None for models without targets.
     likelihood: whether the loss of an item is -log p(its target), so that its unit is the nat.
     """
 
@@ -73,15 +77,18 @@ class Outputs(NamedTuple):
 
 @runtime_checkable
 class Model(Protocol):
-    """The names of a model module, in order.  A module may add ``SAMPLED = True`` when its objective samples inside."""
+    """The members of a model module, in order.
+
+    A module may also set ``SAMPLED = True`` if its loss draws samples.
+    """
 
     @property
     def Config(self) -> type:  # noqa: N802 (a class, in the module's namespace)
-        """What describes a model, static and hashable; raises ValueError at a bad value.
+        """The model's static, hashable description; raises ValueError for an invalid value.
 
-        Two properties are obligatory.  ``outputs``, an ``Outputs``, says what the outputs are and
-        what targets may be.  ``input_range``, (least, greatest), says what inputs must lie in, None
-        that they may be anything; of inputs of several arrays it is {name: (least, greatest)}.
+        Two properties are required.  ``outputs`` is an ``Outputs``.  ``input_range`` is the (least,
+        greatest) allowed input, or None if any is allowed; if the inputs are several arrays, it is
+        {name: (least, greatest)}.
         """
         ...
 
@@ -91,21 +98,27 @@ class Model(Protocol):
         ...
 
     def init(self, cfg: Any, key: Array) -> Params:
-        """Parameters drawn from ``key``."""
+        """Random parameters drawn with ``key``."""
         ...
 
     def apply(self, cfg: Any, params: Params, inputs: Any, *, key: Array | None = None) -> Any:
-        """The model itself.  ``key``: typed keys [batch], one for each example, or None for the deterministic model."""
+        """The outputs of the model.
+
+        key: typed keys [batch], one per example, or None for the deterministic model.
+        """
         ...
 
     def loss(
         self, cfg: Any, params: Params, batch: Batch, *, key: Array | None = None, carry: Carry = ()
     ) -> tuple[Array, Aux]:
-        """Objective summed over unmasked items, to be minimised, and what goes with it."""
+        """The objective to minimise, summed over unmasked items, and its ``Aux``."""
         ...
 
     def init_carry(self, cfg: Any, params: Params, batch_size: int, *, key: Array) -> Carry:
-        """What ``loss`` carries from batch to batch: leaves lead with [batch]; () if nothing."""
+        """Initial state that ``loss`` carries between batches; () if none.
+
+        Every leaf has a leading axis [batch].
+        """
         ...
 
     def example_batch(self, cfg: Any, key: Array, batch_size: int) -> Batch:
@@ -113,23 +126,25 @@ class Model(Protocol):
         ...
 
     def trace(self, cfg: Any, params: Params, inputs: Any) -> tuple[Any, dict[str, Array]]:
-        """The outputs of ``apply`` at key=None and every named intermediate that a person may want to see.
+        """The outputs of ``apply`` at key=None, and all named intermediates.
 
         A model whose outputs are logits names their probabilities "outputs".  One without targets
-        names its reconstruction of the inputs "reconstruction", [batch, ...] of as many values.
+        names its reconstruction of the inputs "reconstruction", [batch, ...] with the same number
+        of values.
         """
         ...
 
 
 @runtime_checkable
 class Recurrent(Model, Protocol):
-    """What models of sequences offer besides, so that training by pieces, streaming and generation are one definition.
+    """Additional methods of sequence models.
 
-    ``apply`` is ``unroll`` from the initial carry.
+    They let truncated training, streaming and generation share one definition.  ``apply`` is
+    ``unroll`` from the initial carry.
     """
 
     def initial_carry(self, cfg: Any, params: Params, batch_size: Any) -> Carry:
-        """Of a sequence of which nothing has been seen; leaves lead with [batch]."""
+        """The carry before the first step of a sequence; leaves lead with [batch]."""
         ...
 
     def unroll(
@@ -142,96 +157,117 @@ class Recurrent(Model, Protocol):
         key: Array | None = None,
         mask: Array | None = None,
     ) -> tuple[Carry, Array]:
-        """The carry after inputs [batch, time, ...], and the outputs.  mask [batch, time]: False where there is no step."""
+        """The carry after inputs [batch, time, ...], and the outputs.
+
+        mask: [batch, time], False where there is no step.
+        """
         ...
 
     def step(self, cfg: Any, params: Params, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
-        """The carry after one step of each row, inputs [batch, ...], and its outputs."""
+        """The carry after one step of inputs [batch, ...], and the outputs."""
         ...
 
 
 @runtime_checkable
 class Conditional(Model, Protocol):
-    """What models offer besides that write a sequence given something else, such as a sentence or an image.
+    """Additional methods of models that generate a sequence conditioned on an input.
 
-    ``apply`` is ``encode``, and then ``decode_step`` token by token.
+    The input is a sentence or an image, for example.  ``apply`` is ``encode`` followed by
+    ``decode_step`` for each token.
     """
 
     def encode(
         self, cfg: Any, params: Params, inputs: Any, *, key: Array | None = None
     ) -> tuple[Any, Carry]:
-        """What is known of the inputs, a pytree, and the carry before the first step; leaves of both lead with [batch]."""
+        """The encoded inputs, a pytree, and the carry before the first step.
+
+        Leaves of both have a leading axis [batch].
+        """
         ...
 
     def decode_step(
         self, cfg: Any, params: Params, carry: Carry, inputs: Array, memory: Any
     ) -> tuple[Carry, Array]:
-        """The carry after one token of each row, inputs [rows], and the logits [rows, vocabulary] of the next one.
+        """The carry after one token per row, inputs [rows], and the next token's logits.
 
-        rows: of ``memory``, or a multiple, side by side: hypotheses of a beam search.
+        The logits are [rows, vocabulary].  The number of rows is that of ``memory``, or a multiple
+        of it: the hypotheses of one example in a beam search are adjacent.
         """
         ...
 
 
 @runtime_checkable
 class Autoencoder(Model, Protocol):
-    """What autoencoders offer besides: without a key, ``apply`` is ``encode`` and then ``decode``."""
+    """Additional methods of autoencoders.
+
+    Without a key, ``apply`` is ``encode`` followed by ``decode``.
+    """
 
     def encode(self, cfg: Any, params: Params, inputs: Array) -> Array:
         """The code [batch, ...] of inputs [batch, ...]."""
         ...
 
     def decode(self, cfg: Any, params: Params, code: Array) -> Array:
-        """The reconstruction of the inputs from a code [batch, ...], as ``apply`` returns it."""
+        """The reconstruction, as ``apply`` returns it, from a code [batch, ...]."""
         ...
 
 
 @runtime_checkable
 class EnergyModel(Model, Protocol):
-    """What energy-based models of visible and hidden units offer besides.
+    """Additional methods of energy-based models with visible and hidden units.
 
-    key: typed keys [batch], one for each row.
+    key: typed keys [batch], one per row.
     """
 
     def free_energy(self, cfg: Any, params: Params, visible: Array) -> Array:
-        """-log of the unnormalised probability of visible states [batch, visible]: [batch], in nats."""
+        """Negative log of the unnormalised probability, in nats: [batch].
+
+        visible: visible states [batch, visible].
+        """
         ...
 
     def gibbs_step(
         self, cfg: Any, params: Params, visible: Array, key: Array
     ) -> tuple[Array, Array]:
-        """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
+        """One step of block Gibbs sampling: (new visible states, hidden states).
+
+        Draws hidden states given the visible ones, then visible states given those.
+        """
         ...
 
     def sample(
         self, cfg: Any, params: Params, visible: Array, key: Array, steps: int | Array
     ) -> Array:
-        """Visible states [batch, visible] after ``steps`` Gibbs steps (0 or more) from ``visible``, each row a chain."""
+        """Visible states [batch, visible] after ``steps`` Gibbs steps (0 or more) from ``visible``.
+
+        Each row is a chain.
+        """
         ...
 
 
 @runtime_checkable
 class Generative(Model, Protocol):
-    """What models offer besides that a Gibbs chain generates from."""
+    """Additional method of models that generate with a Gibbs chain."""
 
     def fantasies(
         self, cfg: Any, params: Params, inputs: Array, key: Array, steps: int | Array
     ) -> Array:
-        """Means of the visible units [batch, values] after ``steps`` Gibbs steps from inputs [batch, ...], each row a chain.
+        """Means of the visible units [batch, values] after ``steps`` Gibbs steps.
 
-        key: [batch], one for each chain.  steps: 1 or more, and may be traced.
+        inputs: [batch, ...], where the chains start; each row is a chain.
+        key: [batch], one per chain.  steps: 1 or more; may be traced.
         """
         ...
 
 
 @runtime_checkable
 class Adaptable(Protocol):
-    """A Config that can be brought to other data."""
+    """A Config that can be adapted to other data."""
 
     def for_data(self, shape: tuple[int, ...], classes: int | None) -> Any:
-        """The same model for inputs [batch, *shape] and so many classes; None keeps their number.
+        """The same model for inputs [batch, *shape] and this many classes.
 
-        Raises ValueError where there is no such model.
+        classes: None keeps the current number.  Raises ValueError if there is no such model.
         """
         ...
 
@@ -244,21 +280,24 @@ CONTRACT = {
     "example_batch": ("cfg", "key", "batch_size"),
     "trace": ("cfg", "params", "inputs"),
 }
-"""Function names of a model and their parameters, for the test that keeps them uniform."""
+"""Functions of a model and their parameters; a test checks that every model has these."""
 
 
 BLOCK = "block"
 
 
 def block(x: T) -> T:
-    """The result of a part of a deep model: when memory is short, only these are kept for the backward pass."""
+    """Marks the result of one block of a deep model.
+
+    Under rematerialisation, only marked results are kept for the backward pass.
+    """
     return checkpoint_name(x, BLOCK)
 
 
 def restart(initial: Carry, carry: Carry, batch: Batch) -> Carry:
-    """``carry`` where a batch goes on from the one before; ``initial`` for rows that ``batch["reset"]`` says begin anew.
+    """``carry``, with rows that ``batch["reset"]`` marks replaced by ``initial``.
 
-    All of them do without a carry, and where nothing says that any goes on.
+    If there is no carry, or the batch has no "reset", every row starts from ``initial``.
     """
     if not jax.tree.leaves(carry) or "reset" not in batch:
         return initial
@@ -271,22 +310,24 @@ def restart(initial: Carry, carry: Carry, batch: Batch) -> Carry:
 
 
 def blank_padding(batch: Batch, carry: Carry = ()) -> tuple[Batch, Carry]:
-    """What every ``loss`` begins with: rows whose mask is all False have real inputs and targets of zero, whatever they held.
+    """The batch with its all-padding rows set to zero; every ``loss`` calls this first.
 
-    It has to happen before the model: the gradient of a kernel is its inputs times the errors of its outputs, and a row that is
-    NaN times an error of zero is NaN.  Such a row's carry stays as it is, but for numbers that are not finite, which are zero.
-    Integers are left alone, as they do no harm: an error of zero reaches no row of an embedding.  The mask is returned as bool.
+    Rows whose mask is all False get zero inputs and targets, whatever they contained.  This must
+    happen before the model runs: the gradient of a kernel is its inputs times the output errors,
+    and NaN times an error of zero is still NaN.  Such a row keeps its carry, except that non-finite
+    numbers become zero.  Integers are unchanged: they are harmless, because a zero error has no
+    effect on an embedding.  The mask is returned as bool.
     """
     mask = jnp.asarray(batch["mask"]).astype(bool)
     rows = jnp.any(mask.reshape(mask.shape[0], -1), axis=1)
 
     def blank(leaf: Any, *, keeps_finite: bool = False) -> Any:
-        # Another number of rows is for the model to name.
+        # Leave a wrong number of rows unchanged: the model raises a clearer error.
         if jnp.shape(leaf)[:1] != rows.shape or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        there = rows.reshape(-1, *[1] * (leaf.ndim - 1))
+        valid = rows.reshape(-1, *[1] * (leaf.ndim - 1))
         return jnp.where(
-            there | jnp.isfinite(leaf) if keeps_finite else there, leaf, jnp.zeros((), leaf.dtype)
+            valid | jnp.isfinite(leaf) if keeps_finite else valid, leaf, jnp.zeros((), leaf.dtype)
         )
 
     replaced = {

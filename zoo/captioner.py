@@ -1,16 +1,20 @@
-"""Captions: an image becomes a sentence (review, figure 3).
+"""Image captioning: an image becomes a sentence (review, figure 3).
 
 After "Show and Tell" (Vinyals et al. 2014) and "Show, Attend and Tell" (Xu et al. 2015).
 
-The convolutional stages of a ``zoo.convnet`` say something of each place of the image: annotations a_1 ... a_L, the cells of
-their last map, in rows from the top.  ``zoo.parts.decoder`` writes the sentence, its first state from the mean annotation:
+The last feature map of a ``zoo.convnet`` provides one annotation vector a_1 ... a_L per location,
+in row-major order.  ``zoo.parts.decoder`` generates the sentence, starting from a state computed
+from the mean annotation:
 
-attention "none"    the mean annotation is all that it sees                                    Vinyals et al. 2014
-          "soft"    before each word it looks at a weighted mean of all places, and a gate     Xu et al. 2015, section 4.2,
-                    says how much of it it needs                                               equations 13 and 4.2.1's beta
+attention "none"
+    The decoder receives only the mean annotation (Vinyals et al. 2014).
+attention "soft"
+    For each word, it receives a weighted mean of the annotations, scaled by a gate (Xu et al. 2015,
+    section 4.2: equation 13, and beta in 4.2.1).
 
-``zoo.hard_captioner`` looks at one place instead.  While training, soft attention is pressed to look at each place about once in
-all, by lambda sum_i (1 - sum_t alpha_ti)^2 for each image (equation 14).
+``zoo.hard_captioner`` attends to a single location instead.  In training, the penalty lambda
+sum_i (1 - sum_t alpha_ti)^2 for each image (equation 14) encourages soft attention to give each
+location a total weight of about one.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +34,7 @@ from zoo.parts.language import next_token_loss
 from zoo.parts.layers import ComputeDtype, at_least_float32, dropout, mask_of_steps, split_keys
 
 EXAMPLE_TARGET = 3
-"""Tokens of an example; a model takes any number."""
+"""Tokens of an example; models accept any number."""
 
 
 @static
@@ -38,16 +42,21 @@ EXAMPLE_TARGET = 3
 class Config:
     """A captioner.
 
-    encoder: the network whose stages see the image; its dense layers are not there.
+    encoder: the network whose stages encode the image; its dense layers are unused.
     vocabulary: number of tokens; training sets it to that of the captions.
-    features: numbers of a token's vector, and of what the softmax reads.
-    units: of the recurrent decoder.  cell: lstm or gru.
+    features: size of a token's embedding, and of the input of the softmax.
+    units: of the recurrent decoder.
+    cell: lstm or gru.
     attention: see the module.
-    places: learned vectors, one for each place, are added to the annotations, which then say where they are.
-    coverage: lambda, the weight of looking everywhere once; 0 without attention.
-    dropout: probability that a number is dropped while training: of annotations, token vectors and what the softmax reads.
-    label_smoothing: while training, the probability that a target is any token instead.
-    forget_bias: of an LSTM.  compute_dtype: see ``zoo.convnet``; that of the encoder is its own.
+    places: add a learned vector per location to the annotations, so that they encode their
+        position.
+    coverage: lambda, the weight of the coverage penalty; 0 without attention.
+    dropout: probability of dropping a number in training: in annotations, embeddings, and the input
+        of the softmax.
+    label_smoothing: in training, the probability that a target is replaced by a uniformly random
+        token.
+    forget_bias: of an LSTM.
+    compute_dtype: see ``zoo.convnet``; the encoder has its own.
     """
 
     encoder: convnet.Config
@@ -72,23 +81,23 @@ class Config:
 
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
-        """What inputs must lie in: the tokens."""
+        """Allowed range of the inputs that are tokens."""
         return {"target": (0.0, self.vocabulary - 1.0)}
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Places in height and width."""
+        """Number of locations in height and width."""
         height, width = self.encoder.spaces()[-1]
         return height, width
 
     @property
     def writer(self) -> decoder.Config:
-        """The decoder, which writes the caption."""
+        """The decoder, which generates the caption."""
         return decoder.Config(
             vocabulary=self.vocabulary,
             features=self.features,
@@ -106,13 +115,16 @@ class Config:
 
 
 def require_images(cfg: Any, encoder: Any) -> None:
-    """Raises ValueError unless the field "encoder" of a Config is a ``zoo.convnet.Config`` of images."""
+    """Raises ValueError unless ``encoder`` is a ``zoo.convnet.Config`` of images.
+
+    It is the field "encoder" of ``cfg``.
+    """
     valid = isinstance(encoder, convnet.Config) and len(encoder.shape) == 3
     require(valid, cfg, "encoder", "a zoo.convnet.Config of images [height, width, channels]")
 
 
 _stage = convnet.Stage
-# A place sees about what one digit covers, so that it takes attention to see several.
+# The receptive field of a location is about one digit, so that reading several needs attention.
 _scenes = convnet.Config(
     shape=(48, 48, 1),
     stages=(
@@ -155,7 +167,7 @@ PRESETS: dict[str, Config] = {
         label_smoothing=0.1,
     ),
     "digit_scenes": Config(encoder=_scenes, vocabulary=16, features=64, units=128),
-    # Some hundreds of kinds of things, in colours.
+    # Hundreds of kinds of objects, in colour.
     "stamp_scenes": Config(
         encoder=convnet.Config(
             shape=(64, 64, 3),
@@ -177,9 +189,11 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"conv_0": see ``zoo.convnet.init``, ..., "places": {"embedding" [places, features]}, ...: see ``zoo.parts.decoder.init``}.
+    """{"conv_0": ..., "places": {"embedding" [locations, features]}, ...}.
 
-    So that weights of a ConvNet, or torchvision's, initialise the stages (``zoo.parts.parameters.restore_matching``).
+    See ``zoo.convnet.init`` and ``zoo.parts.decoder.init``.  The stages keep their names, so that
+    they can be initialised from a ConvNet or from torchvision
+    (``zoo.parts.parameters.restore_matching``).
     """
     encoder_key, *others, gate_key, places_key = jax.random.split(key, 3 + len(decoder.KEYS))
     stages = {
@@ -201,27 +215,29 @@ def init(cfg: Config, key: Array) -> Params:
 def apply(
     cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
 ) -> Array:
-    """Logits [batch, time, vocabulary] of each token given the image and the tokens before it; at least float32.
+    """Logits [batch, time, vocabulary] of each token; at least float32.
 
-    inputs: "image" [batch, height, width, channels]; "target" [batch, time]: the tokens before, of which the first is the one
-    that every caption begins with.
+    Each is conditioned on the image and the preceding tokens.
+    inputs: "image" [batch, height, width, channels]; "target" [batch, time], the caption shifted
+        right, which starts with the begin-of-sequence token.
     """
     return forward(cfg, params, inputs, key)[0]
 
 
 def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Logits, the encoder's maps (see ``zoo.convnet.trace``), "annotations", "hidden", "readout", "logits", "outputs".
+    """Logits, and the intermediates.
 
-    With attention "attention" [batch, time, height, width] over the places of the last map; it sums to one.
+    The encoder's maps (see ``zoo.convnet.trace``), "annotations", "hidden", "readout", "logits",
+    "outputs"; with attention, "attention" [batch, time, height, width], which sums to one over the
+    locations of the last map.
     """
     return show(cfg, *forward(cfg, params, inputs, None))
 
 
 def show(cfg: Config, logits: Array, seen: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """What ``trace`` returns, from what ``forward`` does."""
-    for name in [
-        name for name in ("attention", "looked") if name in seen
-    ]:  # a set's order is another in each process
+    """The result of ``trace``, from that of ``forward``."""
+    # A list, not a set: the order of a set of strings differs between processes.
+    for name in [name for name in ("attention", "looked") if name in seen]:
         seen[name] = seen[name].reshape(*seen[name].shape[:2], *cfg.grid)
     return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
@@ -229,7 +245,7 @@ def show(cfg: Config, logits: Array, seen: dict[str, Array]) -> tuple[Array, dic
 def encode(
     cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
 ) -> tuple[Memory, Carry]:
-    """What is known of the image of ``inputs``, and the decoder's carry before its first step."""
+    """The encoded image of ``inputs``, and the decoder's initial carry."""
     memory, carry, _ = _encode(cfg, params, inputs, key)
     return memory, carry
 
@@ -237,7 +253,10 @@ def encode(
 def decode_step(
     cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
 ) -> tuple[Carry, Array]:
-    """One token [rows] of each caption: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
+    """One token [rows] per caption: the carry after it, and the next token's logits.
+
+    The logits are [rows, vocabulary]: see ``decoder.step``.
+    """
     return decoder.step(cfg.writer, params, carry, inputs, memory)
 
 
@@ -245,7 +264,7 @@ def _encode(
     cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
 ) -> tuple[Memory, Carry, dict[str, Array]]:
     stages_key, dropout_key = split_keys(key, 2)
-    maps, seen = convnet.run_stages(
+    maps, intermediates = convnet.run_stages(
         cfg.encoder, params, inputs["image"], split_keys(stages_key, len(cfg.encoder.stages))
     )
     annotations = at_least_float32(maps.reshape(maps.shape[0], -1, maps.shape[-1]))
@@ -253,11 +272,11 @@ def _encode(
         annotations = annotations + jnp.broadcast_to(
             params["places"]["embedding"][None], annotations.shape
         )
-    annotations = seen["annotations"] = dropout(annotations, cfg.dropout, dropout_key)
+    annotations = intermediates["annotations"] = dropout(annotations, cfg.dropout, dropout_key)
     mask = jnp.ones(annotations.shape[:2], bool)
     return *decoder.start(
         cfg.writer, params, annotations, mask, jnp.mean(annotations, axis=1)
-    ), seen
+    ), intermediates
 
 
 def forward(
@@ -267,49 +286,56 @@ def forward(
     key: Array | None,
     choose: Choose | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Logits, and what ``trace`` names, "attention" [batch, time, places].  choose: see ``zoo.parts.decoder``."""
+    """Logits, and the intermediates of ``trace``.
+
+    Here "attention" is [batch, time, locations].  choose: see ``zoo.parts.decoder``.
+    """
     image_key, *keys = split_keys(key, 4)
-    memory, carry, seen = _encode(cfg, params, inputs, image_key)
-    logits, more = decoder.unroll(cfg.writer, params, memory, carry, inputs["target"], keys, choose)
-    return logits, seen | more
+    memory, carry, intermediates = _encode(cfg, params, inputs, image_key)
+    logits, decoded = decoder.unroll(
+        cfg.writer, params, memory, carry, inputs["target"], keys, choose
+    )
+    return logits, intermediates | decoded
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """-log p of each target token, in nats, summed over unmasked ones; while training also what the Config's coverage asks.
+    """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
+    In training, labels are smoothed, and the coverage penalty is added.
+    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] if
+        all captions are equally long.
     """
     batch, _ = blank_padding(batch)
-    logits, seen = forward(cfg, params, batch["inputs"], key)
+    logits, intermediates = forward(cfg, params, batch["inputs"], key)
     total, aux = next_token_loss(
         logits, batch, carry, cfg.label_smoothing if key is not None else 0.0
     )
     if key is not None and cfg.coverage:
         total = total + cfg.coverage * jnp.sum(
-            uncovered(seen["attention"], mask_of_steps(batch["mask"], logits.shape[:2]))
+            uncovered(intermediates["attention"], mask_of_steps(batch["mask"], logits.shape[:2]))
         )
     return total, aux
 
 
 def uncovered(weights: Array, mask: Array) -> Array:
-    """sum_i (1 - sum_t alpha_ti)^2 of each image [batch], over unmasked steps; 0 where there are none.
+    """sum_i (1 - sum_t alpha_ti)^2 of each image [batch], over unmasked steps; 0 without any.
 
-    weights [batch, time, places]; mask [batch, time].
+    weights [batch, time, locations]; mask [batch, time].
     """
     require_shape("mask", mask, weights.shape[:2])
-    looked = jnp.sum(jnp.where(mask[:, :, None], weights, 0), axis=1)
-    return jnp.where(jnp.any(mask, axis=1), jnp.sum(jnp.square(1 - looked), axis=1), 0)
+    covered = jnp.sum(jnp.where(mask[:, :, None], weights, 0), axis=1)
+    return jnp.where(jnp.any(mask, axis=1), jnp.sum(jnp.square(1 - covered), axis=1), 0)
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
-    """Nothing."""
+    """(): there is no carry."""
     return ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Uniform images, and random captions of different lengths."""
+    """Uniform images, and random captions with different lengths."""
     keys = jax.random.split(key, 3)
     target = jax.random.randint(keys[0], (batch_size, EXAMPLE_TARGET + 1), 0, cfg.vocabulary)
     lengths = jax.random.randint(keys[1], (batch_size, 1), EXAMPLE_TARGET // 2, EXAMPLE_TARGET + 1)

@@ -1,6 +1,8 @@
-"""Convolutional autoencoders (Masci et al. 2011): a ConvNet's stages up to a code of feature maps, and their mirror image down.
+"""Convolutional autoencoders (Masci et al. 2011).
 
-Where a stage pools, the decoder repeats every value over the window; then a convolution leads back to the features below.
+The encoder is the stages of a ConvNet, down to a code of feature maps; the decoder mirrors it.
+Where a stage pools, the decoder repeats each value over the pooling window; a convolution then
+returns to the number of features below.
 """
 
 import itertools
@@ -45,16 +47,22 @@ from zoo.parts.pooling import pool
 class Config:
     """A convolutional autoencoder.
 
-    shape: of one example, channels last: (28, 28, 1) for images, (100, 40) for signals, (8, 16, 16, 1) for volumes or video.
-    stages: of the encoder, the first one sees the inputs.  Padding is "same", strides are 1, pooling windows do not overlap and
-        divide the sizes that they see; dropout is the encoder's.
-    activation: nonlinearity of stages without their own, and of their mirror images; lecun_tanh is 1.7159 tanh(2x/3).
-    output: what the units of the reconstruction are, logistic or linear.
-    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one (see zoo.autoencoder).
-    noise: what corrupts the inputs while training: none, mask (zeros), gaussian, salt_pepper (zeros and ones).
-    noise_level: the probability that a unit is corrupted; the deviation of gaussian noise.
-    initializer, gain: how kernels are drawn, and a factor on them; biases are zero.
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    shape: of one example, channels last: (28, 28, 1) for images, (100, 40) for signals, (8, 16, 16,
+        1) for volumes or video.
+    stages: of the encoder, inputs first.  Padding must be "same" and strides 1; pooling windows
+        must not overlap, and must divide the sizes of their inputs.  Dropout applies to the encoder
+        only.
+    activation: nonlinearity of stages without their own, and of their mirror images; lecun_tanh is
+        1.7159 tanh(2x/3).
+    output: kind of reconstruction units, logistic or linear.
+    objective: cross_entropy or squared_error (1/2 sum of squares); None selects the natural one
+        (see zoo.autoencoder).
+    noise: corruption of the inputs in training: none, mask (zeros), gaussian, salt_pepper (zeros
+        and ones).
+    noise_level: probability that a unit is corrupted; standard deviation of gaussian noise.
+    initializer, gain: distribution of the kernels, and a factor on them; biases are zero.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     shape: Annotated[tuple[int, ...], at_least(2)]
@@ -92,7 +100,8 @@ class Config:
                     divides,
                     self,
                     "shape",
-                    f"sizes that the windows {at.pool} of stage {number} divide; they are {space} there",
+                    f"sizes that the windows {at.pool} of stage {number} divide; "
+                    f"they are {space} there",
                 )
             space = stage.outputs(space)
 
@@ -102,12 +111,12 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("inputs")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What inputs must lie in; None is anything."""
+        """Allowed range of the inputs; None allows any."""
         return (0.0, 1.0) if self.output == "logistic" else None
 
 
@@ -129,7 +138,7 @@ PRESETS: dict[str, Config] = {
         noise="mask",
         noise_level=0.3,
     ),
-    # Kernels of the shapes that convnet "lenet5" has; its second stage has no padding.
+    # The kernel shapes of convnet "lenet5", whose second stage has no padding.
     "lenet5": Config(
         shape=(28, 28, 1),
         stages=tuple(replace(stage, padding="same") for stage in convnet.PRESETS["lenet5"].stages),
@@ -140,9 +149,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"conv_0": {"kernel" [*window, in, out], "bias" [out]}, ..., "decoder_0": {"kernel" [*window, out, in], "bias" [in]}, ...}.
+    """{"conv_0": {"kernel" [*window, in, out], "bias" [out]}, ..., "decoder_0": ..., ...}.
 
-    The encoder's stages are named like a ConvNet's; decoder_0 inverts conv_0.
+    The encoder's stages have the names of a ConvNet's.  decoder_0,
+    {"kernel" [*window, out, in], "bias" [in]}, inverts conv_0.
     """
     up, down = jax.random.split(key, (2, len(cfg.stages)))
     axes = cfg.shape[:-1]
@@ -161,15 +171,16 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, *shape] -> their reconstruction alike: probabilities unless the outputs are linear; at least float32.
+    """Inputs [batch, *shape] -> their reconstruction of the same shape, at least float32.
 
-    Inputs are corrupted, and units dropped, only with a key.
+    The reconstruction consists of probabilities unless the outputs are linear.  Inputs are
+    corrupted, and units dropped, only if there is a key.
     """
     return _forward(cfg, params, inputs, key)["reconstruction"]
 
 
 def encode(cfg: Config, params: Params, inputs: Array) -> Array:
-    """Inputs [batch, *shape], clean -> code [batch, *space, features], at least float32."""
+    """Clean inputs [batch, *shape] -> code [batch, *space, features], at least float32."""
     return at_least_float32(_up(cfg, params, inputs, None)["code"])
 
 
@@ -183,35 +194,39 @@ def decode(cfg: Config, params: Params, code: Array) -> Array:
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """The reconstruction, and every feature map "conv_0" (after the nonlinearity), "pool_0", ..., "code", the decoder's
-    "decoded_1" (of what the second stage sees), ..., "logits", "reconstruction" [batch, *space, features].
-    """  # fmt: skip
-    seen = _forward(cfg, params, inputs, None)
-    return seen["reconstruction"], seen
+    """The reconstruction, and all feature maps [batch, *space, features].
+
+    They are "conv_0" (after the nonlinearity), "pool_0", ..., "code", the decoder's "decoded_1"
+    (reconstructs the input of the second stage), ..., "logits", "reconstruction".
+    """
+    intermediates = _forward(cfg, params, inputs, None)
+    return intermediates["reconstruction"], intermediates
 
 
 def _forward(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
-    seen = _up(cfg, params, inputs, key)
-    return seen | _down(cfg, params, seen["code"])
+    intermediates = _up(cfg, params, inputs, key)
+    return intermediates | _down(cfg, params, intermediates["code"])
 
 
 def _up(cfg: Config, params: Params, inputs: Array, key: Array | None) -> dict[str, Array]:
     require_shape("inputs", inputs, ("batch", *cfg.shape))
     require_inputs(inputs, math.prod(cfg.shape), cfg.input_range, "shape")
     keys = split_keys(key, len(cfg.stages) + 1)
-    x, seen = corrupt(inputs, cfg.noise, cfg.noise_level, keys[-1]), {}
+    x, intermediates = corrupt(inputs, cfg.noise, cfg.noise_level, keys[-1]), {}
     for index, stage in enumerate(cfg.stages):
         at = stage.geometry(x.shape[1:-1])
         x = conv(params[f"conv_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
-        x = seen[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
+        x = intermediates[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
         if stage.pool:
-            x = seen[f"pool_{index}"] = block(pool(x, stage.pool, at.pool, at.pool_strides))
+            x = intermediates[f"pool_{index}"] = block(
+                pool(x, stage.pool, at.pool, at.pool_strides)
+            )
         x = dropout(x, stage.dropout, keys[index])
-    return seen | {"code": x}
+    return intermediates | {"code": x}
 
 
 def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
-    seen = {}
+    intermediates = {}
     for index in reversed(range(len(cfg.stages))):
         stage = cfg.stages[index]
         if stage.pool:
@@ -219,11 +234,14 @@ def _down(cfg: Config, params: Params, x: Array) -> dict[str, Array]:
         at = stage.geometry(x.shape[1:-1])
         x = conv(params[f"decoder_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
         if index:
-            x = seen[f"decoded_{index}"] = block(
+            x = intermediates[f"decoded_{index}"] = block(
                 activate(cfg.stages[index - 1].activation or cfg.activation, x)
             )
     logits = at_least_float32(x)
-    return seen | {"logits": logits, "reconstruction": output_activation(cfg.output, logits)}
+    return intermediates | {
+        "logits": logits,
+        "reconstruction": output_activation(cfg.output, logits),
+    }
 
 
 def _repeat(x: Array, window: Sizes) -> Array:
@@ -235,10 +253,10 @@ def _repeat(x: Array, window: Sizes) -> Array:
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Summed loss of the reconstruction against the clean inputs over unmasked examples; metric "reconstruction_error".
+    """Summed loss of the reconstruction against the clean inputs, over unmasked examples.
 
-    batch: inputs [batch, *shape], in 0..1 for logistic outputs, mask [batch]; targets are not looked at.  The metric is the
-    squared error of an example, summed over units.
+    Metric "reconstruction_error": the squared error of an example, summed over units.
+    batch: inputs [batch, *shape], in 0..1 for logistic outputs, mask [batch]; targets are ignored.
     """
     batch, _ = blank_padding(batch)
     return reconstruction_loss(
@@ -251,7 +269,7 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """(): nothing is carried."""
+    """(): there is no carry."""
     return ()
 
 

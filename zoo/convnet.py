@@ -1,7 +1,10 @@
-"""Convolutional networks for signals, images and volumes (LeCun, Bengio, Hinton 2015, figure 2; LeCun et al. 1998).
+"""Convolutional networks for signals, images and volumes.
 
-A stage is a convolution, a nonlinearity and, where it has one, pooling: local filters shared over all positions, then a summary
-of neighbouring responses that is less sensitive to where they are.  Dense layers follow.  Arrays have channels last.
+LeCun, Bengio, Hinton 2015, figure 2; LeCun et al. 1998.
+
+A stage is a convolution, a nonlinearity and optional pooling: local filters shared over all
+positions, then a summary of neighbouring responses that is less sensitive to their position.  Dense
+layers follow.  Arrays have channels last.
 """
 
 import itertools
@@ -43,12 +46,18 @@ from zoo.parts.pooling import Pooling, pool
 @static
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Convolution, nonlinearity, pooling, dropout; sizes with a single number hold for every spatial axis.
+    """Convolution, nonlinearity, pooling, dropout.
 
-    features: number of kernels.  kernel, stride: sizes.  padding: "valid" (none), "same", or "2": zeros on either side.
-    activation: of this stage; None is the network's.
-    pool: max, mean or None.  pool_size: of its windows; pool_stride: between them, None for windows that do not overlap.
-    dropout: probability that a unit of the stage's result is dropped while training.
+    A size given as a single number applies to every spatial axis.
+
+    features: number of kernels.
+    kernel, stride: sizes.
+    padding: "valid" (none), "same", or a number such as "2": zeros on either side.
+    activation: of this stage; None uses the network's.
+    pool: max, mean or None.
+    pool_size: of the pooling windows.
+    pool_stride: between the pooling windows; None for windows that do not overlap.
+    dropout: probability of dropping a unit of the stage's result in training.
     """
 
     features: PositiveInt
@@ -69,7 +78,7 @@ class Stage:
         require(known, self, "padding", "'valid', 'same', or a number of zeros such as '2'")
 
     def geometry(self, space: Sizes) -> "Geometry":
-        """Sizes along every axis for inputs of these spatial sizes."""
+        """Sizes along every axis, for inputs with these spatial sizes."""
         window, strides = _each(self.kernel, space), _each(self.stride, space)
         kind: Any = int(self.padding) if self.padding.isdecimal() else self.padding
         pads = padding(kind, space, window, strides)
@@ -96,7 +105,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a stage's sizes are along every spatial axis."""
+    """A stage's sizes along every spatial axis."""
 
     window: Sizes
     strides: Sizes
@@ -106,7 +115,11 @@ class Geometry:
 
 
 def require_stages(cfg: Any) -> tuple[Stage, ...]:
-    """The stages of a Config.  Raises ValueError unless they are some, whose sizes fit the spatial axes of its shape."""
+    """The stages of a Config.
+
+    Raises ValueError unless there is at least one, and their sizes match the spatial axes of the
+    Config's shape.
+    """
     stages = tuple(cfg.stages) if isinstance(cfg.stages, list | tuple) else ()
     valid = bool(stages) and all(isinstance(stage, Stage) for stage in stages)
     require(valid, cfg, "stages", "one or more of zoo.convnet.Stage")
@@ -132,15 +145,20 @@ def _each(sizes: Sizes, space: Sizes) -> Sizes:
 class Config:
     """A convolutional network.
 
-    shape: of one example, channels last: (28, 28, 1) for images, (100, 40) for signals, (8, 16, 16, 1) for volumes or video.
-    stages: convolutional stages, the first one sees the inputs.
-    global_pool: mean or max over all remaining positions before the dense layers; None keeps each position.
-    dense: units of the hidden dense layers.  classes: number of outputs.
+    shape: of one example, channels last: (28, 28, 1) for images, (100, 40) for signals, (8, 16, 16,
+        1) for volumes or video.
+    stages: convolutional stages, inputs first.
+    global_pool: mean or max over all remaining positions before the dense layers; None keeps each
+        position.
+    dense: units of the hidden dense layers.
+    classes: number of outputs.
     activation: nonlinearity of stages and hidden dense units; lecun_tanh is 1.7159 tanh(2x/3).
-    output, objective: softmax, logistic or linear; cross_entropy or squared_error, None for the natural one (see zoo.mlp).
-    dropout: probability that a hidden dense unit is dropped while training.
-    initializer, gain: how kernels are drawn, and a factor on them; biases are zero.
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    output, objective: softmax, logistic or linear; cross_entropy or squared_error, None for the
+        natural one (see zoo.mlp).
+    dropout: probability of dropping a hidden dense unit in training.
+    initializer, gain: distribution of the kernels, and a factor on them; biases are zero.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     shape: Annotated[tuple[int, ...], at_least(2)]
@@ -170,7 +188,7 @@ class Config:
 
     @property
     def input_range(self) -> None:
-        """What inputs must lie in: anything."""
+        """Allowed inputs: any."""
         return None
 
     def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
@@ -179,7 +197,7 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return supervised_outputs(self.output, self.objective, self.classes)
 
     def spaces(self) -> list[Sizes]:
@@ -192,7 +210,10 @@ class Config:
 
 
 def _vgg(*plan: tuple[int, int]) -> Config:
-    """Plan: (features, number of 3x3 convolutions) between poolings."""
+    """A VGG network.
+
+    plan: (features, number of 3x3 convolutions) between poolings.
+    """
     stages = [
         Stage(features=features, pool="max" if last == count else None)
         for features, count in plan
@@ -228,8 +249,9 @@ PRESETS: dict[str, Config] = {
         dense=(128,),
         dropout=0.5,
     ),
-    # LeCun et al. 1998, figure 2: 6 and 16 maps of 5x5 kernels, 120, 84.  Here ReLU instead of 1.7159 tanh(2x/3), maxima instead
-    # of scaled means, all maps connected, softmax instead of radial basis functions.
+    # LeCun et al. 1998, figure 2: 6 and 16 maps of 5x5 kernels, 120, 84.  Here ReLU replaces
+    # 1.7159 tanh(2x/3), max pooling replaces scaled means, softmax replaces radial basis functions,
+    # and all maps are connected.
     "lenet5": Config(
         shape=(28, 28, 1),
         stages=(
@@ -238,7 +260,8 @@ PRESETS: dict[str, Config] = {
         ),
         dense=(120, 84),
     ),
-    # The Matlab DeepLearnToolbox's test_example_CNN (Palm 2012): 6c5-2s-12c5-2s, its 's' layers without parameters.
+    # The Matlab DeepLearnToolbox's test_example_CNN (Palm 2012): 6c5-2s-12c5-2s; 's' layers have no
+    # parameters.
     "toolbox_cnn": Config(
         shape=(28, 28, 1),
         stages=(_toolbox, replace(_toolbox, features=12)),
@@ -247,7 +270,7 @@ PRESETS: dict[str, Config] = {
         objective="squared_error",
         initializer="glorot_uniform",
     ),
-    # Krizhevsky 2014 as torchvision has it: one column, no response normalisation.
+    # Krizhevsky 2014 as in torchvision: one column, no response normalisation.
     "alexnet": Config(
         shape=(224, 224, 3),
         stages=(
@@ -274,7 +297,7 @@ PRESETS: dict[str, Config] = {
     # Simonyan and Zisserman 2014, configurations D and E.
     "vgg16": _vgg((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)),
     "vgg19": _vgg((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)),
-    # After Waibel et al. 1989: windows over time whose responses are pooled over the whole word.
+    # After Waibel et al. 1989: windows over time, with responses pooled over the whole word.
     "tdnn": Config(
         shape=(100, 40),
         stages=(
@@ -299,7 +322,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"conv_0": {"kernel" [*window, in, out], "bias" [out]}, ..., "dense_0": ..., ...}: the last dense layer is the output."""
+    """{"conv_0": {"kernel" [*window, in, out], "bias" [out]}, ..., "dense_0": ..., ...}.
+
+    The last dense layer is the output.
+    """
     keys = iter(jax.random.split(key, len(cfg.stages) + len(cfg.dense) + 1))
     params = {}
     channels, space = cfg.shape[-1], cfg.shape[:-1]
@@ -319,9 +345,12 @@ def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = Non
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, and every feature map "conv_0" (after the nonlinearity), "pool_0", ... [batch, *space, features]; "hidden_0", ...
-    [batch, units], "logits", "outputs" (probabilities unless the outputs are linear).
-    """  # fmt: skip
+    """Logits, and all intermediates.
+
+    Feature maps "conv_0" (after the nonlinearity), "pool_0", ... [batch, *space, features];
+    "hidden_0", ... [batch, units], "logits", "outputs" (probabilities unless the outputs are
+    linear).
+    """
     return _forward(cfg, params, inputs, None)
 
 
@@ -332,45 +361,52 @@ def run_stages(
     keys: Sequence[Array | None],
     shape: Sizes | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The last stage's maps of inputs [batch, *shape], and every map by name: see ``trace``.  keys: one for each stage.
+    """The last stage's feature maps for inputs [batch, *shape], and all maps by name.
 
-    shape: of one example, where it is not the Config's.
+    keys: one per stage.  The names are those of ``trace``.
+    shape: of one example, if it is not the Config's.
     """
     require_shape("inputs", inputs, ("batch", *(shape or cfg.shape)))
-    x, seen = inputs, {}
+    x, intermediates = inputs, {}
     for index, (stage, key) in enumerate(zip(cfg.stages, keys, strict=False)):
         at = stage.geometry(x.shape[1:-1])
         x = conv(params[f"conv_{index}"], x, at.strides, at.pads, cfg.compute_dtype)
-        x = seen[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
+        x = intermediates[f"conv_{index}"] = activate(stage.activation or cfg.activation, x)
         if stage.pool:
-            x = seen[f"pool_{index}"] = block(pool(x, stage.pool, at.pool, at.pool_strides))
+            x = intermediates[f"pool_{index}"] = block(
+                pool(x, stage.pool, at.pool, at.pool_strides)
+            )
         x = dropout(x, stage.dropout, key)
-    return x, seen
+    return x, intermediates
 
 
 def _forward(
     cfg: Config, params: Params, inputs: Array, key: Array | None
 ) -> tuple[Array, dict[str, Array]]:
     keys = split_keys(key, len(cfg.stages) + len(cfg.dense))
-    x, seen = run_stages(cfg, params, inputs, keys)
+    x, intermediates = run_stages(cfg, params, inputs, keys)
     if cfg.global_pool:
         x = (jnp.max if cfg.global_pool == "max" else jnp.mean)(x, axis=tuple(range(1, x.ndim - 1)))
     x = x.reshape(x.shape[0], -1)
     for index in range(len(cfg.dense)):
-        x = seen[f"hidden_{index}"] = activate(
+        x = intermediates[f"hidden_{index}"] = activate(
             cfg.activation, dense(params[f"dense_{index}"], x, cfg.compute_dtype)
         )
         x = dropout(x, cfg.dropout, keys[len(cfg.stages) + index])
     logits = at_least_float32(dense(params[f"dense_{len(cfg.dense)}"], x, cfg.compute_dtype))
-    return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return logits, intermediates | {
+        "logits": logits,
+        "outputs": output_activation(cfg.output, logits),
+    }
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Summed loss over unmasked examples; metric "accuracy" where targets are classes.
+    """Summed loss over unmasked examples; metric "accuracy" if targets are classes.
 
-    batch: inputs [batch, *shape], mask [batch], targets: classes [batch] (integers) or [batch, classes] (0/1 or real).
+    batch: inputs [batch, *shape], mask [batch], targets: classes [batch] (integers) or
+        [batch, classes] (0/1 or real).
     """
     batch, _ = blank_padding(batch)
     return supervised_loss(
@@ -379,10 +415,13 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """(): nothing is carried."""
+    """(): there is no carry."""
     return ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Uniform inputs [batch, *shape]; random classes [batch], or normal targets [batch, classes] for linear outputs."""
+    """Uniform inputs [batch, *shape] and random classes [batch].
+
+    For linear outputs, the targets are normal, [batch, classes].
+    """
     return example_supervised(cfg.output, key, (batch_size, *cfg.shape), cfg.classes)

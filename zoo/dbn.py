@@ -1,8 +1,10 @@
-"""Deep belief nets: restricted Boltzmann machines on top of each other, learned one at a time (Hinton, Osindero, Teh 2006).
+"""Deep belief nets (Hinton, Osindero, Teh 2006).
 
-Each machine learns the hidden means of the one below, as if they were data.  The result is a generative model, whose two top
-layers are a machine and whose other layers generate downwards; and the up-pass, which is a multilayer perceptron with logistic
-units: the names and shapes of its parameters are an MLP's, so that one can start from them (``zoo.parts.parameters.restore_matching``).
+A stack of restricted Boltzmann machines (RBMs), trained one at a time.  Each learns the hidden
+means of the one below as if they were data.  The result is a generative model whose two top layers
+form an RBM and whose other layers generate downwards.  The upward pass is a multilayer perceptron
+with logistic units; its parameters have the names and shapes of an MLP's, so that an MLP can be
+initialised from them (``zoo.parts.parameters.restore_matching``).
 """
 
 import math
@@ -26,14 +28,15 @@ SAMPLED = True
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A deep belief net and how its machines learn.
+    """A deep belief net and its learning algorithm.
 
     sizes: units of every layer, inputs first.
-    trains: top learns the highest machine alone, those below stay as they are: the greedy algorithm, a stage for each layer.  all
-        learns every machine at once, each on what the ones below say at that moment.
-    visible_units: of the inputs, bernoulli or gaussian.  top_units: of the highest layer.  All others are bernoulli.
-    binarize, steps, persistent, positive_phase, initializer_deviation, compute_dtype: see ``zoo.rbm.Config``; binarize is for the
-        inputs.
+    trains: top trains only the top RBM and fixes those below: the greedy algorithm, one stage per
+        layer.  all trains every RBM at once, each on the current output of those below.
+    visible_units: of the inputs, bernoulli or gaussian.
+    top_units: of the highest layer.  All other layers are bernoulli.
+    binarize, steps, persistent, positive_phase, initializer_deviation, compute_dtype: see
+        ``zoo.rbm.Config``; binarize applies to the inputs.
     """
 
     sizes: Annotated[tuple[int, ...], at_least(2)]
@@ -54,7 +57,7 @@ class Config:
 
     @property
     def machines(self) -> tuple[rbm.Config, ...]:
-        """The restricted Boltzmann machine between each two layers, lowest first."""
+        """The RBM between each pair of adjacent layers, lowest first."""
         last = len(self.sizes) - 2
         shared = ("steps", "persistent", "positive_phase", "initializer_deviation", "compute_dtype")
         return tuple(
@@ -77,12 +80,12 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("density")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What inputs must lie in; None is anything."""
+        """Allowed range of the inputs; None allows any."""
         return self.machines[0].input_range
 
 
@@ -91,15 +94,18 @@ PRESETS: dict[str, Config] = {
     "digits": Config(sizes=(64, 100, 100)),
     # The Matlab DeepLearnToolbox's test_example_DBN (Palm 2012).
     "toolbox": Config(sizes=(784, 100, 100), positive_phase="sampled", initializer_deviation=0.0),
-    # Hinton, Osindero and Teh 2006, figure 1, without its labels.
+    # Hinton, Osindero and Teh 2006, figure 1, without the labels.
     "mnist": Config(sizes=(784, 500, 500, 2000)),
-    # Hinton and Salakhutdinov 2006: what the deep autoencoder is unrolled from.
+    # Hinton and Salakhutdinov 2006: unrolls to the deep autoencoder.
     "deep_autoencoder": Config(sizes=(784, 1000, 500, 250, 30), top_units="gaussian"),
 }
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"layer_0": {"kernel" [in, out], "bias" [out], "visible_bias" [in]}, ...}: see ``zoo.rbm.init``."""
+    """{"layer_0": {"kernel" [in, out], "bias" [out], "visible_bias" [in]}, ...}.
+
+    See ``zoo.rbm.init``.
+    """
     keys = jax.random.split(key, len(cfg.machines))
     return {
         f"layer_{index}": rbm.init(machine, keys[index])
@@ -108,13 +114,19 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, ...] of sizes[0] values each -> the highest layer [batch, sizes[-1]]: its means, or states with a key."""
+    """Inputs [batch, ...] of sizes[0] values each -> the highest layer [batch, sizes[-1]].
+
+    The result is its means, or with a key, its states.
+    """
     *below, top = cfg.machines
     return rbm.apply(top, params[f"layer_{len(below)}"], _upwards(cfg, params, inputs)[-1], key=key)
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Highest means, "hidden_0", ... [batch, units], and "reconstruction" [batch, sizes[0]]: means all the way down again."""
+    """Means of the highest layer, and "hidden_0", ... [batch, units], "reconstruction".
+
+    "reconstruction" [batch, sizes[0]] is the means of a full downward pass.
+    """
     top = apply(cfg, params, inputs)
     hidden = {
         f"hidden_{index}": means
@@ -124,19 +136,20 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
 
 
 def _upwards(cfg: Config, params: Params, inputs: Array) -> list[Array]:
-    """What each machine sees: the inputs, then the hidden means of the machine below."""
-    seen = [inputs]
+    """The visible units of each RBM: the inputs, then the hidden means of the RBM below."""
+    layers = [inputs]
     for index, machine in enumerate(cfg.machines[:-1]):
-        seen.append(rbm.apply(machine, params[f"layer_{index}"], seen[-1]))
-    return seen
+        layers.append(rbm.apply(machine, params[f"layer_{index}"], layers[-1]))
+    return layers
 
 
 def down(
     cfg: Config, params: Params, top: Float[Array, "batch units"], machines: int | None = None
 ) -> Array:
-    """Means of the inputs [batch, sizes[0]] given the highest layer, layer after layer.
+    """Means of the inputs [batch, sizes[0]] given the highest layer, layer by layer.
 
-    machines: to go down through; all of them unless given.  Raises ValueError for more than there are.
+    machines: number of lowest RBMs to pass through; None is all.  Raises ValueError if there
+        are fewer.
     """
     if machines is not None:
         require_integer("machines", machines, at_least=0, at_most=len(cfg.machines))
@@ -151,10 +164,12 @@ def down(
 def fantasies(
     cfg: Config, params: Params, inputs: Array, key: Key[Array, " batch"], steps: int | Array
 ) -> Float[Array, "batch values"]:
-    """What the net dreams: so many Gibbs steps of the highest machine, then the means downwards (Hinton et al. 2006, section 7).
+    """Means of the inputs after ``steps`` Gibbs steps of the top RBM and a downward pass.
 
-    inputs: where the chains start, [batch, ...].  A net of a single machine dreams as ``zoo.rbm.fantasies`` does.
-    Raises ValueError for fewer steps than one, where that is known.
+    See Hinton et al. 2006, section 7.  For a net with a single RBM, this is ``zoo.rbm.fantasies``.
+
+    inputs: [batch, ...], where the chains start.
+    Raises ValueError for fewer than one step, if the number is not traced.
     """
     *below, machine = cfg.machines
     params_top = params[f"layer_{len(below)}"]
@@ -168,28 +183,29 @@ def fantasies(
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """The loss of the machines that are trained (see ``zoo.rbm.loss``); those below only pass their means upwards.
+    """The loss of the trained RBMs (see ``zoo.rbm.loss``); those below only pass means upwards.
 
-    Metrics: "reconstruction_error" and "free_energy" of the highest machine, as the one below it sees the inputs.
-    carry: of each machine.
+    Metrics: "reconstruction_error" and "free_energy" of the top RBM on the means that it receives.
+    carry: of each RBM.
     """
     batch, carry = blank_padding(batch, carry)
     last = len(cfg.machines) - 1
     carries = carry if carry else ((),) * (last + 1)
     total, aux, after = jnp.zeros(()), None, []
-    for index, (machine, seen) in enumerate(
+    for index, (machine, visible) in enumerate(
         zip(cfg.machines, _upwards(cfg, params, batch["inputs"]), strict=True)
     ):
         if cfg.trains == "top" and index < last:
             after.append(carries[index])
             continue
-        # The gradient of contrastive divergence ends at the machine; that of the deterministic loss is one of all that is there.
-        seen = seen if key is None and cfg.trains == "all" else jax.lax.stop_gradient(seen)
+        # Contrastive divergence trains each RBM separately.  Without a key, the loss is an ordinary
+        # function of all trained parameters, and its gradient flows through the whole stack.
+        visible = visible if key is None and cfg.trains == "all" else jax.lax.stop_gradient(visible)
         keys = None if key is None else jax.vmap(jax.random.fold_in, (0, None))(key, index)
         part, aux = rbm.loss(
             machine,
             params[f"layer_{index}"],
-            {**batch, "inputs": seen},
+            {**batch, "inputs": visible},
             key=keys,
             carry=carries[index],
         )
@@ -200,7 +216,7 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
-    """The carry of each machine, if they are persistent."""
+    """The carry of each RBM, if they are persistent; otherwise ()."""
     if not cfg.persistent:
         return ()
     keys = jax.random.split(key, len(cfg.machines))

@@ -1,13 +1,16 @@
-"""Fully convolutional networks: a label for every pixel (Long, Shelhamer, Darrell 2015; review, page 439).
+"""Fully convolutional networks: a label for every pixel.
 
-A ConvNet that classifies images of one size is a filter for images of any other: its first dense layer is a convolution whose
-window is the whole last map, the others are convolutions of window 1.  So it is slid over the image, all positions at once, and
-gives a coarse map of scores.  These go up again to the size of the image (section 3.3), and on the way finer maps of the trunk,
-scored by convolutions of window 1, are added to them: skips (section 4.2).
+See Long, Shelhamer, Darrell 2015; review, page 439.
 
-Where a map's positions lie in the image follows from windows, strides and padding.  Maps whose positions differ are brought
-together by linear interpolation between positions, so nothing has to be cropped by rule of thumb, whatever the size of the image.
-Everything holds for signals and volumes as well, along one or three spatial axes.
+A ConvNet that classifies images of one size is a filter for images of any other size: its first
+dense layer is a convolution whose window is the whole last map, and the others are convolutions of
+window 1.  Sliding it over the image, at all positions at once, gives a coarse map of scores.  The
+scores are upsampled to the size of the image (section 3.3).  On the way, they are added to scores
+computed from finer maps of the trunk by convolutions of window 1: skip connections (section 4.2).
+
+Windows, strides and padding determine where the positions of a map lie in the image.  Maps with
+different positions are aligned by linear interpolation, so no cropping is needed for any image
+size.  Signals and volumes work in the same way, with one or three spatial axes.
 """
 
 import functools
@@ -40,7 +43,7 @@ from zoo.parts.layers import (
 from zoo.parts.pooling import pool
 
 VOID = 0.1
-"""Part of an example's pixels that have no label."""
+"""Fraction of an example's pixels without a label."""
 
 
 @static
@@ -48,16 +51,19 @@ VOID = 0.1
 class Config:
     """A fully convolutional network.
 
-    shape: of one example, channels last.  ``apply`` takes any other size that the trunk's stages do not shrink below 1.
-    trunk: the classifier, whose shape is the window that is slid over the image; its classes, output, objective and compute_dtype
-        are not looked at.
+    shape: of one example, channels last.  ``apply`` accepts any other size that the trunk's stages
+        do not shrink below 1.
+    trunk: the classifier; its shape is the window that slides over the image.  Its classes, output,
+        objective and compute_dtype are ignored.
     classes: number of labels.
-    skips: maps of the trunk ("conv_0", "pool_0", ...) that are scored too, each of them finer than the one before.
-    upsampling: "learned" doubles the scores' resolution between skips by transposed convolutions, at first bilinear; "fixed"
-        stays bilinear.  Up to the image from the last skip it is always fixed.
-    padding: "same" repeats the border of the trunk's last map, so that each of its positions has scores; "valid" scores only
-        those that the classifier's window fits around, and what lies farther out takes the nearest ones'.
-    compute_dtype: of the trunk; scores go up in float32.
+    skips: maps of the trunk ("conv_0", "pool_0", ...) that are also scored, from coarse to fine.
+    upsampling: "learned" doubles the resolution between skips with transposed convolutions,
+        initially bilinear; "fixed" stays bilinear.  The last step, up to the image, is always
+        fixed.
+    padding: "same" repeats the border of the trunk's last map, so that each of its positions has
+        scores; "valid" scores only positions where the classifier's window fits, and positions
+        farther out use the nearest scores.
+    compute_dtype: of the trunk; scores are upsampled in float32.
     """
 
     shape: Annotated[tuple[int, ...], at_least(2)]
@@ -84,12 +90,12 @@ class Config:
 
     @property
     def network(self) -> convnet.Config:
-        """The classifier whose parameters these are."""
+        """The classifier that has these parameters."""
         return replace(self.trunk, classes=self.classes, compute_dtype=self.compute_dtype)
 
     @property
     def input_range(self) -> None:
-        """What inputs must lie in: anything."""
+        """Allowed inputs: any."""
         return None
 
     def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
@@ -98,17 +104,17 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("targets", Targets(self.classes), likelihood=True)
 
     @property
     def window(self) -> Sizes:
-        """Sizes of the trunk's last map in the classifier."""
+        """Sizes of the classifier's last map."""
         return self.trunk.spaces()[-1]
 
     @property
     def doublings(self) -> tuple[int, ...]:
-        """Learned transposed convolutions before each skip."""
+        """Number of learned transposed convolutions before each skip."""
         grids = _grids(self, self.shape[:-1])
         hops = itertools.pairwise(grids[name].strides for name in (SCORES, *self.skips))
         ratios = (
@@ -123,14 +129,17 @@ SCORES = "scores"
 
 
 class Grid(NamedTuple):
-    """Where the positions of a map lie in the image, along each axis: at offset + stride * index, index < size."""
+    """Positions of a map in the image, along each axis.
+
+    They are at offset + stride * index, index < size.
+    """
 
     sizes: Sizes
     strides: tuple[float, ...]
     offsets: tuple[float, ...]
 
     def under(self, window: Sizes, strides: Sizes, pads: Pads) -> "Grid":
-        """That of the middles of windows over a map of this grid."""
+        """The grid of the centres of windows over a map with this grid."""
         shifts = ((taps - 1) / 2 - low for taps, (low, _) in zip(window, pads, strict=True))
         return Grid(
             output_sizes(self.sizes, window, strides, pads),
@@ -142,7 +151,7 @@ class Grid(NamedTuple):
         )
 
     def doubled(self) -> "Grid":
-        """Two positions for each, a quarter of a stride to either side."""
+        """The grid with two positions for each one, a quarter of a stride to either side."""
         return Grid(
             tuple(2 * size for size in self.sizes),
             tuple(stride / 2 for stride in self.strides),
@@ -158,20 +167,20 @@ def _image(space: Sizes) -> Grid:
 
 def _grids(cfg: Config, space: Sizes) -> dict[str, Grid]:
     """Grids of the trunk's maps by name, and of the scores, for images of this size."""
-    grid, found = _image(space), {}
+    grid, grids = _image(space), {}
     for index, stage in enumerate(cfg.trunk.stages):
         at = stage.geometry(grid.sizes)
-        grid = found[f"conv_{index}"] = grid.under(at.window, at.strides, at.pads)
+        grid = grids[f"conv_{index}"] = grid.under(at.window, at.strides, at.pads)
         if stage.pool:
-            grid = found[f"pool_{index}"] = grid.under(
+            grid = grids[f"pool_{index}"] = grid.under(
                 at.pool, at.pool_strides, ((0, 0),) * len(space)
             )
-    found[SCORES] = grid.under(cfg.window, (1,) * len(space), _head_pads(cfg, grid.sizes))
-    return found
+    grids[SCORES] = grid.under(cfg.window, (1,) * len(space), _head_pads(cfg, grid.sizes))
+    return grids
 
 
 def _holds(grids: dict[str, Grid]) -> bool:
-    """Whether every map has a position."""
+    """Whether every map has at least one position."""
     return min(min(grid.sizes) for grid in grids.values()) >= 1
 
 
@@ -183,7 +192,7 @@ _stage = convnet.Stage
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(shape=(7, 6, 2), trunk=convnet.PRESETS["tiny"], classes=3, skips=("conv_0",)),
-    # The window is about as large as the largest digit.
+    # The window is about the size of the largest digit.
     "digit_scenes": Config(
         shape=(48, 48, 1),
         trunk=convnet.Config(
@@ -221,11 +230,13 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"conv_0": ..., "dense_0": ..., ...: see ``zoo.convnet.init``; "skip_conv_0": {"kernel" [features, classes], "bias"}, ...;
-    "double_0": {"kernel" [4, ..., 4, classes, classes]}, ...}, of which skips start at zero and doublings are bilinear.
+    """{"conv_0": ..., "dense_0": ..., "skip_conv_0": ..., "double_0": ..., ...}.
 
-    The classifier's parameters keep their names and shapes, so that its weights are these (``zoo.parts.parameters.restore_matching``).
-    """  # fmt: skip
+    The classifier's parameters keep their names and shapes, so that they can be initialised from a
+    ConvNet's (``zoo.convnet.init``, ``zoo.parts.parameters.restore_matching``).  "skip_conv_0" is
+    {"kernel" [features, classes], "bias"}, initially zero; "double_0" is
+    {"kernel" [4, ..., 4, classes, classes]}, initially bilinear.
+    """
     params = convnet.init(cfg.network, key)
     features = {
         f"{kind}_{index}": stage.features
@@ -243,7 +254,10 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def bilinear(axes: int, classes: int) -> Array:
-    """Kernel [4, ..., 4, classes, classes] of a transposed convolution of stride 2 that interpolates each class by itself."""
+    """Kernel [4, ..., 4, classes, classes] of a transposed convolution of stride 2.
+
+    It interpolates each class separately.
+    """
     require_integer("axes", axes)
     require_integer("classes", classes)
     line = np.array([0.25, 0.75, 0.75, 0.25])
@@ -252,20 +266,22 @@ def bilinear(axes: int, classes: int) -> Array:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, *space, channels] of any size -> logits [batch, *space, classes] of each pixel, at least float32.
+    """Inputs [batch, *space, channels] of any size -> logits [batch, *space, classes].
 
-    Raises ValueError for sizes that the trunk would shrink below 1.
+    Logits are at least float32.  Raises ValueError for sizes that the trunk would shrink below 1.
     """
     return _forward(cfg, params, inputs, key)[0]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, and the trunk's maps "conv_0", "pool_0", ... [batch, *space, features]; "hidden_0", ... and "scores", those of the
-    classifier slid over the image [batch, *positions, classes]; "with_conv_0", ... after each skip; "logits", "outputs"
-    (probabilities).
-    """  # fmt: skip
-    logits, seen = _forward(cfg, params, inputs, None)
-    return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
+    """Logits, and the intermediates.
+
+    The trunk's maps "conv_0", "pool_0", ... [batch, *space, features]; "hidden_0", ... and "scores"
+    [batch, *positions, classes or units] of the sliding classifier; "with_conv_0", ... after each
+    skip; "logits", "outputs" (probabilities).
+    """
+    logits, intermediates = _forward(cfg, params, inputs, None)
+    return logits, intermediates | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
 
 def _forward(
@@ -279,25 +295,30 @@ def _forward(
             f"inputs: shape {inputs.shape}, expected sizes that the trunk does not shrink below 1"
         )
     keys = split_keys(key, len(network.stages) + len(network.dense))
-    x, seen = convnet.run_stages(network, params, inputs, keys, inputs.shape[1:])
+    x, intermediates = convnet.run_stages(network, params, inputs, keys, inputs.shape[1:])
     scores, hidden = _slide(cfg, params, x, keys[len(network.stages) :])
-    seen |= hidden | {SCORES: scores}
+    intermediates |= hidden | {SCORES: scores}
     grid, number = grids[SCORES], 0
     for name, doublings in zip(cfg.skips, cfg.doublings, strict=True):
         for _ in range(doublings):
             scores, grid = double(params[f"double_{number}"]["kernel"], scores), grid.doubled()
             number += 1
-        more = at_least_float32(dense(params[f"skip_{name}"], seen[name], cfg.compute_dtype))
-        scores, grid = _interpolate(scores, grid, grids[name]) + more, grids[name]
-        seen[f"with_{name}"] = block(scores)
-    return _interpolate(scores, grid, _image(space)), seen
+        skipped = at_least_float32(
+            dense(params[f"skip_{name}"], intermediates[name], cfg.compute_dtype)
+        )
+        scores, grid = _interpolate(scores, grid, grids[name]) + skipped, grids[name]
+        intermediates[f"with_{name}"] = block(scores)
+    return _interpolate(scores, grid, _image(space)), intermediates
 
 
 def _slide(
     cfg: Config, params: Params, x: Array, keys: Sequence[Array | None]
 ) -> tuple[Array, dict[str, Array]]:
-    """The classifier's dense layers at every position of its trunk's last map: scores [batch, *positions, classes]."""
-    network, ones, seen = cfg.network, (1,) * (x.ndim - 2), {}
+    """Scores [batch, *positions, classes], and the hidden layers by name.
+
+    Applies the classifier's dense layers at every position of its trunk's last map.
+    """
+    network, ones, intermediates = cfg.network, (1,) * (x.ndim - 2), {}
     pads = _head_pads(cfg, x.shape[1:-1])
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge") if any(map(any, pads)) else x
     none = ((0, 0),) * len(ones)
@@ -311,23 +332,29 @@ def _slide(
         else:
             x = dense(layer, x, cfg.compute_dtype)
         if index < len(network.dense):
-            x = seen[f"hidden_{index}"] = activate(network.activation, x)
+            x = intermediates[f"hidden_{index}"] = activate(network.activation, x)
             x = dropout(x, network.dropout, keys[index])
-    return at_least_float32(x), seen
+    return at_least_float32(x), intermediates
 
 
 def double(kernel: Array, x: Array) -> Array:
-    """Transposed convolution of stride 2: x [batch, *space, in], kernel [4, ..., 4, in, out] -> [batch, *(2 * space), out].
+    """Transposed convolution of stride 2.
 
-        y[2 q + p + t - 1] += x[q] kernel[t]     for taps t = 0 ... 3 along each axis, the border of x repeated beyond it
+        y[2 q + t - 1] += x[q] kernel[t]     for taps t = 0 ... 3 along each axis
 
-    Of the taps, a result at an even place sees 3 and 1, at an odd place 2 and 0: so this is one convolution with windows of 2
-    for all these phases, whose results are then interleaved.  On a CPU the gradient of XLA's own is ten times slower.
+    x [batch, *space, in], kernel [4, ..., 4, in, out] -> y [batch, *(2 * space), out].  The border
+    of x is repeated beyond it.
+
+    Along each axis, an even output position uses taps 3 and 1, an odd one uses 2 and 0.  So one
+    convolution with windows of size 2 computes all phases, and their results are interleaved.  On a
+    CPU, the gradient of XLA's own transposed convolution is ten times slower.
     """
     axes = x.ndim - 2
     require_shape("kernel", kernel, (*(4,) * axes, x.shape[-1], "out"))
     phases = list(itertools.product((0, 1), repeat=axes))
-    kernels = [kernel[tuple(slice(3 - phase, None, -2) for phase in each)] for each in phases]
+    kernels = [
+        kernel[tuple(slice(3 - phase, None, -2) for phase in axis_phases)] for axis_phases in phases
+    ]
     around = jnp.pad(x, ((0, 0), *[(1, 1)] * axes, (0, 0)), mode="edge")
     parts = jnp.split(
         convolve(around, jnp.concatenate(kernels, axis=-1).astype(x.dtype)), len(phases), axis=-1
@@ -338,23 +365,27 @@ def double(kernel: Array, x: Array) -> Array:
                 slice(None),
                 *(
                     slice(phase, phase + size)
-                    for phase, size in zip(each, x.shape[1:-1], strict=True)
+                    for phase, size in zip(axis_phases, x.shape[1:-1], strict=True)
                 ),
             )
         ]
-        for part, each in zip(parts, phases, strict=True)
+        for part, axis_phases in zip(parts, phases, strict=True)
     ]
     return interleave(cut, (2,) * axes)
 
 
 def _interpolate(x: Array, grid: Grid, target: Grid) -> Array:
-    """A map on one grid, seen at the positions of another: linear between positions, the nearest one's value beyond them."""
+    """Resamples a map from one grid at the positions of another.
+
+    The map is linear between positions, and constant beyond the outermost ones.
+    """
     for axis, (size, wanted) in enumerate(zip(grid.sizes, target.sizes, strict=True)):
         places = (
             target.offsets[axis] + target.strides[axis] * np.arange(wanted) - grid.offsets[axis]
         )
         places = np.clip(places / grid.strides[axis], 0, size - 1)
         weights = np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0)
+        # Skip axes whose positions already agree.
         if not np.array_equal(weights, np.eye(size)):
             product = jnp.tensordot(
                 jnp.asarray(weights, x.dtype), x, ((1,), (axis + 1,)), precision="highest"
@@ -366,15 +397,17 @@ def _interpolate(x: Array, grid: Grid, target: Grid) -> Array:
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Softmax cross-entropy summed over unmasked pixels, in nats; metric "accuracy" of a pixel.
+    """Softmax cross-entropy summed over unmasked pixels, in nats; metric "accuracy" per pixel.
 
-    batch: inputs [batch, *space, channels]; targets, labels (integers), and mask [batch, *space]: False where there is none.
+    batch: inputs [batch, *space, channels]; targets (integer labels) and mask, both
+        [batch, *space]; the mask is False for pixels without a label.
     """
     batch, _ = blank_padding(batch)
     logits = apply(cfg, params, batch["inputs"], key=key)
     require_shape("targets", batch["targets"], logits.shape[:-1])
     targets = batch["targets"].astype(jnp.int32)
-    # Optax's takes the first of one score for each pixel besides, whose gradient XLA evaluates while it compiles: slow for many.
+    # Optax's cross-entropy is slow to compile for many pixels: it also takes the first of one score
+    # per pixel, and XLA evaluates that gradient at compile time.
     scores = jnp.squeeze(jnp.take_along_axis(logits, targets[..., None], axis=-1), axis=-1)
     return summed(
         jax.nn.logsumexp(logits, axis=-1) - scores,
@@ -384,12 +417,15 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """(): nothing is carried."""
+    """(): there is no carry."""
     return ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Random labels, of which VOID are masked, and images whose first channel is brighter the higher the label."""
+    """Random labels, some of them masked, and images.
+
+    The higher the label of a pixel, the brighter the first channel.  A fraction VOID is masked.
+    """
     target_key, image_key, mask_key = jax.random.split(key, 3)
     targets = jax.random.randint(target_key, (batch_size, *cfg.shape[:-1]), 0, cfg.classes)
     image = jax.random.uniform(image_key, (batch_size, *cfg.shape))

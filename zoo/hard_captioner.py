@@ -1,14 +1,17 @@
-"""Captions by hard attention: before each word the decoder looks at one place of the image (Xu et al. 2015, section 4.1).
+"""Captioning with hard attention: each word attends to one location of the image.
 
-Which place, s_t, is drawn from the weights alpha_t that soft attention would use.  What is trained is a bound on log p(y | a),
-the expected log p(y | s, a), whose gradient is estimated by drawing (equation 12; REINFORCE, Williams 1992):
+See Xu et al. 2015, section 4.1.  The location s_t is sampled from the weights alpha_t that soft
+attention would use.  Training maximises a lower bound on log p(y | a), the expectation of log
+p(y | s, a).  Its gradient is estimated by sampling (equation 12; REINFORCE, Williams 1992):
 
-    d log p(y | s, a) / dW + lambda_r (log p(y | s, a) - b) d log p(s | a) / dW + lambda_e d H[s] / dW
+    d log p(y | s, a) / dW + lambda_r (log p(y | s, a) - b) d log p(s | a) / dW
+        + lambda_e d H[s] / dW
 
-The baseline b and the entropy H[s] of the weights reduce its variance; and, with probability 1/2 for each image, the weights are
-used as soft attention uses them.  b is a moving average, 0.9 b + 0.1 log p, that is carried for each row of a batch; unlike the
-paper's it is of a token's log p, from a guess among all tokens on, and counts for each token, as captions differ in length.
-Without a key the most likely place is looked at.
+The baseline b and the entropy H[s] of the weights reduce its variance.  With probability 1/2, an
+image uses soft attention instead.  b is a moving average, 0.9 b + 0.1 log p, carried for each row
+of a batch.  Unlike the paper's, it is the log p per token, because captions differ in length, and
+it starts at that of a uniform guess.  Without a key, the decoder attends to the most likely
+location.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -33,13 +36,15 @@ SAMPLED = True
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A captioner that looks at one place at a time.
+    """A captioner that attends to one location at a time.
 
-    encoder, vocabulary, features, units, cell, places, dropout, label_smoothing, forget_bias, compute_dtype: see
-    ``zoo.captioner.Config``; attention is soft and coverage 0.
-    reward: lambda_r.  entropy: lambda_e.
-    memory: what is kept of the baseline at each step.
-    soft: probability that an image is seen as soft attention sees it.
+    encoder, vocabulary, features, units, cell, places, dropout, label_smoothing, forget_bias,
+        compute_dtype: see ``zoo.captioner.Config``.
+    attention, coverage: always soft and 0.
+    reward: lambda_r.
+    entropy: lambda_e.
+    memory: decay rate of the baseline's moving average.
+    soft: probability that an image uses soft attention in training.
     """
 
     encoder: convnet.Config
@@ -73,17 +78,17 @@ class Config:
 
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
-        """What inputs must lie in: the tokens."""
+        """Allowed range of the inputs that are tokens."""
         return self.softly.input_range
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return self.softly.outputs
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Places in height and width."""
+        """Number of locations in height and width."""
         return self.softly.grid
 
 
@@ -93,13 +98,12 @@ def _hard(cfg: captioner.Config) -> Config:
 
 
 PRESETS: dict[str, Config] = {name: _hard(cfg) for name, cfg in captioner.PRESETS.items()}
-PRESETS["tiny"] = replace(
-    PRESETS["tiny"], features=5, dropout=0.0, label_smoothing=0.0
-)  # the test enumerates places only
+# Only the sampled locations are random: a test enumerates them.
+PRESETS["tiny"] = replace(PRESETS["tiny"], features=5, dropout=0.0, label_smoothing=0.0)
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """Those of a captioner: see ``zoo.captioner.init``."""
+    """Parameters of a captioner: see ``zoo.captioner.init``."""
     return captioner.init(cfg.softly, key)
 
 
@@ -115,22 +119,25 @@ def apply(
 
 
 def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """As ``zoo.captioner.trace``; and "looked" [batch, time, height, width], 1 at the place that was looked at."""
-    logits, seen = _forward(cfg, params, inputs, None)
-    return captioner.show(cfg.softly, logits, seen)
+    """As ``zoo.captioner.trace``, and "looked" [batch, time, height, width].
+
+    "looked" is 1 at the attended location, and 0 elsewhere.
+    """
+    logits, intermediates = _forward(cfg, params, inputs, None)
+    return captioner.show(cfg.softly, logits, intermediates)
 
 
 def encode(
     cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
 ) -> tuple[Memory, Carry]:
-    """What is known of the image of ``inputs``, and the decoder's carry before its first step."""
+    """The encoded image of ``inputs``, and the decoder's initial carry."""
     return captioner.encode(cfg.softly, params, inputs, key=key)
 
 
 def decode_step(
     cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
 ) -> tuple[Carry, Array]:
-    """One token [rows] of each caption: see ``zoo.captioner.decode_step``."""
+    """One token [rows] per caption: see ``zoo.captioner.decode_step``."""
     return decoder.step(cfg.softly.writer, params, carry, inputs, memory, _most_likely)
 
 
@@ -139,7 +146,7 @@ def _forward(
 ) -> tuple[Array, dict[str, Array]]:
     if key is None:
         return captioner.forward(cfg.softly, params, inputs, None, _most_likely)
-    draw_key, soft_key = split_keys(key, 6)[4:]  # the first four are dropout's
+    draw_key, soft_key = split_keys(key, 6)[4:]  # ``captioner.forward`` uses the first four
     assert draw_key is not None
     assert soft_key is not None
     soft = jax.vmap(lambda key: jax.random.bernoulli(key, cfg.soft))(soft_key)
@@ -154,19 +161,21 @@ def _forward(
             soft[:, None], weights, jax.nn.one_hot(drawn, weights.shape[-1], dtype=weights.dtype)
         )
 
-    logits, seen = captioner.forward(cfg.softly, params, inputs, key, choose)
-    return logits, seen | {"soft": soft}
+    logits, intermediates = captioner.forward(cfg.softly, params, inputs, key, choose)
+    return logits, intermediates | {"soft": soft}
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """-log p(y | s, a) of each target token, in nats, summed over unmasked ones; its gradient is the module's.
+    """-log p(y | s, a) of each target token, in nats, summed over unmasked ones.
 
-    batch: see ``zoo.captioner.loss``.  carry: b of each row [batch], () for fresh ones.
+    The gradient is that of the module's docstring.
+    batch: see ``zoo.captioner.loss``.
+    carry: b of each row [batch], () for new rows.
     """
     batch, carry = blank_padding(batch, carry)
-    logits, seen = _forward(cfg, params, batch["inputs"], key)
+    logits, intermediates = _forward(cfg, params, batch["inputs"], key)
     losses = token_losses(logits, batch, 0.0 if key is None else cfg.label_smoothing)
     mask = mask_of_steps(batch["mask"], logits.shape[:2])
     total, aux = summed(losses, mask)
@@ -182,12 +191,18 @@ def loss(
     )
     tokens = jnp.sum(mask, axis=1, dtype=losses.dtype)
     reward = -jax.lax.stop_gradient(jnp.sum(jnp.where(mask, losses, 0), axis=1))
-    log_weights = jnp.log(jnp.maximum(seen["attention"], jnp.finfo(losses.dtype).tiny))
-    of_place = jnp.sum(jnp.where(jax.lax.stop_gradient(seen["looked"]) > 0, log_weights, 0), axis=2)
-    entropy = -jnp.sum(seen["attention"] * log_weights, axis=2)
-    log_p, entropy = (jnp.sum(jnp.where(mask, each, 0), axis=1) for each in (of_place, entropy))
+    # Sums over unmasked steps: log p(s | a) of the sampled locations, and the entropy H[s].
+    log_weights = jnp.log(jnp.maximum(intermediates["attention"], jnp.finfo(losses.dtype).tiny))
+    log_p = jnp.sum(
+        jnp.where(jax.lax.stop_gradient(intermediates["looked"]) > 0, log_weights, 0), axis=2
+    )
+    entropy = -jnp.sum(intermediates["attention"] * log_weights, axis=2)
+    log_p, entropy = (jnp.sum(jnp.where(mask, terms, 0), axis=1) for terms in (log_p, entropy))
+    # Images with soft attention sampled nothing, and need no estimate.
     estimate = jnp.where(
-        seen["soft"], 0, cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy
+        intermediates["soft"],
+        0,
+        cfg.reward * (reward - baseline * tokens) * log_p + cfg.entropy * entropy,
     )
     after = jnp.where(
         tokens > 0,
@@ -198,10 +213,10 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Array:
-    """Baselines: log p of a guess."""
+    """Baselines [batch]: log p of a token for a uniform guess."""
     return jnp.full(batch_size, -jnp.log(float(cfg.vocabulary)))
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Uniform images, and random captions of different lengths."""
+    """Uniform images, and random captions with different lengths."""
     return captioner.example_batch(cfg.softly, key, batch_size)

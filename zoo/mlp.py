@@ -1,6 +1,7 @@
 """Multilayer perceptrons (LeCun, Bengio, Hinton 2015, figure 1).
 
-Each layer computes z = x W + b and y = f(z); backpropagation multiplies the error by the transposed kernel on the way down.
+Each layer computes z = x W + b and y = f(z); backpropagation multiplies the error by the transposed
+kernel on the way down.
 """
 
 import math
@@ -40,12 +41,14 @@ class Config:
 
     sizes: units of every layer, inputs first, outputs last.
     activation: nonlinearity of the hidden units; lecun_tanh is 1.7159 tanh(2x/3).
-    output: what the output units are.
-    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one: cross-entropy
-        for softmax and logistic outputs, squared error for linear ones.
-    input_dropout, dropout: probability that an input, a hidden unit is dropped while training.
-    initializer, gain: how kernels are drawn, and a factor on them (the Matlab toolbox's nets: glorot_uniform times 4).
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    output: kind of output units.
+    objective: cross_entropy or squared_error (1/2 sum of squares).  None selects the natural one:
+        cross-entropy for softmax and logistic outputs, squared error for linear ones.
+    input_dropout, dropout: probability of dropping an input or a hidden unit in training.
+    initializer, gain: distribution of the kernels, and a factor on them (the Matlab toolbox's
+        networks: glorot_uniform times 4).
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     sizes: Annotated[tuple[int, ...], at_least(2)]
@@ -64,7 +67,7 @@ class Config:
 
     @property
     def input_range(self) -> None:
-        """What inputs must lie in: anything."""
+        """Allowed inputs: any."""
         return None
 
     def for_data(self, shape: tuple[int, ...], classes: int | None) -> "Config":
@@ -74,7 +77,7 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return supervised_outputs(self.output, self.objective, self.sizes[-1])
 
 
@@ -91,9 +94,10 @@ PRESETS: dict[str, Config] = {
     "digits": Config(
         sizes=(64, 512, 512, 10), input_dropout=0.05, dropout=0.5, initializer="he_normal"
     ),
-    # The nets of the Matlab DeepLearnToolbox's test_example_NN (Palm 2012).
+    # The networks of the Matlab DeepLearnToolbox's test_example_NN (Palm 2012).
     "toolbox": _toolbox,
-    # The toolbox halves activations when testing; here they are doubled while training, so kernels start at half its size.
+    # The toolbox halves activations in testing; here they are doubled in training, so kernels start
+    # at half the toolbox's scale.
     "toolbox_dropout": replace(_toolbox, dropout=0.5, gain=2.0),
     "toolbox_logistic": replace(_toolbox, activation="logistic"),
     "toolbox_softmax": Config(sizes=(784, 20, 10), activation="lecun_tanh", gain=4.0),
@@ -107,7 +111,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"layer_0": {"kernel" [in, out], "bias" [out]}, ...}: kernels by ``cfg.initializer``, biases zero."""
+    """{"layer_0": {"kernel" [in, out], "bias" [out]}, ...}.
+
+    Kernels are drawn by ``cfg.initializer``; biases are zero.
+    """
     keys = jax.random.split(key, len(cfg.sizes) - 1)
     return {
         f"layer_{index}": init_layer(keys[index], (inputs, outputs), cfg.initializer, cfg.gain)
@@ -116,12 +123,18 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, ...] of sizes[0] values each (an image is flattened) -> logits [batch, sizes[-1]], at least float32."""
+    """Inputs [batch, ...] of sizes[0] values each -> logits [batch, sizes[-1]].
+
+    Images are flattened.  Logits are at least float32.
+    """
     return _forward(cfg, params, inputs, key)[0]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, and "hidden_0", ... [batch, units], "logits", "outputs" (probabilities unless the outputs are linear)."""
+    """Logits, and "hidden_0", ... [batch, units], "logits", "outputs".
+
+    "outputs" are probabilities unless the outputs are linear.
+    """
     return _forward(cfg, params, inputs, None)
 
 
@@ -130,22 +143,26 @@ def _forward(
 ) -> tuple[Array, dict[str, Array]]:
     x = require_inputs(inputs, cfg.sizes[0], None, "sizes[0]")
     keys = split_keys(key, len(cfg.sizes) - 1)
-    seen = {}
+    intermediates = {}
     x = dropout(x, cfg.input_dropout, keys[0])
     for index in range(len(cfg.sizes) - 2):
         x = block(activate(cfg.activation, dense(params[f"layer_{index}"], x, cfg.compute_dtype)))
-        seen[f"hidden_{index}"] = x
+        intermediates[f"hidden_{index}"] = x
         x = dropout(x, cfg.dropout, keys[index + 1])
     logits = at_least_float32(dense(params[f"layer_{len(cfg.sizes) - 2}"], x, cfg.compute_dtype))
-    return logits, seen | {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return logits, intermediates | {
+        "logits": logits,
+        "outputs": output_activation(cfg.output, logits),
+    }
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Summed loss over unmasked examples; metric "accuracy" where targets are classes.
+    """Summed loss over unmasked examples; metric "accuracy" if targets are classes.
 
-    batch: inputs [batch, ...], mask [batch], targets: classes [batch] (integers) or [batch, sizes[-1]] (0/1 or real).
+    batch: inputs [batch, ...], mask [batch], targets: classes [batch] (integers) or
+        [batch, sizes[-1]] (0/1 or real).
     """
     batch, _ = blank_padding(batch)
     return supervised_loss(
@@ -154,10 +171,13 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """(): nothing is carried."""
+    """(): there is no carry."""
     return ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Uniform inputs [batch, sizes[0]]; random classes [batch], or normal targets [batch, sizes[-1]] for linear outputs."""
+    """Uniform inputs [batch, sizes[0]] and random classes [batch].
+
+    For linear outputs, the targets are normal, [batch, sizes[-1]].
+    """
     return example_supervised(cfg.output, key, (batch_size, cfg.sizes[0]), cfg.sizes[-1])

@@ -1,11 +1,12 @@
 """The neural probabilistic language model (Bengio, Ducharme, Vincent, Jauvin 2003).
 
-The vectors of the n - 1 tokens before, side by side, are x; with b, d, W, U, H as in the paper's equation 1
+x is the concatenation of the embeddings of the n - 1 preceding tokens; b, d, W, U, H are those of
+the paper's equation 1:
 
-    y = b + W x + U tanh(d + H x)          logits of the next token; W, the direct connections, may be left out
+    y = b + W x + U tanh(d + H x)          logits of the next token
 
-All positions share the vectors, the matrix C.  Its carry is the tokens that came before: a window's first ones are predicted
-from the end of the window before.
+W, the direct connections, is optional.  All positions share the embedding matrix C.  The carry is
+the preceding tokens: the first predictions of a window use the end of the window before.
 """
 
 from dataclasses import dataclass
@@ -37,12 +38,15 @@ class Config:
     """A neural probabilistic language model.
 
     vocabulary: number of tokens; training sets it to that of the text.
-    context: tokens that the next one is predicted from, n - 1.
-    features, hidden: numbers of a token's vector; tanh units.
-    direct: whether the vectors also go to the outputs directly.
-    input_dropout, dropout: probability that a number of a vector, a hidden unit is dropped while training.
-    initializer: how kernels are drawn.
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    context: number of tokens that predict the next one, n - 1.
+    features: size of a token's embedding.
+    hidden: number of tanh units.
+    direct: whether the embeddings also connect to the outputs directly.
+    input_dropout, dropout: probability of dropping a number of an embedding, or a hidden unit, in
+        training.
+    initializer: distribution of the kernels.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     vocabulary: PositiveInt
@@ -57,18 +61,19 @@ class Config:
 
     @property
     def input_range(self) -> tuple[float, float]:
-        """What inputs must lie in: the tokens."""
+        """Allowed range of the inputs, which are tokens."""
         return 0.0, self.vocabulary - 1.0
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(vocabulary=31, context=3, features=4, hidden=8, direct=True, dropout=0.1),
-    # Bengio et al. 2003, table 1: n = 5, so four tokens before; without direct connections MLP9 only.
+    # Bengio et al. 2003, table 1: n = 5, so a context of four tokens; only MLP9 has no direct
+    # connections.
     "mlp1": Config(vocabulary=16_383, context=4, features=60, hidden=50, direct=True),
     "mlp5": Config(vocabulary=16_383, context=4, features=30, hidden=50, direct=True),
     "mlp9": Config(vocabulary=16_383, context=4, features=30, hidden=100),
@@ -76,7 +81,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"embedding": C, "hidden": H and d, "output": U and b, "direct": {"kernel" W}}; kernels by cfg.initializer, biases zero."""
+    """{"embedding": C, "hidden": H and d, "output": U and b, "direct": {"kernel" W}}.
+
+    Kernels are drawn by ``cfg.initializer``; biases are zero.
+    """
     keys = random.split(key, 4)
     size = cfg.context * cfg.features
     params: Params = {
@@ -92,18 +100,25 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Tokens [batch, time] -> logits [batch, time, vocabulary] of each one's next token, at least float32."""
+    """Tokens [batch, time] -> logits [batch, time, vocabulary] of the next tokens.
+
+    Logits are at least float32.
+    """
     return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, "embedded" [batch, time, context * features], "hidden_0" [batch, time, hidden], "logits", "outputs"."""
+    """Logits, and the intermediates.
+
+    "embedded" [batch, time, context * features], "hidden_0" [batch, time, hidden], "logits",
+    "outputs".
+    """
     contexts, _ = _contexts(cfg, initial_carry(cfg, params, inputs.shape[0]), inputs, None)
     return _forward(cfg, params, contexts, None)
 
 
 def initial_carry(cfg: Config, params: Params, batch_size: Any) -> Array:
-    """What precedes a text: token 0, int32 [batch, context - 1]."""
+    """The context before a text: token 0, int32 [batch, context - 1]."""
     return jnp.zeros((batch_size, cfg.context - 1), jnp.int32)
 
 
@@ -116,37 +131,38 @@ def unroll(
     key: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Tokens [batch, time] after those of ``carry``: the carry after them, and logits [batch, time, vocabulary].
+    """The carry after tokens [batch, time], and logits [batch, time, vocabulary].
 
-    mask: [batch, time], False where there is no token; its logits mean nothing.
+    The tokens follow those of ``carry``.
+    mask: [batch, time], False where there is no token; the logits there are meaningless.
     """
     contexts, carry = _contexts(cfg, carry, inputs, mask)
     return carry, _forward(cfg, params, contexts, key)[0]
 
 
 def step(cfg: Config, params: Params, carry: Array, inputs: Array) -> tuple[Array, Array]:
-    """One token [batch] of each row: the carry after it, and logits [batch, vocabulary]."""
+    """One token [batch] per row: the carry after it, and logits [batch, vocabulary]."""
     carry, logits = unroll(cfg, params, carry, inputs[:, None])
     return carry, logits[:, 0]
 
 
 def _contexts(cfg: Config, carry: Array, tokens: Array, mask: Array | None) -> tuple[Array, Array]:
-    """At each position the tokens to predict from [batch, time, context], and the last ones of all."""
+    """The context of each position [batch, time, context], and the carry after the last one."""
     require_shape("inputs", tokens, ("batch", "time"))
     present = jnp.ones(tokens.shape, bool) if mask is None else mask
     require_shape("mask", present, tokens.shape)
-    if mask is not None:  # those that are there, side by side
+    if mask is not None:
+        # Move the unmasked tokens to the front, so that contexts skip gaps.
         tokens = jnp.take_along_axis(tokens, jnp.argsort(~present, axis=1, stable=True), axis=1)
     history = jnp.concatenate([carry.astype(tokens.dtype), tokens], axis=1)
-    before = jnp.cumsum(present, axis=1) - jnp.astype(
-        present, int
-    )  # tokens of this window before each position
+    # Number of tokens of this window before each position.
+    preceding = jnp.cumsum(present, axis=1) - jnp.astype(present, int)
     offsets = jnp.arange(cfg.context)
-    places = before[:, :, None] + jnp.broadcast_to(
-        offsets[None, None], (*before.shape, cfg.context)
+    positions = preceding[:, :, None] + jnp.broadcast_to(
+        offsets[None, None], (*preceding.shape, cfg.context)
     )
-    contexts = jnp.take_along_axis(history, places.reshape(len(history), -1), axis=1).reshape(
-        places.shape
+    contexts = jnp.take_along_axis(history, positions.reshape(len(history), -1), axis=1).reshape(
+        positions.shape
     )
     total = jnp.sum(present, axis=1)[:, None] + jnp.broadcast_to(
         offsets[None, :-1], (len(history), cfg.context - 1)
@@ -181,8 +197,8 @@ def loss(
 ) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
-    that do not go on from ``carry``.
+    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] if all sequences are
+        equally long; reset [batch]: True for rows that do not continue from ``carry``.
     """
     batch, carry = blank_padding(batch, carry)
     mask = mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
@@ -197,5 +213,8 @@ def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> A
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Random tokens [batch, time] of texts of different lengths; every other row begins one."""
+    """Random tokens [batch, time] of texts with different lengths.
+
+    Every other row starts a new text.
+    """
     return example_tokens(key, batch_size, cfg.vocabulary)

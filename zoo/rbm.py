@@ -1,16 +1,20 @@
 """Restricted Boltzmann machines (Smolensky 1986) trained by contrastive divergence (Hinton 2002).
 
-Visible units v and hidden units h without connections within a layer, and an energy:
+Visible units v and hidden units h, without connections within a layer, have an energy:
 
-    E(v, h) = Q(v) + Q(h) - b v - c h - v W h        Q(x) = 0 for Bernoulli units, 1/2 |x|^2 for Gaussian ones of variance 1
+    E(v, h) = Q(v) + Q(h) - b v - c h - v W h
+    Q(x) = 0 for Bernoulli units, 1/2 |x|^2 for Gaussian units of variance 1
 
-so that every unit is independent of its own layer given the other one:
+Therefore the units of a layer are independent given the other layer:
 
-    p(h = 1 | v) = sigmoid(c + v W)        p(v = 1 | h) = sigmoid(b + h W^T)        (Gaussian: a normal around the same sum)
+    p(h = 1 | v) = sigmoid(c + v W)        p(v = 1 | h) = sigmoid(b + h W^T)
 
-Learning goes down the difference of two free energies F(v) = -log sum_h exp(-E(v, h)): that of the data, and that of what a Gibbs
-chain makes of them (CD-k) or of a chain that never restarts (persistent CD; Tieleman 2008).  Its gradient is the rule
-dW = <v h>_data - <v h>_chain, so that neither needs a trainer of its own.
+A Gaussian unit is normal with the same sum as its mean.
+
+Learning descends the difference of two free energies F(v) = -log sum_h exp(-E(v, h)): that of the
+data, and that of samples from a Gibbs chain, which starts at the data (CD-k) or never restarts
+(persistent CD; Tieleman 2008).  The gradient is the rule dW = <v h>_data - <v h>_chain, so neither
+method needs its own trainer.
 """
 
 import math
@@ -38,15 +42,16 @@ SAMPLED = True
 Units = Literal["bernoulli", "gaussian"]
 UNITS = ("bernoulli", "gaussian")
 HIDDEN, VISIBLE, CHAIN, BINARIZE, START = range(5)
-"""What an example's key is used for, so that each has its own."""
+"""Uses of an example's key; each folds in its own number."""
 Binarize = Literal["none", "sample", "threshold"]
 
 
 class Numbers(NamedTuple):
-    """What states are drawn with, in the place of keys: for comparison with a program that draws its own.
+    """Random numbers that replace keys, for comparison with a program that draws its own.
 
-    hidden, visible: [batch, units] of a Gibbs step, [batch, steps, units] of a chain: uniform between 0 and 1 for Bernoulli
-    units, which are on where the number is less than their mean; standard normal for Gaussian ones.
+    hidden, visible: [batch, units] for a Gibbs step, [batch, steps, units] for a chain.  Bernoulli
+        units use uniform numbers between 0 and 1 and are on if the number is less than their mean;
+        Gaussian units use standard normal numbers.
     """
 
     hidden: Array
@@ -56,19 +61,25 @@ class Numbers(NamedTuple):
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A restricted Boltzmann machine and how it learns.
+    """A restricted Boltzmann machine and its learning algorithm.
 
     visible, hidden: number of units.
-    visible_units, hidden_units: bernoulli, or gaussian of variance 1 (then the other layer must be bernoulli).
-    binarize: of inputs between 0 and 1 that are not binary.  none takes them as probabilities, as if they were states; sample
-        draws states anew whenever an example is seen (where nothing is drawn they stay probabilities); threshold cuts at 1/2.
+    visible_units, hidden_units: bernoulli, or gaussian of variance 1 (then the other layer must be
+        bernoulli).
+    binarize: treatment of inputs between 0 and 1.  none uses these probabilities as if they were
+        states; sample draws new states each time an example is used (without a key, they remain
+        probabilities); threshold cuts at 1/2.
     steps: of the Gibbs chain, the k of CD-k.
-    persistent: the chains go on from one batch to the next, whatever the data are, instead of starting at them.
-    positive_phase: mean uses the hidden units' probabilities given the data; sampled the states that start the chain (Palm 2012).
-    sparsity_target, sparsity_cost: how often a hidden unit should be on, and the weight of the cross-entropy between that and how
-        often it is (Hinton 2010, section 11); no target, no cost.
-    initializer_deviation: of the normal that kernels are drawn from; 0 leaves it to the sampled states to tell units apart.
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on accelerators.
+    persistent: chains continue from batch to batch instead of starting at the data.
+    positive_phase: mean uses the hidden units' probabilities given the data; sampled uses the
+        states that start the chain (Palm 2012).
+    sparsity_target, sparsity_cost: desired activation probability of a hidden unit, and the weight
+        of its cross-entropy with the actual one (Hinton 2010, section 11); without a target, there
+        is no cost.
+    initializer_deviation: standard deviation of the normal initial kernel; with 0, only the sampled
+        states break the symmetry between units.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves memory traffic on
+        accelerators.
     """
 
     visible: PositiveInt
@@ -104,28 +115,31 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("density")
 
     @property
     def input_range(self) -> tuple[float, float] | None:
-        """What inputs must lie in; None is anything."""
+        """Allowed range of the inputs; None allows any."""
         return (0.0, 1.0) if self.visible_units == "bernoulli" else None
 
 
 def require_units(cfg: Any, visible: str, hidden: str, *, adjacent: bool = True) -> None:
-    """Raises ValueError unless the kinds of units in these two fields of a Config can be beside each other, if they are."""
-    both = adjacent and getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
+    """Raises ValueError if the kinds of units in two fields of a Config are incompatible.
+
+    Adjacent layers must not both be gaussian.
+    """
+    incompatible = adjacent and getattr(cfg, visible) == getattr(cfg, hidden) == "gaussian"
     require(
-        not both,
+        not incompatible,
         cfg,
         hidden,
-        "'bernoulli' beside gaussian visible units: the energy would have no least value",
+        "'bernoulli' beside gaussian visible units: the energy would have no minimum",
     )
 
 
 def require_binarized(cfg: Any, binarize: Binarize, visible_units: Units) -> None:
-    """Raises ValueError for the Config ``cfg`` where gaussian visible units are binarized."""
+    """Raises ValueError if the Config ``cfg`` binarizes gaussian visible units."""
     require(
         visible_units == "bernoulli" or binarize == "none",
         cfg,
@@ -146,19 +160,28 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """Kernel [visible, hidden] normal, bias [hidden] (of hidden units) and visible_bias [visible] zero."""
+    """A normal kernel [visible, hidden], bias [hidden] and visible_bias [visible].
+
+    ``bias`` belongs to the hidden units; both biases are zero.
+    """
     kernel = cfg.initializer_deviation * jax.random.normal(key, (cfg.visible, cfg.hidden))
     return {"kernel": kernel, "bias": jnp.zeros(cfg.hidden), "visible_bias": jnp.zeros(cfg.visible)}
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Inputs [batch, ...] of ``visible`` values each -> hidden units [batch, hidden]: their means, with a key their states."""
+    """Inputs [batch, ...] of ``visible`` values each -> hidden units [batch, hidden].
+
+    The result is their means, or with a key, their states.
+    """
     field = hidden_field(cfg, params, states(cfg, inputs, key))
     return mean(cfg.hidden_units, field) if key is None else draw(cfg.hidden_units, field, key)
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Hidden means, and "hidden" [batch, hidden], "reconstruction" [batch, visible]: the visible means given those."""
+    """Hidden means, and "hidden" [batch, hidden], "reconstruction" [batch, visible].
+
+    "reconstruction" is the visible means given the hidden means.
+    """
     hidden = apply(cfg, params, inputs)
     return hidden, {
         "hidden": hidden,
@@ -169,16 +192,17 @@ def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, 
 def states(
     cfg: Config, inputs: Array, key: Key[Array, " batch"] | Numbers | None = None
 ) -> Float[Array, "batch visible"]:
-    """Visible states for inputs [batch, ...]: flat, binarised as ``cfg`` says.
+    """Visible states for inputs [batch, ...]: flattened, and binarized according to ``cfg``.
 
-    Raises ValueError for another number of values, where concrete inputs leave ``cfg.input_range``, and for ``Numbers`` where
-    states are drawn.
+    Raises ValueError for a wrong number of values, for concrete inputs outside ``cfg.input_range``,
+    and for ``Numbers`` if states must be drawn.
     """
     visible = require_inputs(inputs, cfg.visible, cfg.input_range, "visible")
     if cfg.binarize == "sample" and key is not None:
         if isinstance(key, Numbers):
             raise ValueError(
-                f"binarize={cfg.binarize!r}, allowed with Numbers, which are of Gibbs steps: 'none', 'threshold'"
+                f"binarize={cfg.binarize!r}, allowed with Numbers, "
+                "which cover only Gibbs steps: 'none', 'threshold'"
             )
         return bernoulli(_fold(key, BINARIZE), visible)
     return (visible > 0.5).astype(visible.dtype) if cfg.binarize == "threshold" else visible
@@ -187,20 +211,23 @@ def states(
 def hidden_field(
     cfg: Config, params: Params, visible: Float[Array, "batch visible"]
 ) -> Float[Array, "batch hidden"]:
-    """c + v W: what the hidden units receive."""
+    """c + v W, the total input of the hidden units."""
     return at_least_float32(dense(params, visible, cfg.compute_dtype))
 
 
 def visible_field(
     cfg: Config, params: Params, hidden: Float[Array, "batch hidden"]
 ) -> Float[Array, "batch visible"]:
-    """b + h W^T: what the visible units receive."""
+    """b + h W^T, the total input of the visible units."""
     downwards = {"kernel": params["kernel"].T, "bias": params["visible_bias"]}
     return at_least_float32(dense(downwards, hidden, cfg.compute_dtype))
 
 
 def mean(units: Units, field: Array) -> Array:
-    """Expectation of units that receive ``field``, for Bernoulli ones the probability of being on."""
+    """Expectation of units with total input ``field``.
+
+    For Bernoulli units, this is the probability of being on.
+    """
     require_one_of("units", units, UNITS)
     return jax.nn.sigmoid(field) if units == "bernoulli" else field
 
@@ -210,7 +237,10 @@ def draw(
     field: Float[Array, "batch units"],
     key: Key[Array, " batch"] | Float[Array, "..."],
 ) -> Float[Array, "batch units"]:
-    """States of units that receive ``field``.  key: a key for each row, or the numbers [batch, units] themselves: ``Numbers``."""
+    """Random states of units with total input ``field``.
+
+    key: a key per row, or the random numbers [batch, units] themselves: see ``Numbers``.
+    """
     require_one_of("units", units, UNITS)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         require_shape("numbers", key, field.shape)
@@ -225,7 +255,10 @@ def draw(
 
 
 def log_normalizer(units: Units, field: Array) -> Array:
-    """Log sum (or integral) over a unit's states x of exp(field x - Q(x)); its derivative is ``mean``."""
+    """Log of the sum (or integral) of exp(field x - Q(x)) over a unit's states x.
+
+    Its derivative is ``mean``.
+    """
     require_one_of("units", units, UNITS)
     return (
         jax.nn.softplus(field)
@@ -235,7 +268,10 @@ def log_normalizer(units: Units, field: Array) -> Array:
 
 
 def energy(cfg: Config, params: Params, visible: Array, hidden: Array) -> Float[Array, " batch"]:
-    """E(v, h) of states [batch, visible] and [batch, hidden].  Raises ValueError when shapes do not fit."""
+    """E(v, h) of states [batch, visible] and [batch, hidden].
+
+    Raises ValueError if the shapes do not match.
+    """
     require_shape("visible", visible, ("batch", cfg.visible))
     require_shape("hidden", hidden, (visible.shape[0], cfg.hidden))
     interaction = jnp.sum(hidden_field(cfg, params, visible) * hidden, axis=-1)  # c h + v W h
@@ -248,7 +284,10 @@ def energy(cfg: Config, params: Params, visible: Array, hidden: Array) -> Float[
 
 
 def free_energy(cfg: Config, params: Params, visible: Array) -> Float[Array, " batch"]:
-    """F(v) = -log sum_h exp(-E(v, h)) = Q(v) - b v - sum_j log(1 + exp(c_j + (v W)_j)) for Bernoulli hidden units."""
+    """F(v) = -log sum_h exp(-E(v, h)).
+
+    For Bernoulli hidden units, this is Q(v) - b v - sum_j log(1 + exp(c_j + (v W)_j)).
+    """
     return _free_energy(cfg, params, visible, hidden_field(cfg, params, visible))
 
 
@@ -270,9 +309,9 @@ def _fold(key: Key[Array, " batch"], use: int | Array) -> Key[Array, " batch"]:
 
 
 def _at(key: Key[Array, " batch"] | Numbers, index: int | Array) -> Key[Array, " batch"] | Numbers:
-    """What one step of a chain draws with."""
+    """The random numbers of one step of a chain."""
     return (
-        Numbers(*(each[:, index] for each in key))
+        Numbers(*(numbers[:, index] for numbers in key))
         if isinstance(key, Numbers)
         else _fold(key, index)
     )
@@ -284,7 +323,10 @@ def gibbs_step(
     visible: Float[Array, "batch visible"],
     key: Key[Array, " batch"] | Numbers,
 ) -> tuple[Float[Array, "batch visible"], Float[Array, "batch hidden"]]:
-    """Hidden states given the visible ones, then visible states given those: (new visible, hidden)."""
+    """One step of block Gibbs sampling: (new visible states, hidden states).
+
+    Draws hidden states given the visible ones, then visible states given those.
+    """
     up, down = key if isinstance(key, Numbers) else (_fold(key, HIDDEN), _fold(key, VISIBLE))
     hidden = draw(cfg.hidden_units, hidden_field(cfg, params, visible), up)
     return draw(cfg.visible_units, visible_field(cfg, params, hidden), down), hidden
@@ -297,9 +339,10 @@ def sample(
     key: Key[Array, " batch"] | Numbers,
     steps: int | Array,
 ) -> Float[Array, "batch visible"]:
-    """Visible states after ``steps`` Gibbs steps from ``visible``, each row a chain; one compiled loop, whatever their number.
+    """Visible states after ``steps`` Gibbs steps from ``visible``; each row is a chain.
 
-    Raises ValueError for a negative number, and for more than there are ``Numbers`` for, where it is known.
+    The loop is compiled once for any number of steps.  Raises ValueError for a negative number, or
+    for more steps than ``Numbers`` has, if the number is not traced.
     """
     most = None
     if isinstance(key, Numbers):
@@ -317,9 +360,11 @@ def sample(
 def fantasies(
     cfg: Config, params: Params, inputs: Array, key: Key[Array, " batch"], steps: int | Array
 ) -> Float[Array, "batch visible"]:
-    """Visible means given the hidden states of the last of ``steps`` Gibbs steps from inputs [batch, ...], each row a chain.
+    """Visible means given the hidden states of the last of ``steps`` Gibbs steps.
 
-    With the same key, ``sample`` draws its states from them.  Raises ValueError for fewer steps than one, where that is known.
+    inputs: [batch, ...], where the chains start; each row is a chain.  With the same key,
+        ``sample`` draws its states from these means.  Raises ValueError for fewer than one step, if
+        the number is not traced.
     """
     require_integer("steps", steps)
     before = sample(cfg, params, states(cfg, inputs), key, steps - 1)
@@ -335,16 +380,21 @@ def loss(
     key: Array | Numbers | None = None,
     carry: Any = (),
 ) -> tuple[Array, Aux]:
-    """Squared reconstruction error, summed over units and unmasked examples; its *gradient* is that of contrastive divergence.
+    """Squared reconstruction error; its *gradient* is that of contrastive divergence.
 
-    CD is the gradient of no function that could be watched falling (Sutskever and Tieleman 2010), so the value is what is watched
-    instead: with a key the distance from the data to the chain's first states (persistent: to the means), without one to the
-    means given hidden means, and then the gradient is its own.
-    Metrics: "reconstruction_error", and "free_energy" of the data, which says nothing but in comparison with other data's.
-    key: a key for each row, or ``Numbers`` [batch, steps, units], of one step more where chains are persistent: the first one is
-    that from the data.
-    carry: the persistent chains' visible states [batch, visible]; () for fresh ones.
-    Raises ValueError for ``Numbers`` where something else than a Gibbs step draws: binarize "sample", chains without a carry.
+    The error is summed over units and unmasked examples.  CD is not the gradient of any function
+    whose decrease could be monitored (Sutskever and Tieleman 2010), so the value is the error
+    instead.  With a key, this is the distance from the data to the chain's first visible states
+    (for persistent chains, to their means).  Without a key, it is the distance to the visible means
+    given the hidden means, and the gradient is that of this value.
+
+    Metrics: "reconstruction_error", and "free_energy" of the data, which is meaningful only
+    relative to other data.
+    key: a key per row, or ``Numbers`` [batch, steps, units].  Persistent chains need one more step;
+        the first step is the one from the data.
+    carry: the persistent chains' visible states [batch, visible]; () for new ones.
+    Raises ValueError for ``Numbers`` if anything but a Gibbs step draws: binarize "sample", or
+    persistent chains without a carry.
     """
     batch, carry = blank_padding(batch, carry)
     visible, mask = states(cfg, batch["inputs"], key), batch["mask"]
@@ -363,6 +413,8 @@ def loss(
             mean(cfg.visible_units, visible_field(cfg, params, mean(cfg.hidden_units, field)))
         )
         return summary(errors, errors, carry)
+    # The chain's states are samples: the gradient must not flow through the parameters that drew
+    # them, only through the energies below.
     fixed = jax.lax.stop_gradient(params)
     first, then = _first_and_then(cfg, key, visible.shape[0])
     reconstruction, hidden = gibbs_step(cfg, fixed, visible, first)
@@ -371,6 +423,7 @@ def loss(
             if isinstance(key, Numbers):
                 raise ValueError("carry=(), allowed with Numbers: the chains' visible states")
             carry = _start(cfg, params, _fold(key, START))
+        # Rows that restart begin their chains at the data.
         chain = jnp.where(batch["reset"][:, None], visible, carry) if "reset" in batch else carry
         chain = sample(cfg, fixed, chain, then, cfg.steps)
         errors = error(
@@ -387,6 +440,7 @@ def loss(
             error(reconstruction),
         )
     chain = jax.lax.stop_gradient(chain)
+    # The value stays the reconstruction error; only the gradient of this difference is added.
     positive = (
         energy(cfg, params, visible, hidden) if cfg.positive_phase == "sampled" else data_energy
     )
@@ -397,15 +451,18 @@ def loss(
 def _first_and_then(
     cfg: Config, key: Array | Numbers, rows: int
 ) -> tuple[Array | Numbers, Array | Numbers]:
-    """What the step from the data draws with, and what the chain does after it."""
+    """Random numbers for the step from the data, and for the rest of the chain."""
     if not isinstance(key, Numbers):
         return key, _fold(key, CHAIN)
     numbers = _require_numbers(cfg, key, rows, cfg.steps + cfg.persistent)
-    return _at(numbers, 0), Numbers(*(each[:, 1:] for each in numbers))
+    return _at(numbers, 0), Numbers(*(draws[:, 1:] for draws in numbers))
 
 
 def _require_numbers(cfg: Config, numbers: Numbers, rows: int, steps: int | str) -> Numbers:
-    """Those of a chain as JAX's arrays.  Raises ValueError when shapes do not fit."""
+    """The numbers of a chain as JAX arrays.
+
+    Raises ValueError if the shapes do not match.
+    """
     hidden, visible = map(jnp.asarray, numbers)
     require_shape("numbers.hidden", hidden, (rows, steps, cfg.hidden))
     require_shape("numbers.visible", visible, (rows, hidden.shape[1], cfg.visible))
@@ -413,7 +470,10 @@ def _require_numbers(cfg: Config, numbers: Numbers, rows: int, steps: int | str)
 
 
 def _sparsity(cfg: Config, field: Array) -> Array:
-    """Cross-entropy [batch] between how often hidden units should be on and are: its derivative at the field is is - should."""
+    """Cross-entropy [batch] between the desired and actual activation of the hidden units.
+
+    Its derivative by the field is the actual probability minus the desired one.
+    """
     if cfg.sparsity_target is None:
         return jnp.zeros(field.shape[0], field.dtype)
     return cfg.sparsity_cost * jnp.sum(
@@ -422,7 +482,10 @@ def _sparsity(cfg: Config, field: Array) -> Array:
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> Any:
-    """Visible states [batch, visible] that persistent chains begin with, drawn from the visible biases alone; () without."""
+    """Initial visible states [batch, visible] of persistent chains; otherwise ().
+
+    They are drawn from the visible biases alone.
+    """
     return _start(cfg, params, jax.random.split(key, batch_size)) if cfg.persistent else ()
 
 

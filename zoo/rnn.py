@@ -1,8 +1,8 @@
-"""Recurrent networks: tanh or ReLU units, LSTM, GRU; in layers, and in both directions (LeCun, Bengio, Hinton 2015, figure 5).
+"""Recurrent networks: simple (tanh or ReLU), LSTM, GRU; stacked, and optionally bidirectional.
 
-``zoo.parts.recurrence`` has their equations and computes them.  Sequences are as long as they are; a mask says where they
-end, and ``unroll`` and ``step`` continue from a carry, so that training by pieces (truncated backpropagation through time),
-streaming and generation are one definition.
+LeCun, Bengio, Hinton 2015, figure 5.  ``zoo.parts.recurrence`` states and computes the equations.
+Sequences may have any length; a mask marks their ends.  ``unroll`` and ``step`` continue from a
+carry, so truncated backpropagation through time, streaming and generation share one definition.
 """
 
 import math
@@ -37,7 +37,7 @@ from zoo.parts.layers import (
 Unit = Literal["rnn", "lstm", "gru"]
 ReadOut = Literal["each", "last"]
 EXAMPLE_STEPS = 8
-"""Time steps of ``example_batch``; a model takes any number."""
+"""Time steps of ``example_batch``; models accept any number."""
 
 
 @static
@@ -45,23 +45,26 @@ EXAMPLE_STEPS = 8
 class Config:
     """A recurrent network.
 
-    inputs: values of each time step.
+    inputs: values per time step.
     units: of every recurrent layer.
-    output_units: of every step, or of a sequence.
+    output_units: per step, or per sequence.
     cell: rnn, lstm or gru.
-    activation: nonlinearity of rnn units, tanh or relu; the others have their own.
-    bidirectional: each layer also reads the sequence from its end; the outputs of both directions lie side by side.
-    read_out: each reads the outputs off every step; last off the state after the last unmasked step (of both directions: after
-        the last they read).
-    output: what the output units are.
-    objective: cross_entropy or squared_error (1/2 sum of squares); None is the natural one: cross-entropy
-        for softmax and logistic outputs, squared error for linear ones.
-    input_dropout, dropout: probability that an input, a layer's output is dropped while training, at each step anew; the
-        recurrent connections keep theirs (Zaremba et al. 2014).
-    forget_bias: of an LSTM's forget gates at the beginning.
-    remat: memory for about sqrt(time) steps instead of for all, for the gradient; takes another forward pass.
-    initializer: how input and output kernels are drawn; recurrent ones are orthogonal.
-    compute_dtype: None computes in the parameters' type; "bfloat16" halves the precision of matrix products, not of states.
+    activation: nonlinearity of rnn units, tanh or relu; lstm and gru have their own.
+    bidirectional: each layer also reads the sequence backwards; the outputs of both directions are
+        concatenated.
+    read_out: each computes outputs at every step; last computes them from the state after the last
+        unmasked step (for both directions, the last one that each reads).
+    output: kind of output units.
+    objective: cross_entropy or squared_error (1/2 sum of squares).  None selects the natural one:
+        cross-entropy for softmax and logistic outputs, squared error for linear ones.
+    input_dropout, dropout: probability of dropping an input, or a layer's output, in training,
+        drawn anew at every step; recurrent connections are not dropped (Zaremba et al. 2014).
+    forget_bias: initial bias of an LSTM's forget gates.
+    remat: store about sqrt(time) steps instead of all for the gradient, at the cost of another
+        forward pass.
+    initializer: distribution of input and output kernels; recurrent ones are orthogonal.
+    compute_dtype: None computes in the parameters' type; "bfloat16" halves the precision of matrix
+        products, not of states.
     """
 
     inputs: PositiveInt
@@ -106,22 +109,28 @@ class Config:
 
     @property
     def carries(self) -> bool:
-        """Whether a batch may continue the one before: not when sequences are read backward, or whole."""
+        """Whether a batch may continue the one before.
+
+        Not if sequences are read backwards, or have one output as a whole.
+        """
         return self.read_out == "each" and not self.bidirectional
 
     @property
     def input_range(self) -> None:
-        """What inputs must lie in: anything."""
+        """Allowed inputs: any."""
         return None
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return supervised_outputs(self.output, self.objective, self.output_units)
 
 
 def _adding(cell: Unit) -> Config:
-    """For the adding problem (Hochreiter and Schmidhuber 1997, section 5.4): the sum of two marked ones of many numbers."""
+    """The adding problem (Hochreiter and Schmidhuber 1997, section 5.4).
+
+    The target is the sum of two marked numbers in a long sequence.
+    """
     return Config(
         inputs=2, units=(64,), output_units=1, cell=cell, read_out="last", output="linear"
     )
@@ -138,9 +147,10 @@ PRESETS: dict[str, Config] = {
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"layer_0": parameters of ``zoo.parts.recurrence``, ..., "output": {"kernel" [units, outputs], "bias" [outputs]}}.
+    """{"layer_0": ..., "output": {"kernel" [units, outputs], "bias" [outputs]}}.
 
-    A bidirectional layer has those of its two directions, {"forward": ..., "backward": ...}.
+    Layers: see ``zoo.parts.recurrence``.  A bidirectional layer has parameters for each direction,
+    {"forward": ..., "backward": ...}.
     """
     *layers, last = jax.random.split(key, len(cfg.units) + 1)
     params = recurrent_layers.init(cfg.layers, layers, cfg.inputs)
@@ -149,25 +159,29 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """``unroll`` from the initial state, all steps valid: logits [batch, time, outputs], or [batch, outputs] off the last."""
+    """``unroll`` from the initial state, with all steps valid.
+
+    Returns logits [batch, time, outputs], or for read_out="last", [batch, outputs].
+    """
     return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, and "hidden_0", ... [batch, time, units], "logits", "outputs" (probabilities unless the outputs are linear).
+    """Logits, and "hidden_0", ... [batch, time, units], "logits", "outputs".
 
-    Gates and cells go by ``zoo.parts.recurrence.GATES``, direction and layer: "forget_0", "cell_0", "backward_update_1".
+    "outputs" are probabilities unless the outputs are linear.  Gates and cells are named by
+    ``zoo.parts.recurrence.GATES``, direction and layer: "forget_0", "cell_0", "backward_update_1".
     """
-    _, logits, seen = _forward(
+    _, logits, intermediates = _forward(
         cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, None, None, gates=True
     )
-    return logits, seen
+    return logits, intermediates
 
 
 def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, ...]:
-    """Zeros for each layer, [batch, units] or an LSTM's h and c side by side; () for a bidirectional model.
+    """Zeros for each layer: [batch, units], or an LSTM's h and c, concatenated.
 
-    batch_size: an integer, or symbolic while exporting.
+    () for a bidirectional model.  batch_size: an integer, or symbolic for export.
     """
     return recurrent_layers.initial_carry(cfg.layers, params, batch_size)
 
@@ -181,13 +195,18 @@ def unroll(
     key: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array]:
-    """All steps of inputs [batch, time, ...] of ``cfg.inputs`` values each (an image is a sequence of rows) from ``carry``.
+    """The carry after all steps of ``inputs``, starting from ``carry``, and the logits.
 
-    Returns the carry after them, and logits [batch, time, outputs] or, for read_out="last", [batch, outputs]; at least float32.
-    mask: [batch, time], False where there is no step; it leaves the carry as it is, and its logits mean nothing.
-    Raises ValueError for a bidirectional model and another carry than (): its layers begin anew in both directions.
+    inputs: [batch, time, ...] with ``cfg.inputs`` values per step (an image is a sequence of rows).
+    mask: [batch, time], False where there is no step.  Such steps leave the carry unchanged, and
+        their logits are meaningless.
+    Logits are [batch, time, outputs], or for read_out="last", [batch, outputs]; at least float32.
+    Raises ValueError for a bidirectional model with a carry other than (): each direction starts at
+    an end of the sequence.
     """
-    require(not (cfg.bidirectional and carry), cfg, "bidirectional", "False, to go on from a carry")
+    require(
+        not (cfg.bidirectional and carry), cfg, "bidirectional", "False, to continue from a carry"
+    )
     return _forward(cfg, params, carry, inputs, mask, key)[:2]
 
 
@@ -196,10 +215,10 @@ def step(
 ) -> tuple[tuple[Array, ...], Array]:
     """One step of inputs [batch, inputs]: the carry after it, and logits [batch, outputs].
 
-    Raises ValueError for a bidirectional model, which has to see a sequence's end first.
+    Raises ValueError for a bidirectional model, which needs the whole sequence first.
     """
     if cfg.bidirectional:
-        require(False, cfg, "bidirectional", "False, to go step by step")
+        require(False, cfg, "bidirectional", "False, to compute single steps")
     require_shape("inputs", inputs, ("batch", cfg.inputs))
     after, x = recurrent_layers.step(cfg.layers, params, carry, inputs)
     return after, at_least_float32(dense(params["output"], x, cfg.compute_dtype))
@@ -214,17 +233,21 @@ def _forward(
     key: Array | None,
     gates: bool = False,
 ) -> tuple[tuple[Array, ...], Array, dict[str, Array]]:
-    """The carry after all steps, the logits, and what ``trace`` names; gates: with these."""
+    """The carry after all steps, the logits, and the intermediates of ``trace``.
+
+    gates: include gates and cells.
+    """
     if inputs.ndim < 3 or math.prod(inputs.shape[2:]) != cfg.inputs:
         raise ValueError(
-            f"inputs: shape {inputs.shape}, expected [batch, time, ...] with inputs={cfg.inputs} values each"
+            f"inputs: shape {inputs.shape}, "
+            f"expected [batch, time, ...] with inputs={cfg.inputs} values each"
         )
     if mask is not None:
         require_shape("mask", mask, inputs.shape[:2])
     x = inputs.reshape(*inputs.shape[:2], cfg.inputs).astype(params["output"]["kernel"].dtype)
     keys = split_keys(key, len(cfg.units) + 1)
     x = dropout(x, cfg.input_dropout, keys[0])
-    after, x, last, seen = recurrent_layers.unroll(
+    after, x, last, intermediates = recurrent_layers.unroll(
         cfg.layers, params, carry, x, mask, keys[1:-1], gates=gates
     )
     if cfg.read_out == "each":
@@ -232,18 +255,21 @@ def _forward(
     read = x if cfg.read_out == "each" else dropout(last, cfg.dropout, keys[-1])
     flat = dense(params["output"], read.reshape(-1, read.shape[-1]), cfg.compute_dtype)
     logits = at_least_float32(flat).reshape(*read.shape[:-1], cfg.output_units)
-    seen |= {"logits": logits, "outputs": output_activation(cfg.output, logits)}
-    return () if cfg.bidirectional else after, logits, seen
+    intermediates |= {"logits": logits, "outputs": output_activation(cfg.output, logits)}
+    return () if cfg.bidirectional else after, logits, intermediates
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Summed loss over unmasked steps, or over sequences for read_out="last"; metric "accuracy" where targets are classes.
+    """Summed loss over unmasked steps, or over sequences for read_out="last".
 
-    batch: inputs [batch, time, ...]; mask [batch, time], or [batch] where all are equally long; targets [batch, time] (classes,
-    integers) or [batch, time, outputs] (0/1 or real), for read_out="last" [batch] or [batch, outputs].  reset [batch]: rows that
-    begin anew; the others go on from ``carry``, which is () or each layer's.  Without it, all begin anew.
+    Metric "accuracy" if targets are classes.
+    batch: inputs [batch, time, ...]; mask [batch, time], or [batch] if all sequences are equally
+        long; targets [batch, time] (classes, integers) or [batch, time, outputs] (0/1 or real),
+        without the time axis for read_out="last".  reset [batch]: True for rows that start a new
+        sequence; the others continue from ``carry``, which is () or each layer's.  Without it, all
+        start anew.
     """
     batch, carry = blank_padding(batch, carry)
     inputs, targets, mask = batch["inputs"], batch["targets"], batch["mask"]
@@ -265,9 +291,8 @@ def loss(
             targets.reshape(-1, *targets.shape[2:]),
         )
     if targets.ndim == 2 and targets.shape[0] == items.shape[0]:
-        targets = jnp.where(
-            items[:, None], targets, 0
-        )  # or padding that is NaN would be in the gradient, times zero
+        # A NaN target in the padding would survive the mask in the gradient: NaN times zero is NaN.
+        targets = jnp.where(items[:, None], targets, 0)
     total, aux = supervised_loss(
         cfg.output, cfg.objective, logits, {"targets": targets, "mask": items}
     )
@@ -277,14 +302,18 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[Array, ...]:
-    """``initial_carry``, or () where batches are whole sequences: in both directions, or read off the last step."""
+    """``initial_carry``, or () if batches do not continue each other.
+
+    That is the case for bidirectional models and read_out="last".
+    """
     return initial_carry(cfg, params, batch_size) if cfg.carries else ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Normal inputs [batch, EXAMPLE_STEPS, inputs], random classes, or normal targets for linear outputs.
+    """Normal inputs [batch, EXAMPLE_STEPS, inputs] and random classes.
 
-    Sequences that are read off every step have different lengths, and where batches go on, every other one begins anew.
+    For linear outputs, the targets are normal.  With outputs at every step, sequences have
+    different lengths.  If batches continue each other, every other row starts a new sequence.
     """
     keys, shape = jax.random.split(key, 3), (batch_size, EXAMPLE_STEPS)
     items = shape if cfg.read_out == "each" else shape[:1]

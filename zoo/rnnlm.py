@@ -1,10 +1,12 @@
-"""Recurrent neural language models: distributed representations of words, and what comes next (review, figures 4 and 5).
+"""Recurrent neural language models (review, figures 4 and 5).
 
-A token's vector goes through the recurrent layers of ``zoo.rnn``, whose last one gives the logits of the next token (Mikolov et
-al. 2010); with dropout on all connections but the recurrent ones (Zaremba, Sutskever, Vinyals 2014) and, where ``tied``, with the
-vectors as the softmax's weights too (Inan et al. 2016; Press and Wolf 2016).  Characters are tokens like words.
+The embedding of a token passes through the recurrent layers of ``zoo.rnn``; the last layer gives
+the logits of the next token (Mikolov et al. 2010).  Dropout applies to all connections except the
+recurrent ones (Zaremba, Sutskever, Vinyals 2014).  With ``tied``, the embedding is also the
+softmax's weight matrix (Inan et al. 2016; Press and Wolf 2016).  Tokens are words or characters.
 
-A text is one sequence that is read a window at a time: backpropagation through time is truncated there, the state is carried on.
+A text is one sequence, read window by window: backpropagation through time is truncated at each
+window, while the state is carried over.
 """
 
 from dataclasses import dataclass, replace
@@ -32,13 +34,15 @@ class Config:
     """A recurrent language model.
 
     vocabulary: number of tokens; training sets it to that of the text.
-    features: numbers of a token's vector.
+    features: size of a token's embedding.
     units: of every recurrent layer.
     cell, activation, forget_bias, remat, compute_dtype: see ``zoo.rnn``.
-    tied: the output kernel is the transposed embedding; then features is units[-1].
-    dropout: probability that a number is dropped while training: of the vectors, between layers, and before the softmax.
-    init_scale: all parameters are uniform in -init_scale .. init_scale (Zaremba et al. 2014), biases too, whatever forget_bias
-        is; None is a choice for each kind.
+    tied: the output kernel is the transposed embedding; features must equal units[-1].
+    dropout: probability of dropping a number in training: in the embedding, between layers, and
+        before the softmax.
+    init_scale: draw all parameters, including biases, uniformly from -init_scale .. init_scale
+        (Zaremba et al. 2014), regardless of forget_bias; None uses a suitable initializer for each
+        kind of parameter.
     """
 
     vocabulary: PositiveInt
@@ -71,17 +75,17 @@ class Config:
 
     @property
     def input_range(self) -> tuple[float, float]:
-        """What inputs must lie in: the tokens."""
+        """Allowed range of the inputs, which are tokens."""
         return 0.0, self.vocabulary - 1.0
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def layers(self) -> rnn.Config:
-        """The recurrent layers and the softmax."""
+        """The recurrent layers and the output layer."""
         return rnn.Config(
             inputs=self.features,
             units=self.units,
@@ -100,22 +104,22 @@ _small = Config(vocabulary=10_000, features=200, units=(200, 200), init_scale=0.
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(vocabulary=7, features=4, units=(6, 4), tied=True, dropout=0.1),
-    # Zaremba et al. 2014, section 4.1, on the Penn Treebank: not regularised, medium, large.
+    # Zaremba et al. 2014, section 4.1, Penn Treebank: not regularised, medium, large.
     "zaremba_small": _small,
     "zaremba_medium": replace(_small, features=650, units=(650, 650), init_scale=0.05, dropout=0.5),
     "zaremba_large": replace(
         _small, features=1500, units=(1500, 1500), init_scale=0.04, dropout=0.65
     ),
-    # The review's figure 5: x U, a recurrent W, V to the outputs.
+    # The review's figure 5: U from the inputs, a recurrent W, V to the outputs.
     "elman": Config(vocabulary=10_000, features=100, units=(100,), cell="rnn"),
     "characters": Config(vocabulary=66, features=64, units=(512,), dropout=0.3),
 }
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"embedding": {"embedding" [vocabulary, features]}, "layer_0": ..., "output": {"kernel", "bias"}}: see ``zoo.rnn.init``.
+    """{"embedding": {"embedding" [vocabulary, features]}, "layer_0": ..., "output": ...}.
 
-    Tied models have no output kernel.
+    "output" is {"kernel", "bias"}; tied models have no output kernel.  See ``zoo.rnn.init``.
     """
     keys = random.split(key, 3)
     params = {
@@ -130,15 +134,18 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """Tokens [batch, time] -> logits [batch, time, vocabulary] of each one's next token, at least float32."""
+    """Tokens [batch, time] -> logits [batch, time, vocabulary] of the next tokens.
+
+    Logits are at least float32.
+    """
     return unroll(cfg, params, initial_carry(cfg, params, inputs.shape[0]), inputs, key=key)[1]
 
 
 def trace(cfg: Config, params: Params, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Logits, "embedded" [batch, time, features], and what ``zoo.rnn.trace`` names."""
+    """Logits, "embedded" [batch, time, features], and the intermediates of ``zoo.rnn.trace``."""
     embedded = _embed(params, inputs)
-    logits, seen = rnn.trace(cfg.layers, _whole(cfg, params), embedded)
-    return logits, {"embedded": embedded, **seen}
+    logits, intermediates = rnn.trace(cfg.layers, _whole(cfg, params), embedded)
+    return logits, {"embedded": embedded, **intermediates}
 
 
 def initial_carry(cfg: Config, params: Params, batch_size: Any) -> tuple[Array, ...]:
@@ -155,7 +162,10 @@ def unroll(
     key: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[tuple[Array, ...], Array]:
-    """Tokens [batch, time] from ``carry``: the carry after them, and logits [batch, time, vocabulary]; see ``zoo.rnn.unroll``."""
+    """The carry after tokens [batch, time], and logits [batch, time, vocabulary].
+
+    See ``zoo.rnn.unroll``.
+    """
     return rnn.unroll(
         cfg.layers, _whole(cfg, params), carry, _embed(params, inputs), key=key, mask=mask
     )
@@ -164,7 +174,7 @@ def unroll(
 def step(
     cfg: Config, params: Params, carry: tuple[Array, ...], inputs: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    """One token [batch] of each row: the carry after it, and logits [batch, vocabulary]."""
+    """One token [batch] per row: the carry after it, and logits [batch, vocabulary]."""
     return rnn.step(cfg.layers, _whole(cfg, params), carry, look_up(params["embedding"], inputs))
 
 
@@ -174,7 +184,7 @@ def _embed(params: Params, tokens: Array) -> Array:
 
 
 def _whole(cfg: Config, params: Params) -> Params:
-    """With the output kernel of a tied model."""
+    """The parameters, including the output kernel of a tied model."""
     if not cfg.tied:
         return params
     return params | {"output": params["output"] | {"kernel": params["embedding"]["embedding"].T}}
@@ -185,8 +195,8 @@ def loss(
 ) -> tuple[Array, Aux]:
     """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long; reset [batch]: rows
-    that do not go on from ``carry``.
+    batch: inputs, targets [batch, time] tokens; mask [batch, time], or [batch] if all sequences are
+        equally long; reset [batch]: True for rows that do not continue from ``carry``.
     """
     batch, carry = blank_padding(batch, carry)
     mask = mask_of_steps(batch["mask"], batch["inputs"].shape[:2])
@@ -201,5 +211,8 @@ def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> t
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Random tokens [batch, time] of texts of different lengths; every other row begins one."""
+    """Random tokens [batch, time] of texts with different lengths.
+
+    Every other row starts a new text.
+    """
     return example_tokens(key, batch_size, cfg.vocabulary)

@@ -1,14 +1,19 @@
-"""Encoder-decoder networks: one sequence becomes another, through a "thought vector" or attention (review, page 441).
+"""Encoder-decoder networks: sequence to sequence, by a "thought vector" or attention.
 
-Recurrent layers read the embedded source: forward, from its end, or in both directions.  h_j is what the last of them says of
-place j, m what it says after its last step (of both directions).  ``zoo.parts.decoder`` writes the target:
+See the review, page 441.  Recurrent layers read the embedded source: forwards, backwards, or in
+both directions.  h_j is the output of the last layer at position j; m is its output after its last
+step (for both directions, of each).  ``zoo.parts.decoder`` generates the target:
 
-attention "none"        input_feeding: Cho et al. 2014, equations 3 and 4; else as Sutskever, Vinyals, Le 2014, but that m and
-                        E y_{i-1} also enter t_i: in the paper m decides s_0 only
-another                 input_feeding: Bahdanau, Cho, Bengio 2014, equations 4 to 6; else as Luong, Pham, Manning 2015, section
-                        3.1, but that E y_{i-1} also enters t_i
-The input feeding of Luong et al., section 3.3, is another: the last layer's s_i looks, and step i + 1 is fed tanh(W [c_i; s_i]).
-Here the first layer's s_{i-1} looks, and c_i itself is fed to step i.
+attention "none"
+    With input_feeding: Cho et al. 2014, equations 3 and 4.  Without: Sutskever, Vinyals, Le 2014,
+    except that m and E y_{i-1} also enter t_i; in the paper, m only determines s_0.
+any other attention
+    With input_feeding: Bahdanau, Cho, Bengio 2014, equations 4 to 6.  Without: Luong, Pham, Manning
+    2015, section 3.1, except that E y_{i-1} also enters t_i.
+
+The input feeding of Luong et al., section 3.3, differs: the last layer's s_i is the query, and step
+i + 1 receives tanh(W [c_i; s_i]).  Here the first layer's s_{i-1} is the query, and step i receives
+c_i itself.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +33,7 @@ from zoo.parts.layers import ComputeDtype, dropout, split_keys
 
 Direction = Literal["forward", "backward", "both"]
 EXAMPLE_SOURCE, EXAMPLE_TARGET = 7, 6
-"""Tokens of an example; a model takes any number."""
+"""Tokens of an example; models accept any number."""
 
 
 @static
@@ -36,15 +41,20 @@ EXAMPLE_SOURCE, EXAMPLE_TARGET = 7, 6
 class Config:
     """An encoder-decoder network.
 
-    source_vocabulary, vocabulary: number of source and of target tokens; training sets them to those of the data.
-    features: numbers of a token's vector, in both languages, and of what the softmax reads.
-    encoder_units, decoder_units: of every recurrent layer; an encoder that reads in both directions has as many in each.
-    cell: lstm or gru.  forget_bias, remat, compute_dtype: see ``zoo.rnn``; remat is for the encoder.
-    encoder: forward, backward (from the source's end, as Sutskever et al. reverse it) or both.
+    source_vocabulary, vocabulary: number of source and target tokens; training sets them to those
+        of the data.
+    features: size of a token's embedding, in both languages, and of the input of the softmax.
+    encoder_units, decoder_units: of every recurrent layer; a bidirectional encoder has this many in
+        each direction.
+    cell: lstm or gru.
+    forget_bias, remat, compute_dtype: see ``zoo.rnn``; remat applies to the encoder.
+    encoder: forward, backward (Sutskever et al. reverse the source) or both.
     attention, input_feeding: see the module and ``zoo.parts.decoder``.
     tied: the output kernel is the transposed target embedding (Press and Wolf 2016).
-    dropout: probability that a number is dropped while training: of token vectors, annotations, between layers, and of t.
-    label_smoothing: while training, the probability that a target is any token instead (Szegedy et al. 2016, section 7).
+    dropout: probability of dropping a number in training: in embeddings, annotations, between
+        layers, and in t.
+    label_smoothing: in training, the probability that a target is replaced by a uniformly random
+        token (Szegedy et al. 2016, section 7).
     """
 
     source_vocabulary: PositiveInt
@@ -66,12 +76,15 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         annotation, query = self.annotation_size, self.writer.query_size
-        why = f"another than 'dot' unless an annotation, {annotation} numbers, has as many as a query, {query}"
-        require(self.attention != "dot" or annotation == query, self, "attention", why)
+        allowed = (
+            "anything but 'dot' unless annotations and queries have the same size, "
+            f"here {annotation} and {query}"
+        )
+        require(self.attention != "dot" or annotation == query, self, "attention", allowed)
 
     @property
     def input_range(self) -> dict[str, tuple[float, float]]:
-        """What inputs must lie in: the tokens."""
+        """Allowed range of the inputs, which are tokens."""
         return {
             "source": (0.0, self.source_vocabulary - 1.0),
             "target": (0.0, self.vocabulary - 1.0),
@@ -79,12 +92,12 @@ class Config:
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs are, and the loss."""
+        """The meaning of the outputs, and the loss."""
         return Outputs("targets", Targets(self.vocabulary), likelihood=True)
 
     @property
     def annotation_size(self) -> int:
-        """Numbers that the encoder says of a place."""
+        """Size of an annotation, the output of the encoder at one position."""
         return self.encoder_units[-1] * (2 if self.encoder == "both" else 1)
 
     @property
@@ -98,7 +111,7 @@ class Config:
 
     @property
     def writer(self) -> decoder.Config:
-        """The decoder, which writes the target."""
+        """The decoder, which generates the target."""
         return decoder.Config(
             vocabulary=self.vocabulary,
             features=self.features,
@@ -143,36 +156,41 @@ _search = Config(
 
 PRESETS: dict[str, Config] = {
     "tiny": Config(
-        source_vocabulary=6, vocabulary=7, features=4, encoder_units=(3, 4), decoder_units=(5, 4), tied=True, dropout=0.1,
-        label_smoothing=0.1,
+        source_vocabulary=6, vocabulary=7, features=4, encoder_units=(3, 4), decoder_units=(5, 4),
+        tied=True, dropout=0.1, label_smoothing=0.1,
     ),
     "numbers": _numbers,
     "multi30k": Config(
-        source_vocabulary=6000, vocabulary=6000, features=256, encoder_units=(256,), decoder_units=(256,), tied=True,
-        dropout=0.3, label_smoothing=0.1,
+        source_vocabulary=6000, vocabulary=6000, features=256, encoder_units=(256,),
+        decoder_units=(256,), tied=True, dropout=0.3, label_smoothing=0.1,
     ),
-    # Bahdanau et al. 2014, and what they compare it with (Cho et al. 2014).
+    # Bahdanau et al. 2014, and their baseline (Cho et al. 2014).
     "rnnsearch": _search,
     "rnnencdec": replace(_search, encoder="forward", attention="none"),
-    # Sutskever et al. 2014: four layers of 1000 cells, vectors of 1000 numbers, the source reversed; there m is not read out.
+    # Sutskever et al. 2014: four layers of 1000 cells, embeddings of size 1000, reversed source.
+    # In the paper, m is not an input of the readout.
     "sutskever": Config(
-        source_vocabulary=160_000, vocabulary=80_000, features=1000, encoder_units=(1000,) * 4, decoder_units=(1000,) * 4,
-        cell="lstm", encoder="backward", attention="none", input_feeding=False,
+        source_vocabulary=160_000, vocabulary=80_000, features=1000, encoder_units=(1000,) * 4,
+        decoder_units=(1000,) * 4, cell="lstm", encoder="backward", attention="none",
+        input_feeding=False,
     ),
-    # The sizes of Luong et al. 2015, "general" with dropout 0.2; queries and input feeding are Bahdanau's, see the module.
+    # The sizes of Luong et al. 2015, "general" with dropout 0.2; queries and input feeding are
+    # Bahdanau's, see the module.
     "luong": Config(
-        source_vocabulary=50_000, vocabulary=50_000, features=1000, encoder_units=(1000,) * 4, decoder_units=(1000,) * 4,
-        cell="lstm", encoder="backward", attention="general", dropout=0.2,
+        source_vocabulary=50_000, vocabulary=50_000, features=1000, encoder_units=(1000,) * 4,
+        decoder_units=(1000,) * 4, cell="lstm", encoder="backward", attention="general",
+        dropout=0.2,
     ),
 }  # fmt: skip
 
 
 def init(cfg: Config, key: Array) -> Params:
-    """{"source", "target": {"embedding"}, "encoder", "decoder": {"layer_0": see ``zoo.parts.recurrence``, ...}, ...}.
+    """{"source", "target": {"embedding"}, "encoder", "decoder": {"layer_0": ..., ...}, ...}.
 
-    "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.parts.attention.init``,
-    "readout": {"kernel" (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features, vocabulary], "bias"};
-    tied models have no such kernel.
+    Layers: see ``zoo.parts.recurrence``.  "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to
+    s_0; "attention": see ``zoo.parts.attention.init``; "readout": {"kernel" (of s, c, E y, in this
+    order), "bias"}; "output": {"kernel" [features, vocabulary], "bias"}, without the kernel if
+    tied.
     """
     names = ("source", "target", "encoder", "decoder", "bridge", "attention", "readout", "output")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
@@ -187,27 +205,30 @@ def init(cfg: Config, key: Array) -> Params:
 def apply(
     cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
 ) -> Array:
-    """Logits [batch, time, vocabulary] of each target token given the source and the target tokens before it; at least float32.
+    """Logits [batch, time, vocabulary] of each target token; at least float32.
 
-    inputs: "source" [batch, places] tokens, of which the first "lengths" [batch] count; "target" [batch, time]: the tokens
-    before, of which the first is the one that every target begins with.
+    Each is conditioned on the source and the preceding target tokens.
+    inputs: "source" [batch, positions] tokens, valid up to "lengths" [batch]; "target"
+        [batch, time], the target shifted right, which starts with the begin-of-sequence token.
     """
     return _forward(cfg, params, inputs, key)[0]
 
 
 def trace(cfg: Config, params: Params, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Logits, and "annotations" [batch, places, units], "summary", "hidden" [batch, time, units], "readout", "logits", "outputs".
+    """Logits, and the intermediates.
 
-    With attention "attention" [batch, time, places], whose rows sum to one.
+    "annotations" [batch, positions, units], "summary", "hidden" [batch, time, units], "readout",
+    "logits", "outputs"; with attention, "attention" [batch, time, positions], whose rows sum to
+    one.
     """
-    logits, seen = _forward(cfg, params, inputs, None)
-    return logits, seen | {"logits": logits, "outputs": jax.nn.softmax(logits)}
+    logits, intermediates = _forward(cfg, params, inputs, None)
+    return logits, intermediates | {"logits": logits, "outputs": jax.nn.softmax(logits)}
 
 
 def encode(
     cfg: Config, params: Params, inputs: dict[str, Array], *, key: Array | None = None
 ) -> tuple[Memory, Carry]:
-    """What is known of the source of ``inputs``, and the decoder's carry before its first step."""
+    """The encoded source of ``inputs``, and the decoder's initial carry."""
     memory, carry, _ = _encode(cfg, params, inputs, key)
     return memory, carry
 
@@ -215,14 +236,17 @@ def encode(
 def decode_step(
     cfg: Config, params: Params, carry: Carry, inputs: Array, memory: Memory
 ) -> tuple[Carry, Array]:
-    """One token [rows] of each target: the carry after it, and logits of the next [rows, vocabulary]: see ``decoder.step``."""
+    """One token [rows] per target: the carry after it, and the next token's logits.
+
+    The logits are [rows, vocabulary]: see ``decoder.step``.
+    """
     return decoder.step(cfg.writer, params, carry, inputs, memory)
 
 
 def _encode(
     cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
 ) -> tuple[Memory, Carry, Array]:
-    """The memory, the first carry, and the annotations."""
+    """The memory, the decoder's initial carry, and the annotations."""
     source, lengths = inputs["source"], inputs["lengths"]
     require_shape("source", source, ("batch", "places"))
     require_shape("lengths", lengths, source.shape[:1])
@@ -240,19 +264,23 @@ def _encode(
 def _forward(
     cfg: Config, params: Params, inputs: dict[str, Array], key: Array | None
 ) -> tuple[Array, dict[str, Array]]:
-    """Logits, and what ``trace`` names."""
+    """Logits, and the intermediates of ``trace``."""
     source_key, *keys = split_keys(key, 4)
     memory, carry, annotations = _encode(cfg, params, inputs, source_key)
-    logits, seen = decoder.unroll(cfg.writer, params, memory, carry, inputs["target"], keys)
-    return logits, {"annotations": annotations, "summary": memory.summary, **seen}
+    logits, intermediates = decoder.unroll(
+        cfg.writer, params, memory, carry, inputs["target"], keys
+    )
+    return logits, {"annotations": annotations, "summary": memory.summary, **intermediates}
 
 
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """-log p of each target token, in nats, summed over unmasked ones; while training (key given) with label smoothing.
+    """-log p of each target token, in nats, summed over unmasked ones.
 
-    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] where all are equally long.
+    In training (with a key), labels are smoothed.
+    batch: inputs: see ``apply``; targets [batch, time] tokens; mask [batch, time], or [batch] if
+        all targets are equally long.
     """
     batch, _ = blank_padding(batch)
     logits = apply(cfg, params, batch["inputs"], key=key)
@@ -260,12 +288,12 @@ def loss(
 
 
 def init_carry(cfg: Config, params: Params, batch_size: int, *, key: Array) -> tuple[()]:
-    """Nothing."""
+    """(): there is no carry."""
     return ()
 
 
 def example_batch(cfg: Config, key: Array, batch_size: int) -> Batch:
-    """Random tokens: sources and targets of different lengths."""
+    """Random tokens; sources and targets have different lengths."""
     keys = jax.random.split(key, 4)
     target = jax.random.randint(keys[0], (batch_size, EXAMPLE_TARGET + 1), 0, cfg.vocabulary)
     lengths = jax.random.randint(keys[1], (batch_size, 1), EXAMPLE_TARGET // 2, EXAMPLE_TARGET + 1)

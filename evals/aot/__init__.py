@@ -1,7 +1,8 @@
-"""Ahead of time: whether the training step of each recipe compiles for an accelerator, fits and scales, without having one.
+"""Ahead-of-time checks, without an accelerator: do training steps compile for it, fit and scale?
 
-    python -m evals.aot [RECIPE ...] --topology v5e:16x16        with libtpu: pip install 'purezoo[tpu]'
-    python -m evals.aot ... --platform cuda --target FILE        with jax-cuda12-plugin and jax-cuda12-pjrt
+    python -m evals.aot [RECIPE ...] --topology v5e:16x16   needs libtpu: pip install 'purezoo[tpu]'
+    python -m evals.aot ... --platform cuda --target FILE   needs jax-cuda12-plugin, jax-cuda12-pjrt
 
-``program`` compiles, ``evals.hlo`` reads the collectives out of the result, ``operations`` counts, ``chips`` predicts times.
+``program`` compiles, ``evals.hlo`` parses the collectives, ``operations`` counts operations,
+``chips`` predicts times.
 """

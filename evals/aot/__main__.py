@@ -1,6 +1,6 @@
 """Command line: ``python -m evals.aot [RECIPE ...] --topology v5e:16x16``; see ``evals.aot``."""
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -41,7 +41,7 @@ from train.recipes import RECIPES
 
 TOPOLOGIES: dict[str, str] = {"tpu": "v5e:16x16", "cuda": "1x32x8"}
 GATES = {"convnet-alexnet": 256, "convnet-vgg16": 64}
-"""Examples on each TPU that have to fit, and to scale to the largest slice with an efficiency of at least EFFICIENCY."""
+"""{recipe: examples per TPU that must fit and scale to the largest slice with EFFICIENCY}."""
 EFFICIENCY = 0.9
 COLUMNS = (
     "recipe",
@@ -60,42 +60,49 @@ BEGIN, END = "<!-- aot:begin -->", "<!-- aot:end -->"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Compiles the training step of recipes for accelerators that need not be there, and predicts how it scales."""
+    """Compiles training steps for accelerators that need not be present; predicts their scaling."""
 
     recipes: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE ...]")
     ] = ()
-    """Which recipes; all unless given."""
+    """Recipes to compile; by default all."""
     topology: str | None = None
-    """Chips: v5e:16x16 unless given (also v4, v5p, v6e); for cuda slices x machines x GPUs of each, 1x32x8 unless given."""
+    """Chips, by default v5e:16x16 (also v4, v5p, v6e); for cuda slices x machines x GPUs per
+    machine, by default 1x32x8."""
     platform: Platform = "tpu"
     target: pathlib.Path | None = None
-    """cuda: text file that describes the GPU (XLA's GpuTargetConfigProto)."""
+    """For cuda: text file that describes the GPU (XLA's GpuTargetConfigProto)."""
     per_chip: int | None = None
-    """Examples on each chip; the recipe's batch unless given, but 256 for convnet-alexnet and 64 for convnet-vgg16."""
+    """Examples per chip; by default the recipe's batch size, but 256 for convnet-alexnet and 64 for
+    convnet-vgg16."""
     global_batch: tuple[int, ...] = ()
-    """Examples on all chips together instead, one row each."""
+    """Total examples on all chips instead; one row for each value."""
     length: int | None = None
-    """Steps of each sequence, tokens of each text, sentence or caption; a few, as in the model's example batch, unless given."""
+    """Steps per sequence, or tokens per text, sentence or caption; by default the few of the
+    model's example batch."""
     compute_dtype: Literal["bfloat16"] | None = None
-    """Type to compute in; the recipe's own unless given."""
+    """Type to compute in; by default the recipe's."""
     compile: bool = True
-    """--no-compile: operations, times and scaling only, which need no compiler."""
+    """--no-compile: only operations, times and scaling, which need no compiler."""
     overlap: bool = True
-    """--no-overlap: without the compiler's options that let communication overlap with computation."""
+    """--no-overlap: omit the compiler options that overlap communication with computation."""
     docs: pathlib.Path | None = None
-    """Put the rows into this Markdown file's table, in place of those of the same recipe, batch and type."""
+    """Put the rows into this Markdown file's table; they replace rows of the same recipe, batch and
+    type."""
 
 
 class Row(NamedTuple):
-    """A line of the table.  failed: why it counts as an error, or ""."""
+    """A row of the table.  failed: why it counts as an error, or ""."""
 
     cells: tuple[str, ...]
     failed: str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compiles and prints; returns the exit status: 0 all fit and scale, 1 an error or one does not, 2 a wrong command line."""
+    """Compiles and prints; returns the exit status.
+
+    0 all fit and scale, 1 an error or one does not, 2 a wrong command line.
+    """
     command = tyro.cli(
         Command,
         prog=entry.program("evals.aot"),
@@ -107,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     if problem:
         print(problem, file=sys.stderr)
         return 2
-    jax.config.update("jax_platforms", "cpu")  # what is there is not what we compile for
+    jax.config.update("jax_platforms", "cpu")  # local devices are not the target
     chip = CHIPS["h100" if command.platform == "cuda" else topology.partition(":")[0]]
     try:
         devices = (
@@ -134,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for name in command.recipes or RECIPES:
         recipe = with_type(RECIPES[name], command.compute_dtype)
-        each = command.per_chip or GATES.get(name, recipe.batch_size)
-        for batch in command.global_batch or (each * chips,):
+        per_chip = command.per_chip or GATES.get(name, recipe.batch_size)
+        for batch in command.global_batch or (per_chip * chips,):
             rows.append(measure(command, recipe, batch, chips, devices, chip))
             print(_line(rows[-1].cells), flush=True)
     for row in rows:
@@ -149,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _problem(command: Command, topology: str) -> str:
-    """What is wrong with the command line, or ""."""
+    """The problem with the command line, or ""."""
     for name in command.recipes:
         if name not in RECIPES:
             near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
@@ -161,7 +168,10 @@ def _problem(command: Command, topology: str) -> str:
         return "error: --per-chip, allowed without --global-batch only"
     kind = topology.partition(":")[0]
     if command.platform == "tpu" and (kind not in CHIPS or kind == "h100"):
-        return f"error: --topology {topology}, allowed: v4, v5e, v5p or v6e and sizes, such as v5e:16x16"
+        return (
+            f"error: --topology {topology}, allowed: v4, v5e, v5p or v6e and sizes, "
+            "such as v5e:16x16"
+        )
     if command.platform == "tpu" and command.target is not None:
         return "error: --target, allowed with --platform cuda only"
     if command.platform == "cuda" and command.compile and command.target is None:
@@ -181,7 +191,7 @@ def measure(
     devices: Sequence[Any] | None,
     chip: Chip,
 ) -> Row:
-    """A recipe's line.  batch: examples on all chips.  devices: to compile for; None does not compile."""
+    """A recipe's row.  batch: total examples on all chips.  devices: to compile for, or None."""
     share = math.ceil(batch / chips)
     step = make(
         recipe,
@@ -209,13 +219,13 @@ def measure(
             )
         except RuntimeError as error:
             memory, failed = "does not compile", f"does not compile: {str(error).splitlines()[0]}"
-    found = program.collectives if program else []
-    volume = sum(reductions(found).values()) or float(step.params)
+    operations = program.collectives if program else []
+    volume = sum(reductions(operations).values()) or float(step.params)
     scales = scaling(
         seconds,
         backward,
         volume,
-        sum(reductions(found, asynchronous=True).values()),
+        sum(reductions(operations, asynchronous=True).values()),
         chip,
         chip.slices,
     )
@@ -235,34 +245,34 @@ def measure(
         f"{share:,}",
         getattr(recipe.model, "compute_dtype", None) or "float32",
         memory,
-        _collectives(found),
+        _collectives(operations),
         gradients,
         f"{sums.products / 1e12:.3g}",
         f"{(sums.bytes + step.moved) / 1e9:.3g}",
         f"{1e3 * seconds:.3g}",
         f"{1e3 * scales[-1].all_reduce:.3g}",
-        *(_efficiency(each, program) for each in scales),
+        *(_efficiency(scale, program) for scale in scales),
     )
     return Row(cells, failed)
 
 
-def _collectives(found: Sequence[Collective]) -> str:
-    """Such as "9 all-reduce, 244.4 MB f32, 240.1 MB overlap"; those of a loop over steps once."""
+def _collectives(operations: Sequence[Collective]) -> str:
+    """Such as "9 all-reduce, 244.4 MB f32, 240.1 MB overlap", for one iteration of step loops."""
     parts = []
-    for kind in dict.fromkeys(each.kind for each in found):
-        these = [each for each in found if each.kind == kind]
-        sizes = [f"{volume / 1e6:,.1f} MB {dtype}" for dtype, volume in volumes(these).items()]
-        behind = sum(each.bytes for each in these if each.asynchronous)
+    for kind in dict.fromkeys(operation.kind for operation in operations):
+        same_kind = [operation for operation in operations if operation.kind == kind]
+        sizes = [f"{volume / 1e6:,.1f} MB {dtype}" for dtype, volume in volumes(same_kind).items()]
+        overlapped = sum(operation.bytes for operation in same_kind if operation.asynchronous)
         parts += [
-            f"{len(these)} {kind}",
+            f"{len(same_kind)} {kind}",
             *sizes,
-            *([f"{behind / 1e6:,.1f} MB overlap"] if behind else []),
+            *([f"{overlapped / 1e6:,.1f} MB overlap"] if overlapped else []),
         ]
     return ", ".join(parts)
 
 
 def _efficiency(scale: Scaling, program: Program | None) -> str:
-    """No overlap / as compiled / all that can be hidden is."""
+    """Efficiency without overlap / as compiled / with as much overlap as possible."""
     values = (scale.apart, scale.compiled, scale.hidden) if program else (scale.apart, scale.hidden)
     return " / ".join(f"{value:.2f}" for value in values)
 
@@ -272,7 +282,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def merged(text: str, header: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
-    """A document whose table, between its marks, has these rows, in place of those with the same first three cells."""
+    """The document with these rows in its table; they replace rows with the same first 3 cells."""
     before, rest = text.split(BEGIN)
     table, after = rest.split(END)
     lines = [_line(cells) for cells in header]

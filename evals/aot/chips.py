@@ -1,7 +1,8 @@
-"""Published numbers of accelerators, and what they predict: the time of a step, of an all-reduce, and weak scaling.
+"""Published figures of accelerators, and predicted step times, all-reduce times and weak scaling.
 
-Sources: https://docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e (peak, memory, bandwidth, links per chip, torus);
-NVIDIA H100 Tensor Core GPU data sheet (SXM; without sparsity).  Links: 0.9 of the published bandwidth, one direction.
+Sources: https://docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e (peak, memory,
+bandwidth, links per chip, torus); NVIDIA H100 Tensor Core GPU data sheet (SXM; without sparsity).
+Links: 0.9 of the published bandwidth, one direction.
 """
 
 import math
@@ -13,20 +14,20 @@ from evals.aot.operations import Operation
 
 GB, TERA = 1e9, 1e12
 LINK_SHARE = 0.9
-"""What is assumed to be reached of a link's published bandwidth: an assumption."""
+"""Assumed fraction of a link's published bandwidth that is reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
     """An accelerator.
 
-    kind: as its driver names it.  peak: dense products, floating-point operations a second, by element type of the operands.
-    memory: bytes.  bandwidth: of the memory, bytes a second.
-    link: bytes a second in one direction of one link to a neighbour.  hop: seconds that a message needs for one.
-    ring: an axis of a slice whose length is a multiple of this closes to a ring; a shorter one is a line.
+    kind: the driver's name for it.  peak: {operand type: FLOP/s} of dense matrix products.
+    memory: bytes.  bandwidth: of the memory, bytes per second.
+    link: bytes per second in one direction of one link to a neighbour.  hop: seconds per link.
+    ring: a slice's axis forms a ring if its length is a multiple of this, otherwise a line.
     slices: of 8, 64 and 256 chips, sizes along the axes of the network.
-    network: for accelerators whose slices are not a torus, bytes a second in one direction from each to those of other machines;
-    a machine has as many as the first slice.
+    network: for accelerators whose slices are not a torus, bytes per second in one direction from
+    each accelerator to other machines; the first slice is one machine.
     """
 
     kind: str
@@ -47,7 +48,7 @@ _CUBE = ((2, 2, 2), (4, 4, 4), (4, 8, 8))
 def _tpu(
     kind: str, tera: float, memory: float, bandwidth: float, link: float, ring: int, slices: tuple
 ) -> Chip:
-    # The default precision of float32 products on a TPU is one pass in bfloat16.
+    # On TPUs, float32 products at default precision take one bfloat16 pass.
     peak = {"bfloat16": tera * TERA, "float32": tera * TERA}
     return Chip(
         kind=kind,
@@ -67,7 +68,7 @@ CHIPS = {
     "v6e": _tpu("TPU v6 lite", 918, 32 * GB, 1638, 100, 16, _PLANE),
     "h100": Chip(
         kind="NVIDIA H100 80GB HBM3",
-        # JAX's default precision of float32 products is TensorFloat-32 there.
+        # On GPUs, float32 products at JAX's default precision use TensorFloat-32.
         peak={"bfloat16": 989.4 * TERA, "float32": 494.7 * TERA},
         memory=80 * GB,
         bandwidth=3350 * GB,
@@ -77,28 +78,31 @@ CHIPS = {
         network=LINK_SHARE * 50 * GB,
     ),
 }
-"""By the name that a topology begins with; h100 for CUDA."""
+"""{prefix of the topology's name: Chip}; h100 for CUDA."""
 
 
 def step_seconds(operations: Sequence[Operation], state: float, chip: Chip) -> float:
-    """A step on one chip, without communication: the roofline of each operation, one after the other.
+    """Seconds of a step on one chip, without communication: the sum of the operations' rooflines.
 
-    Each takes as long as its products at peak, or its bytes, whichever is longer; elementwise operations are taken to be fused
-    with them and free.  state: bytes of the arguments and results of the step, which move once.
+    Each operation takes the longer of its products at peak and its memory traffic; elementwise
+    operations are assumed to be fused and free.  state: bytes of the step's arguments and results,
+    which move once.
     """
     seconds = state / chip.bandwidth
-    for each in operations:
-        peak = chip.peak.get(each.dtype, chip.peak["float32"])
-        seconds += each.times * max(each.products / peak, each.bytes / chip.bandwidth)
+    for operation in operations:
+        peak = chip.peak.get(operation.dtype, chip.peak["float32"])
+        seconds += operation.times * max(
+            operation.products / peak, operation.bytes / chip.bandwidth
+        )
     return seconds
 
 
 def all_reduce_seconds(volume: float, slice_: Sequence[int], chip: Chip) -> float:
-    """Of ``volume`` bytes on each chip: a reduce-scatter and an all-gather, each moving (n - 1) / n of it.
+    """Seconds for ``volume`` bytes per chip: reduce-scatter, all-gather, (n - 1) / n of it each.
 
-    In a torus all axes work at once, each with a part of the volume: a ring in both directions, a line as in one, and messages
-    cross half a ring or a whole line.  Otherwise first within a machine, then among machines, each chip with its part of the
-    volume.
+    In a torus all axes work at once, each on a part of the volume.  A ring uses both directions, a
+    line counts as one; messages cross half a ring or a whole line.  Other networks reduce within a
+    machine, then among machines, where each chip handles its part of the volume.
     """
     if chip.network is not None:
         inside = min(math.prod(slice_), chip.slices[0][0])
@@ -120,10 +124,11 @@ def _exchange(volume: float, count: int, rate: float, latency: float) -> float:
 
 
 class Scaling(NamedTuple):
-    """Predicted weak scaling at a number of chips: the time of one chip over that of these, whose batch is larger by as much.
+    """Predicted weak-scaling efficiency at a number of chips: time of one chip / time of all.
 
-    apart: communication after computation.  hidden: the most that can be behind it, which is the backward pass.
-    compiled: what the program's schedule allows: only its asynchronous collectives are hidden.
+    The batch grows with the number of chips.  all_reduce: seconds.  apart: no overlap of
+    communication.  hidden: communication overlaps with the whole backward pass, the most possible.
+    compiled: only the program's asynchronous collectives overlap.
     """
 
     chips: int
@@ -141,7 +146,11 @@ def scaling(
     chip: Chip,
     slices: Sequence[Sequence[int]],
 ) -> list[Scaling]:
-    """step, backward: seconds on one chip.  volume: bytes to be reduced; asynchronous: of these, in asynchronous collectives."""
+    """Predicts the scaling for each slice.
+
+    step, backward: seconds on one chip.  volume: bytes to reduce; asynchronous: the part of them in
+    asynchronous collectives.
+    """
 
     def efficiency(reduction: float, share: float) -> float:
         return step / (step + reduction - min(share * reduction, backward))
@@ -154,7 +163,7 @@ def scaling(
             Scaling(
                 math.prod(slice_),
                 reduction,
-                *(efficiency(reduction, each) for each in (0, 1, share)),
+                *(efficiency(reduction, hidden) for hidden in (0, 1, share)),
             )
         )
     return rows

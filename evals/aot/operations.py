@@ -1,4 +1,4 @@
-"""Operations and bytes of a function, counted over its jaxpr: the compiler's own analysis takes each loop for one iteration."""
+"""Counts operations and bytes of a jaxpr; the compiler's own analysis counts loop bodies once."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -45,28 +45,35 @@ ELEMENTWISE = frozenset(
         *("round", "rsqrt", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh"),
     ]
 )
-"""Primitives with one operation for each value of their result, if it is a floating-point number."""
-REDUCTIONS = frozenset([*(f"cum{name}" for name in ("logsumexp", "max", "min", "prod", "sum")), "argmax", "argmin",
-                        *(f"reduce_{name}" for name in ("max", "min", "prod", "sum"))])  # fmt: skip
-"""With one operation for each value of their operand."""
+"""Primitives with one operation per value of a floating-point result."""
+REDUCTIONS = frozenset(
+    [
+        *(f"cum{name}" for name in ("logsumexp", "max", "min", "prod", "sum")),
+        "argmax",
+        "argmin",
+        *(f"reduce_{name}" for name in ("max", "min", "prod", "sum")),
+    ]
+)
+"""Primitives with one operation per value of the operand."""
 WINDOWS = frozenset(
     ["reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"]
 )
-"""With one operation for each value under each window."""
+"""Primitives with one operation per value under each window."""
 PASSED = frozenset(["select_and_gather_add", "select_and_scatter_add"])
-"""The gradients of those: one for each value under each window, whose number is that of the smaller operand."""
+"""Their gradients: one operation per value under each window; the smaller operand has one value per
+window."""
 LOOKUPS = frozenset(
     ["gather", "scatter", "scatter_add", "scatter_max", "scatter_min", "scatter_mul"]
 )
-"""They compute nothing worth counting, but move rows one by one."""
+"""Primitives whose arithmetic is negligible, but which move rows one by one."""
 
 
 class Operation(NamedTuple):
-    """What one primitive of a function does at each of its ``times``.
+    """Cost of one primitive, which is executed ``times`` times.
 
-    products: floating-point operations of matrix products and convolutions, a multiply-add being two; products with padding and
-    with the zeros between dilated values are not counted.  others: of everything else.
-    bytes: of operands and results, where they are not fused with a neighbour's: products, windows and look-ups.
+    products: FLOP of matrix products and convolutions, two per multiply-add, not counting padding
+    and the zeros of dilation.  others: other floating-point operations.  bytes: of operands and
+    results, for primitives that are not fused with a neighbour (products, windows, look-ups).
     dtype: of the operands.
     """
 
@@ -87,20 +94,22 @@ class Total(NamedTuple):
 
 
 def total(operations: Iterable[Operation]) -> Total:
-    """Of all operations, as often as they are done."""
+    """Sums over all operations, each multiplied by its ``times``."""
     rows = [
-        (each.times * each.products, each.times * each.others, each.times * each.bytes)
-        for each in operations
+        (row.times * row.products, row.times * row.others, row.times * row.bytes)
+        for row in operations
     ]
     return Total(*(sum(column) for column in zip(*rows, strict=True))) if rows else Total(0, 0, 0)
 
 
 def operations(jaxpr: ClosedJaxpr | Jaxpr, platform: str) -> list[Operation]:
-    """All operations of a jaxpr on one device of this platform ("tpu", "cuda", "cpu"), in their order.
+    """All operations of a jaxpr on one device of a platform ("tpu", "cuda", "cpu"), in order.
 
-    Loops count as often as they run; those whose number of iterations is data count once, and so do their conditions: they are
-    the trainer's loop over steps.  Within ``shard_map`` shapes are one device's share; what is outside it is taken to be done by
-    every device.  Of the branches for platforms this one's counts, of others the one with the most operations.
+    Loop bodies count once per iteration.  Loops with a data-dependent trip count, and their
+    conditions, count once, because they are the trainer's loop over steps.  Inside ``shard_map``
+    shapes are those of one device's shard; code outside it is assumed to run on every device.  Of
+    platform-dependent branches the platform's own counts, of other branches the one with the most
+    operations.
     """
     return list(_walk(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr, platform, 1))
 
@@ -112,9 +121,9 @@ def size(tree: Any) -> int:
 
 def _walk(jaxpr: Jaxpr, platform: str, times: int) -> Iterator[Operation]:
     for eqn in jaxpr.eqns:
-        found = _operation(eqn, times)
-        if found is not None:
-            yield found
+        operation = _operation(eqn, times)
+        if operation is not None:
+            yield operation
         elif eqn.primitive.name == "cond":
             yield from _branch(eqn, platform, times)
         else:
@@ -137,12 +146,12 @@ def _branch(eqn: Any, platform: str, times: int) -> list[Operation]:
         return list(_walk(branches[index].jaxpr, platform, times))
     return max(
         (list(_walk(branch.jaxpr, platform, times)) for branch in branches),
-        key=lambda found: sum(total(found)[:2]),
+        key=lambda branch: sum(total(branch)[:2]),
     )
 
 
 def _operation(eqn: Any, times: int) -> Operation | None:
-    """None if it is not counted, or is a call of others."""
+    """The equation's cost; None if it is not counted or calls other jaxprs."""
     name, operands, results = (
         eqn.primitive.name,
         [atom.aval for atom in eqn.invars],
@@ -158,7 +167,7 @@ def _operation(eqn: Any, times: int) -> Operation | None:
     elif name in PASSED:
         others = math.prod(eqn.params["window_dimensions"]) * min(aval.size for aval in operands)
     elif name in LOOKUPS:
-        # Only the rows that are looked up move, there and back; of the table that they lie in the rest is not touched.
+        # Only the rows that are looked up move, in and out; the rest of the table is not touched.
         rows = results[0] if name == "gather" else operands[-1]
         moved = 2 * _bytes(rows) + _bytes(operands[1])
     elif name in REDUCTIONS and _floating(operands[0]):
@@ -176,7 +185,7 @@ def _dot(left: Any, result: Any, params: dict[str, Any]) -> int:
 
 
 def _convolution(left: Any, right: Any, result: Any, params: dict[str, Any]) -> int:
-    """Two for each pair of a value and a tap that meet: neither padding nor the zeros of dilation."""
+    """Two operations per pair of value and tap; padding and the zeros of dilation do not count."""
     at = params["dimension_numbers"]
     pairs = 1
     for axis, (low, _) in enumerate(params["padding"]):
@@ -184,13 +193,17 @@ def _convolution(left: Any, right: Any, result: Any, params: dict[str, Any]) -> 
         values, taps, outputs = (
             aval.shape[index] for aval, index in zip((left, right, result), sizes, strict=True)
         )
-        spread = params["lhs_dilation"][axis]
-        places = np.arange(outputs)[:, None] * params["window_strides"][axis] - low
-        places = places + np.arange(taps) * params["rhs_dilation"][axis]
+        dilation = params["lhs_dilation"][axis]
+        positions = np.arange(outputs)[:, None] * params["window_strides"][axis] - low
+        positions = positions + np.arange(taps) * params["rhs_dilation"][axis]
         pairs *= int(
-            ((places >= 0) & (places <= (values - 1) * spread) & (places % spread == 0)).sum()
+            (
+                (positions >= 0)
+                & (positions <= (values - 1) * dilation)
+                & (positions % dilation == 0)
+            ).sum()
         )
-    # The kernel's input axis is what one group of features sees; groups of the batch make as many parts of the batch.
+    # The kernel's input axis is that of one feature group; batch groups split the batch likewise.
     batch, features = (result.shape[at.out_spec[axis]] for axis in (0, 1))
     return 2 * pairs * batch * features * right.shape[at.rhs_spec[1]]
 

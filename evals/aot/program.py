@@ -1,4 +1,4 @@
-"""The training step of a recipe as the trainer runs it, for devices that need not be there, and no data."""
+"""Compiles a recipe's training step as the trainer does, without its devices and without data."""
 
 import dataclasses
 import importlib.util
@@ -27,33 +27,34 @@ PACKAGES = {
         "pip install jax-cuda12-plugin jax-cuda12-pjrt, of jax's version",
     ),
 }
-"""What each platform's compiler is in, as modules, and how to install it."""
+"""{platform: (modules of its compiler, how to install it)}."""
 
 
 ONCE = "float32, once"
-"""How gradients are to be reduced over devices."""
+"""The expected reduction of gradients over devices."""
 LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # otherwise it asks the network what machine this is,
-    "TPU_ACCELERATOR_TYPE": "v5litepod-256",  # and complains that there is no answer
+    "TPU_SKIP_MDS_QUERY": "1",  # otherwise it queries the metadata server
+    "TPU_ACCELERATOR_TYPE": "v5litepod-256",  # for this, and warns if there is no answer
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise one process at a time may load it
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise only one process at a time may load it
 }
-"""Environment in which libtpu compiles without hardware; which chips for, the topology says."""
+"""Environment for libtpu to compile without hardware; the topology determines the chips."""
 OVERLAP = {
     "tpu": {
-        # Collectives in the background of products, which all-reduces are only when asked for.
+        # Run all-reduces asynchronously behind products; not XLA's default.
         "xla_enable_async_all_reduce": True,
         "xla_tpu_enable_async_collective_fusion": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
         "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
         "xla_tpu_overlap_compute_collective_tc": True,
-        # One for each parameter: combined, all would wait for the last gradient, when nothing is left to hide them behind.
+        # One all-reduce per parameter: a combined one would wait for the last gradient, with
+        # nothing left to overlap.
         "xla_jf_crs_combiner_threshold_in_bytes": 0,
         "xla_jf_crs_combiner_threshold_count": 1,
     },
     "cuda": {},
 }
-"""Options of the compiler with which gradients are reduced while others are still being computed."""
+"""{platform: compiler options} that overlap gradient reduction with the backward pass."""
 
 
 class MissingCompilerError(RuntimeError):
@@ -61,10 +62,11 @@ class MissingCompilerError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """A traced step, which ``lower`` and ``compile`` turn into a program, and what one device has to do in it.
+    """A traced step, to be lowered and compiled, and the work of one device in it.
 
-    forward: operations of augmentation and loss alone.  moved: bytes of its arguments and results, but for the batch the same.
-    params, metrics: bytes of the parameters that are trained, and of the sums that are reduced beside their gradients.
+    forward: operations of augmentation and loss alone.  moved: bytes of arguments and results (the
+    state in and out, the batch in).  params, metrics: bytes of the trained parameters, and of the
+    metric sums that are reduced along with the gradients.
     """
 
     traced: Any
@@ -76,7 +78,10 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step.  memory: bytes on one device, of arguments, results, intermediate results and the program itself."""
+    """A compiled step.
+
+    memory: bytes on one device: arguments, results, intermediate results and code.
+    """
 
     memory: int
     collectives: list[Collective]
@@ -85,10 +90,10 @@ class Program(NamedTuple):
 def devices_of(
     platform: Platform, topology: str, target: pathlib.Path | None = None
 ) -> Sequence[Any]:
-    """Devices of a topology such as "v5e:16x16", or of GPUs "1x32x8" (slices, machines, each one's GPUs) as ``target`` describes.
+    """Devices of TPUs ("v5e:16x16") or GPUs ("1x32x8": slices, machines, GPUs per machine).
 
-    target: a text file of XLA's GpuTargetConfigProto.
-    Raises MissingCompilerError, and ValueError for topologies that do not exist.
+    target: text file with XLA's GpuTargetConfigProto that describes the GPUs.
+    Raises MissingCompilerError, or ValueError for a topology that does not exist.
     """
     from jax.experimental import topologies
 
@@ -106,10 +111,10 @@ def devices_of(
             return topologies.get_topology_desc(
                 platform=platform, target_config=text, topology=topology
             ).devices
-        # A v4 chip's two cores are one device only when asked for.
-        how = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+        # By default each of a v4 chip's two cores is a device.
+        options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
         return topologies.get_topology_desc(
-            platform=platform, topology_name=topology, **how
+            platform=platform, topology_name=topology, **options
         ).devices
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
@@ -129,18 +134,19 @@ def make(
     platform: str,
     length: int | None = None,
 ) -> Step:
-    """The step of a recipe, spread over devices as the trainer does unless told otherwise.
+    """The step of a recipe, sharded over devices as the trainer does by default.
 
-    batch: examples in all, in place of the recipe's.  They are the model's example batch, which the plan of steps holds itself.
-    length: of its sequences, if it has some and they are not to stay as short as they are there.
+    batch: total examples, instead of the recipe's; shapes come from the model's example batch,
+    which the plan of steps contains directly.  length: of its sequences; None keeps the example
+    batch's.
     """
     cfg, module = recipe.model, module_of(recipe.model)
     layout = Layout(Parallel(), devices=devices)
     optimizer = recipe.optimizer.build(recipe.steps or 1000, 100)
 
-    def build(**how: Any) -> Any:
+    def build(**options: Any) -> Any:
         nonfinite = "skip" if recipe.on_nonfinite == "skip" else "note"
-        settings = {"nonfinite": nonfinite, "only": recipe.optimizer.only, **how}
+        settings = {"nonfinite": nonfinite, "only": recipe.optimizer.only, **options}
         return make_step(
             module, cfg, optimizer, recipe.augment, load=lambda source: source[1], **settings
         )
@@ -160,9 +166,11 @@ def make(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
         )
 
-    spread = put(plan, PartitionSpec(None, AXIS))
+    sharded = put(plan, PartitionSpec(None, AXIS))
     steps: Any = layout.steps(build, recipe.steps_per_dispatch > 1, batch)
-    traced = steps.trace(put(state), put(metrics), (), (spread, put(number)), put(number), put(key))
+    traced = steps.trace(
+        put(state), put(metrics), (), (sharded, put(number)), put(number), put(key)
+    )
     share, carry = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             (leaf.shape[0] // layout.parts, *leaf.shape[1:]), leaf.dtype
@@ -180,15 +188,18 @@ def make(
 
 
 def _of_length(examples: dict[str, Any], length: int) -> dict[str, Any]:
-    """Shapes of a batch whose sequences, along axis 1, have so many steps.  Images have none, nor what is said once of each."""
+    """Shapes of a batch whose sequences, along axis 1, have ``length`` steps.
 
-    def stretched(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    Images and per-sequence targets keep their shapes.
+    """
+
+    def resized(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         once = path[0].key in ("targets", "mask") and examples["mask"].ndim == 1
         if once or leaf.ndim == 1 or path[-1].key == "image":
             return leaf
         return jax.ShapeDtypeStruct((leaf.shape[0], length, *leaf.shape[2:]), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(stretched, examples)
+    return jax.tree_util.tree_map_with_path(resized, examples)
 
 
 def _forward(
@@ -203,22 +214,26 @@ def _forward(
 
 
 def compile_step(step: Step, platform: str, options: dict[str, Any] | None = None) -> Program:
-    """options: of the compiler.  Raises RuntimeError when it refuses, for example because the step does not fit into memory."""
+    """Compiles the step with compiler ``options``.
+
+    Raises RuntimeError if the compiler refuses, for example because the step does not fit into
+    memory.
+    """
     compiled = step.traced.lower(lowering_platforms=(platform,)).compile(compiler_options=options)
     memory = compiled.memory_analysis()
-    taken = (
+    arrays = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    return Program(taken + memory.generated_code_size_in_bytes, collectives(compiled.as_text()))
+    return Program(arrays + memory.generated_code_size_in_bytes, collectives(compiled.as_text()))
 
 
 def reduced(found: Sequence[Collective], params: float, metrics: float) -> str:
-    """How gradients are reduced: ONCE, or what is different.
+    """How gradients are reduced: ONCE, or a description of the difference.
 
-    params, metrics: bytes of what has to be reduced; equal metrics may be reduced as one.
+    params, metrics: bytes to reduce; the compiler may merge equal metrics.
     """
     sums = reductions(found)
     narrow = [
@@ -233,13 +248,16 @@ def reduced(found: Sequence[Collective], params: float, metrics: float) -> str:
 
 
 def reductions(found: Sequence[Collective], asynchronous: bool = False) -> dict[str, float]:
-    """Bytes by element type that a step adds up over devices.  asynchronous: only those that something else is done meanwhile."""
-    these = [each for each in found if each.kind in ("all-reduce", "reduce-scatter")]
-    return volumes([each for each in these if each.asynchronous or not asynchronous])
+    """{element type: bytes} reduced over devices in a step; asynchronous: only overlapped ones."""
+    operations = [each for each in found if each.kind in ("all-reduce", "reduce-scatter")]
+    return volumes([each for each in operations if each.asynchronous or not asynchronous])
 
 
 def volumes(found: Sequence[Collective]) -> dict[str, float]:
-    """Bytes by element type of collectives in one step: what is in the loop over steps, which ends when it is told to, once."""
+    """{element type: bytes} of collectives in one step.
+
+    The trainer's loop over steps has a data-dependent trip count; its body counts once.
+    """
     sums: dict[str, float] = {}
     for each in found:
         for dtype, volume in each.sizes.items():
@@ -248,7 +266,7 @@ def volumes(found: Sequence[Collective]) -> dict[str, float]:
 
 
 def with_type(recipe: Recipe[Any, Any], compute_dtype: str | None) -> Recipe[Any, Any]:
-    """The recipe, computed in this type; in its own if None."""
+    """The recipe with this compute type; unchanged if None."""
     if compute_dtype is None:
         return recipe
     return dataclasses.replace(

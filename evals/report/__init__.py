@@ -1,4 +1,4 @@
-"""The report of an evaluation: the page and its sections that several tasks use.
+"""The HTML report of an evaluation: the page, and sections that several tasks share.
 
-``document`` puts a page together; ``page`` has templates, pictures and plots.
+``document`` assembles the page; ``page`` renders templates, pictures and plots.
 """

@@ -1,7 +1,8 @@
-"""Sections of the report on how a model without targets learned, from the checkpoints that the run kept.
+"""Report sections on the training of unsupervised models, from the checkpoints that the run kept.
 
-Histograms of what it is made of, a picture of its hidden units, and the free energies that tell overfitting: Hinton, "A practical
-guide to training restricted Boltzmann machines" (2010), sections 6 and 15.
+They show histograms of weights and hidden units, a picture of the hidden units, and free energies,
+which reveal overfitting: Hinton, "A practical guide to training restricted Boltzmann machines"
+(2010), sections 6 and 15.
 """
 
 import functools
@@ -31,21 +32,27 @@ ACTIVE = 1000
 ROWS, COLUMNS = 100, 500
 COMPARED = 2000
 MANY = 1000
-"""Histograms of so many values are logarithmic: most weights are near zero, and what is learned is seen in the tails."""
+"""Histograms of at least this many values are logarithmic: most weights are near zero, and the
+learned structure is in the tails."""
 EARLY, LATE = (76, 141, 255), (232, 116, 59)
-"""Colours of the first and last checkpoint."""
-MORE = "<code>--keep-every</code> in training keeps checkpoints of more epochs."
+"""Colours of the first and the last checkpoint."""
+MORE = "To keep more checkpoints, train with <code>--keep-every</code>."
 
 
 def histograms(evaluation: Evaluation) -> str | None:
-    """Weights, biases and mean hidden values at each kept checkpoint, and what hidden units do for single examples."""
+    """Histograms of weights, biases and mean hidden values at each kept checkpoint.
+
+    Below them, pictures of the hidden units for individual examples.
+    """
     run = evaluation.run
     rows = evenly(evaluation.count, ACTIVE)
     columns = {step: _values(evaluation, params, rows) for step, params in parameters(evaluation)}
     names = {step: name for step, name in _names(evaluation).items() if step in columns}
     colors = dict(zip(columns, _colors(len(columns)), strict=True))
-    intro = f"Histograms of weights, biases, and of each hidden unit's mean over {len(rows):,} {evaluation.split} examples: "
-    intro += f"a line for each checkpoint that was kept.  {MORE}"
+    intro = (
+        f"Histograms of weights, biases, and each hidden unit's mean over {len(rows):,} "
+        f"{evaluation.split} examples, with one line for each kept checkpoint.  {MORE}"
+    )
     figures = []
     for name in next(iter(columns.values())):
         edges = bins([values[name] for values in columns.values()])
@@ -58,13 +65,19 @@ def histograms(evaluation: Evaluation) -> str | None:
     body = f'<p>{intro}</p>{key}<div class="small plots">{"".join(figures)}</div>'
     shown = run.map(_hidden, {"inputs": evaluation.table["inputs"][spread(evaluation, ROWS)]})
     pictures = "".join(_units(name, values) for name, values in _ordered(shown).items())
-    note = f"Below, what hidden units are for {len(next(iter(shown.values())))} examples, a row each, ordered by class where "
-    note += "there are classes; each column is a unit.  A column of one grey is a unit that says nothing."
+    note = (
+        f"Below: hidden units for {len(next(iter(shown.values())))} examples.  Each row is an "
+        "example (ordered by class, if there are classes), each column a unit.  A column of "
+        "uniform grey is a unit that carries no information."
+    )
     return titled("Weights and units", f"{body}<p>{note}</p>{pictures}")
 
 
 def free_energies(evaluation: Evaluation) -> str | None:
-    """Mean free energy of training and held-out examples at each kept checkpoint, of models whose objective has one."""
+    """Mean free energy of training and held-out examples at each kept checkpoint.
+
+    For models whose objective reports a free energy, on the run's own data; else None.
+    """
     if not evaluation.subject.own:
         return None
     try:
@@ -72,7 +85,7 @@ def free_energies(evaluation: Evaluation) -> str | None:
     except (DataError, RunError) as error:
         return titled(
             "Free energy",
-            f"<p>It compares splits, which could not be loaded: {html.escape(str(error))}</p>",
+            f"<p>The splits to compare could not be loaded: {html.escape(str(error))}</p>",
         )
     names, run = _names(evaluation), evaluation.run
     function = jax.jit(make_evaluate(run.module, run.recipe.model))
@@ -83,17 +96,20 @@ def free_energies(evaluation: Evaluation) -> str | None:
     lines, steps, means = [], [], {split: [] for split in tables}
     for step, params in parameters(evaluation):
         steps.append(step)
-        for split, each in batches.items():
+        for split, split_batches in batches.items():
             measured = train.engine.loop.evaluate(
-                function, run.module, run.recipe.model, params, each
+                function, run.module, run.recipe.model, params, split_batches
             )
             means[split].append(measured["free_energy"])
         trained, other = (values[-1] for values in means.values())
         cells = "".join(f"<td>{value:.2f}</td>" for value in (trained, other, other - trained))
         lines.append(f"<tr><th>{names[step]}</th>{cells}</tr>")
     count = len(jax.tree.leaves(tables["train"])[0])
-    intro = f"Mean free energy, in nats, of {count:,} training and as many {held_out} examples.  Each alone says nothing, as the "
-    intro += "partition function is not in it; where the difference grows, the model overfits (Hinton 2010, section 6)."
+    intro = (
+        f"Mean free energy, in nats, of {count:,} training and {count:,} {held_out} examples.  "
+        "Only the difference is meaningful, because the partition function is unknown: when it "
+        "grows, the model overfits (Hinton 2010, section 6)."
+    )
     if held_out == "test":
         why = (
             "the run was trained on it" if "validation" in run.recipe.train_on else "there is none"
@@ -127,7 +143,7 @@ def free_energies(evaluation: Evaluation) -> str | None:
 
 
 def parameters(evaluation: Evaluation) -> Iterator[tuple[int, Params]]:
-    """Step and parameters of up to SHOWN kept checkpoints, damaged ones left out."""
+    """Yields step and parameters of up to SHOWN kept checkpoints; skips damaged ones."""
     run = evaluation.run
     abstract = abstract_state(run.recipe)
     with Checkpoints(run.folder.checkpoints, read_only=True) as checkpoints:
@@ -140,7 +156,7 @@ def parameters(evaluation: Evaluation) -> Iterator[tuple[int, Params]]:
 
 
 def chosen(steps: list[int], best: int, most: int) -> list[int]:
-    """Up to so many of ascending steps, evenly spaced, among them the best and the last one."""
+    """Up to ``most`` of the ascending steps, evenly spaced, including the best and the last one."""
     picked = [
         steps[index]
         for index in np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
@@ -152,7 +168,7 @@ def chosen(steps: list[int], best: int, most: int) -> list[int]:
 
 
 def bins(values: list[np.ndarray]) -> np.ndarray:
-    """Edges of the bins of a histogram, which hold all of several arrays of one size."""
+    """Edges of histogram bins that cover several arrays of the same size."""
     low, high = min(part.min() for part in values), max(part.max() for part in values)
     return np.histogram_bin_edges(
         np.array([low, high], np.float64), int(np.clip(1.5 * np.sqrt(values[0].size), 10, 50))
@@ -160,7 +176,10 @@ def bins(values: list[np.ndarray]) -> np.ndarray:
 
 
 def _values(evaluation: Evaluation, params: Params, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Every parameter, kernels first and decoders last, and hidden units' means over examples: {name: [number]}."""
+    """All parameters and the hidden units' means over examples: {name: [n]}.
+
+    Kernels come before biases, decoders after encoders.
+    """
     named = {
         name: np.asarray(leaf, np.float64).ravel() for name, leaf in leaves_by_path(params).items()
     }
@@ -176,19 +195,19 @@ def _values(evaluation: Evaluation, params: Params, rows: np.ndarray) -> dict[st
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(module: Model, cfg: Any, params: Params, batch: Any) -> dict[str, Any]:
-    """{name: [batch, units]} of hidden layers and the code."""
+    """Hidden layers and the code: {name: [batch, units]}."""
     _, intermediates = module.trace(cfg, params, batch["inputs"])
     chosen = (name for name in intermediates if name.startswith("hidden") or name == "code")
     return {name: intermediates[name].reshape(len(intermediates[name]), -1) for name in chosen}
 
 
 def _ordered(layers: dict[str, Any]) -> dict[str, Any]:
-    """From the bottom up: jax sorts names."""
+    """Layers from the bottom up, because jax sorts names alphabetically."""
     return dict(sorted(layers.items(), key=lambda item: (item[0] == "code", len(item[0]), item[0])))
 
 
 def _units(name: str, values: np.ndarray) -> str:
-    """Values [examples, units] in grey, black to white as 0 to 1 where they are probabilities."""
+    """Grey picture of values [examples, units]; probabilities range from black (0) to white (1)."""
     low, high = float(values.min()), float(values.max())
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     units = values.shape[1]
@@ -206,7 +225,11 @@ def _units(name: str, values: np.ndarray) -> str:
 
 
 def _tables(evaluation: Evaluation) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The split that is held out, and as many raw examples of the training data and of it: {"train": ..., held out: ...}."""
+    """The name of the held-out split, and raw examples: {"train": ..., name: ...}.
+
+    Both tables have the same number of examples.  The held-out split is validation, unless it does
+    not exist or the run was trained on it; then test.
+    """
     run = evaluation.run
 
     def load(split: str) -> Table:
@@ -243,7 +266,7 @@ def _tables(evaluation: Evaluation) -> tuple[str, dict[str, dict[str, Any]]]:
 
 
 def _names(evaluation: Evaluation) -> dict[int, str]:
-    """{step: "epoch 2"} of every checkpoint, also which is the best."""
+    """Names of all checkpoints: {step: "epoch 2, the best"}."""
     steps = Checkpoints(evaluation.run.folder.checkpoints, read_only=True).steps()
     best = evaluation.run.step
     return {
@@ -254,13 +277,13 @@ def _names(evaluation: Evaluation) -> dict[int, str]:
 
 
 def _epoch(evaluation: Evaluation, step: int) -> float:
-    """Of a step, from the history's; the step itself where there is none."""
+    """The epoch of a step, from the history; the step itself if there is no history."""
     history = evaluation.run.folder.history()
     return step * history[-1]["epoch"] / history[-1]["step"] if history else float(step)
 
 
 def _colors(count: int) -> list[str]:
-    """From blue to orange, which are legible on white and black."""
+    """Colours from blue to orange, legible on white and on black."""
     middle = (150, 90, 200)
     mixed = [
         np.interp(np.linspace(0, 2, count), [0, 1, 2], band)

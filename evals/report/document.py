@@ -1,7 +1,7 @@
 """The report of an evaluation: one self-contained HTML file.
 
-A section is a function of the evaluation that returns its HTML, or None where there is nothing to show.  The run's task brings
-its own: see ``evals.base``.
+A section is a function of the evaluation that returns its HTML, or None if there is nothing to
+show.  Each task adds its own sections: see ``evals.base``.
 """
 
 import html
@@ -22,19 +22,19 @@ from train.recipe import Target, to_dict
 
 
 def write_report(evaluation: Evaluation) -> None:
-    """Writes report.html into the run folder (report-validation.html for another split)."""
+    """Writes report.html (or report-validation.html, ...) to the run folder."""
     write_text(evaluation.report, render(evaluation))
 
 
 def render(evaluation: Evaluation) -> str:
-    """The whole page."""
+    """The HTML of the report."""
     parts = (section(evaluation) for section in sections_of(evaluation))
     title = f"{evaluation.run.recipe.name}, {evaluation.split}"
     return page(title, (part for part in parts if part))
 
 
 def headline(evaluation: Evaluation) -> str:
-    """What was measured on what, and whether the recipe's targets are reached, where they are of the same task."""
+    """The metrics, what they were measured on, and whether the recipe's targets are reached."""
     run, trained = evaluation.run, training(evaluation.run.folder)
     intervals = evaluation.intervals
     tiles = [
@@ -60,7 +60,7 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def curves(evaluation: Evaluation) -> str | None:
-    """Each metric of the training history over the epochs, one plot each."""
+    """One plot over the epochs for each metric of the training history."""
     history = evaluation.run.folder.history()
     metrics = sorted(
         {name for line in history for name in line} - {"step", "epoch", "split", "seconds"},
@@ -71,7 +71,10 @@ def curves(evaluation: Evaluation) -> str | None:
     plots = "".join(
         f"<figure>{_curve(history, name, evaluation.run.step)}</figure>" for name in metrics
     )
-    note = "Training values are means over the steps since the point before, with dropout and the like at work."
+    note = (
+        "Training values are means over the steps since the previous point, with dropout and other "
+        "noise active."
+    )
     alone = ' style="max-width: 32rem"' if len(metrics) == 1 else ""
     return titled(
         "Learning curves", f'<div class="plots"{alone}>{plots}</div><p class="note">{note}</p>'
@@ -79,7 +82,7 @@ def curves(evaluation: Evaluation) -> str | None:
 
 
 def configuration(evaluation: Evaluation) -> str:
-    """Everything that decided the result."""
+    """All settings that determine the result."""
     config = evaluation.run.folder.config()
     trained = {
         key: value for key, value in training(evaluation.run.folder).items() if value is not None
@@ -94,13 +97,13 @@ def configuration(evaluation: Evaluation) -> str:
 
 
 def sections_of(evaluation: Evaluation) -> tuple[Section, ...]:
-    """Those of every run, with those of the run's task between."""
-    own = tasks.module_of(evaluation.run.task).SECTIONS
-    return (headline, curves, *own, configuration)
+    """The sections of the report: those that all runs share, and those of the run's task."""
+    task_sections = tasks.module_of(evaluation.run.task).SECTIONS
+    return (headline, curves, *task_sections, configuration)
 
 
 def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
-    """One metric as SVG; the dotted line marks the checkpoint."""
+    """SVG of one metric; the dotted line marks the checkpoint."""
     percent = name == "accuracy"
 
     def draw(axes: Any) -> None:
@@ -131,7 +134,7 @@ def _curve(history: list[dict[str, Any]], name: str, best_step: int) -> str:
 
 
 def _limit(axes: Any, values: list[float], percent: bool) -> None:
-    """Of many per cents the lowest twentieth is cut off; what falls by more than a factor of ten is logarithmic."""
+    """Sets the y axis: cuts off the lowest 5 % of many percentages; wide ranges are logarithmic."""
     if percent:
         axes.set_ylim(
             bottom=max(np.quantile(values, 0.05 if len(values) > 40 else 0) - 1, 0), top=100
@@ -147,14 +150,15 @@ def _expected(evaluation: Evaluation) -> list[tuple[str, str]]:
         return [
             (
                 "Expected",
-                f"nothing: the targets of {recipe.name} are of its own data, not of {name}",
+                f"nothing: the targets of {recipe.name} are for its own data, not for {name}",
             )
         ]
     if recipe.targets and other:
         return [
             (
                 "Expected",
-                f"nothing: the targets of {recipe.name} are of its own data; this run has {', '.join(other)}",
+                f"nothing: the targets of {recipe.name} are for its own data; "
+                f"this run has {', '.join(other)}",
             )
         ]
     return [
@@ -174,7 +178,10 @@ def _verdict(target: Target, metrics: dict[str, float]) -> str:
 def _tile(name: str, value: float, count: int, interval: tuple[float, float] | None) -> str:
     label, number, unit = format_metric(name, value, count)
     note = "" if interval is None else f'<span class="note">{show_interval(interval, count)}</span>'
-    return f"<div><span>{html.escape(label)}</span><b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
+    return (
+        f"<div><span>{html.escape(label)}</span>"
+        f"<b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
+    )
 
 
 def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:

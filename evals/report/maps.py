@@ -1,4 +1,4 @@
-"""Sections of the report on what local filters are and say: the feature maps of one example, and the first layer's weights."""
+"""Report sections on local filters: feature maps of one example, and first-layer weights."""
 
 import html
 import math
@@ -17,34 +17,38 @@ UNITS_SHOWN = 64
 READING = {
     1: "Time runs to the right; each row of a picture is a channel, the first at the bottom.  ",
     2: "",
-    3: f"Frames (of weights, channels too) are side by side, of more than {FRAMES_SHOWN} as many, evenly spaced.  ",
+    3: "Frames are side by side (in pictures of weights, channels too), "
+    f"at most {FRAMES_SHOWN}, evenly spaced.  ",
 }
-"""How to read pictures, by the number of spatial axes."""
+"""How to read the pictures, by number of spatial axes."""
 
 
 def spatial(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """What the model's trace of the chosen example has along the axes of the input: {name: float32 [*space, channels]}.
+    """Spatial intermediates of the chosen example: {name: float32 [*space, channels]}.
 
-    {} unless inputs are arrays [*space, channels] of one to three spatial axes.
+    These are the values in the model's trace with as many axes as the input.  {} unless inputs are
+    arrays [*space, channels] with one to three spatial axes.
     """
     inputs = evaluation.table["inputs"]
     if not isinstance(inputs, np.ndarray | Images) or inputs.ndim - 2 not in READING:
         return {}
     run, chosen = evaluation.run, inputs[evaluation.example][None]
     batch = Batches({"inputs": chosen}, 1, seed=None, scaling=run.scaling).batch(0)
-    _, seen = run.module.trace(
+    _, intermediates = run.module.trace(
         run.recipe.model, run.params, batch["inputs"]
-    )  # not jitted, which would sort the names
+    )  # not jitted: jit would sort the names
     maps = {
-        name: leaf for name, leaf in seen.items() if leaf.ndim == inputs.ndim and len(leaf) == 1
+        name: leaf
+        for name, leaf in intermediates.items()
+        if leaf.ndim == inputs.ndim and len(leaf) == 1
     }
     return {name: np.asarray(leaf[0], np.float32) for name, leaf in maps.items()}
 
 
 def feature_maps(evaluation: Evaluation, beside: str = "") -> str | None:
-    """The chosen example, and every layer's feature maps of it from the bottom up.
+    """The chosen example and its feature maps in every layer, from the bottom up.
 
-    beside: HTML beside them.
+    beside: HTML shown next to them.
     """
     maps = spatial(evaluation)
     if not maps:
@@ -62,21 +66,29 @@ def feature_maps(evaluation: Evaluation, beside: str = "") -> str | None:
         _layer(name, values, (float(values.min()), float(values.max())))
         for name, values in maps.items()
     ]
-    intro = f"Example {evaluation.example} of the {evaluation.split} split, from the input at the bottom upwards, as in figure 2 "
-    intro += "of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses another."
-    note = f"In each layer black is the least value and white the greatest: the numbers above it.  {READING[raw.ndim - 1]}"
+    intro = (
+        f"Example {evaluation.example} of the {evaluation.split} split, from the input at the "
+        "bottom upwards, as in figure 2 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> "
+        "chooses another example."
+    )
+    note = (
+        "In each layer, black is the minimum and white the maximum; both are given above it.  "
+        f"{READING[raw.ndim - 1]}"
+    )
     body = f'<div class="network"><div class="layers">{"".join(layers)}</div>{beside}</div>'
     return titled("Feature maps", f'<p>{intro}</p>{body}<p class="note">{note}</p>')
 
 
 def first_weights(evaluation: Evaluation) -> str | None:
-    """Filters of the first convolution, or else kernels of units that see the whole image, as pictures."""
+    """Pictures of the filters of the first convolution, or of fully connected first-layer units."""
     shape = evaluation.run.data.input_shape
-    found = _first_kernel(evaluation) if shape is not None and len(shape) - 1 in READING else None
-    if shape is None or found is None:
+    named_kernel = (
+        _first_kernel(evaluation) if shape is not None and len(shape) - 1 in READING else None
+    )
+    if shape is None or named_kernel is None:
         return None
-    name, kernel = found
-    # Units that never learned look like noise: the largest come first.
+    name, kernel = named_kernel
+    # The largest come first, because units that never learned look like noise.
     units = kernel.shape[-1]
     shown = np.argsort(-np.square(kernel).reshape(-1, units).sum(axis=0), kind="stable")[
         :UNITS_SHOWN
@@ -84,14 +96,14 @@ def first_weights(evaluation: Evaluation) -> str | None:
     pictures = {}
     for unit in shown:
         weights = kernel[..., unit]
-        # Channels that are no colours are side by side, as frames are.
+        # Channels that are not colours are shown side by side, like frames.
         if weights.ndim > 2 and weights.shape[-1] not in (1, 3):
             weights = np.moveaxis(weights, -1, 0).reshape(-1, *weights.shape[-3:-1], 1)
         largest = float(abs(weights).max())
         pictures[f"unit {unit}"] = as_bytes(weights, (-largest, largest))
     which = f"the {len(shown)} largest of {units}" if len(shown) < units else f"all {units}"
     intro = f"Filters of <code>{html.escape(name)}</code>, {which}, each on its own scale: "
-    intro += "white excites, black inhibits, grey is zero.  "
+    intro += "white is positive, black negative, grey zero.  "
     reading = READING[next(iter(pictures.values())).ndim - 1]
     return titled(
         "First-layer weights", f"<p>{intro}{reading}</p>{_grid(pictures, 'taps weights')}"
@@ -99,9 +111,10 @@ def first_weights(evaluation: Evaluation) -> str | None:
 
 
 def draw(pixels: np.ndarray) -> np.ndarray:
-    """Bytes [time, channels], [height, width, channels] or [frames, height, width, channels] -> what ``picture`` takes.
+    """Arranges bytes [time, channels], [(frames,) height, width, channels] as one ``picture``.
 
-    Time runs to the right and channels upwards; frames are side by side, with a transparent pixel between them.
+    Time runs to the right and channels upwards; frames are side by side, with a transparent pixel
+    between them.
     """
     if pixels.ndim == 2:
         return pixels.T[::-1]
@@ -116,7 +129,11 @@ def draw(pixels: np.ndarray) -> np.ndarray:
 
 
 def _first_kernel(evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
-    """Name and weights [*window, channels, units] of the first kernel that slides over the inputs, or sees all of an image."""
+    """Name and weights [*window, channels, units] of the first kernel.
+
+    This is the first kernel of a convolution over the inputs, or else the first that is fully
+    connected to an image.
+    """
     shape = evaluation.run.data.input_shape
     assert shape is not None
     leaves = jax.tree_util.tree_leaves_with_path(evaluation.run.params)
@@ -125,7 +142,7 @@ def _first_kernel(evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
     ]
     named.sort(
         key=lambda item: item[0].startswith("decoder")
-    )  # which fits too where a layer has as many units as inputs
+    )  # last: a decoder's kernel may have the same shape
     for name, leaf in named:
         if (
             name.rpartition(".")[-1] == "kernel"
@@ -142,26 +159,35 @@ def _first_kernel(evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
 def _layer(
     name: str, values: np.ndarray, value_range: tuple[float, float], colours: bool = False
 ) -> str:
-    """Values [*space, channels] as a row of pictures: one for each channel, unless channels are colours or space is time."""
+    """A row of pictures of values [*space, channels].
+
+    There is one picture for each channel; colours and time series are a single picture.
+    """
     pixels = as_bytes(values, value_range)
     *space, channels = values.shape
-    what = f"{channels} {'channel' if name == 'input' else 'map'}{'s' if channels > 1 else ''} of {' x '.join(map(str, space))}"
+    what = (
+        f"{channels} {'channel' if name == 'input' else 'map'}{'s' if channels > 1 else ''} "
+        f"of {' x '.join(map(str, space))}"
+    )
     shown = {name: pixels}
     if len(space) > 1 and not colours:
         contrast = values.astype(np.float32).reshape(-1, channels).std(axis=0)
         chosen = np.sort(np.argsort(-contrast, kind="stable")[:MAPS_SHOWN])
         shown = {f"{name}, map {index}": pixels[..., index, None] for index in chosen}
-        what += f", the {MAPS_SHOWN} of most contrast" if channels > MAPS_SHOWN else ""
+        what += f", the {MAPS_SHOWN} with most contrast" if channels > MAPS_SHOWN else ""
     note = f'<span class="note">{what}; {value_range[0]:.3g} to {value_range[1]:.3g}</span>'
     pictures = _grid(shown, "signals", "input" if name == "input" else "")
     return f"<figure><figcaption><b>{html.escape(name)}</b> {note}</figcaption>{pictures}</figure>"
 
 
 def _grid(shown: dict[str, np.ndarray], signals: str, kind: str = "") -> str:
-    """{what it is: bytes [*space, channels]} as pictures, arranged by the number of spatial axes."""
+    """Arranges pictures, {title: bytes [*space, channels]}, by their number of spatial axes."""
     first = next(iter(shown.values()))
     kind = f"{kind} {(signals, 'weights', 'strips')[first.ndim - 2]}".strip()
     width = (
         f' style="--width:{2.25 * min(len(first), FRAMES_SHOWN):g}rem"' if first.ndim == 4 else ""
-    )  # for every frame the same
-    return f'<div class="{kind}"{width}>{"".join(picture(draw(pixels), name) for name, pixels in shown.items())}</div>'
+    )  # every frame has the same width
+    return (
+        f'<div class="{kind}"{width}>'
+        f"{''.join(picture(draw(pixels), name) for name, pixels in shown.items())}</div>"
+    )

@@ -1,4 +1,4 @@
-"""What the sections of a report are made of: the page and its style, tables, pictures, plots."""
+"""Building blocks of the report: the page and its style, tables, pictures, plots."""
 
 import base64
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 COLORS = {"train": "#4c8dff", "validation": "#e8743b"}
 INK = "#010203"
-"""What matplotlib draws in this colour takes the colour of the text, light or dark."""
+"""Placeholder colour in plots, which is replaced by the text colour (light or dark mode)."""
 
 
 REPORT_NEEDS = (
@@ -22,7 +22,7 @@ REPORT_NEEDS = (
 
 
 def can_render() -> bool:
-    """Whether what reports are made with is installed: the extra ``evals``."""
+    """Whether the packages that reports need are installed (the extra ``evals``)."""
     packages = ("jinja2", "matplotlib", "sklearn", "sacrebleu")
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
@@ -38,7 +38,7 @@ def _templates() -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of ``assets``, filled in.  Texts are escaped, but for ``Markup``."""
+    """Renders a template from ``assets``.  Values are escaped unless they are ``Markup``."""
     return _templates().get_template(template).render(values)
 
 
@@ -53,7 +53,7 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def titled(title: str, body: str) -> str:
-    """A section: a heading, and HTML below it."""
+    """A section: a heading with HTML below it."""
     from markupsafe import Markup
 
     return render("section.html", title=title, body=Markup(body))
@@ -75,7 +75,7 @@ def unbroken(output: Any) -> str:
 
 
 def legend(items: Iterable[tuple[str, str]]) -> str:
-    """Names and their colours, for several plots."""
+    """A legend of (name, colour), shared by several plots."""
     entries = "".join(
         f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
         for name, color in items
@@ -89,9 +89,10 @@ def is_image_shape(shape: tuple[int, ...]) -> bool:
 
 
 def as_images(inputs: Any, input_range: tuple[float, float]) -> np.ndarray | None:
-    """Raw inputs [n, height, width(, channels)] -> uint8 [n, height, width] or [n, height, width, 3 or 4]; None if no images.
+    """Converts raw images [n, height, width(, channels)] to uint8; None if inputs are not images.
 
-    Without a channel axis only bytes are images: other matrices are as likely sequences.
+    Returns [n, height, width] for grey images, else [n, height, width, 3 or 4].
+    Without a channel axis, only bytes are images: other matrices may be sequences.
     """
     if not isinstance(inputs, np.ndarray):
         return None
@@ -102,24 +103,30 @@ def as_images(inputs: Any, input_range: tuple[float, float]) -> np.ndarray | Non
 
 
 def as_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Numbers -> uint8 of the same shape, so that the range becomes 0 to 255; 0 where the range is empty."""
+    """Scales a range of numbers to 0 ... 255, uint8 of the same shape; 0 if the range is empty."""
     low, high = value_range
     pixels = (values.astype(np.float32) - low) * (255 / (high - low) if high > low else 0)
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def picture(pixels: np.ndarray, alt: str) -> str:
-    """Bytes [height, width], or [height, width, channels]: 2 grey and opacity, 3 RGB, 4 RGBA."""
+    """HTML image of bytes [height, width] or [height, width, channels].
+
+    2 channels are grey and opacity, 3 are RGB, 4 are RGBA.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" title="{html.escape(alt)}">'
+    return (
+        f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" '
+        f'title="{html.escape(alt)}">'
+    )
 
 
 def plot(name: str, draw: Callable[[Any], None]) -> str:
-    """SVG of what ``draw(axes)`` draws with matplotlib; the name is its title."""
+    """SVG of a matplotlib plot.  draw(axes): draws the content.  name: the title."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Points in the plane: projections, the error of nearest neighbours, and a map with labels."""
+"""Points in 2D: projections, the nearest-neighbour error, and a map with labels."""
 
 import html
 import itertools
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 WIDTH, HEIGHT, LETTERS = 960, 800, 12
-"""Size of a map, and the height of its letters: pixels."""
+"""Size of a map and height of its letters, in pixels."""
 
 
 def principal(points: np.ndarray) -> np.ndarray:
-    """The first two principal components [n, 2] of points [n, dimensions]; signs so that the largest loading is positive."""
+    """The first two principal components [n, 2] of points [n, dimensions].
+
+    Signs are chosen so that the loading with the largest absolute value is positive.
+    """
     centred = points - points.mean(axis=0, dtype=np.float64, keepdims=True)
     if centred.shape[1] < 2:
         return np.pad(centred, ((0, 0), (0, 2 - centred.shape[1])))
@@ -23,10 +26,13 @@ def principal(points: np.ndarray) -> np.ndarray:
 
 
 def neighbour_error(points: np.ndarray, targets: np.ndarray) -> float:
-    """The share of points [n, dimensions] whose nearest other one is of another class.  Raises ValueError for less than two."""
+    """The share of points [n, dimensions] whose nearest neighbour has another class.
+
+    Raises ValueError for fewer than two points, or unless each has a target.
+    """
     if len(points) < 2 or len(points) != len(targets):
         raise ValueError(
-            f"{len(points)} points, {len(targets)} targets, allowed: as many, at least two"
+            f"{len(points)} points, {len(targets)} targets, allowed: the same number, at least two"
         )
     points = points - points.mean(axis=0, dtype=np.float64, keepdims=True)
     squares = np.square(points).sum(axis=1)
@@ -36,51 +42,64 @@ def neighbour_error(points: np.ndarray, targets: np.ndarray) -> float:
 
 
 def tsne(points: np.ndarray) -> np.ndarray:
-    """Points [n, features] as a map [n, 2] (van der Maaten and Hinton 2008)."""
+    """t-SNE map [n, 2] of points [n, features] (van der Maaten and Hinton 2008)."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     start = principal(points)
     start: Any = (1e-4 / (start[:, 0].std() or 1) * start).astype(np.float32)
-    with threadpool_limits(1):  # several threads add up in another order every time
+    with threadpool_limits(1):  # reproducible: with several threads, the order of sums varies
         return TSNE(
             perplexity=min(30, (len(points) - 1) / 3), init=start, random_state=0
         ).fit_transform(points)
 
 
 def labelled_map(points: np.ndarray, names: Sequence[str], title: str) -> tuple[str, str]:
-    """SVG of named points [n, 2], scaled to the map, with labels where there is room; and a sentence on those without, or ""."""
+    """SVG of named points [n, 2], scaled to the map and labelled where there is room.
+
+    Also returns a sentence on points without a label, or "".
+    """
     points = _fitted(points)
     boxes = place(points, np.array([width(name) for name in names]))
     marks = []
     for name, (x, y), box in zip(names, points, boxes, strict=True):
-        dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5" opacity="0.5"><title>{html.escape(name)}</title></circle>'
+        dot = (
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5" opacity="0.5">'
+            f"<title>{html.escape(name)}</title></circle>"
+        )
         label = ""
         if not np.isnan(box).any():
-            # The length is stated, as in another font the label would take more room than is free.
+            # Fixes the length of the label: in another font it may not fit into the free space.
             size = f'textLength="{width(name):.1f}" lengthAdjust="spacingAndGlyphs"'
-            label = f'<text x="{box[0]:.1f}" y="{box[1] + 0.78 * LETTERS:.1f}" {size}>{html.escape(name)}</text>'
+            label = (
+                f'<text x="{box[0]:.1f}" y="{box[1] + 0.78 * LETTERS:.1f}" {size}>'
+                f"{html.escape(name)}</text>"
+            )
         marks.append(dot + label)
     style = f'style="min-width: {WIDTH * 0.9:.0f}px; fill: currentColor; font-size: {LETTERS}px"'
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {style} role="img" aria-label="{title}">{"".join(marks)}</svg>'
+    svg = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {style} role="img" aria-label="{title}">'
+        f"{''.join(marks)}</svg>"
+    )
     bare = int(np.isnan(boxes).any(axis=1).sum())
     return (
         svg,
-        f"  {bare} dots have no label, as there is no room for it: point at them." if bare else "",
+        f"  {bare} dots have no label for lack of space: hover over them." if bare else "",
     )
 
 
 def width(word: str) -> float:
-    """Of a word in a usual sans-serif font of LETTERS' height, in pixels."""
+    """Approximate width of a word in a sans-serif font of height LETTERS, in pixels."""
     return LETTERS * sum(
         0.32 if letter in "fijlrtI'" else 0.88 if letter in "mwMW" else 0.58 for letter in word
     )
 
 
 def place(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Where labels go beside their points [n, 2]: the left upper corners [n, 2], nan for those without room.
+    """Places labels around their points [n, 2]: upper left corners [n, 2], NaN if there is no room.
 
-    In turn each takes the first free place around its point: no box overlaps another or a point, or leaves the map.
+    Greedy: each label takes the first position around its point where its box overlaps no other box
+    and no point, and lies inside the map.
     """
     taken = np.concatenate([points - 2, points + 2], axis=1)  # boxes: left, top, right, bottom
     corners = np.full(points.shape, np.nan)
@@ -99,7 +118,7 @@ def place(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def _fitted(points: np.ndarray) -> np.ndarray:
-    """Points [n, 2] scaled to the map, with room for labels at its edges."""
+    """Scales points [n, 2] to the map, with margins for labels."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.array([40, LETTERS])
     return room + (points - low) / np.maximum(high - low, 1e-9) * (

@@ -1,4 +1,7 @@
-"""The report's section on small shifts: how much of its accuracy a classifier keeps, which pooling and shared filters buy."""
+"""Report section on small shifts: how robust a classifier is to translations of its inputs.
+
+Pooling and weight sharing provide this robustness.
+"""
 
 import functools
 import itertools
@@ -18,14 +21,16 @@ from zoo.base import Model, Params
 
 EXAMPLES = 2000
 VALUES = 2**24
-"""Examples that hold more numbers than this are fewer, so that the section stays quick."""
+"""Maximum number of input values in total: fewer large examples are used, to stay fast."""
 FARTHEST = 4
 AXES = {1: (1,), 2: (1, 2), 3: (2, 3)}
-"""Axes of inputs [n, *space, channels] along which they are shifted: time; height and width, also of frames."""
+"""Axes of inputs [n, *space, channels] that are shifted, by number of spatial axes.
+
+These are time, or height and width (also of frames)."""
 
 
 def shifts(evaluation: Evaluation, targets: np.ndarray) -> str | None:
-    """Accuracy of a classifier whose inputs are shifted, against the shift.  targets: classes [n]."""
+    """Accuracy of a classifier on shifted inputs, by the shift.  targets: classes [n]."""
     inputs = evaluation.table["inputs"]
     if not isinstance(inputs, np.ndarray | Images):
         return None
@@ -49,7 +54,10 @@ def shifts(evaluation: Evaluation, targets: np.ndarray) -> str | None:
         if len(rows) == len(inputs)
         else f"{len(rows):,} of {len(inputs):,} examples, evenly spaced"
     )
-    intro = f"Mean accuracy on {count}, of inputs shifted {where}; the border is filled with the data's least value, {low:g}."
+    intro = (
+        f"Mean accuracy on {count}, with inputs shifted {where}; the border is filled with the "
+        f"minimum of the data, {low:g}."
+    )
     lines = "".join(
         f"<tr><th>{shift}</th><td>{100 * share:.1f}</td></tr>" for shift, share in enumerate(shares)
     )
@@ -72,16 +80,20 @@ def accuracies(
     farthest: int,
     fill: float,
 ) -> list[float]:
-    """Share of inputs [n, ...] that ``classify`` [n] gives their targets [n], shifted by 0, 1, ... places: means over both ways
-    along every axis.  Raises ValueError without inputs, or for a shift that leaves nothing of them.
-    """  # fmt: skip
+    """Accuracy for inputs [n, ...] shifted by 0, 1, ... farthest positions.
+
+    Each is the mean over both directions along every axis.
+    classify: inputs -> classes [n].  targets: [n].
+    Raises ValueError without inputs, or for a shift that leaves nothing of them.
+    """
     if not len(inputs) or len(inputs) != len(targets):
         raise ValueError(
-            f"{len(inputs)} inputs, {len(targets)} targets, allowed: as many, at least one"
+            f"{len(inputs)} inputs, {len(targets)} targets, allowed: the same number, at least one"
         )
     if not 0 <= farthest < min(inputs.shape[axis] for axis in axes):
         raise ValueError(
-            f"farthest={farthest}, allowed: 0 or more, less than the axes {axes} of {inputs.shape} are long"
+            f"farthest={farthest}, allowed: 0 or more, less than the length of the axes {axes} of "
+            f"{inputs.shape}"
         )
     shares = [float((classify(inputs) == targets).mean())]
     for shift in range(1, farthest + 1):
@@ -95,7 +107,10 @@ def accuracies(
 
 
 def shifted(inputs: np.ndarray, axis: int, by: int, fill: float) -> np.ndarray:
-    """Inputs moved by so many places along an axis, towards its end or, by less than 0, its beginning; ``fill`` follows."""
+    """Inputs shifted by ``by`` positions along an axis, and filled up with ``fill``.
+
+    A positive shift is towards the end of the axis, a negative one towards its beginning.
+    """
     result = np.full_like(inputs, fill)
     length, before = inputs.shape[axis], (slice(None),) * axis
     result[*before, max(by, 0) : length + min(by, 0)] = inputs[
@@ -105,7 +120,7 @@ def shifted(inputs: np.ndarray, axis: int, by: int, fill: float) -> np.ndarray:
 
 
 def _classifier(run: Run) -> Callable[[np.ndarray], np.ndarray]:
-    """Raw inputs [n, ...] -> the most probable classes [n]."""
+    """A function: raw inputs [n, ...] -> the most probable classes [n]."""
     return lambda inputs: run.map(_classes, {"inputs": inputs})
 
 

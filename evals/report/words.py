@@ -1,6 +1,6 @@
-"""Sections of the report on the vectors of words: who is near whom, what their differences say, and a map of them.
+"""Report sections on word vectors: nearest neighbours, analogies, and a map.
 
-All of them are about directions: vectors are divided by their lengths, and what is near has a large cosine.
+All vectors are normalised to length 1; similarity is the cosine.
 """
 
 import html
@@ -16,34 +16,40 @@ from train.data.text import UNKNOWN
 from train.tasks import Language
 
 ASKED, NEAREST, AMONG = 12, 8, 3000
-"""Words asked for, neighbours of each, and the most frequent words among which these are: rare ones' vectors are still noise."""
+"""Number of query words, of neighbours for each, and of the most frequent words to search.
+
+The vectors of rare words are noise."""
 FREQUENT = slice(500, 1500)
-"""Ranks of words that are asked for: below are function words, above what was seen too rarely to be learned."""
+"""Ranks of query words: lower ranks are function words, higher ranks are too rare to be learned."""
 MAPPED = 300
 PAIRS = {
-    "he to she": "man woman, he she, his her, himself herself, father mother, brother sister, son daughter, boy girl, "
-    "husband wife, king queen, uncle aunt, men women",
-    "plural": "year years, day days, man men, hand hands, eye eyes, thing things, problem problems, house houses, "
-    "child children, word words, student students, city cities",
-    "past tense": "go went, see saw, come came, take took, know knew, make made, give gave, get got, say said, find found, "
-    "think thought, tell told",
-    "comparative": "good better, great greater, large larger, long longer, high higher, small smaller, old older, "
-    "young younger, strong stronger, low lower",
-    "capital": "France Paris, Italy Rome, England London, Germany Berlin, Russia Moscow, Japan Tokyo, Cuba Havana, Spain Madrid",
+    "he to she": "man woman, he she, his her, himself herself, father mother, brother sister, "
+    "son daughter, boy girl, husband wife, king queen, uncle aunt, men women",
+    "plural": "year years, day days, man men, hand hands, eye eyes, thing things, "
+    "problem problems, house houses, child children, word words, student students, city cities",
+    "past tense": "go went, see saw, come came, take took, know knew, make made, give gave, "
+    "get got, say said, find found, think thought, tell told",
+    "comparative": "good better, great greater, large larger, long longer, high higher, "
+    "small smaller, old older, young younger, strong stronger, low lower",
+    "capital": "France Paris, Italy Rome, England London, Germany Berlin, Russia Moscow, "
+    "Japan Tokyo, Cuba Havana, Spain Madrid",
 }
-"""Of each kind any two pairs a b, c d make a question, a : b = c : ?, as in Mikolov et al. (2013)."""
+"""Any two pairs a b, c d of the same kind form a question, a : b = c : ? (Mikolov et al. 2013)."""
 SHOWN = 3
-"""Answers of each kind."""
+"""Example answers of each kind."""
 
 
 def vectors(evaluation: Evaluation) -> np.ndarray | None:
-    """Each word's vector, of length 1: float64 [vocabulary, features]; None unless the model has vectors of a text's words."""
+    """Normalised word vectors, float64 [vocabulary, features].
+
+    None unless the model has an embedding and the tokens are words.
+    """
     run = evaluation.run
-    found = run.params.get("embedding", {}).get("embedding")
-    if found is None or _task(evaluation).tokens != "words":
+    embedding = run.params.get("embedding", {}).get("embedding")
+    if embedding is None or _task(evaluation).tokens != "words":
         return None
-    found = np.asarray(found, np.float64)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+    embedding = np.asarray(embedding, np.float64)
+    return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-30)
 
 
 def _task(evaluation: Evaluation) -> Language:
@@ -52,28 +58,31 @@ def _task(evaluation: Evaluation) -> Language:
 
 
 def neighbours(evaluation: Evaluation) -> str | None:
-    """The nearest words of a dozen frequent ones."""
+    """The nearest neighbours of ASKED frequent words."""
     units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     if units is None or not (asked := content_words(vocabulary)):
         return None
     cosines = units[asked] @ units[:AMONG].T
     cosines[np.arange(len(asked)), asked] = -np.inf
-    cosines[:, UNKNOWN] = -np.inf  # which is many words
+    cosines[:, UNKNOWN] = -np.inf  # stands for many words
     lines = []
     for index, row in zip(asked, cosines, strict=True):
         nearest = np.argsort(-row, kind="stable")[: min(NEAREST, len(row) - 2)]
         words = ", ".join(
-            f'{_word(vocabulary[each])}&nbsp;<span class="note">{row[each]:.2f}</span>'
-            for each in nearest
+            f'{_word(vocabulary[neighbour])}&nbsp;<span class="note">{row[neighbour]:.2f}</span>'
+            for neighbour in nearest
         )
         lines.append(f"<tr><th>{_word(vocabulary[index])}</th><td>{words}</td></tr>")
-    intro = f"Words evenly chosen among frequent ones of more than three letters, and the {NEAREST} whose vectors have the "
-    intro += f"largest cosine with theirs, among the {min(AMONG, len(vocabulary)):,} most frequent words."
+    intro = (
+        f"Frequent words of more than three letters, evenly spaced by rank, and the {NEAREST} "
+        "words whose vectors have the largest cosine with theirs, among the "
+        f"{min(AMONG, len(vocabulary)):,} most frequent words."
+    )
     return titled("Nearest words", f'<p>{intro}</p><table class="facts">{"".join(lines)}</table>')
 
 
 def content_words(vocabulary: tuple[str, ...]) -> list[int]:
-    """ASKED words, evenly spaced among those of FREQUENT ranks; where these are too few, among the first AMONG."""
+    """ASKED words, evenly spaced among FREQUENT ranks; if these are too few, among AMONG ranks."""
     long = [
         index for index, word in enumerate(vocabulary[:AMONG]) if word.isalpha() and len(word) > 3
     ]
@@ -86,7 +95,7 @@ def content_words(vocabulary: tuple[str, ...]) -> list[int]:
 
 
 def analogies(evaluation: Evaluation) -> str | None:
-    """How many questions a : b = c : ? the differences of vectors answer."""
+    """How many analogy questions a : b = c : ? are answered by vector differences."""
     units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     if units is None:
         return None
@@ -100,40 +109,56 @@ def analogies(evaluation: Evaluation) -> str | None:
         ).reshape(-1, 4)
         if not len(questions):
             continue
-        said, nearest = (
+        predicted, nearest = (
             answers(units, questions[:, :3]),
             answers(units, questions[:, :3], alone=True),
         )
-        hits, lazy = int((said == questions[:, 3]).sum()), int((nearest == questions[:, 3]).sum())
-        right, alone, total = right + hits, alone + lazy, total + len(questions)
+        hits, trivial_hits = (
+            int((predicted == questions[:, 3]).sum()),
+            int((nearest == questions[:, 3]).sum()),
+        )
+        right, alone, total = right + hits, alone + trivial_hits, total + len(questions)
         examples = []
         for number in (
             np.linspace(0, len(questions) - 1, min(SHOWN, len(questions))).round().astype(int)
         ):
-            a, b, c, d = (_word(vocabulary[each]) for each in questions[number])
-            answer = _word(vocabulary[said[number]])
+            a, b, c, d = (_word(vocabulary[word]) for word in questions[number])
+            answer = _word(vocabulary[predicted[number]])
             verdict = (
-                f"<b>{answer}</b>" if said[number] == questions[number, 3] else f"{answer}, not {d}"
+                f"<b>{answer}</b>"
+                if predicted[number] == questions[number, 3]
+                else f"{answer}, not {d}"
             )
             examples.append(f"{a} : {b} = {c} : {verdict}")
-        numbers = f"<td>{len(questions)}</td><td>{hits}</td><td>{lazy}</td>"
+        numbers = f"<td>{len(questions)}</td><td>{hits}</td><td>{trivial_hits}</td>"
         lines.append(
-            f'<tr><th>{name}</th>{numbers}<td style="text-align: left">{"<br>".join(examples)}</td></tr>'
+            f"<tr><th>{name}</th>{numbers}"
+            f'<td style="text-align: left">{"<br>".join(examples)}</td></tr>'
         )
     if not total:
         return None
-    head = "<tr><th></th><th>asked</th><th>right</th><th>right by c alone</th><th>for example</th></tr>"
-    intro = f"{right} of {total} questions a : b = c : ? are answered rightly by the word whose vector is nearest to b - a + c, "
-    intro += f"of the whole vocabulary but a, b and c; {alone} by the one that is nearest to c.  Asked are all of a short list "
-    intro += "whose words are in the vocabulary."
+    head = (
+        "<tr><th></th><th>questions</th><th>correct</th><th>correct by c alone</th>"
+        "<th>examples</th></tr>"
+    )
+    intro = (
+        f"{right} of {total} questions a : b = c : ? are answered correctly by the word whose "
+        "vector is nearest to b - a + c, among the whole vocabulary except a, b and c; "
+        f"{alone} by the one nearest to c.  The questions come from a short list; those with words "
+        "outside of the vocabulary are left out."
+    )
     return titled(
         "Analogies",
-        f'<p>{intro}</p><div class="scroll"><table class="matrix">{head}{"".join(lines)}</table></div>',
+        f'<p>{intro}</p><div class="scroll">'
+        f'<table class="matrix">{head}{"".join(lines)}</table></div>',
     )
 
 
 def answers(units: np.ndarray, questions: np.ndarray, *, alone: bool = False) -> np.ndarray:
-    """To questions a, b, c [n, 3] the word [n] whose unit vector is nearest to b - a + c; alone: to c.  None of the three."""
+    """Answers [n] to questions a, b, c [n, 3]: the word whose unit vector is nearest to b - a + c.
+
+    a, b, c and <unk> are excluded.  alone: nearest to c instead.
+    """
     a, b, c = (units[column] for column in questions.T)
     cosines = (c if alone else b - a + c) @ units.T
     np.put_along_axis(cosines, questions, -np.inf, axis=1)
@@ -142,15 +167,18 @@ def answers(units: np.ndarray, questions: np.ndarray, *, alone: bool = False) ->
 
 
 def word_map(evaluation: Evaluation) -> str | None:
-    """The most frequent words in the plane, near ones side by side (figure 4 of the review)."""
+    """2D map of the most frequent words, as in figure 4 of LeCun, Bengio, Hinton (2015)."""
     units, vocabulary = vectors(evaluation), _task(evaluation).vocabulary
     words = [index for index, word in enumerate(vocabulary) if word.isalpha()][:MAPPED]
     if units is None or len(words) < 10:  # too few for t-SNE's neighbourhoods
         return None
     names = [vocabulary[index] for index in words]
     svg, bare = labelled_map(tsne(units[words].astype(np.float32)), names, "Map of words")
-    intro = f"The {len(words)} most frequent words by t-SNE of their vectors, which keeps near ones together, as in figure 4 of "
-    intro += f"LeCun, Bengio, Hinton (2015); distances of far ones and the axes mean nothing.{bare}"
+    intro = (
+        f"t-SNE of the vectors of the {len(words)} most frequent words, as in figure 4 of LeCun, "
+        "Bengio, Hinton (2015).  It keeps near neighbours together; large distances and the axes "
+        f"have no meaning.{bare}"
+    )
     return titled("Map of words", f'<p>{intro}</p><div class="scroll">{svg}</div>')
 
 

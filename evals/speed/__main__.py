@@ -1,6 +1,6 @@
 """Command line: ``python -m evals.speed [ROW ...]``; see ``evals.speed``."""
 
-if __name__ == "__main__":  # before what takes seconds to import
+if __name__ == "__main__":  # before the slow imports
     import sys
 
     from train.entry import run
@@ -27,34 +27,37 @@ from train.engine.memory import keep_memory
 from train.engine.run_folder import hardware, today, versions, write_text
 
 OTHERS_AT_MOST = 0.05
-"""Share of the processors' time that other programs may take before we warn."""
+"""Fraction of processor time that other programs may take before a warning."""
 WIDTHS = 34, 11
-"""Widths of the columns of rows and peers; longer names move the columns that follow."""
+"""Widths of the columns of rows and peers; longer names shift the following columns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
     """Times training steps of the zoo and of its peers: flax, and torch where it is installed.
 
-    Comparisons appear as they are measured; Ctrl-C keeps those that are.
+    Comparisons appear as they are measured; Ctrl-C keeps the finished ones.
     """
 
     rows: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ROW ...]")] = ()
-    """Which rows; all unless given."""
+    """Rows to measure; by default all."""
     rounds: int = 20
-    """Blocks of steps of each contender; their times are paired by round."""
+    """Blocks of steps per contender; times are compared within a round."""
     seconds: float = 0.2
-    """Length of a block, about."""
+    """Approximate length of a block."""
     own_size: bool = False
-    """Steps at the rows' own sizes only: no doubled sizes, no compilation, which take most of the time."""
+    """Only time steps at the rows' own sizes; doubling and compiling take most of the time."""
     compilation: bool = False
-    """Of rows of steps only compilation and the time to the first step."""
+    """For rows of steps, only time compilation and the time to the first step."""
     json: pathlib.Path | None = None
-    """Write the comparisons to this file too, each when it is measured: a list with an object for each."""
+    """Also write the comparisons to this file, as they are measured: a list of objects."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Times the rows; returns the exit status: 0 done, 1 an error, 2 a wrong command line, 3 stopped by Ctrl-C."""
+    """Times the rows; returns the exit status.
+
+    0 done, 1 an error, 2 a wrong command line, 3 stopped by Ctrl-C.
+    """
     command = tyro.cli(
         Command,
         prog=entry.program("evals.speed"),
@@ -80,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         print(f"error: --json {command.json}: cannot be written", file=sys.stderr)
         return 2
-    keep_memory()  # as when training, and for all contenders alike
+    keep_memory()  # as in training, for all contenders alike
     if not has_torch():
         print("torch is not installed, its comparisons are skipped: pip install 'purezoo[torch]'")
-    made: dict[str, Any] = {
+    setup: dict[str, Any] = {
         "date": today(),
         "hardware": hardware(),
         "versions": versions()
@@ -92,12 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": command.seconds,
     }
     lines, others, stopped = [], Others(), False
-    show_header(f"{made['hardware']}, {made['date']}")
+    show_header(f"{setup['hardware']}, {setup['date']}")
     try:
         for line in measure(command):
             lines.append(line)
             show(line)
-            write(command.json, lines, made | {"others": others.share()})
+            write(command.json, lines, setup | {"others": others.share()})
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -106,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     share = others.share()
     if share is not None and share > OTHERS_AT_MOST:
         print(
-            f"other programs took {share:.0%} of the processors' time: these numbers hold for a busy machine only, "
-            "where torch, whose threads wait for each other, loses most"
+            f"other programs took {share:.0%} of the processors' time: these numbers hold for a "
+            "busy machine only, where torch, whose threads wait for each other, loses most"
         )
     if stopped:
         kept = f"; they are in {command.json}" if command.json is not None and lines else ""
@@ -116,14 +119,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(command: Command) -> Iterator[Line]:
-    """The comparisons that were asked for, each when it is measured."""
+    """Yields the requested comparisons as they are measured."""
     options = Options(command.rounds, command.seconds, command.own_size, command.compilation)
     for row in command.rows or ROWS:
         yield from ROWS[row](options)
 
 
 def write(file: pathlib.Path | None, lines: Sequence[Line], made: dict[str, Any]) -> None:
-    """All comparisons so far, atomically; nothing without a file.  Raises OSError that names it."""
+    """Writes all comparisons so far, atomically; does nothing without a file.  Raises OSError.
+
+    made: date, hardware and other fields of every comparison.
+    """
     if file is not None:
         rows = [
             {name: value for name, value in dataclasses.asdict(line).items() if value is not None}
@@ -134,16 +140,17 @@ def write(file: pathlib.Path | None, lines: Sequence[Line], made: dict[str, Any]
 
 
 def show_header(title: str) -> None:
-    """Prints what is above the comparisons."""
+    """Prints the title and the column names."""
     _print(
-        f"{title}\n[bold]{'row':<{WIDTHS[0]}} {'peer':<{WIDTHS[1]}} {'zoo ms':>10} {'peer ms':>10} ",
+        f"{title}\n[bold]{'row':<{WIDTHS[0]}} {'peer':<{WIDTHS[1]}} "
+        f"{'zoo ms':>10} {'peer ms':>10} ",
         end="",
     )
     _print("[bold]" + " ".join(f"{name:>8}" for name in ("ratio", "least", "greatest", "best")))
 
 
 def show(line: Line) -> None:
-    """Prints a comparison."""
+    """Prints a line for a comparison."""
     times = f"{line.zoo_ms:10.3f} {line.peer_ms:10.3f}"
     ratios = line.ratio, line.ratio_min, line.ratio_max, line.zoo_ms_best / line.peer_ms_best
     shown = " ".join(f"{ratio:8.3f}" for ratio in ratios)
@@ -174,11 +181,11 @@ def _note(line: Line) -> str:
     if line.zoo_bytes is not None and line.peer_bytes is not None:
         notes.append(f"{line.zoo_bytes / 1e6:.1f} MB (peer {line.peer_bytes / 1e6:.1f})")
     if line.chosen is not None and line.measured_ms and line.estimated_ms:
-        each = (
+        costs = (
             f"{name} {line.measured_ms[name]:.2f} ({cost:.2f})"
             for name, cost in line.estimated_ms.items()
         )
-        notes.append(f"chose {line.chosen} of {', '.join(each)}")
+        notes.append(f"chose {line.chosen} of {', '.join(costs)}")
     if line.at_most is not None:
         verdict = "ok" if measured <= line.at_most else "[red]above[/red]"
         notes.append(f"{verdict}: at most {line.at_most:g}{unit}")

@@ -1,4 +1,4 @@
-"""A captioner with soft attention: its training step, and captions that it writes by beam search."""
+"""A captioner with soft attention: its training step and its captions by beam search."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,10 @@ from zoo.convnet import Stage
 def caption(
     batch: int = 32, width: float = 1, side: int = 96, length: int = 12, vocabulary: int = 1000
 ) -> Workload:
-    """As Xu et al. 2015, smaller: see ``network``.  All captions are equally long.  width: a factor on features and units."""
+    """A smaller version of Xu et al. 2015, see ``network``; all captions have the same length.
+
+    width: a factor on features and units.
+    """
     cfg = network(width, side, vocabulary)
     keys = jax.random.split(jax.random.key(2), 2)
     target = jax.random.randint(keys[1], (batch, length + 1), 0, vocabulary)
@@ -53,9 +56,10 @@ CAPTIONS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
 
 
 def network(width: float = 1, side: int = 96, vocabulary: int = 1000) -> zoo.captioner.Config:
-    """Convolutions of 3x3, 64-64-128-128 features, with max-pools of 2x2, 2x2 and 3x3 between: 96x96 pixels become 8x8 places.
+    """3x3 convolutions with 64-64-128-128 features, max pools 2x2, 2x2, 3x3: 8x8 locations.
 
-    An LSTM of 256 looks at them, with additive attention and a gate; as many numbers in a token's vector.
+    Images are 96x96.  An LSTM of 256 units attends to the locations, with additive attention and a
+    gate; token embeddings have the same size.
     """
     plan = ((64, 2), (64, 2), (128, 3), (128, None))
     stages = tuple(
@@ -72,7 +76,7 @@ def network(width: float = 1, side: int = 96, vocabulary: int = 1000) -> zoo.cap
 
 
 def images(cfg: zoo.captioner.Config, key: Array, batch: int) -> dict[str, Array]:
-    """Noise of different colours."""
+    """Random images [batch, *shape], each noise of one colour."""
     keys = jax.random.split(key, 2)
     colours = jax.random.uniform(keys[0], (batch, 1, 1, cfg.encoder.shape[-1]))
     return {"image": colours * jax.random.uniform(keys[1], (batch, *cfg.encoder.shape))}
@@ -85,13 +89,13 @@ def pictures(batch: int = 16, length: int = 12, cfg: zoo.captioner.Config | None
 
 
 class Captioner(nn.Module):
-    """The network of ``caption`` as flax has it."""
+    """The network of ``caption`` in flax."""
 
     cfg: zoo.captioner.Config
 
     @nn.compact
     def __call__(self, x: dict[str, Array]) -> Array:
-        """Inputs as the zoo has them -> logits [batch, time, vocabulary]."""
+        """Inputs as in the zoo -> logits [batch, time, vocabulary]."""
         cfg = self.cfg
         maps = flax_stages(cfg.encoder, x["image"])
         annotations = maps.reshape(maps.shape[0], -1, maps.shape[-1])
@@ -105,12 +109,12 @@ class Captioner(nn.Module):
 
 
 def stages_of(params: Params) -> Params:
-    """The encoder's."""
+    """The encoder's params."""
     return {name: layer for name, layer in params.items() if name.startswith("conv_")}
 
 
 def flax_params(params: Params) -> Params:
-    """The zoo's params as ``Captioner`` names them."""
+    """The zoo's params under the names of ``Captioner``."""
     return {
         **stages_of(params),
         "bridge": params["bridge"]["layer_0"],
@@ -119,7 +123,7 @@ def flax_params(params: Params) -> Params:
 
 
 def torch_params(params: Params) -> list[Any]:
-    """The zoo's params in the order and the layout of those of ``torch_captioner`` that are trained."""
+    """The zoo's params in the order and layout of ``torch_captioner``'s trained parameters."""
     bridge = torch_linear(params["bridge"]["layer_0"])
     return [
         *workloads.torch_params(stages_of(params)),
@@ -129,7 +133,7 @@ def torch_params(params: Params) -> list[Any]:
 
 
 def torch_captioner(cfg: zoo.captioner.Config) -> Any:
-    """The same in torch, its encoder with the channels last in memory."""
+    """The same in torch, its encoder in channels-last memory format."""
     import torch  # pyright: ignore[reportMissingImports]
 
     class Network(torch.nn.Module):

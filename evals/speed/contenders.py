@@ -1,4 +1,4 @@
-"""What can be timed: training steps, the zoo's, flax's, torch's, and the zoo's within the trainer's loop; and convolutions."""
+"""Contenders: training steps of the zoo, flax and torch, the trainer's loop, convolutions."""
 
 import functools
 import importlib.util
@@ -27,7 +27,7 @@ from zoo.base import Batch, Model, Params
 from zoo.parts.convolution import Formulation, Geometry, Pass, formulate
 
 RATE, MOMENTUM = 1e-6, 0.9
-"""The learning rate is so small that thousands of steps on one batch leave the parameters as they were drawn."""
+"""The rate is so small that thousands of steps on one batch hardly change the parameters."""
 TORCH_THREADS = 2
 
 
@@ -56,7 +56,7 @@ def zoo_program(module: Model, cfg: Any, batch: Batch, rate: float = RATE) -> Pr
 
 
 def flax_program(work: Workload, rate: float = RATE) -> Program:
-    """Linen, its TrainState and optax.sgd, as flax's own examples train."""
+    """Linen with its TrainState and optax.sgd, as in flax's own examples."""
     optimizer = optax.sgd(rate, MOMENTUM)
 
     def start(params: Params | None) -> FlaxState:
@@ -81,7 +81,7 @@ def flax_program(work: Workload, rate: float = RATE) -> Program:
 
 
 def programs(work: Workload, rate: float = RATE) -> dict[str, Program]:
-    """Those in JAX."""
+    """The contenders in JAX: {name: Program}."""
     return {
         "zoo": zoo_program(work.module, work.cfg, work.batch, rate),
         "flax": flax_program(work, rate),
@@ -89,20 +89,20 @@ def programs(work: Workload, rate: float = RATE) -> dict[str, Program]:
 
 
 class BackToBack:
-    """A contender that calls ``step`` again and again, and ``wait`` for the last one."""
+    """A contender that calls ``step`` repeatedly, then ``wait`` once."""
 
     outputs: Any = None
-    """Of the last step."""
+    """Outputs of the last step."""
 
     def step(self) -> None:
         """Starts a step."""
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Until the last step is finished."""
+        """Waits until the last step is finished."""
 
     def __call__(self, count: int) -> float:
-        """Seconds a step over ``count`` steps, after some that are not timed."""
+        """Seconds per step over ``count`` steps, after a warm-up."""
         for _ in range(1 + count // 10):
             self.step()
         self.wait()
@@ -114,10 +114,10 @@ class BackToBack:
 
 
 class Jitted(BackToBack):
-    """A program's jitted step, the state donated."""
+    """A program's jitted step with donated state."""
 
     def __init__(self, program: Program, params: Params | None = None) -> None:
-        """params: copied, as the state's buffers are given away."""
+        """params: copied, because the state's buffers are donated."""
         self.jitted, self.arguments = jax.jit(program.step, donate_argnums=0), program.arguments
         self.state = program.start(jax.tree.map(jnp.copy, params))
 
@@ -126,12 +126,12 @@ class Jitted(BackToBack):
         self.state, self.outputs = self.jitted(self.state, *self.arguments)
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Waits until the device is idle."""
         jax.block_until_ready((self.state, self.outputs))
 
 
 class Spread(BackToBack):
-    """The trainer's step as ``train.engine.parallel`` compiles it for one device, on a batch that lies there."""
+    """The trainer's step as ``train.engine.parallel`` compiles it for one device."""
 
     def __init__(self, module: Model, cfg: Any, batch: Batch) -> None:
         """batch: on one device."""
@@ -140,8 +140,8 @@ class Spread(BackToBack):
             total_steps=1, steps_per_epoch=1
         )
 
-        def build(**how: Any) -> Callable:
-            return make_step(module, cfg, optimizer, load=lambda source: source[1], **how)
+        def build(**options: Any) -> Callable:
+            return make_step(module, cfg, optimizer, load=lambda source: source[1], **options)
 
         key = jax.random.key(0)
         state = init_state(module, cfg, optimizer, key, rows)
@@ -150,7 +150,7 @@ class Spread(BackToBack):
         self.state, self.outputs = layout.place_state(state, rows), layout.replicate(zeros)
         self.entries = layout.shard(jax.tree.map(lambda leaf: leaf[None], batch), axis=1)
         self.count, self.key = layout.replicate((np.int32(1), key))
-        # Entries are found by the step's number; here there is one, for whatever step.
+        # The step number selects an entry; the only one here serves every step.
         self.places = layout.replicate(np.int32(0))
         self.jitted = layout.steps(build, False, rows)
 
@@ -162,21 +162,21 @@ class Spread(BackToBack):
         )
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Waits until the device is idle."""
         jax.block_until_ready((self.state, self.outputs))
 
 
 class Command:
-    """Whole processes, one after the other; the seconds of all, whatever ``count`` is."""
+    """Whole processes, one after the other; their total seconds, whatever ``count`` is."""
 
     def __init__(
         self, *commands: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
-        """environment: beside this process's own."""
+        """environment: variables in addition to this process's own."""
         self.commands, self.environment = commands, os.environ | dict(environment or {})
 
     def __call__(self, count: int) -> float:
-        """Runs them.  Raises subprocess.CalledProcessError when one fails."""
+        """Runs all commands.  Raises subprocess.CalledProcessError if one fails."""
         started = time.perf_counter()
         for command in self.commands:
             subprocess.run(command, env=self.environment, check=True, capture_output=True)
@@ -187,7 +187,10 @@ class ConvolutionPass(BackToBack):
     """One pass of a convolution in one formulation, jitted, on random values."""
 
     def __init__(self, shape: Geometry, which: Pass, formulation: Formulation) -> None:
-        """which: forward, or the gradient with respect to the inputs or the kernel, which see an error too."""
+        """which: forward, or the gradient with respect to the inputs or the kernel.
+
+        Gradients take the error at the outputs as an additional argument.
+        """
         ends = shape.channels_in, shape.channels_out
         sizes = [
             (shape.batch, *shape.space, ends[0]),
@@ -204,7 +207,7 @@ class ConvolutionPass(BackToBack):
         self.jitted = jax.jit(run)
 
     def step(self) -> None:
-        """Runs the pass; waits for it, as nothing else keeps the next one from running beside it."""
+        """Runs the pass and waits for it, because otherwise the next one would run concurrently."""
         self.outputs = jax.block_until_ready(self.jitted(*self.arguments))
 
 
@@ -212,7 +215,7 @@ class Torch(BackToBack):
     """The same step in torch."""
 
     def __init__(self, work: Workload, params: Params, rate: float = RATE) -> None:
-        """params: what the network starts from, as the zoo has them."""
+        """params: initial parameters in the zoo's form."""
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(TORCH_THREADS)
@@ -224,13 +227,13 @@ class Torch(BackToBack):
         self.targets = torch.tensor(targets).long().flatten()
         self.network = work.torch_network()
         with torch.no_grad():
-            for mine, given in zip(self.trained(), work.torch_params(params), strict=True):
-                mine.copy_(torch.tensor(np.asarray(given)))
+            for tensor, array in zip(self.trained(), work.torch_params(params), strict=True):
+                tensor.copy_(torch.tensor(np.asarray(array)))
         self.optimizer = torch.optim.SGD(self.trained(), lr=rate, momentum=MOMENTUM)
         self.loss = torch.nn.functional.cross_entropy
 
     def trained(self) -> list[Any]:
-        """The network's parameters that steps change."""
+        """The network's trainable parameters."""
         return [leaf for leaf in self.network.parameters() if leaf.requires_grad]
 
     def step(self) -> None:
@@ -258,16 +261,16 @@ class Deform(BackToBack):
         self.jitted = jax.jit(functools.partial(deform, augment))
 
     def step(self) -> None:
-        """Dispatches one."""
+        """Dispatches a deformation of the batch."""
         self.outputs = self.jitted(self.images, self.keys)
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Waits until the device is idle."""
         jax.block_until_ready(self.outputs)
 
 
 class TorchDeform(BackToBack):
-    """The same in torch: random affine grids, smoothed random displacements as in torchvision's ElasticTransform, grid_sample."""
+    """The same in torch: affine grid, displacements as in ElasticTransform, grid_sample."""
 
     def __init__(self, augment: Augment, shape: tuple[int, ...]) -> None:
         """shape: [batch, height, width, channels]."""
@@ -282,7 +285,7 @@ class TorchDeform(BackToBack):
         self.taps = (taps / taps.norm()).repeat(2, 1)[:, None]
 
     def step(self) -> None:
-        """Runs one."""
+        """Deforms the batch."""
         torch, batch = self.torch, len(self.images)
         functional = torch.nn.functional
         angles, factors, shears = (torch.rand(batch) * 2 - 1 for _ in range(3))
@@ -312,22 +315,22 @@ def has_torch() -> bool:
 
 
 def contenders(work: Workload, rate: float = RATE) -> dict[str, Any]:
-    """The zoo, flax, and torch where it is installed, all with the same parameters."""
+    """The zoo, flax, and torch if installed, all with the same parameters."""
     params = work.module.init(work.cfg, jax.random.key(1))
-    found: dict[str, Any] = {
+    timed: dict[str, Any] = {
         name: Jitted(program, params) for name, program in programs(work, rate).items()
     }
-    return found | ({"torch": Torch(work, params, rate)} if has_torch() else {})
+    return timed | ({"torch": Torch(work, params, rate)} if has_torch() else {})
 
 
 class Fit:
-    """``train.fit`` in memory, timed by its own history, from the first of its logs to the last but one.
+    """``train.fit`` in memory, timed by its own history, from the first log to the second to last.
 
-    So compilation stays out, and whatever the host does for every step, log and epoch is in.
+    This excludes compilation and includes the host's work for every step, log and epoch.
     """
 
     def __init__(self, module: Model, cfg: Any, batch_size: int, steps_per_dispatch: int) -> None:
-        """Epochs of 100 steps; a log every 50 steps, as MNIST has, or after every dispatch."""
+        """Epochs have 100 steps; logs come every 50 steps, as for MNIST, or every dispatch."""
         self.module, self.cfg, self.interval = module, cfg, max(50, steps_per_dispatch)
         self.data = module.example_batch(cfg, jax.random.key(0), 100 * batch_size)
         self.settings = {
@@ -338,14 +341,12 @@ class Fit:
         }
 
     def __call__(self, count: int) -> float:
-        """Seconds a step over at least ``count`` steps."""
+        """Seconds per step over at least ``count`` steps."""
         logs = 2 + math.ceil(count / self.interval)
         result = fit(self.module, self.cfg, self.data, steps=logs * self.interval, **self.settings)
-        if not result.complete:  # the trainer takes a Ctrl-C, and ends in good order
+        if not result.complete:  # the trainer catches Ctrl-C and ends cleanly
             raise KeyboardInterrupt
         history = result.history
-        first, last = (
-            history[0],
-            history[-2],
-        )  # the very last log does not wait for a later dispatch, as the others do
+        # Every log but the last waits for a later dispatch, so the last one is not comparable.
+        first, last = history[0], history[-2]
         return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])

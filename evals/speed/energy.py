@@ -1,7 +1,8 @@
-"""Contrastive divergence and annealed importance sampling in the zoo, and the same algorithms in plain torch and numpy.
+"""Contrastive divergence and annealed importance sampling: the zoo, plain torch and plain numpy.
 
-The peers are written for speed, by hand, without automatic differentiation: products in place with the bias added, uniform
-numbers in single precision from each library's own generator, the transposed kernel made once.
+The peers are written for speed, by hand, without automatic differentiation: in-place operations,
+fused products with bias, single-precision uniform numbers from each library's own generator, and a
+kernel transposed only once.
 """
 
 import functools
@@ -31,7 +32,7 @@ BATCH = 100
 def divergence(
     steps: int = 1, batch: int = BATCH, visible: int = 784, hidden: int = 500
 ) -> dict[str, Any]:
-    """Contenders of a training step of CD-k: {peer: BackToBack}."""
+    """Contenders for a training step of CD-k: {peer: BackToBack}."""
     cfg = rbm.Config(visible=visible, hidden=hidden, steps=steps)
     return dividing(
         cfg, rbm.init(cfg, jax.random.key(1)), rbm.example_batch(cfg, jax.random.key(0), batch)
@@ -39,30 +40,30 @@ def divergence(
 
 
 def dividing(cfg: rbm.Config, params: Any, batch: Any, rate: float = RATE) -> dict[str, Any]:
-    """The same from these parameters on this batch."""
-    given = [
+    """The same from given parameters on a given batch."""
+    arrays = [
         np.asarray(leaf)
         for leaf in (params["kernel"], params["visible_bias"], params["bias"], batch["inputs"])
     ]
-    found: dict[str, Any] = {"zoo": Jitted(zoo_program(rbm, cfg, batch, rate), params)}
-    return found | {
-        name: _Divergence(peer(*given, rate), cfg.steps) for name, peer in _peers().items()
+    timed: dict[str, Any] = {"zoo": Jitted(zoo_program(rbm, cfg, batch, rate), params)}
+    return timed | {
+        name: _Divergence(peer(*arrays, rate), cfg.steps) for name, peer in _peers().items()
     }
 
 
 def annealing(
     temperatures: int = 1000, chains: int = 100, visible: int = 784, hidden: int = 500
 ) -> dict[str, Any]:
-    """Contenders of an estimate of log Z: {peer: BackToBack}."""
+    """Contenders for an estimate of log Z: {peer: BackToBack}."""
     cfg = rbm.Config(visible=visible, hidden=hidden)
     params = rbm.init(cfg, jax.random.key(1))
-    given = [
+    arrays = [
         np.asarray(leaf) for leaf in (params["kernel"], params["visible_bias"], params["bias"])
     ]
     states = np.zeros((chains, visible), np.float32)
-    found: dict[str, Any] = {"zoo": _Annealed(cfg, params, temperatures, chains)}
-    return found | {
-        name: _Annealing(peer(*given, states), temperatures) for name, peer in _peers().items()
+    timed: dict[str, Any] = {"zoo": _Annealed(cfg, params, temperatures, chains)}
+    return timed | {
+        name: _Annealing(peer(*arrays, states), temperatures) for name, peer in _peers().items()
     }
 
 
@@ -71,7 +72,7 @@ ENERGY: dict[str, Callable[..., dict[str, Any]]] = {
     "cd25": functools.partial(divergence, 25),
     "ais": annealing,
 }
-"""{row: a function of its sizes, all with defaults, to its contenders}."""
+"""{row: function of its sizes, all with defaults, that returns the contenders}."""
 
 
 def _peers() -> dict[str, Any]:
@@ -79,31 +80,34 @@ def _peers() -> dict[str, Any]:
 
 
 class _Annealed(BackToBack):
-    """The zoo's."""
+    """The zoo's estimate."""
 
     def __init__(self, cfg: rbm.Config, params: Any, temperatures: int, chains: int) -> None:
-        self.arguments, self.how = (
+        self.arguments, self.options = (
             (cfg, params, jax.random.key(0)),
             {"chains": chains, "temperatures": temperatures},
         )
         self.base = jnp.zeros(cfg.visible)
 
     def step(self) -> None:
-        """One estimate."""
+        """Computes one estimate."""
         self.outputs = likelihood.annealed_log_partition(
-            *self.arguments, base=self.base, **self.how
+            *self.arguments, base=self.base, **self.options
         )
         jax.block_until_ready(self.outputs)
 
 
 class _Divergence(BackToBack):
-    """A library's step of CD-k with momentum (Hinton 2002): states in the chain, means of the hidden units at both ends."""
+    """A library's step of CD-k with momentum (Hinton 2002).
+
+    The chain samples states; the statistics at both ends use the means of the hidden units.
+    """
 
     def __init__(self, arrays: Any, steps: int) -> None:
         self.arrays, self.steps = arrays, steps
 
     def step(self) -> None:
-        """One update."""
+        """Makes one update."""
         a = self.arrays
         positive = a.hidden_mean(a.data)
         visible, hidden, down = a.data, positive, a.transposed()
@@ -114,22 +118,25 @@ class _Divergence(BackToBack):
 
 
 class _Annealing(BackToBack):
-    """A library's annealed importance sampling (Salakhutdinov and Murray 2008), from independent units of probability 1/2."""
+    """A library's annealed importance sampling (Salakhutdinov and Murray 2008).
+
+    The base distribution has independent units with probability 1/2.
+    """
 
     def __init__(self, arrays: Any, temperatures: int) -> None:
         self.arrays, self.temperatures = arrays, temperatures
 
     def step(self) -> None:
-        """One estimate of log Z."""
+        """Computes one estimate of log Z."""
         a, down = self.arrays, self.arrays.transposed()
         visible, weights = a.draw(a.data * 0 + 0.5), 0.0
         for index in range(self.temperatures):
             beta, colder = index / self.temperatures, (index + 1) / self.temperatures
             field = a.hidden_field(visible)
-            own = visible @ a.visible_bias
+            bias_term = visible @ a.visible_bias
             weights = (
                 weights
-                + (colder - beta) * own
+                + (colder - beta) * bias_term
                 + a.softplus_sum(colder * field)
                 - a.softplus_sum(beta * field)
             )

@@ -1,4 +1,4 @@
-"""A fully convolutional network: its training step, with learned up-sampling and skips."""
+"""A fully convolutional network with learned upsampling and skips: its training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from zoo.convnet import Stage
 
 
 def pixels(batch: int = 16, width: float = 1, side: int = 96) -> Workload:
-    """As Long et al. 2015, smaller: see ``network``.  width: a factor on features and units."""
+    """A smaller version of Long et al. 2015, see ``network``.  width: factor on features, units."""
     cfg = network(width, side)
     arrays = zoo.fcn.example_batch(cfg, jax.random.key(2), batch)
     arrays["mask"] = jnp.ones_like(arrays["mask"])
@@ -38,9 +38,9 @@ PIXELS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
 
 
 def network(width: float = 1, side: int = 96) -> zoo.fcn.Config:
-    """Convolutions of 3x3, 64-64-128 features, with max-pools of 2x2, then windows of 3x3, 256 units, 21 classes.
+    """3x3 convolutions of 64-64-128 features with 2x2 max pools, 256 units over 3x3, 21 classes.
 
-    Two learned doublings, with a skip after each; the last one is bilinear.
+    Two learned 2x upsamplings, each followed by a skip, then a bilinear one.
     """
     stages = tuple(
         Stage(features=round(width * features), pool="max") for features in (64, 64, 128)
@@ -52,7 +52,7 @@ def network(width: float = 1, side: int = 96) -> zoo.fcn.Config:
 
 
 class Segmenter(nn.Module):
-    """The network of ``pixels`` as flax has it."""
+    """The network of ``pixels`` in flax."""
 
     cfg: zoo.fcn.Config
 
@@ -88,7 +88,7 @@ def _around(x: Array) -> Array:
 
 
 def flax_params(params: Params) -> Params:
-    """The zoo's params as ``Segmenter`` has them."""
+    """The zoo's params in the form of ``Segmenter``."""
     doubles = {
         name: {"kernel": jnp.flip(params[name]["kernel"], (0, 1))}
         for name in _named(params, "double")
@@ -97,11 +97,11 @@ def flax_params(params: Params) -> Params:
 
 
 def torch_params(params: Params) -> list[Any]:
-    """The zoo's params in the order and the layout of those of ``torch_segmenter``."""
+    """The zoo's params in the order and layout of ``torch_segmenter``'s parameters."""
     convolutions = {name: params[name] for name in _named(params, "conv")} | {
         "dense_0": _windowed(params["dense_0"], 3)
     }
-    # From the coarsest skip on.
+    # The coarsest skip comes first.
     convolutions |= {
         name: _windowed(params[name], 1) for name in ("dense_1", *reversed(_named(params, "skip")))
     }
@@ -116,13 +116,13 @@ def _named(params: Params, kind: str) -> list[str]:
 
 
 def _windowed(layer: Params, size: int) -> Params:
-    """A dense layer as a convolution."""
+    """A dense layer's params as those of a convolution."""
     kernel = layer["kernel"]
     return {**layer, "kernel": kernel.reshape(size, size, -1, kernel.shape[-1])}
 
 
 def torch_segmenter(cfg: zoo.fcn.Config) -> Any:
-    """The same in torch, with the channels last in memory."""
+    """The same in torch, in channels-last memory format."""
     import torch  # pyright: ignore[reportMissingImports]
 
     functional: Any = torch.nn.functional
@@ -137,7 +137,7 @@ def torch_segmenter(cfg: zoo.fcn.Config) -> Any:
                 [torch.nn.Conv2d(features[-1], units, 3), torch.nn.Conv2d(units, classes, 1)]
             )
             self.skips = torch.nn.ModuleList(
-                [torch.nn.Conv2d(each, classes, 1) for each in features[-2::-1]]
+                [torch.nn.Conv2d(width, classes, 1) for width in features[-2::-1]]
             )
             doubles = [
                 torch.nn.ConvTranspose2d(classes, classes, 4, 2, 3, bias=False)

@@ -1,4 +1,4 @@
-"""Recurrent networks: their training steps, texts that they write, and the gradient of a layer over sequences of any length."""
+"""Recurrent networks: training steps, generation, and a layer's gradient by sequence length."""
 
 import functools
 import math
@@ -20,13 +20,13 @@ from zoo.parts import recurrence
 from zoo.parts.language import generate
 
 FRAME, PHONEMES = 40, 61
-"""Numbers of a frame of speech, and what it is classified as."""
+"""Features of a frame of speech, and number of classes."""
 
 
 def lstm_lm(
     batch: int = 20, units: int = 650, length: int = 35, vocabulary: int = 10_000
 ) -> Workload:
-    """The medium model of Zaremba et al. 2014 without its dropout: two layers, words."""
+    """The medium model of Zaremba et al. 2014 without dropout: two layers, words."""
     return language(
         zoo.rnnlm.Config(vocabulary=vocabulary, features=units, units=(units, units)), batch, length
     )
@@ -38,7 +38,7 @@ def lstm_chars(batch: int = 32, units: int = 128, length: int = 100) -> Workload
 
 
 def language(cfg: zoo.rnnlm.Config, batch: int, length: int) -> Workload:
-    """A language model on random tokens, each row a text of its own."""
+    """A language model on random tokens; each row is a separate text."""
     tokens = jax.random.randint(jax.random.key(2), (batch, length + 1), 0, cfg.vocabulary)
     arrays = {
         "inputs": tokens[:, :-1],
@@ -59,7 +59,10 @@ def language(cfg: zoo.rnnlm.Config, batch: int, length: int) -> Workload:
 
 
 def lstm_ragged(batch: int = 16, units: int = 256, length: int = 200) -> Workload:
-    """Two layers in both directions that classify each frame of utterances, which take from half of the length to all of it."""
+    """Two bidirectional layers that classify each frame of utterances.
+
+    The utterances' lengths range from half of ``length`` to ``length``.
+    """
     cfg = zoo.rnn.Config(
         inputs=FRAME, units=(units, units), output_units=PHONEMES, bidirectional=True
     )
@@ -93,13 +96,13 @@ WRITERS = {
 }
 """{row: a language model}."""
 TOKENS = 200
-"""Length of a text."""
+"""Length of a generated text."""
 LENGTHS = (50, 100, 200, 400)
 """Time steps of the sequences over which a layer is unrolled."""
 
 
 class RecurrentNetwork(nn.Module):
-    """LSTM layers as flax has them, under a dense layer, over an embedding where inputs are tokens."""
+    """LSTM layers and a dense output layer in flax, with an embedding if inputs are tokens."""
 
     units: tuple[int, ...]
     outputs: int
@@ -108,7 +111,7 @@ class RecurrentNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
-        """Inputs [batch, time, ...] of sequences of these lengths -> logits [batch, time, outputs]."""
+        """Inputs [batch, time, ...], lengths [batch] -> logits [batch, time, outputs]."""
         if self.embedding:
             x = nn.Embed(*self.embedding, name="embedding")(x)
         for index, units in enumerate(self.units):
@@ -124,20 +127,20 @@ class RecurrentNetwork(nn.Module):
 
 
 def _directions(params: Params) -> list[tuple[str, int, Params]]:
-    """("forward" or "backward", layer, its params) of all recurrent layers, as torch orders them."""
-    found = []
+    """("forward" or "backward", layer index, params) of all recurrent layers, in torch's order."""
+    directions = []
     for index in range(sum(name.startswith("layer_") for name in params)):
         layer = params[f"layer_{index}"]
         ends = layer if "forward" in layer else {"forward": layer}
-        found += [(end, index, ends[end]) for end in ("forward", "backward") if end in ends]
-    return found
+        directions += [(end, index, ends[end]) for end in ("forward", "backward") if end in ends]
+    return directions
 
 
 def flax_params(params: Params) -> Params:
-    """The zoo's params as ``RecurrentNetwork`` names them."""
+    """The zoo's params under the names of ``RecurrentNetwork``."""
     cells = {
-        f"{end}_{index}": recurrent_weights.to_flax("lstm", own)
-        for end, index, own in _directions(params)
+        f"{end}_{index}": recurrent_weights.to_flax("lstm", layer)
+        for end, index, layer in _directions(params)
     }
     return cells | {
         name: leaves for name, leaves in params.items() if not name.startswith("layer_")
@@ -145,18 +148,19 @@ def flax_params(params: Params) -> Params:
 
 
 def torch_params(params: Params) -> list[Any]:
-    """The zoo's params in the order and the layout of those of ``torch_recurrent`` that are trained."""
+    """The zoo's params in the order and layout of ``torch_recurrent``'s trained parameters."""
     arrays = [params["embedding"]["embedding"]] if "embedding" in params else []
-    for end, index, own in _directions(params):
-        tensors = recurrent_weights.to_torch("lstm", own, index, reverse=end == "backward")
+    for end, index, layer in _directions(params):
+        tensors = recurrent_weights.to_torch("lstm", layer, index, reverse=end == "backward")
         arrays += [array for name, array in tensors.items() if not name.startswith("bias_hh")]
     return [*arrays, params["output"]["kernel"].T, params["output"]["bias"]]
 
 
 def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int, ...] = ()) -> Any:
-    """The same in torch.  lengths: of the sequences; () where all are equally long.
+    """The same in torch.  lengths: of the sequences; () if all have the same length.
 
-    Of torch's two biases of a cell one is zero and stays so: with both, their sum would take steps twice as long.
+    The second of torch's two biases per cell is fixed at zero: if both were trained, the updates of
+    their sum would be twice as large.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # pyright: ignore[reportMissingImports]
@@ -167,11 +171,15 @@ def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int
             self.embedding = (
                 torch.nn.Embedding(*network.embedding) if network.embedding else torch.nn.Identity()
             )
-            both, (units, *more) = network.bidirectional, network.units
+            bidirectional, (units, *upper) = network.bidirectional, network.units
             self.layers = torch.nn.LSTM(
-                features, units, 1 + len(more), batch_first=True, bidirectional=both
+                features,
+                units,
+                1 + len(upper),
+                batch_first=True,
+                bidirectional=bidirectional,
             )
-            self.output = torch.nn.Linear(units * (2 if both else 1), network.outputs)
+            self.output = torch.nn.Linear(units * (2 if bidirectional else 1), network.outputs)
             for name, leaf in self.layers.named_parameters():
                 if name.startswith("bias_hh"):
                     torch.nn.init.zeros_(leaf).requires_grad_(False)
@@ -191,10 +199,10 @@ def torch_recurrent(network: RecurrentNetwork, features: int, lengths: tuple[int
 
 
 class Generated(BackToBack):
-    """Texts by ``zoo.parts.language.generate``: one compiled loop each."""
+    """Text generation by ``zoo.parts.language.generate``, one compiled loop."""
 
     def __init__(self, cfg: zoo.rnnlm.Config, tokens: int = TOKENS, rows: int = 1) -> None:
-        """tokens: of each text; rows: texts at once."""
+        """tokens: length of each text; rows: number of texts generated at once."""
         self.cfg, self.params = cfg, jax.jit(zoo.rnnlm.init)(cfg, jax.random.key(1))
         self.tokens, self.prompt, self.keys = (
             tokens,
@@ -203,21 +211,21 @@ class Generated(BackToBack):
         )
 
     def step(self) -> None:
-        """Starts on a text [rows, tokens]."""
+        """Starts generating texts [rows, tokens]."""
         self.outputs = generate(
             zoo.rnnlm, self.cfg, self.params, self.prompt, self.tokens, self.keys
         )
 
     def wait(self) -> None:
-        """Until the last one is written."""
+        """Waits until the last text is finished."""
         jax.block_until_ready(self.outputs)
 
 
 class Looped(Generated):
-    """The same texts by a loop in Python, which runs ahead of a jitted function that draws a token and takes its step."""
+    """The same texts by an asynchronous Python loop over a jitted step that draws the token."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
-        """As the other's."""
+        """The same arguments as ``Generated``."""
         super().__init__(*arguments, **more)
 
         def token(
@@ -233,7 +241,7 @@ class Looped(Generated):
         self.indices = [np.int32(index) for index in range(self.tokens)]
 
     def step(self) -> None:
-        """Dispatches the steps of a text: a list of tokens [rows]."""
+        """Dispatches all steps; the outputs are a list of tokens [rows]."""
         (carry, logits), self.outputs = self.start(self.params, self.carry, self.prompt[:, 0]), []
         for index in self.indices:
             carry, logits, drawn = self.token(self.params, carry, logits, self.keys, index)
@@ -241,7 +249,7 @@ class Looped(Generated):
 
 
 class Unrolled(BackToBack):
-    """The gradient of a layer of ``lstm-chars`` with respect to its parameters, over sequences of this length."""
+    """Parameter gradient of a layer of ``lstm-chars`` over sequences of a given length."""
 
     def __init__(
         self, length: int, *, remat: bool, batch: int = 32, features: int = 64, units: int = 128
@@ -260,14 +268,14 @@ class Unrolled(BackToBack):
         self.compiled = jax.jit(jax.grad(objective)).lower(*self.arguments).compile()
 
     def step(self) -> None:
-        """Starts computing it."""
+        """Starts computing the gradient."""
         self.outputs = self.compiled(*self.arguments)
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Waits until the device is idle."""
         jax.block_until_ready(self.outputs)
 
     def memory(self) -> float:
-        """Bytes of intermediate results, by the compiler's own analysis."""
-        found = self.compiled.memory_analysis()
-        return found.temp_size_in_bytes if found else math.nan
+        """Bytes of intermediate results, from the compiler's analysis."""
+        analysis = self.compiled.memory_analysis()
+        return analysis.temp_size_in_bytes if analysis else math.nan

@@ -1,4 +1,4 @@
-"""What is measured: interleaved times of contenders, and their comparisons."""
+"""The measurements: interleaved times of contenders, and their comparisons."""
 
 import functools
 import inspect
@@ -54,25 +54,26 @@ REPLICAS = 8
 START_AT_MOST = 0.5
 GENERATE_AT_MOST = 1 / 3
 MOST_PROCESS_ROUNDS = 3
-"""Whole processes take long: no more rounds of them than this."""
+"""Most rounds of whole processes, which take long."""
 DISPATCH = 100
-"""Steps in a dispatch, where the loop makes several."""
+"""Steps per dispatch where the loop dispatches several at once."""
 MOST_FRESH_ROUNDS = 5
-"""Compilations take seconds: no more rounds of them than this."""
+"""Most rounds of compilations, which take seconds."""
 MOST_PASS_ROUNDS, PASS_SHARE = 5, 0.1
-"""Passes of convolutions are many: no more rounds of them than this, of blocks that are this part of the others' length."""
+"""Most rounds, and relative block length, for convolution passes, because there are many."""
 HOPELESS = 10
-"""Formulations are not timed if the estimate is more than this many times the least."""
+"""Formulations whose estimate exceeds the lowest one by more than this factor are not timed."""
 
 K = TypeVar("K")
 Timed = Callable[[int], float]
-"""``timed(count)``: seconds a step over about ``count`` steps, the last one finished."""
+"""``timed(count)``: seconds per step over about ``count`` steps, the last one finished."""
 
 
 class Options(NamedTuple):
     """How long to measure: blocks of about ``seconds`` each, in ``rounds`` rounds.
 
-    own_size: rows of steps have nothing else.  compilation: they have only that, and the time to the first step.
+    own_size: rows of steps skip doubled sizes and compilation.  compilation: they only time
+    compilation and the time to the first step.
     """
 
     rounds: int
@@ -82,9 +83,9 @@ class Options(NamedTuple):
 
 
 def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
-    """Seconds a step [rounds] of every contender: one block each in every round, every other round backwards.
+    """Seconds per step [rounds] of every contender, one block each per round.
 
-    All contenders then see the same drifts of the machine.
+    The order alternates between rounds, so that all contenders see the same drift of the machine.
     """
     counts = {
         name: max(round(options.seconds / contender(1)), 1) for name, contender in timed.items()
@@ -98,15 +99,17 @@ def interleave(timed: dict[K, Timed], options: Options) -> dict[K, np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One comparison.  ratio: zoo's time / peer's in the same round, the median; ratio_min, ratio_max: the extremes.
+    """One comparison.
 
-    _ms: a step (or whatever the row times), the median; _best: the fastest round's.  growth: over the row's original size.
-    overhead_us: zoo's time - peer's in the same round, the median; _best: of the fastest rounds.
-    at_most: what we promise of the ratio, or of the overhead where there is one.
+    ratio: median over rounds of zoo's time / peer's; ratio_min, ratio_max: the extremes.
+    _ms: median time of a step (or whatever the row times); _best: of the fastest round.
+    growth: time relative to the row's original size.
+    overhead_us: median over rounds of zoo's time - peer's; _best: between the fastest rounds.
+    at_most: promised bound of the ratio, or of the overhead if there is one.
     images_per_second, tokens_per_second, sentences_per_second: the zoo's.
     zoo_bytes, peer_bytes: of intermediate results.
-    chosen: the zoo's formulation of a convolution; its peer is the fastest one, perhaps itself.
-    measured_ms, estimated_ms: of each formulation.
+    chosen: the zoo's formulation of a convolution; the peer is the fastest one, perhaps the same.
+    measured_ms, estimated_ms: {formulation: time}.
     """
 
     row: str
@@ -136,7 +139,7 @@ class Line:
 def compare(
     row: str, peer: str, zoo_times: np.ndarray, peer_times: np.ndarray, **more: Any
 ) -> Line:
-    """The comparison of two contenders' seconds a step [rounds]; more: further fields."""
+    """Compares two contenders' seconds per step [rounds]; more: further fields of Line."""
     ratios = zoo_times / peer_times
     return Line(
         row=row,
@@ -155,9 +158,10 @@ def compare(
 def step_row(
     row: str, make: Callable[..., Workload], at_most: dict[str, float], options: Options
 ) -> Iterator[Line]:
-    """Lines of a workload: its step at its own size, and unless that is all, with each of its sizes doubled; its compilation.
+    """Lines of a workload: its step at its own and doubled sizes, and its compilation.
 
-    make(batch=, width=, ...): a Workload; all have defaults.  at_most: {peer: ratio, "compile": that of compilation over flax's}.
+    make(batch=, width=, ...): a Workload; all arguments have defaults.
+    at_most: {peer: ratio, "compile": ratio of compilation times over flax}.
     """
     if not options.compilation:
         yield from sized_lines(
@@ -174,9 +178,9 @@ def sized_lines(
     at_most: dict[str, float],
     options: Options,
 ) -> Iterator[Line]:
-    """The zoo over each of its peers, among the contenders that ``make`` makes; and how their costs grow.
+    """Compares the zoo with each peer among the contenders from ``make``, and how their costs grow.
 
-    default: sizes that are doubled one after the other, unless the own size is all.  at_most: {peer: ratio}.
+    default: sizes to double one at a time, unless ``options.own_size``.  at_most: {peer: ratio}.
     """
     sizes: dict[str, dict[str, Any]] = {row: {}}
     if not options.own_size:
@@ -209,7 +213,7 @@ def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
 def fresh_lines(
     row: str, work: Workload, options: Options, at_most: float | None = None
 ) -> Iterator[Line]:
-    """Compilation, and the time to the first step: drawing the parameters, compiling, running it.  Nothing is cached."""
+    """Compilation, and the time to the first step from initialization; nothing is cached."""
 
     def compile_step(program: Any, abstract: Any) -> None:
         jax.jit(program.step, donate_argnums=0).lower(abstract, *program.arguments).compile()
@@ -239,14 +243,14 @@ def fresh_lines(
 
 
 class Others:
-    """What other programs take of the processors' time, from here on."""
+    """Measures the processor time that other programs take, from its creation on."""
 
     def __init__(self, file: pathlib.Path = pathlib.Path("/proc/stat")) -> None:
-        """file: Linux's counters since the start of the machine, in ticks."""
+        """file: Linux's counters since boot, in ticks."""
         self.file, self.before = file, self._read(file)
 
     def share(self) -> float | None:
-        """Of all processors' time; None where the system does not say."""
+        """Fraction of all processors' time; None if the system does not report it."""
         after = self._read(self.file)
         if self.before is None or after is None:
             return None
@@ -267,10 +271,10 @@ class Others:
 def loop_row(
     cases: dict[str, tuple[Model, Any, int, float | None]], options: Options
 ) -> Iterator[Line]:
-    """The trainer's loop over its jitted step alone, which sees the same batch again and again.
+    """The trainer's loop over its jitted step alone, which repeats one batch.
 
-    cases: {row: (module, Config, batch size, at most this ratio)}; without a ratio the overhead of a step counts, and the loop is
-    timed with many steps in a dispatch as well.
+    cases: {row: (module, Config, batch size, at_most)}.  If at_most is None, the overhead per step
+    is reported instead, and the loop is also timed with DISPATCH steps per dispatch.
     """
     for row, (module, cfg, batch_size, at_most) in cases.items():
         alone = Jitted(
@@ -283,21 +287,21 @@ def loop_row(
         if at_most is not None:
             yield compare(row, "jitted step", times[1], times[0], at_most=at_most)
             continue
-        for many, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
-            overhead = 1e6 * float(np.median(times[many] - times[0]))
-            best = 1e6 * float(times[many].min() - times[0].min())
+        for steps, name in ((1, row), (DISPATCH, f"{row}, {DISPATCH} steps a dispatch")):
+            overhead = 1e6 * float(np.median(times[steps] - times[0]))
+            best = 1e6 * float(times[steps].min() - times[0].min())
             more = {
                 "overhead_us": overhead,
                 "overhead_us_best": best,
-                "at_most": LOOP_US_AT_MOST if many == 1 else None,
+                "at_most": LOOP_US_AT_MOST if steps == 1 else None,
             }
-            yield compare(name, "jitted step", times[many], times[0], **more)
+            yield compare(name, "jitted step", times[steps], times[0], **more)
 
 
 def parallel_row(
     cases: dict[str, tuple[Model, Any, int, float | None]], options: Options
 ) -> Iterator[Line]:
-    """The step as ``train.engine.parallel`` compiles it for one device over the same step under ``jax.jit`` alone."""
+    """The step compiled by ``train.engine.parallel`` for one device over plain ``jax.jit``."""
     for row, (module, cfg, batch_size, _) in cases.items():
         batch = module.example_batch(cfg, jax.random.key(0), batch_size)
         timed: dict[str, Timed] = {
@@ -315,7 +319,7 @@ def parallel_row(
 
 
 def replicas_row(cases: dict[str, tuple[str, ...]], options: Options) -> Iterator[Line]:
-    """Whole processes: REPLICAS runs side by side over as many one after the other, compiled programs cached as ever."""
+    """Whole processes: REPLICAS runs in one over REPLICAS sequential ones; programs are cached."""
     for row, (recipe, *more) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             command = (sys.executable, "-m", "train", recipe, *more, "--quiet", "--out")
@@ -346,13 +350,14 @@ recipe = RECIPES[sys.argv[1]]
 module = {"mlp": mlp, "convnet": convnet}[sys.argv[1].partition("-")[0]]
 data = load_data(recipe.data)
 started = time.perf_counter()
-fit(module, recipe.model, data, batch_size=recipe.batch_size, steps=1, augment=recipe.augment, optimizer=recipe.optimizer)
+fit(module, recipe.model, data, batch_size=recipe.batch_size, steps=1,
+    augment=recipe.augment, optimizer=recipe.optimizer)
 print(time.perf_counter() - started)
 """
 
 
 def start_row(recipes: Sequence[str], options: Options) -> Iterator[Line]:
-    """From the first trace to the end of the first step, in a new process: with its compiled programs cached, and without."""
+    """First trace to end of first step, in a new process: with over without cached programs."""
     for recipe in recipes:
         rounds = min(options.rounds, MOST_PROCESS_ROUNDS)
         times = {name: np.empty(rounds) for name in ("second", "first")}
@@ -362,10 +367,10 @@ def start_row(recipes: Sequence[str], options: Options) -> Iterator[Line]:
                 environment.pop("JAX_COMPILATION_CACHE_DIR", None)
                 for name in ("first", "second"):
                     command = [sys.executable, "-c", START, recipe]
-                    done = subprocess.run(
+                    process = subprocess.run(
                         command, env=environment, check=True, capture_output=True, text=True
                     )
-                    times[name][turn] = float(done.stdout)
+                    times[name][turn] = float(process.stdout)
         yield compare(
             f"start, {recipe}",
             "first start",
@@ -378,7 +383,7 @@ def start_row(recipes: Sequence[str], options: Options) -> Iterator[Line]:
 def augment_row(
     deformations: dict[str, Augment], make: Callable[[], Workload], options: Options
 ) -> Iterator[Line]:
-    """Deforming a batch of a workload's images over its training step, and over torch doing the same."""
+    """Deformation of a workload's batch of images over its training step, and over torch."""
     work = make()
     shape = work.batch["inputs"].shape
     for row, augment in deformations.items():
@@ -398,7 +403,7 @@ def augment_row(
 
 
 def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) -> Iterator[Line]:
-    """The formulation that ``zoo.parts.convolution`` chooses over the fastest one, for every convolution of those workloads."""
+    """The formulation that ``zoo.parts.convolution`` chooses over the fastest, for each pass."""
     options = Options(min(options.rounds, MOST_PASS_ROUNDS), PASS_SHARE * options.seconds)
     for shape, which in passes(make() for make in makes):
         costs = convolution.costs(shape, which)
@@ -424,11 +429,11 @@ def convolutions_row(makes: Sequence[Callable[[], Workload]], options: Options) 
 
 
 def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
-    """Those of all their convolutions, each once.
+    """The distinct (geometry, pass) pairs of all convolutions of the workloads.
 
-    The first layer's gradient with respect to its inputs is left out: nobody computes it.
+    The first layer's gradient with respect to its inputs is omitted: training does not compute it.
     """
-    found: dict[tuple[Geometry, Pass], None] = {}
+    pairs: dict[tuple[Geometry, Pass], None] = {}
     for work in works:
         shapes = (
             convolutions(work.cfg, len(work.batch["mask"]))
@@ -437,19 +442,19 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
         )
         for (number, shape), which in itertools.product(enumerate(shapes), PASSES):
             if number or which != "inputs":
-                found[shape, which] = None
-    return list(found)
+                pairs[shape, which] = None
+    return list(pairs)
 
 
 def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> Iterator[Line]:
-    """Lines of an algorithm at the sizes that are the defaults of ``make``, and with each of them doubled."""
+    """Lines of an algorithm at the default sizes of ``make``, and with each size doubled."""
     yield from sized_lines(
         row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options
     )
 
 
 def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
-    """Language models' texts written by one compiled loop over a loop in Python; the first one's ratio is promised."""
+    """Text generation by one compiled loop over a Python loop; only the first ratio is promised."""
     for number, (row, cfg) in enumerate(writers.items()):
         loop = Looped(cfg)
         times = interleave({"zoo": Generated(cfg), "loop": loop}, options)
@@ -463,9 +468,9 @@ def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
 def beam_row(
     row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options
 ) -> Iterator[Line]:
-    """What one compiled beam search writes over the same search in numpy, and by a loop in Python.
+    """One compiled beam search over the same search in numpy and in a Python loop.
 
-    at_most: {peer: ratio}.  unit: the Line's field for the inputs that are done in a second.
+    at_most: {peer: ratio}.  unit: the Line's field for the inputs processed per second.
     """
     task = make()
     searches = {name: kind(task) for name, kind in SEARCHES.items()}
@@ -476,7 +481,7 @@ def beam_row(
 
 
 def unroll_row(lengths: Sequence[int], options: Options) -> Iterator[Line]:
-    """The gradient of a recurrent layer that keeps few states over one that keeps all, by the length of the sequences."""
+    """A recurrent layer's gradient with remat over one that keeps all states, by length."""
     timed = {
         (length, remat): Unrolled(length, remat=remat)
         for length in lengths

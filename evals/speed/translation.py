@@ -1,4 +1,4 @@
-"""An encoder-decoder network with attention: its training step, and what models write by beam search."""
+"""An encoder-decoder network with attention: its training step, and beam search."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,10 @@ from zoo.parts.recurrence import Cell
 def translation(
     batch: int = 64, units: int = 256, length: int = 20, vocabulary: int = 8000
 ) -> Workload:
-    """As Bahdanau et al. 2014, smaller: GRUs, as many numbers in a token's vector as units.  All sentences are equally long."""
+    """A smaller version of Bahdanau et al. 2014 with GRUs; embeddings have ``units`` features.
+
+    All sentences have the same length.
+    """
     cfg = network(units, vocabulary)
     keys = jax.random.split(jax.random.key(2), 2)
     target = jax.random.randint(keys[1], (batch, length + 1), 0, vocabulary)
@@ -49,7 +52,7 @@ TRANSLATION: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
 
 
 def network(units: int = 256, vocabulary: int = 8000) -> zoo.seq2seq.Config:
-    """Both directions read, additive attention, whose contexts the decoder's layer reads."""
+    """A bidirectional encoder, and a decoder whose layer reads contexts of additive attention."""
     return zoo.seq2seq.Config(
         source_vocabulary=vocabulary,
         vocabulary=vocabulary,
@@ -60,13 +63,13 @@ def network(units: int = 256, vocabulary: int = 8000) -> zoo.seq2seq.Config:
 
 
 def sources(cfg: zoo.seq2seq.Config, key: Array, batch: int, length: int) -> dict[str, Array]:
-    """Random sentences, all of this length."""
+    """Random sentences, all of the same length."""
     tokens = jax.random.randint(key, (batch, length), 0, cfg.source_vocabulary)
     return {"source": tokens, "lengths": jnp.full(batch, length)}
 
 
 class AttendingCell(nn.Module):
-    """A step of the decoder.  kind: of its cell.  gated: its state says how much of the context counts."""
+    """A step of the decoder.  kind: its cell.  gated: a gate from the state scales the context."""
 
     units: int
     kind: Callable[..., nn.RNNCellBase] = nn.GRUCell
@@ -76,7 +79,7 @@ class AttendingCell(nn.Module):
     def __call__(
         self, state: Any, embedded: Array, keys: Array, annotations: Array
     ) -> tuple[Any, tuple[Array, Array]]:
-        """The state after a token [batch, features]; and for the output what the cell puts out and the context."""
+        """State, embedded tokens [batch, features] -> new state, (cell output, context)."""
         hidden = state[1] if isinstance(state, tuple) else state
         query = nn.Dense(self.units, use_bias=False, name="query")(hidden)
         scores = nn.Dense(1, use_bias=False, name="score")(nn.tanh(query[:, None] + keys))
@@ -90,7 +93,7 @@ class AttendingCell(nn.Module):
 
 
 class Writer(nn.Module):
-    """A decoder as flax has it: its output is computed for all steps at once, after the scan.
+    """A decoder in flax: logits are computed for all steps at once, after the scan.
 
     kind, gated: see ``AttendingCell``.
     """
@@ -103,7 +106,7 @@ class Writer(nn.Module):
 
     @nn.compact
     def __call__(self, state: Any, annotations: Array, tokens: Array) -> Array:
-        """Logits [batch, time, vocabulary] after each of the tokens [batch, time], from a state before them."""
+        """Initial state, annotations, tokens [batch, time] -> logits [batch, time, vocabulary]."""
         keys = nn.Dense(self.units, name="key")(annotations)
         embedded = nn.Embed(self.vocabulary, self.features, name="target")(tokens)
         axes: Any = (1, nn.broadcast, nn.broadcast)
@@ -123,13 +126,13 @@ class Writer(nn.Module):
 
 
 class Translator(nn.Module):
-    """The network of ``translation`` as flax has it."""
+    """The network of ``translation`` in flax."""
 
     cfg: zoo.seq2seq.Config
 
     @nn.compact
     def __call__(self, x: dict[str, Array]) -> Array:
-        """Inputs as the zoo has them -> logits [batch, time, vocabulary]."""
+        """Inputs as in the zoo -> logits [batch, time, vocabulary]."""
         cfg, units = self.cfg, self.cfg.decoder_units[0]
         source = nn.Embed(cfg.source_vocabulary, cfg.features, name="source")(x["source"])
         forward, backward = (
@@ -143,7 +146,7 @@ class Translator(nn.Module):
 
 
 def flax_params(params: Params) -> Params:
-    """The zoo's params as ``Translator`` names them."""
+    """The zoo's params under the names of ``Translator``."""
     ends = params["encoder"]["layer_0"]
     return {
         "source": params["source"],
@@ -154,22 +157,22 @@ def flax_params(params: Params) -> Params:
 
 
 def flax_writer_params(cell: Cell, params: Params) -> Params:
-    """Those of a decoder, as ``Writer`` names them."""
-    look = params["attention"]
+    """A decoder's params under the names of ``Writer``."""
+    attention = params["attention"]
     return {
         **{name: params[name] for name in ("target", "readout", "output")},
-        "key": look["key"],
+        "key": attention["key"],
         "decoder": {
-            "query": look["query"],
-            "score": {"kernel": look["score"]["kernel"][:, None]},
+            "query": attention["query"],
+            "score": {"kernel": attention["score"]["kernel"][:, None]},
             "cell": recurrent_weights.to_flax(cell, params["decoder"]["layer_0"]),
-            **{name: look[name] for name in {"gate"} & look.keys()},
+            **{name: attention[name] for name in {"gate"} & attention.keys()},
         },
     }
 
 
 def torch_params(params: Params) -> list[Any]:
-    """The zoo's params in the order and the layout of those of ``torch_translator``."""
+    """The zoo's params in the order and layout of ``torch_translator``'s parameters."""
     ends = params["encoder"]["layer_0"]
     return [
         params["source"]["embedding"],
@@ -181,14 +184,14 @@ def torch_params(params: Params) -> list[Any]:
 
 
 def torch_writer_params(cell: Cell, params: Params) -> list[Any]:
-    """Those of a decoder, in the order and the layout of those of ``torch_writer`` that are trained."""
-    look = params["attention"]
+    """A decoder's params in the order and layout of ``torch_writer``'s trained parameters."""
+    attention = params["attention"]
     return [
         params["target"]["embedding"],
-        *torch_linear(look["key"]),
-        *torch_linear(look["query"]),
-        look["score"]["kernel"][None],
-        *(torch_linear(look["gate"]) if "gate" in look else []),
+        *torch_linear(attention["key"]),
+        *torch_linear(attention["query"]),
+        attention["score"]["kernel"][None],
+        *(torch_linear(attention["gate"]) if "gate" in attention else []),
         *torch_cell(cell, params["decoder"]["layer_0"]),
         *torch_linear(params["readout"]),
         *torch_linear(params["output"]),
@@ -196,12 +199,12 @@ def torch_writer_params(cell: Cell, params: Params) -> list[Any]:
 
 
 def torch_linear(layer: Params) -> list[Any]:
-    """Kernel and bias, where there is one."""
+    """Kernel, and bias if the layer has one, in torch's layout."""
     return [layer["kernel"].T, *([layer["bias"]] if "bias" in layer else [])]
 
 
 def torch_cell(cell: Cell, layer: Params) -> list[Any]:
-    """What is trained of a recurrent layer."""
+    """The trained arrays of a recurrent layer, in torch's layout."""
     tensors = recurrent_weights.to_torch(cell, layer)
     return [
         array for name, array in tensors.items() if cell == "gru" or not name.startswith("bias_hh")
@@ -238,7 +241,10 @@ def torch_translator(cfg: zoo.seq2seq.Config) -> Any:
 def torch_writer(
     cell: Cell, vocabulary: int, features: int, units: int, annotation: int, gated: bool = False
 ) -> Any:
-    """A decoder in torch: a loop over steps, without what does not depend on the state.  annotation: numbers of one."""
+    """A decoder in torch; its loop over steps contains only work that depends on the state.
+
+    annotation: size of an annotation vector.
+    """
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn import Embedding, GRUCell, Linear, LSTMCell  # pyright: ignore[reportMissingImports]
 
@@ -276,9 +282,10 @@ def torch_writer(
 
 
 def freeze_second_biases(layers: Any, cell: Cell) -> None:
-    """Of torch's two biases of a gate one is zero and stays so: with both, their sum would take steps twice as long.
+    """Fixes the second of torch's two biases per gate at zero.
 
-    The candidate of a GRU has two, as in the zoo.
+    If both were trained, the updates of their sum would be twice as large.  The candidate of a GRU
+    keeps both, as in the zoo.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -291,11 +298,11 @@ def freeze_second_biases(layers: Any, cell: Cell) -> None:
 
 
 FIRST, END = 0, 1
-"""Tokens: before what is written, and behind it."""
+"""Start and end tokens."""
 
 
 class Task(NamedTuple):
-    """What a search writes of: a module, its Config, inputs of a batch; length: tokens at most."""
+    """Input of a search: a module, its Config, a batch of inputs; length: most tokens written."""
 
     module: Conditional
     cfg: Any
@@ -304,15 +311,15 @@ class Task(NamedTuple):
 
 
 def sentences(batch: int = 16, length: int = 20, cfg: zoo.seq2seq.Config | None = None) -> Task:
-    """Translations of random sentences, as long as these."""
+    """Translations of random sentences, at most as long as these."""
     cfg = cfg or network()
     return Task(zoo.seq2seq, cfg, sources(cfg, jax.random.key(2), batch, length), length)
 
 
 class Searched(BackToBack):
-    """What ``zoo.parts.decode.beam_search`` writes: inputs are encoded and searched in one compiled program.
+    """``zoo.parts.decode.beam_search``, with encoder and search in one compiled program.
 
-    Unless told otherwise nothing is ever allowed to end, so that all contenders take all steps.
+    By default END is suppressed, so that no hypothesis ends and all contenders take all steps.
     """
 
     def __init__(
@@ -322,7 +329,7 @@ class Searched(BackToBack):
         suppressed: tuple[int, ...] = (END,),
         params: Params | None = None,
     ) -> None:
-        """params: drawn, unless given."""
+        """params: drawn unless given."""
         (self.module, self.cfg, self.inputs, self.length), self.width, self.suppressed = (
             task,
             width,
@@ -333,7 +340,7 @@ class Searched(BackToBack):
         self.prepare()
 
     def prepare(self) -> None:
-        """Makes what ``step`` runs."""
+        """Compiles the functions that ``step`` runs."""
 
         def write(params: Params, inputs: dict[str, Array]) -> Hypotheses:
             memory, carry = self.module.encode(self.cfg, params, inputs)
@@ -356,31 +363,32 @@ class Searched(BackToBack):
         self.outputs = self.write(self.params, self.inputs)
 
     def wait(self) -> None:
-        """Until it is finished."""
+        """Waits until the search is finished."""
         jax.block_until_ready(self.outputs)
 
     def best(self) -> np.ndarray:
-        """The best that was written [batch, length]."""
+        """Tokens of the best hypotheses [batch, length]."""
         return np.asarray(self.outputs.tokens[:, 0])
 
 
 CHECK = 5
-"""Steps between checks whether all searches are done, where a check waits for the device."""
+"""Steps between checks whether all searches are done; a check waits for the device."""
 
 
 class SearchedInPython(Searched):
-    """The same search by a loop in Python, which runs ahead of a jitted function that takes a whole step of it.
+    """The same search by an asynchronous Python loop over a jitted step of the search.
 
-    Beginnings are kept as tokens, which move with their hypotheses, and so is whatever has ended.
+    Partial and ended hypotheses are stored as full token sequences, which are gathered in every
+    step.
     """
 
     def prepare(self) -> None:
-        """Compiles the start and a step of a search."""
+        """Jits the start and a step of the search."""
         cfg, batch, width, length = self.cfg, self.batch, self.width, self.length
 
         def start(params: Params, inputs: dict[str, Array]) -> tuple[Any, dict[str, Any]]:
             memory, carry = self.module.encode(cfg, params, inputs)
-            nothing, tokens = (
+            no_scores, tokens = (
                 jnp.full((batch, width), -jnp.inf),
                 jnp.full((batch, width, length), END),
             )
@@ -388,9 +396,9 @@ class SearchedInPython(Searched):
                 "index": 0,
                 "carry": jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), carry),
                 "last": jnp.full((batch, width), FIRST),
-                "scores": nothing.at[:, 0].set(0),
+                "scores": no_scores.at[:, 0].set(0),
                 "tokens": tokens,
-                "best": nothing,
+                "best": no_scores,
                 "ended": tokens,
             }
             return memory, search
@@ -409,7 +417,7 @@ class SearchedInPython(Searched):
             done = self.done(best, living)[:, None]
             finished = jnp.where(done, -jnp.inf, scores[:, :, END] / norm(index + 1))
             best, order = jax.lax.top_k(jnp.concatenate([best, finished], axis=1), width)
-            # What has ended now is the tokens so far: behind them there is nothing but END.
+            # Token sequences are filled with END, so a hypothesis that ends now needs no change.
             ended = jnp.concatenate([search["ended"], search["tokens"]], axis=1)
             living, flat = jax.lax.top_k(
                 scores.at[:, :, END].set(-jnp.inf).reshape(batch, -1), width
@@ -432,11 +440,11 @@ class SearchedInPython(Searched):
         self.start, self.advance = jax.jit(start), jax.jit(advance, donate_argnums=2)
 
     def done(self, best: Any, living: Any) -> Any:
-        """[batch]: whether nothing that is living can become better than the best that has ended."""
+        """[batch]: whether no living hypothesis can overtake the best ended one."""
         return best[:, 0] >= living.max(axis=1) / norm(self.length)
 
     def step(self) -> None:
-        """Searches, checking every few steps whether more are needed."""
+        """Searches; checks every few steps whether more are needed."""
         memory, search = self.start(self.params, self.inputs)
         for index in range(1, self.length + 1):
             search, done = self.advance(self.params, memory, search)
@@ -445,7 +453,7 @@ class SearchedInPython(Searched):
         self.outputs = {name: search[name] for name in ("tokens", "best", "ended")}
 
     def best(self) -> np.ndarray:
-        """The best that was written [batch, length]: of what has ended, or the best beginning where nothing has."""
+        """Tokens of the best ended, otherwise the best partial, hypotheses [batch, length]."""
         best, ended, tokens = (
             np.asarray(self.outputs[name]) for name in ("best", "ended", "tokens")
         )
@@ -453,10 +461,10 @@ class SearchedInPython(Searched):
 
 
 class SearchedInNumpy(SearchedInPython):
-    """The same search in numpy; only the model's step is jitted, which also takes each hypothesis' carry from its parent."""
+    """The same search in numpy; only the model's step and the gather of carries are jitted."""
 
     def prepare(self) -> None:
-        """Compiles the encoder and a step of the decoder."""
+        """Jits the encoder and a step of the decoder."""
 
         def advance(
             params: Params, memory: Any, carry: Any, rows: Array, tokens: Array
@@ -469,9 +477,9 @@ class SearchedInNumpy(SearchedInPython):
         self.advance = jax.jit(advance)
 
     def step(self) -> None:
-        """Searches."""
+        """Runs the search."""
         batch, width, length = self.batch, self.width, self.length
-        each = np.arange(batch)[:, None]
+        batch_index = np.arange(batch)[:, None]
         memory, carry = self.encode(self.params, self.inputs)
         rows, last = np.repeat(np.arange(batch), width), np.full((batch, width), FIRST)
         living = np.full((batch, width), -np.inf, np.float32)
@@ -482,7 +490,7 @@ class SearchedInNumpy(SearchedInPython):
             carry, logits = self.advance(self.params, memory, carry, rows, last.reshape(-1))
             scores = np.array(logits)
             scores -= scores.max(axis=1, keepdims=True)
-            # One number of each hypothesis, all in one pass: its score less the logarithm of the softmax's denominator.
+            # Fold score and log normalizer into one number per hypothesis: one pass over the array.
             scores += living.reshape(-1, 1) - np.log(np.exp(scores).sum(axis=1, keepdims=True))
             scores[:, self.suppressed] = -np.inf
             finished = scores[:, END].reshape(batch, width) / np.float32(norm(index + 1))
@@ -490,24 +498,25 @@ class SearchedInNumpy(SearchedInPython):
             scores[:, END] = -np.inf
             scores = scores.reshape(batch, -1)
             flat = np.argpartition(scores, -width, axis=1)[:, -width:]
-            flat = flat[each, np.argsort(-scores[each, flat], axis=1)]
-            living, (parents, last) = scores[each, flat], np.divmod(flat, self.cfg.vocabulary)
+            flat = flat[batch_index, np.argsort(-scores[batch_index, flat], axis=1)]
+            living = scores[batch_index, flat]
+            parents, last = np.divmod(flat, self.cfg.vocabulary)
             best, ended = (
                 np.concatenate([best, finished], axis=1),
                 np.concatenate([ended, tokens], axis=1),
             )
             order = np.argsort(-best, axis=1, kind="stable")[:, :width]
-            best, ended = best[each, order], ended[each, order]
-            tokens = tokens[each, parents]
+            best, ended = best[batch_index, order], ended[batch_index, order]
+            tokens = tokens[batch_index, parents]
             tokens[:, :, index] = last
-            rows = (each * width + parents).reshape(-1)
+            rows = (batch_index * width + parents).reshape(-1)
             if self.done(best, living).all():
                 break
         self.outputs = {"tokens": tokens, "best": best, "ended": ended}
 
 
 def norm(length: Any) -> Any:
-    """What log p of a text of this length is divided by: see ``zoo.parts.decode.normalised``."""
+    """The divisor of log p for a text of this length: see ``zoo.parts.decode.normalised``."""
     return (5 + length) / 6
 
 
@@ -516,4 +525,4 @@ SEARCHES: dict[str, type[Searched]] = {
     "numpy": SearchedInNumpy,
     "Python loop": SearchedInPython,
 }
-"""Contenders."""
+"""{contender: class}."""

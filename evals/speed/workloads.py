@@ -1,4 +1,4 @@
-"""The models of the rows.  A further one is a function like ``mlp`` or ``convnet`` and its line in WORKLOADS."""
+"""The models of the rows.  To add one, write a function like ``mlp`` and a line in WORKLOADS."""
 
 import itertools
 import math
@@ -20,13 +20,13 @@ from zoo.parts.convolution import Geometry, Sizes
 
 @dataclass(frozen=True)
 class Workload:
-    """A model that classifies, three times, and the batch it trains on.
+    """A classifier in three frameworks, and the batch it trains on.
 
-    network: a linen module from inputs, and ``lengths`` where there are any, to logits.
-    torch_network: makes a torch module from the same inputs to the same logits, in torch's fastest layout.
-    torch_params: the zoo's params in the order and the layout of that module's, of those that are trained.
-    flax_params: the zoo's params as the linen module names them; as they are where its layers have the same names.
-    lengths: of the sequences of a batch [batch], where they differ; what is beyond is masked.
+    network: a linen module from inputs (and ``lengths`` if present) to logits.
+    torch_network: makes the equivalent torch module, in torch's fastest memory layout.
+    torch_params: converts the zoo's params to the order and layout of its trained parameters.
+    flax_params: renames the zoo's params for the linen module; the identity if names agree.
+    lengths: of the sequences in a batch [batch], if they differ; steps beyond them are masked.
     """
 
     module: Model
@@ -62,16 +62,21 @@ def mlp(batch: int = 128, width: int = 800) -> Workload:
 
 
 def torch_params(params: Params) -> list[Array]:
-    """Kernel and bias of every layer; a kernel's axes are there the outputs, the inputs and the window, of two axes at least."""
+    """Kernel and bias of every layer, kernels as [outputs, inputs, *window].
 
-    def turned(kernel: Array) -> Array:
+    1-D windows get a leading axis of length 1.
+    """
+
+    def transposed(kernel: Array) -> Array:
         return jnp.moveaxis(kernel[None] if kernel.ndim == 3 else kernel, (-1, -2), (0, 1))
 
-    return [leaf for layer in params.values() for leaf in (turned(layer["kernel"]), layer["bias"])]
+    return [
+        leaf for layer in params.values() for leaf in (transposed(layer["kernel"]), layer["bias"])
+    ]
 
 
 def convnet(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
-    """The network of flax's MNIST example: 32 and 64 features in windows of 3x3, means of 2x2, 256 units."""
+    """The network of flax's MNIST example: 3x3, 32 and 64 features, 2x2 mean pools, 256 units."""
     stages = tuple(Stage(features=features, pool="mean") for features in (32, 64))
     return convolutional(
         zoo.convnet.Config(shape=(side, side, 1), stages=stages, dense=(256,)), batch, width
@@ -79,24 +84,24 @@ def convnet(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
 
 
 def lenet5(batch: int = 128, width: float = 1, side: int = 28) -> Workload:
-    """The preset."""
+    """The preset ``convnet/lenet5``."""
     return convolutional(zoo.create("convnet/lenet5", shape=(side, side, 1))[1], batch, width)
 
 
 def vgg32(batch: int = 32, width: float = 1, side: int = 32) -> Workload:
-    """Eight convolutions as in VGG, 64 to 512 features in windows of 3x3, for small images; no hidden dense layers."""
+    """Eight 3x3 convolutions, 64 to 512 features as in VGG, for small images; no hidden dense."""
     pairs = itertools.product((64, 128, 256, 512), (None, "max"))
     stages = tuple(Stage(features=features, pool=pool) for features, pool in pairs)
     return convolutional(zoo.convnet.Config(shape=(side, side, 3), stages=stages), batch, width)
 
 
 def tdnn(batch: int = 64, width: float = 1, length: int = 100) -> Workload:
-    """The preset: windows over time."""
+    """The preset ``convnet/tdnn``: convolutions over time."""
     return convolutional(zoo.create("convnet/tdnn", shape=(length, 40))[1], batch, width)
 
 
 def convolutional(cfg: zoo.convnet.Config, batch: int, width: float) -> Workload:
-    """A network for signals or images whose nonlinearities are ReLU, without its dropout.
+    """A ReLU network for signals or images, with dropout removed.
 
     width: a factor on all features and hidden units.
     """
@@ -118,25 +123,25 @@ def convolutional(cfg: zoo.convnet.Config, batch: int, width: float) -> Workload
 
 
 def convolutions(cfg: zoo.convnet.Config, batch: int) -> list[Geometry]:
-    """Those of the stages."""
+    """Geometries of the stages' convolutions."""
     spaces, channels = (
         [cfg.shape[:-1], *cfg.spaces()],
         [cfg.shape[-1], *(stage.features for stage in cfg.stages)],
     )
-    found = []
+    geometries = []
     for stage, space, ends in zip(
         cfg.stages, spaces[:-1], itertools.pairwise(channels), strict=True
     ):
         at = stage.geometry(space)
-        found.append(Geometry(batch, space, at.window, at.strides, at.pads, *ends))
-    return found
+        geometries.append(Geometry(batch, space, at.window, at.strides, at.pads, *ends))
+    return geometries
 
 
 POOLS = {"max": nn.max_pool, "mean": nn.avg_pool}
 
 
 def flax_stages(cfg: zoo.convnet.Config, x: Array) -> Array:
-    """Inputs [batch, *shape] -> the last stage's maps, within the linen module that calls this."""
+    """Inputs [batch, *shape] -> the last stage's maps; called inside a linen module."""
     for index, stage in enumerate(cfg.stages):
         at = stage.geometry(x.shape[1:-1])
         x = nn.relu(
@@ -148,7 +153,7 @@ def flax_stages(cfg: zoo.convnet.Config, x: Array) -> Array:
 
 
 class ConvolutionalNetwork(nn.Module):
-    """As flax's own examples have it."""
+    """The network in the style of flax's own examples."""
 
     cfg: zoo.convnet.Config
 
@@ -182,10 +187,10 @@ def torch_convolutional(cfg: zoo.convnet.Config) -> Any:
 
 
 def torch_stages(cfg: zoo.convnet.Config) -> list[Any]:
-    """Modules from inputs [batch, *shape] to the last stage's maps [batch, features, height, width].
+    """Modules from inputs [batch, *shape] to the last maps [batch, features, height, width].
 
-    Channels are their second axis but the last one in memory, so turning the axes moves no data.  Signals are images of height 1:
-    torch computes in this layout with those only, and so faster.
+    Channels are the second axis but last in memory, so moving the axes copies no data.  Signals
+    become images of height 1, because torch supports this faster layout for images only.
     """
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -230,22 +235,23 @@ WORKLOADS: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {
     "vgg32": (vgg32, {"flax": 0.75, "torch": 1.0}),
     "tdnn": (tdnn, {"torch": 1.0}),
 }
-"""{row: (function of batch, width and perhaps more, all with defaults; {peer: the ratio that we promise not to exceed})}."""
+"""{row: (function of batch, width, ..., all with defaults; {peer: promised ratio})}."""
 
 DEFORMATIONS = {
     "augment, affine": Augment(rotate=10, scale=0.1, shear=5, shift=1.5),
     "augment, elastic": Augment(rotate=10, scale=0.1, shear=5, shift=1.5, elastic=0.8),
 }
-"""{row: of LeNet-5's batch of images}."""
+"""{row: deformation of LeNet-5's batch of images}."""
 
 LOOPS: dict[str, tuple[Model, Any, int, float | None]] = {
     "loop": (zoo.mlp, zoo.mlp.Config(sizes=(64, 32, 10)), 32, None),
     "loop, mlp": (zoo.mlp, zoo.mlp.Config(sizes=(784, 800, 800, 10)), 128, None),
     "loop, lenet5": (zoo.convnet, zoo.convnet.PRESETS["lenet5"], 128, 1.05),
 }
-"""{row: (module, Config, batch size, the ratio that we promise not to exceed or None)}.
+"""{row: (module, Config, batch size, promised bound of the ratio or None)}.
 
-One where the host's work shows; one where most of it hides behind the device's; a recipe's, dispatched step by step.
+In the first the host's work is visible; in the second it mostly overlaps with the device's; the
+third is a recipe's model, dispatched step by step.
 """
 
 SIDE_BY_SIDE = {
@@ -260,4 +266,4 @@ SIDE_BY_SIDE = {
         "2",
     ),
 }
-"""{row: a recipe and its options}."""
+"""{row: (recipe, *options)}."""

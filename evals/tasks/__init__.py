@@ -1,4 +1,4 @@
-"""The tasks that runs are measured by: a module each, which follows the protocol of ``evals.base``."""
+"""One module per task, which measures its runs; all follow the protocol of ``evals.base``."""
 
 from evals.base import TaskModule
 from evals.tasks import (

@@ -1,4 +1,4 @@
-"""Algorithms: sequences of symbols that follow from other sequences by a rule, such as copying."""
+"""Algorithmic tasks: output sequences that follow from input sequences by a rule (e.g. copying)."""
 
 from evals.base import Measured, Subject
 from train import tasks
@@ -7,7 +7,7 @@ TASK = tasks.Algorithm
 
 
 def measure(subject: Subject) -> Measured:
-    """The metrics of the loss: nats for each symbol."""
+    """The metrics of the loss, in nats per symbol."""
     return Measured(metrics=subject.losses)
 
 

@@ -1,14 +1,17 @@
-"""Captions: what a model says of images, how near that is to what people wrote, and whether it looks at what it names.
+"""Captioning: the captions of a model, their scores, and whether it attends to what it names.
 
-BLEU-1 to BLEU-4 are sacrebleu's, from 0 to 100; CIDEr-D and ROUGE-L those of ``evals.caption_metrics``, of words.
+BLEU-1 to BLEU-4 are computed by sacrebleu, from 0 to 100; CIDEr-D and ROUGE-L by
+``evals.caption_metrics``, on words.
 
-*Pointing*: while the model says what an object is called, is the centre of the place that it looks at most within that object's
-box?  A name is its noun and what belongs to it: "an" says as much of an eight as "eight" does, and so a model looks before it
-writes either.  Counted are objects of images whose caption is right, word for word, so that there is no doubt which object a name
-means.  Chance is the part of all places whose centre is in the box.
+*Pointing*: while the model writes an object's name, does the location with the largest attention
+weight have its centre inside that object's box?  A name is the whole noun phrase: "an" announces an
+eight as much as "eight" does, so the model attends before it writes either.  Only images with an
+exactly correct caption are counted, so that each name refers to a known object.  Chance is the
+fraction of locations whose centre is inside the box.
 
-A model without attention looks nowhere; its *saliency* takes the place of weights: the sum over a place's pixels of the absolute
-gradient of log p(name) (Simonyan, Vedaldi, Zisserman 2013, section 3).
+For a model without attention, *saliency* replaces the weights: the absolute gradient of log p(name)
+with respect to the pixels, summed over each location (Simonyan, Vedaldi, Zisserman 2013,
+section 3).
 """
 
 import collections
@@ -49,17 +52,18 @@ from zoo.base import Model, Params
 TASK = tasks.Captioning
 
 ROWS = 50
-"""Images that are captioned at a time."""
+"""Images captioned at a time."""
 SHOWN = 3
-"""Images in the report, of the best and of the worst captions."""
+"""Images in each group of the report."""
 ZOOM = 160
-"""Pixels of a picture's side in the report, about."""
+"""Approximate side of a picture in the report, in pixels."""
 
 
 class Pointing(NamedTuple):
-    """Shares of objects in per cent: hit by the place that is looked at most; while the noun is written; by chance.
+    """Percentages of objects that the most attended location hits.
 
-    objects: how many there are.  noun: NaN for saliency.
+    hit: while the whole name is written.  noun: while the noun is written; NaN for saliency.
+    chance: expected by chance.  objects: number of objects.
     """
 
     hit: float
@@ -70,14 +74,14 @@ class Pointing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Captioned(Measured):
-    """captions: of the images.  references: of each image, its spaces single."""
+    """captions: one per image.  references: those of each image, with single spaces."""
 
     captions: list[Generated]
     references: list[list[str]]
 
 
 def task_of(run: Run) -> tasks.Captioning:
-    """The run's task.  Raises DataError for another one."""
+    """The run's task.  Raises DataError if it is not captioning."""
     if not isinstance(run.task, TASK):
         verbs.require(run, "caption", {})
     assert isinstance(run.task, TASK)
@@ -91,10 +95,11 @@ def caption(
     beam: int = BEAM,
     length_penalty: float = LENGTH_PENALTY,
 ) -> list[Generated]:
-    """The best captions that a beam search finds of raw images [n, height, width, channels].
+    """The best caption from a beam search for each raw image [n, height, width, channels].
 
-    They have at most as many tokens as ``data.max_length`` allowed in training, and an end.
-    Raises DataError naming the run's folder unless its model writes captions, ValueError naming what is out of range.
+    Captions have at most ``data.max_length`` tokens, as in training, and an end token.
+    Raises DataError naming the run's folder unless its model writes captions, ValueError naming the
+    argument that is out of range.
     """
     task = task_of(run)
     require_search(len(task.target.vocabulary), beam, length_penalty)
@@ -105,33 +110,39 @@ def caption(
         )
 
     written = run.map(function, {"inputs": {"image": images}}, rows=min(ROWS, len(images)))
-    found = []
+    captions = []
     for tokens, count, score in zip(*(leaf[:, 0] for leaf in written), strict=True):
-        own = tokens[:count]
-        found.append(Generated(task.target.decode(own), own, float(score)))
-    return found
+        ids = tokens[:count]
+        captions.append(Generated(task.target.decode(ids), ids, float(score)))
+    return captions
 
 
 def measure(subject: Subject) -> Captioned:
-    """The metrics of the loss, and those of the captions:
+    """The metrics of the loss and of the captions.
 
-    "exact %", of captions that someone wrote; "BLEU-1" to "BLEU-4", "CIDEr-D", "ROUGE-L"; "perplexity" of a token; where objects
-    are known "objects %", whose names are said; "pointing %" with attention, "saliency pointing %" without, and "pointing by
-    chance %".
+    "exact %": captions equal to a reference.
+    "BLEU-1" to "BLEU-4", "CIDEr-D", "ROUGE-L".
+    "perplexity": per token.
+    If objects are known, "objects %": objects named in the caption; "pointing %" and "pointing at
+    nouns %", or without attention "saliency pointing %"; and "pointing by chance %".
     """
     run, table = subject.run, subject.table
     sentences = table.extras["sentences"]
-    references = table.extras.get("references", ())
-    found = caption(run, table["inputs"]["image"])
-    said = _said(sentences, references)
-    right = np.array([each.text in own for each, own in zip(found, said, strict=True)])
-    written = [each.text for each in found]
-    with np.errstate(over="ignore"):  # of a model that diverged
+    given_references = table.extras.get("references", ())
+    captions = caption(run, table["inputs"]["image"])
+    references = _said(sentences, given_references)
+    correct = np.array(
+        [generated.text in texts for generated, texts in zip(captions, references, strict=True)]
+    )
+    written = [generated.text for generated in captions]
+    with np.errstate(over="ignore"):  # infinite if the model diverged
         perplexity = float(np.exp(subject.means["loss"]))
-    named = {"exact %": 100 * float(right.mean()), "perplexity": perplexity}
+    named = {"exact %": 100 * float(correct.mean()), "perplexity": perplexity}
     if table.extras.get("phrases") is not None:
-        named["objects %"] = 100 * named_objects(table, [each.tokens for each in found])
-    pointed = pointing(run, table, right)
+        named["objects %"] = 100 * named_objects(
+            table, [generated.tokens for generated in captions]
+        )
+    pointed = pointing(run, table, correct)
     if pointed is not None and np.isnan(pointed.noun):
         named |= {"saliency pointing %": pointed.hit, "pointing by chance %": pointed.chance}
     elif pointed is not None:
@@ -139,7 +150,7 @@ def measure(subject: Subject) -> Captioned:
         named |= {"pointing by chance %": pointed.chance}
     words = (
         [" ".join(pieces("words", text)) for text in written],
-        [[" ".join(pieces("words", text)) for text in own] for own in said],
+        [[" ".join(pieces("words", text)) for text in texts] for texts in references],
     )
     named |= {
         "CIDEr-D": float(np.mean(cider_d(*words))),
@@ -151,34 +162,35 @@ def measure(subject: Subject) -> Captioned:
 
         for order in (1, 2, 3, 4):
             metric = sacrebleu.BLEU(max_ngram_order=order)
-            named[f"BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*said)]).score
-            how = f"beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
-            note = f"BLEU: sacrebleu {metric.get_signature()}, {how}"
-    once = len(set(references)) == len(references)  # no image is there twice
+            named[f"BLEU-{order}"] = metric.corpus_score(written, [*zip_longest(*references)]).score
+            settings = f"beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
+            note = f"BLEU: sacrebleu {metric.get_signature()}, {settings}"
+    unique = len(set(given_references)) == len(given_references)  # no image occurs twice
     return Captioned(
         metrics=subject.losses | subject.named(named),
         note=note,
-        shares=subject.named({"exact %": len(found)}) if once else {},
-        captions=found,
-        references=said,
+        shares=subject.named({"exact %": len(captions)}) if unique else {},
+        captions=captions,
+        references=references,
     )
 
 
 def _said(
     sentences: Sequence[tuple[str, str]], references: Sequence[Sequence[str]]
 ) -> list[list[str]]:
-    """What people said of each image, its spaces single."""
+    """The reference captions of each image, with single spaces."""
     return [
-        [" ".join(text.split()) for text in each]
-        for each in references or [[target] for _, target in sentences]
+        [" ".join(text.split()) for text in texts]
+        for texts in references or [[target] for _, target in sentences]
     ]
 
 
 def named_objects(table: Table, written: Sequence[np.ndarray]) -> float:
-    """Share of objects whose names, article and all, are among the tokens written; of two that are called alike both are.
+    """Share of objects whose full names, with the article, occur in the captions.
 
-    What is written is read as the longest names that any object of the table has: "a duck made of rubber" names no "duck".
-    Raises ValueError where there is no object, or not something written for each row.
+    Two objects with the same name count only if it occurs twice.  Captions are parsed greedily into
+    the longest known names of the table: "a duck made of rubber" does not name "a duck".
+    Raises ValueError without objects, or unless there is one caption for each row.
     """
     spans = table.extras["phrases"]
     if len(written) != len(spans) or not np.any(spans[..., 1] > 0):
@@ -190,14 +202,14 @@ def named_objects(table: Table, written: Sequence[np.ndarray]) -> float:
         for targets, phrases in zip(table["targets"], spans, strict=True)
     ]
     known = set().union(*names)
-    said = (collections.Counter(_named(tokens.tolist(), known)) for tokens in written)
-    return sum((own & found).total() for own, found in zip(names, said, strict=True)) / sum(
-        own.total() for own in names
-    )
+    mentioned = (collections.Counter(_named(tokens.tolist(), known)) for tokens in written)
+    return sum(
+        (expected & mentions).total() for expected, mentions in zip(names, mentioned, strict=True)
+    ) / sum(expected.total() for expected in names)
 
 
 def _named(tokens: list[int], known: set[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """The longest known names in a text, from its beginning on."""
+    """The longest known names in a text, matched greedily from its beginning."""
     lengths, at = sorted({len(name) for name in known}, reverse=True), 0
     while at < len(tokens):
         name = next(
@@ -209,38 +221,40 @@ def _named(tokens: list[int], known: set[tuple[int, ...]]) -> Iterator[tuple[int
 
 
 def pointing(run: Run, table: Table, right: np.ndarray) -> Pointing | None:
-    """Of images whose captions are ``right`` [n]; None without boxes or any such image."""
+    """Pointing on images whose captions are ``right`` [n]; None without boxes or such images."""
     rows = np.flatnonzero(right)
     names = ("boxes", "phrases", "words")
     if table.extras.get("boxes") is None or not len(rows):
         return None
     columns = {**table, **{name: table.extras[name] for name in names}}
-    found = []
+    results = []
     for first in range(0, len(rows), ROWS):
         chosen = jax.tree.map(lambda leaf: leaf[rows[first : first + ROWS]], columns)  # noqa: B023 (used at once)
         inputs, phrases, boxes = chosen["inputs"], chosen["phrases"], chosen["boxes"]
         weights = attention(run, inputs["image"], inputs["target"])
         time = np.arange(inputs["target"].shape[1])
-        said = (time >= phrases[..., :1]) & (time < phrases[..., 1:])  # [n, objects, time]
+        naming = (time >= phrases[..., :1]) & (time < phrases[..., 1:])  # [n, objects, time]
         if weights is None:
-            looked = saliency(run, inputs["image"], inputs["target"], chosen["targets"], said)
+            looked = saliency(run, inputs["image"], inputs["target"], chosen["targets"], naming)
             at_noun = np.full(boxes.shape[:2], np.nan)
         else:
-            looked = np.where(said[..., None, None], weights[:, None], 0).max(axis=2)
+            looked = np.where(naming[..., None, None], weights[:, None], 0).max(axis=2)
             at_noun = _hits(
                 np.take_along_axis(weights, chosen["words"][:, :, None, None], axis=1),
                 _inside(run, boxes, weights),
             )
         inside = _inside(run, boxes, looked)
-        there = phrases[..., 1] > 0
-        found.append(np.stack([_hits(looked, inside), at_noun, inside.mean(axis=(2, 3))])[:, there])
-    shares = 100 * np.concatenate(found, axis=1).mean(axis=1)
+        present = phrases[..., 1] > 0
+        results.append(
+            np.stack([_hits(looked, inside), at_noun, inside.mean(axis=(2, 3))])[:, present]
+        )
+    shares = 100 * np.concatenate(results, axis=1).mean(axis=1)
     hit, noun, chance = map(float, shares)
-    return Pointing(hit, noun, chance, sum(each.shape[1] for each in found))
+    return Pointing(hit, noun, chance, sum(result.shape[1] for result in results))
 
 
 def _inside(run: Run, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Which places of the grid of weights [..., rows, columns] have their centres in boxes [n, objects, 4]."""
+    """Which locations of weights [..., rows, columns] have centres in boxes [n, objects, 4]."""
     within = []
     for axis, (count, size) in enumerate(
         zip(weights.shape[-2:], cast(Any, run.data.input_shape), strict=False)
@@ -251,7 +265,7 @@ def _inside(run: Run, boxes: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _hits(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Whether the places of most weight are inside; both [n, objects, rows, columns] -> [n, objects]."""
+    """Whether the largest weights are inside: both [n, objects, rows, columns] -> [n, objects]."""
     peaks = weights.reshape(*inside.shape[:2], -1).argmax(axis=2)
     return np.take_along_axis(inside.reshape(*inside.shape[:2], -1), peaks[..., None], axis=2)[
         ..., 0
@@ -261,12 +275,15 @@ def _hits(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def saliency(
     run: Run, images: np.ndarray, before: np.ndarray, targets: np.ndarray, said: np.ndarray
 ) -> np.ndarray:
-    """Of raw images, for tokens chosen by ``said`` [n, objects, time]: [n, objects, height, width] of the model's grid."""
+    """Saliency of raw images for the tokens that ``said`` [n, objects, time] selects.
+
+    Returns [n, objects, rows, columns] of the model's grid.
+    """
     batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
     image, cfg = batches.batch(0)["inputs"]["image"], run.recipe.model
     gradients = [
-        _gradient(run.module, cfg, run.params, image, before, targets, each)
-        for each in said.swapaxes(0, 1)
+        _gradient(run.module, cfg, run.params, image, before, targets, selected)
+        for selected in said.swapaxes(0, 1)
     ]
     pixels = np.abs(np.stack(gradients, axis=1)).sum(axis=-1)
     rows, columns = cfg.grid
@@ -283,7 +300,7 @@ def saliency(
 def _gradient(
     module: Model, cfg: Any, params: Params, image: Any, before: Any, targets: Any, said: Any
 ) -> Any:
-    """d log p(said targets) / d image."""
+    """d log p(targets selected by ``said``) / d image."""
 
     def log_p(image: Any) -> Any:
         logits = module.apply(cfg, params, {"image": image, "target": before})
@@ -294,11 +311,16 @@ def _gradient(
 
 
 def attention(run: Run, images: np.ndarray, before: np.ndarray) -> np.ndarray | None:
-    """Where the model looks in raw images while it writes what follows tokens [n, time]: [n, time, height, width] of the grid."""
+    """Attention weights on raw images at each step, given the decoder inputs ``before`` [n, time].
+
+    Returns [n, time, rows, columns] of the model's grid, or None for a model without attention.
+    """
     batches = Batches({"inputs": {"image": images}}, len(images), seed=None, scaling=run.scaling)
     inputs = {"image": batches.batch(0)["inputs"]["image"], "target": jnp.asarray(before)}
-    _, seen = _trace(run.module, run.recipe.model, run.params, inputs)
-    return np.asarray(seen["attention"], np.float32) if "attention" in seen else None
+    _, intermediates = _trace(run.module, run.recipe.model, run.params, inputs)
+    return (
+        np.asarray(intermediates["attention"], np.float32) if "attention" in intermediates else None
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -307,13 +329,18 @@ def _trace(module: Model, cfg: Any, params: Params, inputs: Any) -> Any:
 
 
 def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
-    """The raw image, and for each word that the model wrote of it the image lit where it looked; figure 3 of the review."""
+    """HTML of the raw image, and of the image lit by the attention weights of each caption token.
+
+    As in figure 3 of LeCun, Bengio, Hinton (2015).
+    """
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     grey = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     figures = [
-        f"<figure>{picture(grey, 'image')}<figcaption>{html.escape(written.text)}</figcaption></figure>"
+        f"<figure>{picture(grey, 'image')}"
+        f"<figcaption>{html.escape(written.text)}</figcaption></figure>"
     ]
-    # Filled up, so that captions of all lengths are one program: what comes later changes nothing.
+    # Padded, so that captions of all lengths share one compiled program: later tokens do not affect
+    # earlier weights.
     before = np.full(task_of(run).max_length + 1, END, np.int32)
     before[1 : len(written.tokens)] = written.tokens[:-1]
     weights = attention(run, image[None], before[None]) if len(written.tokens) else None
@@ -324,13 +351,17 @@ def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
             title = f"while it writes {word}"
             lit = lighten(pixels, looked)
             figures.append(
-                f"<figure>{picture(lit, title)}<figcaption>{html.escape(word)}</figcaption></figure>"
+                f"<figure>{picture(lit, title)}"
+                f"<figcaption>{html.escape(word)}</figcaption></figure>"
             )
     return f'<div class="strips" style="--width: {ZOOM}px">{"".join(figures)}</div>'
 
 
 def lighten(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """An image, bytes [height, width, channels], dark but where the weights [rows, columns] are: bytes [height, width, 3]."""
+    """Darkens an image where weights [rows, columns] are small.
+
+    Bytes [height, width, channels] -> bytes [height, width, 3].
+    """
     from PIL import Image
 
     height, width = pixels.shape[:2]
@@ -348,49 +379,58 @@ def lighten(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def captioned(evaluation: Evaluation) -> str | None:
-    """The chosen image and the ones after it, and images with the worst captions: what was said, and where the model looked."""
+    """Captions with attention: of the chosen and the next examples, the best and the worst ones."""
     assert isinstance(evaluation.measured, Captioned)
-    found, said = evaluation.measured.captions, evaluation.measured.references
+    captions, references = evaluation.measured.captions, evaluation.measured.references
     images = evaluation.table["inputs"]["image"]
-    wrong = {index for index in range(len(found)) if found[index].text not in said[index]}
-    sure = sorted(
-        range(len(found)), key=lambda index: -found[index].score / max(len(found[index].tokens), 1)
+    wrong = {
+        index for index in range(len(captions)) if captions[index].text not in references[index]
+    }
+    by_confidence = sorted(
+        range(len(captions)),
+        key=lambda index: -captions[index].score / max(len(captions[index].tokens), 1),
     )
-    chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
+    chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(captions)))
     best, worst = (
-        [index for index in sure if index not in wrong][:SHOWN],
-        [index for index in reversed(sure) if index in wrong],
+        [index for index in by_confidence if index not in wrong][:SHOWN],
+        [index for index in reversed(by_confidence) if index in wrong],
     )
-    groups = {"From the chosen example on": chosen, "Right, and the model was most sure": best}
-    groups |= {"Wrong, and the model was least sure": worst[:SHOWN]}
+    groups = {"From the chosen example on": chosen, "Correct, with the highest confidence": best}
+    groups |= {"Wrong, with the lowest confidence": worst[:SHOWN]}
     parts = []
     for title, rows in groups.items():
         parts.append(f"<h3>{title}</h3>" if rows else "")
         for row in rows:
-            note = f'<p class="note">example {row}; people: {html.escape("; ".join(said[row]))}</p>'
-            parts.append(note + overlays(evaluation.run, images[row], found[row]))
-    intro = f"{len(found) - len(wrong):,} of {len(found):,} captions are what people wrote.  Each picture is lit where the model "
-    intro += "looked while it wrote the word below, as in figure 3 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses "
-    intro += "others, <code>zoo-evals caption</code> captions your own."
+            note = (
+                f'<p class="note">example {row}; references: '
+                f"{html.escape('; '.join(references[row]))}</p>"
+            )
+            parts.append(note + overlays(evaluation.run, images[row], captions[row]))
+    intro = (
+        f"{len(captions) - len(wrong):,} of {len(captions):,} captions equal a reference.  "
+        "Each picture is lit where the model looked while it wrote the word below, as in figure 3 "
+        "of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses other images; "
+        "<code>zoo-evals caption</code> captions your own."
+    )
     return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
 
 
 def read_own(run: Run, file: Any) -> np.ndarray:
-    """An image file, resized to those of the training data, of a run of captioning.  Raises DataError naming it."""
+    """Reads an image file, resized to the training images.  Raises DataError naming the file."""
     height, width, channels = cast(tuple[int, int, int], run.data.input_shape)
     return read_image(file, (height, width, channels))
 
 
 def print_captions(run: Run, options: verbs.Caption) -> int:
-    """Prints a line for each image, and writes captions.html into the run folder."""
+    """Prints a line for each image, and writes captions.html to the run folder."""
     failures, sections = Failures(), []
     images = list(readable(options.files, lambda file: read_own(run, file), failures))
     if not images:
         return 1
     pixels = np.stack([image for _, image in images])
     pixels = 255 - pixels if options.invert else pixels
-    found = caption(run, pixels, beam=options.beam, length_penalty=options.length_penalty)
-    for (file, _), image, generated in zip(images, pixels, found, strict=True):
+    captions = caption(run, pixels, beam=options.beam, length_penalty=options.length_penalty)
+    for (file, _), image, generated in zip(images, pixels, captions, strict=True):
         print(f"{file}  {generated.text}")
         if can_render():
             sections.append(titled(str(file), overlays(run, image, generated)))

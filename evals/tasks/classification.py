@@ -1,4 +1,4 @@
-"""Classification: which class each example is of, where the model errs, and labels for new files."""
+"""Classification: a prediction for each example, the model's mistakes, and labels for new files."""
 
 import dataclasses
 import functools
@@ -31,17 +31,20 @@ from zoo.base import Model, Params
 
 TASK = tasks.Classification
 TOP = 3
-"""Classes that are printed for each item."""
+"""Classes printed for each item."""
 BARS = 5
-"""Classes shown beside the feature maps."""
+"""Classes shown next to the feature maps."""
 MISTAKES = 24
 MATRIX_CLASSES = 20
-"""A matrix of more classes does not fit a screen: the most frequent confusions are listed instead."""
-POLARITY = "images are used as they are; if yours have the opposite polarity to the training data (e.g. dark on light), add --invert"
+"""With more classes the matrix does not fit on a screen: frequent confusions are listed instead."""
+POLARITY = (
+    "images are used as they are; if yours have the opposite polarity to the training data "
+    "(e.g. dark on light), add --invert"
+)
 
 
 class Predictions(NamedTuple):
-    """What a classifier estimates for every example of a split, in its order.
+    """The predictions of a classifier for every example of a split, in order.
 
     outputs [n, classes]: probabilities, unless the model's outputs are linear.
     losses [n].  targets [n]: the true classes.
@@ -59,13 +62,13 @@ class Predictions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Classified(Measured):
-    """predictions: None where the objective carries state from batch to batch."""
+    """predictions: None if the objective carries state from batch to batch."""
 
     predictions: Predictions | None
 
 
 def measure(subject: Subject) -> Classified:
-    """Accuracy, error and the metrics of the loss; a prediction for each example."""
+    """Accuracy, error, the metrics of the loss, and a prediction for each example."""
     metrics = subject.losses
     mask = subject.table.get("mask")
     count = len(subject.table["targets"]) if mask is None else int(np.sum(mask))
@@ -95,7 +98,7 @@ def _outputs_and_losses(module: Model, cfg: Any, params: Params, batch: Any) -> 
 
 
 def confusions(evaluation: Evaluation) -> str | None:
-    """True against predicted classes."""
+    """The confusion matrix, or the most frequent confusions if there are many classes."""
     predictions = _predictions(evaluation)
     if predictions is None:
         return None
@@ -120,12 +123,13 @@ def mistakes(evaluation: Evaluation) -> str | None:
         image = picture(images[number], f"example {index}") if images is not None else ""
         predicted, true = predictions.classes[index], predictions.targets[index]
         lines = [
-            f"said <b>{html.escape(names[predicted])}</b> {unbroken(predictions.outputs[index, predicted])}",
+            f"predicted <b>{html.escape(names[predicted])}</b> "
+            f"{unbroken(predictions.outputs[index, predicted])}",
             f"true <b>{html.escape(names[true])}</b> {unbroken(predictions.outputs[index, true])}",
             f'<span class="note">loss {predictions.losses[index]:.2f}<br>example {index}</span>',
         ]
         cards.append(f"<figure>{image}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
-    intro = f"{len(wrong):,} of {evaluation.count:,} examples are labelled wrongly"
+    intro = f"{len(wrong):,} of {evaluation.count:,} examples are misclassified"
     if len(worst) < len(wrong):
         intro += f"; these {len(worst)} have the highest loss."
     else:
@@ -134,12 +138,12 @@ def mistakes(evaluation: Evaluation) -> str | None:
 
 
 def feature_maps(evaluation: Evaluation) -> str | None:
-    """``evals.report.maps.feature_maps`` with the scores of the example beside them."""
+    """``evals.report.maps.feature_maps`` next to the scores of the example."""
     return maps.feature_maps(evaluation, beside=_scores(evaluation))
 
 
 def small_shifts(evaluation: Evaluation) -> str | None:
-    """``evals.report.shifts.shifts``, where there are predictions."""
+    """``evals.report.shifts.shifts``, if there are predictions."""
     predictions = _predictions(evaluation)
     return None if predictions is None else shifts(evaluation, predictions.targets)
 
@@ -165,7 +169,7 @@ def _scores(evaluation: Evaluation) -> str:
         cells = f"<th{kind}>{html.escape(names[index])}</th>"
         cells += f'<td class="bar"><div style="width:{width:.1f}%"></div></td>'
         lines.append(f"<tr>{cells}<td>{unbroken(outputs[index])}</td></tr>")
-    title = f"<p>The model says; true is <b>{html.escape(names[true])}</b>:</p>"
+    title = f"<p>Predictions (the true class is <b>{html.escape(names[true])}</b>):</p>"
     return f'<aside>{title}<table class="scores">{"".join(lines)}</table></aside>'
 
 
@@ -176,8 +180,7 @@ def _matrix(counts: np.ndarray, names: list[str]) -> str:
         total = max(int(row.sum()), 1)
         line = f"<th>{html.escape(names[true])}</th>"
         for predicted, count in enumerate(row):
-            # A single mistake must be visible beside hundreds of hits: the square root spreads the
-            # small shares.
+            # The square root keeps a single mistake visible next to hundreds of correct ones.
             shade = f"{math.sqrt(count / total) * 0.75:.2f}" if count else "0"
             kind = "hit" if true == predicted else "miss"
             line += f'<td class="{kind}" style="--shade:{shade}">{count or ""}</td>'
@@ -209,13 +212,13 @@ def predict(
     *,
     invert: bool = False,
 ) -> list[tuple[str, np.ndarray]]:
-    """(label, outputs [classes]) of each item of the files.
+    """Classifies files: (label, outputs [classes]) for each item.
 
-    An image is one item, an npz file holds "inputs" [n, ...].  Images of any size and format are
-    resized to the shape of the training inputs, and brought to their range of values.
-    invert: for files of the opposite polarity to the training data, such as dark on light.
-    Raises RunError, CheckpointError, DataError that names the file, and ValueError for one file
-    instead of several.
+    An image is one item; an npz file contains n items, "inputs" [n, ...].  Images of any size and
+    format are resized to the training images and scaled to their range of values.
+    invert: for files with the opposite polarity to the training data, such as dark on light.
+    Raises RunError, CheckpointError, DataError that names the file, and ValueError for a single
+    path instead of a list.
     """
     if isinstance(files, str | os.PathLike):
         raise ValueError(f"files={os.fspath(files)!r}, allowed: a list of files")
@@ -231,9 +234,10 @@ def predict_files(
     invert: bool = False,
     failed: Callable[[DataError], None] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """``predict`` with a model that is already restored.
+    """``predict`` with a run that is already restored.
 
-    Items of all files fill batches of one size, so that the model is compiled once.
+    Batches contain items of several files, and all have the same size, so that the model is
+    compiled only once.
     failed: see ``evals.files.readable``.
     """
     images_only = not any(map(holds_arrays, files))
@@ -271,12 +275,12 @@ def _labels(file: pathlib.Path, inputs: np.ndarray) -> list[str]:
 
 
 def _kind(example: np.ndarray) -> tuple[Any, ...]:
-    """What examples of one batch have in common."""
+    """Shape and dtype, which all examples of a batch share."""
     return example.shape, example.dtype
 
 
 def _require_accepted(run: Run, file: pathlib.Path, inputs: np.ndarray, size: int) -> None:
-    """Raises DataError naming the file whose examples the model refuses."""
+    """Raises DataError naming the file if the model does not accept its examples."""
     try:
         batches = Batches({"inputs": inputs[:1]}, 1, seed=None, scaling=run.scaling)
         batch = jax.eval_shape(batches.load, batches.example(size))
@@ -286,7 +290,7 @@ def _require_accepted(run: Run, file: pathlib.Path, inputs: np.ndarray, size: in
 
 
 def show_item(run: Run, label: str, outputs: np.ndarray) -> str:
-    """One line: the label and the most probable classes, "seven.png  7 98.2 %  1 0.9 %"."""
+    """The label and the most probable classes on one line: "seven.png  7 98.2 %  1 0.9 %"."""
     names = class_names(run, len(outputs))
     best = np.argsort(-outputs, kind="stable")[:TOP]
     shown = (f"{names[index]} {show_output(float(outputs[index]))}" for index in best)
@@ -294,7 +298,7 @@ def show_item(run: Run, label: str, outputs: np.ndarray) -> str:
 
 
 def print_predictions(run: Run, options: verbs.Predict) -> int:
-    """A line for each item of each file; a file that cannot be read is named and left out."""
+    """Prints a line for each item of each file; reports and skips files that cannot be read."""
     failures = Failures()
     for label, outputs in predict_files(run, options.files, invert=options.invert, failed=failures):
         print(show_item(run, label, outputs))

@@ -1,7 +1,7 @@
-"""Metrics of models that are a density: how probable they find data, in nats an example.
+"""Density estimation: the log-likelihood of the data under the model, in nats per example.
 
-Data that are not binary are made so by one draw of fixed keys, unless the model says how: log-likelihoods of different
-binarisations are not comparable.
+Data that are not binary are sampled once with fixed keys, unless the model defines how to binarise
+them: log-likelihoods under different binarisations are not comparable.
 """
 
 import functools
@@ -32,10 +32,10 @@ IDENTITY = Scaling(np.float32(0), np.float32(1))
 
 
 def measure(subject: Subject) -> Measured:
-    """The metrics of the loss; the likelihood of a restricted Boltzmann machine, see below."""
+    """The metrics of the loss; for a restricted Boltzmann machine also ``likelihoods``."""
     run = subject.run
     named = {}
-    if isinstance(run.recipe.model, rbm.Config):  # annealed importance sampling knows no others
+    if isinstance(run.recipe.model, rbm.Config):  # AIS supports no other model
         training = subject.dataset.splits["train"] if subject.own else subject.table
         named = likelihoods(run, subject.table, training)
     return Measured(metrics=subject.losses | subject.named(named))
@@ -44,12 +44,15 @@ def measure(subject: Subject) -> Measured:
 def likelihoods(
     run: Run, table: Mapping[str, Any], training: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Metrics of a restricted Boltzmann machine on a table.
+    """Likelihood metrics of a restricted Boltzmann machine on a table.
 
-    "log-likelihood nats": with the exact partition function where it can be enumerated, and then "annealed error nats" says how
-    far the annealed estimate of log Z is off; else with that, and "log-likelihood standard error nats" beside.
-    "pseudo-likelihood nats": the sum over units of log p(unit | all others), of binary units.
-    training: the table whose means the annealing starts from.
+    "log-likelihood nats": log Z is exact if it can be enumerated, else estimated by annealed
+        importance sampling (AIS).
+    "annealed error nats": the error of the AIS estimate of log Z, if the exact value is known.
+    "log-likelihood standard error nats": that of the AIS estimate, if the exact value is unknown.
+    "pseudo-likelihood nats": sum over units of log p(unit | all others), for binary units.
+
+    training: the table whose means define the base distribution of AIS.
     """
     cfg, params = run.recipe.model, run.params
     visible = binary(run, table["inputs"])
@@ -74,7 +77,7 @@ def likelihoods(
 
 
 def binary(run: Run, inputs: np.ndarray) -> np.ndarray:
-    """Visible states [n, visible] for raw inputs, float32: as the model binarises them, by fixed keys where it draws."""
+    """Visible states [n, visible], float32, of raw inputs; binarised by the model, fixed keys."""
     cfg = run.recipe.model
     scaled = _scaled(run, inputs)
     states = np.asarray(
@@ -93,7 +96,7 @@ def _scaled(run: Run, inputs: np.ndarray) -> np.ndarray:
 
 
 def _map(run: Run, function: Any, visible: np.ndarray) -> np.ndarray:
-    """A function of visible states, which are not scaled again: [n]."""
+    """Applies a function to visible states [n, visible] without scaling them again: [n]."""
     unscaled = run._replace(data=run.data._replace(scaling=IDENTITY))
     return unscaled.map(function, {"inputs": visible}, rows=min(PART, len(visible)))
 

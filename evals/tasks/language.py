@@ -1,6 +1,6 @@
-"""Language models: how probable they find a text, beside n-grams of the same tokens, what is hard for them, what they write.
+"""Language modelling: perplexity compared with n-gram models, per-token loss, and samples.
 
-A *text* is data of ``train.data.text``: windows of tokens of a vocabulary, of characters or of words.
+A *text* is a data set of ``train.data.text``: windows of tokens, which are characters or words.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ from zoo.base import Params, Recurrent, restart
 from zoo.parts.language import generate
 
 ORDERS = {"characters": (5, 7), "words": (2, 3, 5)}
-"""Of the n-grams beside; the last ones are mixed with the model, too."""
+"""Orders of the n-gram baselines; the model is also interpolated with the last one."""
 MOST = 20_000_000
-"""Training tokens; n-grams of more would take gigabytes."""
+"""Maximum number of training tokens for n-grams: more would need gigabytes of memory."""
 TEMPERATURES = (0.5, 0.8, 1.0)
 WRITTEN, PROMPT, PASSAGE = (
     {"characters": c, "words": w} for c, w in ((500, 100), (40, 8), (1500, 300))
 )
-"""Tokens of a sample in the report, of the prompt before it, and of the passage shown."""
+"""Number of tokens in the report: of each sample, of its prompt, and of the passage."""
 _AS_WRITTEN = "white-space: pre-wrap; overflow-wrap: anywhere"
 DARKEST = 0.55
-"""Opacity behind a token that was no more probable than by chance: text on it is readable, in light and dark."""
+"""Opacity behind tokens at chance level; text stays readable in light and dark mode."""
 
 
 TASK = tasks.Language
@@ -47,13 +47,13 @@ TASK = tasks.Language
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Read(Measured):
-    """log_probabilities: of each token of the split, in its order, float32 [tokens]."""
+    """log_probabilities: log p of each token of the split, in order, float32 [tokens]."""
 
     log_probabilities: np.ndarray
 
 
 def language_of(run: Run) -> tasks.Language:
-    """The run's task.  Raises DataError for another one."""
+    """The run's task.  Raises DataError if it is not language modelling."""
     if not isinstance(run.task, TASK):
         verbs.require(run, "sample", {})
     assert isinstance(run.task, TASK)
@@ -61,35 +61,35 @@ def language_of(run: Run) -> tasks.Language:
 
 
 def measure(subject: Subject) -> Read:
-    """The metrics of the loss; log p of each token.
+    """The metrics of the loss, and log p of each token.
 
-    "perplexity", "tokens", "unknown %" (of the targets), and those of ``baselines``.  For a test
-    split also the loss on the validation split, by which settings are chosen, if the model was not
-    trained on it.  Other data than the run's have no baselines.
+    Further metrics are "perplexity", "tokens", "unknown %" (of the targets) and, on the run's own
+    data, those of ``baselines``.  On splits other than validation, also the validation loss, which
+    is used for model selection, unless the model was trained on that split.
     """
     run, split, splits = subject.run, subject.split, subject.dataset.splits
     table = subject.table
-    found = token_log_probabilities(run, table)
-    with np.errstate(over="ignore"):  # of a model that diverged
+    log_probabilities = token_log_probabilities(run, table)
+    with np.errstate(over="ignore"):  # infinite if the model diverged
         perplexity = float(np.exp(subject.means["loss"]))
     unknown = table["targets"][table["mask"]] == UNKNOWN
     named = {
         "perplexity": perplexity,
-        "tokens": float(len(found)),
+        "tokens": float(len(log_probabilities)),
         "unknown %": 100 * float(unknown.mean()),
     }
     held_out = None
     unseen = split != "validation" and "validation" not in run.recipe.train_on
-    if subject.own and unseen and not np.isnan(found).any():
+    if subject.own and unseen and not np.isnan(log_probabilities).any():
         held_out = token_log_probabilities(run, splits["validation"]).astype(np.float64)
     if subject.own:
-        probabilities = np.exp(found.astype(np.float64))
+        probabilities = np.exp(log_probabilities.astype(np.float64))
         mixed = None if held_out is None else np.exp(held_out)
         named |= baselines(run, split, splits, probabilities, mixed)
     metrics = subject.losses | subject.named(named)
     if held_out is not None:
         metrics["validation loss nats"] = float(-held_out.mean())
-    return Read(metrics=metrics, tokens=len(found), log_probabilities=found)
+    return Read(metrics=metrics, tokens=len(log_probabilities), log_probabilities=log_probabilities)
 
 
 def baselines(
@@ -99,12 +99,15 @@ def baselines(
     neural: np.ndarray,
     held_out: np.ndarray | None,
 ) -> dict[str, float]:
-    """Metrics of modified Kneser-Ney n-grams of what the run was trained on, on a split.
+    """Metrics on a split of modified Kneser-Ney n-gram models of the run's training data.
 
-    neural, held_out: the model's p of the split's tokens and of the validation split's, None if they do not serve to mix.
-    "perplexity of 5-grams", or "loss of 5-grams nats" of characters.  "perplexity with 5-grams": of w p(model) + (1 - w)
-    p(5-grams), with the w that is best on the validation split, "weight with 5-grams".  {} on a training split, and of texts
-    longer than MOST.
+    "perplexity of 5-grams"; for characters "loss of 5-grams nats".
+    "perplexity with 5-grams": of w p(model) + (1 - w) p(5-grams), where w, "weight with 5-grams",
+        is the best weight on the validation split.
+
+    neural: the model's p of the split's tokens.
+    held_out: the model's p of the validation split's tokens; None: no interpolation.
+    Returns {} for a training split, and for more than MOST training tokens.
     """
     task = language_of(run)
     trained, vocabulary, tokens = run.recipe.train_on.split("+"), len(task.vocabulary), task.tokens
@@ -112,20 +115,23 @@ def baselines(
     if split in trained or sum(map(len, training)) > MOST:
         return {}
 
-    def name(how: str, order: int, p: np.ndarray) -> dict[str, float]:
+    def name(relation: str, order: int, p: np.ndarray) -> dict[str, float]:
         perplexity = ngrams.perplexity(p)
         if tokens == "words":
-            return {f"perplexity {how} {order}-grams": perplexity}
-        return {f"loss {how} {order}-grams nats": math.log(perplexity)}
+            return {f"perplexity {relation} {order}-grams": perplexity}
+        return {f"loss {relation} {order}-grams nats": math.log(perplexity)}
 
     named = {}
     for order in ORDERS[tokens]:
         model = ngrams.fit(training, vocabulary, order)
         p, other = (
             np.concatenate(
-                [ngrams.probabilities(model, document) for document in documents(splits[each])]
+                [
+                    ngrams.probabilities(model, document)
+                    for document in documents(splits[split_name])
+                ]
             )
-            for each in (split, "validation")
+            for split_name in (split, "validation")
         )
         named |= name("of", order, p)
         if held_out is not None and order == ORDERS[tokens][-1]:
@@ -137,20 +143,21 @@ def baselines(
 
 
 def documents(table: Mapping[str, Any]) -> list[np.ndarray]:
-    """The documents of a split of text, each int32 [tokens], in their order."""
+    """The documents of a split of text, in order, each int32 [tokens]."""
     return np.split(table["targets"][table["mask"]], tokens_before(table)[table["reset"]][1:])
 
 
 def tokens_before(table: Mapping[str, Any]) -> np.ndarray:
-    """How many tokens of a split of text lie before each window [windows]."""
+    """Number of tokens before each window of a split of text [windows]."""
     lengths = table["mask"].sum(axis=1)
     return np.cumsum(lengths) - lengths
 
 
 def token_log_probabilities(run: Run, table: Mapping[str, Any]) -> np.ndarray:
-    """log p of each token of a split in its order, given those before it: float32 [tokens]; their sum is minus the loss's.
+    """log p of each token of a split given the preceding tokens, in order: float32 [tokens].
 
-    As in ``evaluation_batches`` a text is read in several stretches, each of which begins without what came before it.
+    Their negative mean is the loss.  As in ``evaluation_batches``, the text is read in several
+    segments in parallel, and each segment starts without the preceding text.
     """
     module, cfg = run.module, run.recipe.model
 
@@ -172,9 +179,10 @@ def _read(module: Recurrent, cfg: Any, params: Params, carry: Any, batch: Any) -
 
 
 def read_prompt(run: Run, prompt: str) -> tuple[np.ndarray, list[str]]:
-    """A prompt as tokens int32 [tokens], after the one that every text begins with; and what of it is not in the vocabulary.
+    """The tokens of a prompt, int32 [tokens], and the words that are not in the vocabulary.
 
-    Raises DataError naming the run's folder unless it is that of a language model of text.
+    The first token is the one that begins every text.
+    Raises DataError naming the run's folder unless its model is a language model.
     """
     vocabulary = language_of(run).vocabulary
     prompt = prompt.removeprefix(vocabulary[BEGIN])
@@ -194,9 +202,9 @@ def write(
     top_k: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """So many tokens [length], never <unk>, that the model writes after a prompt [tokens]: see ``zoo.parts.language.generate``.
+    """Generates tokens [length], never <unk>, after a prompt [tokens].
 
-    Raises ValueError naming what is out of range.
+    See ``zoo.parts.language.generate``.  Raises ValueError naming what is out of range.
     """
     most = len(language_of(run).vocabulary)
     checks = {
@@ -216,7 +224,7 @@ def write(
             raise ValueError(message)
     assert isinstance(run.module, Recurrent)
     keys = root_key(np.uint32(seed))[None]
-    how = {"temperature": temperature, "top_k": top_k, "suppressed": (UNKNOWN,)}
+    options = {"temperature": temperature, "top_k": top_k, "suppressed": (UNKNOWN,)}
     return np.asarray(
         generate(
             run.module,
@@ -225,13 +233,13 @@ def write(
             jax.numpy.asarray(prompt[None]),
             length,
             keys,
-            **how,
+            **options,
         )[0]
     )
 
 
 def samples(evaluation: Evaluation) -> str | None:
-    """Texts that the model writes after the beginning of the chosen example, at several temperatures."""
+    """Continuations of the beginning of the chosen example, at several temperatures."""
     run, table = evaluation.run, evaluation.table
     vocabulary, tokens = language_of(run).vocabulary, language_of(run).tokens
     begun = table["targets"][evaluation.example][table["mask"][evaluation.example]][
@@ -241,12 +249,18 @@ def samples(evaluation: Evaluation) -> str | None:
     figures = []
     for temperature in TEMPERATURES:
         written = write(run, prompt, WRITTEN[tokens], temperature=temperature)
-        text = f"<b>{html.escape(decode(begun, vocabulary))}</b>{html.escape(decode(written.tolist(), vocabulary))}"
+        text = (
+            f"<b>{html.escape(decode(begun, vocabulary))}</b>"
+            f"{html.escape(decode(written.tolist(), vocabulary))}"
+        )
         caption = f'<figcaption class="note">temperature {temperature:g}</figcaption>'
         figures.append(f'<figure>{caption}<p style="{_AS_WRITTEN}">{text}</p></figure>')
-    intro = f"What the model writes after the first {len(begun)} {tokens} of example {evaluation.example} of the "
-    intro += f"{evaluation.split} split, which are bold.  Logits are divided by the temperature: the lower it is, the more often "
-    intro += "the most probable token is drawn.  <code>zoo-evals sample</code> writes more."
+    intro = (
+        f"The model continues the first {len(begun)} {tokens} (bold) of example "
+        f"{evaluation.example} of the {evaluation.split} split.  Logits are divided by the "
+        "temperature: the lower it is, the more often the most probable token is drawn.  "
+        "<code>zoo-evals sample</code> generates more."
+    )
     columns = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr))"
     return titled(
         "Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>'
@@ -254,9 +268,13 @@ def samples(evaluation: Evaluation) -> str | None:
 
 
 def passage(evaluation: Evaluation) -> str | None:
-    """A passage from the chosen example on, each token shaded by how improbable the model found it."""
+    """A passage that starts at the chosen example, with each token shaded by its -log p."""
     assert isinstance(evaluation.measured, Read)
-    run, table, found = evaluation.run, evaluation.table, evaluation.measured.log_probabilities
+    run, table, log_probabilities = (
+        evaluation.run,
+        evaluation.table,
+        evaluation.measured.log_probabilities,
+    )
     vocabulary, tokens = language_of(run).vocabulary, language_of(run).tokens
     first = int(tokens_before(table)[evaluation.example])
     stretch = slice(first, first + PASSAGE[tokens])
@@ -265,7 +283,7 @@ def passage(evaluation: Evaluation) -> str | None:
     chance = math.log(max(len(vocabulary), 2))
     parts = []
     for index, (token, log_p) in enumerate(
-        zip(targets.tolist(), found[stretch].tolist(), strict=True)
+        zip(targets.tolist(), log_probabilities[stretch].tolist(), strict=True)
     ):
         parts.append("<hr>" if index and index in begins else "")
         parts.append(_shaded(decode([token], vocabulary), log_p, chance))
@@ -273,25 +291,32 @@ def passage(evaluation: Evaluation) -> str | None:
     key = " ".join(
         _shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary))
     )
-    mean = -found[stretch].mean(dtype=np.float64)
-    intro = f"The {len(targets)} {tokens} from example {evaluation.example} of the {evaluation.split} split on, each shaded by "
-    intro += f"-log p, where p is the model's probability of it given those before: darkest at {chance:.1f} nats, what a guess "
-    intro += f"among all {len(vocabulary):,} tokens costs.  Here the mean is {mean:.2f} nats.  A line end is a token too."
+    mean = -log_probabilities[stretch].mean(dtype=np.float64)
+    intro = (
+        f"{len(targets)} {tokens} of the {evaluation.split} split, starting at example "
+        f"{evaluation.example}.  Each is shaded by -log p, where p is its probability under the "
+        f"model given the preceding {tokens}.  The darkest shade is {chance:.1f} nats, the cost of "
+        f"a uniform guess among all {len(vocabulary):,} tokens.  Here the mean is {mean:.2f} "
+        "nats.  A line end is also a token."
+    )
     body = f'<p>{intro}</p><p>p {key}</p><div style="{_AS_WRITTEN}">{"".join(parts)}</div>'
-    return titled("What is hard", body)
+    return titled("Per-token loss", body)
 
 
 def _shaded(text: str, log_p: float, chance: float) -> str:
-    """A token, its line end made visible."""
+    """HTML of a token, shaded by its log p, with line ends made visible."""
     shade = DARKEST * min(-log_p / chance, 1) if log_p < 0 else 0.0
     shown, space = (
         (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
     )
-    return f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">{html.escape(shown)}</span>{space}'
+    return (
+        f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">'
+        f"{html.escape(shown)}</span>{space}"
+    )
 
 
 def print_sample(run: Run, options: verbs.Sample) -> int:
-    """Prints the prompt as the model reads it, and its continuation; names unknown words."""
+    """Prints the prompt as the model reads it and its continuation; reports unknown words."""
     prompt, unknown = read_prompt(run, options.prompt)
     written = write(
         run,

@@ -1,4 +1,4 @@
-"""Reconstruction: how well a model gives back its inputs, what it dreams, and what its code tells."""
+"""Reconstruction: how well a model reconstructs its inputs, its samples, and its codes."""
 
 import functools
 import html
@@ -24,17 +24,17 @@ TASK = tasks.Reconstruction
 PAIRS = 12
 AVERAGED = 1000
 CHAINS = 5
-"""From each of two starts."""
+"""Gibbs chains from each of two kinds of start."""
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
 CODES = 2000
 MOST_COMPONENTS = 4096
-"""Of inputs: their covariances take 134 MB then, and half a minute."""
+"""Maximum input size for PCA: the covariance matrix then takes 134 MB and half a minute."""
 LEGEND = 20
-"""Of more classes than this nobody tells the colours apart."""
+"""Maximum number of classes in a legend: more colours cannot be told apart."""
 
 
 def measure(subject: Subject) -> Measured:
-    """The metrics of the loss; beside them, the error of as many principal components."""
+    """The metrics of the loss; for comparison, the error of PCA with a code of the same size."""
     run = subject.run
     named = {}
     if subject.own and "reconstruction_error" in subject.means:
@@ -48,16 +48,16 @@ def measure(subject: Subject) -> Measured:
 
 
 def reconstructions(evaluation: Evaluation) -> str | None:
-    """Examples, and what the model makes of them."""
+    """Examples and their reconstructions."""
     run, inputs = evaluation.run, evaluation.table["inputs"]
     if as_images(inputs[:1], run.data.input_range) is None:
         return None
     rows, many = spread(evaluation, PAIRS), evenly(len(inputs), AVERAGED)
-    scaled, mirrored = run.map(_reconstructed, {"inputs": inputs[rows]})
-    errors, targets = np.square(scaled - mirrored).sum(axis=1), labelled(evaluation)
+    scaled, reconstructed = run.map(_reconstructed, {"inputs": inputs[rows]})
+    errors, targets = np.square(scaled - reconstructed).sum(axis=1), labelled(evaluation)
     originals, pictures = (
         as_images(inputs[rows], run.data.input_range),
-        as_pixels(evaluation, mirrored),
+        as_pixels(evaluation, reconstructed),
     )
     assert originals is not None
     cards = []
@@ -69,31 +69,35 @@ def reconstructions(evaluation: Evaluation) -> str | None:
         cards.append(
             f"<figure>{images}<figcaption>{label}{errors[number]:.2f}</figcaption></figure>"
         )
-    scaled, mirrored = run.map(_reconstructed, {"inputs": inputs[many]})
+    scaled, reconstructed = run.map(_reconstructed, {"inputs": inputs[many]})
     error, constant = (
         np.square(scaled - other).sum(axis=1).mean(dtype=np.float64)
-        for other in (mirrored, scaled.mean(axis=0, keepdims=True))
+        for other in (reconstructed, scaled.mean(axis=0, keepdims=True))
     )
-    intro = f"Examples of the {evaluation.split} split above, what the model makes of them below, and the squared error between "
-    intro += "the two, summed over an example as the model sees it, scaled.  The mean of "
-    intro += f"{len(many):,} examples is {error:.2f}; if the answer to each were their mean image, it would be {constant:.2f}."
+    intro = (
+        f"Above: examples of the {evaluation.split} split.  Below: their reconstructions, with "
+        "the squared error, summed over the scaled values of an example.  The mean of "
+        f"{len(many):,} examples is {error:.2f}; if every reconstruction were the mean image, "
+        f"it would be {constant:.2f}."
+    )
     return titled("Reconstructions", f'<p>{intro}</p><div class="pairs">{"".join(cards)}</div>')
 
 
 def fantasies(evaluation: Evaluation) -> str | None:
-    """What the model dreams: Gibbs chains from examples and from random states, over a geometric number of steps."""
+    """Samples of the model: Gibbs chains from examples and random states, after STEPS steps."""
     run, inputs = evaluation.run, evaluation.table["inputs"]
     if not isinstance(run.module, Generative):
         return None
     if as_images(inputs[:1], run.data.input_range) is None:
         return None
-    begin, fall = jax.random.split(root_key(0))
+    start_key, chain_key = jax.random.split(root_key(0))
     data = run.map(_flat, {"inputs": inputs[spread(evaluation, CHAINS)]})
     noise = np.asarray(
-        run.module.example_batch(run.recipe.model, begin, len(data))["inputs"]
+        run.module.example_batch(run.recipe.model, start_key, len(data))["inputs"]
     ).reshape(data.shape)
     columns = [
-        as_pixels(evaluation, values) for values in dreams(run, np.concatenate([data, noise]), fall)
+        as_pixels(evaluation, values)
+        for values in dreams(run, np.concatenate([data, noise]), chain_key)
     ]
     tables = []
     for first, title in (
@@ -108,18 +112,23 @@ def fantasies(evaluation: Evaluation) -> str | None:
             ]
             lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         tables.append(f'<table class="chains"><caption>{title}</caption>{"".join(lines)}</table>')
-    intro = "Each row is a Gibbs chain, with the number of its steps above: what it starts at, then the means of the visible "
-    intro += "units given the last states of hidden ones.  A model that mixes leaves what a chain started at for other likely data."
+    intro = (
+        "Each row is a Gibbs chain, each column a number of steps: first the start, then the means "
+        "of the visible units given the last hidden states.  If the chains mix well, they move "
+        "from the start to other probable data."
+    )
     return titled("Fantasies", f'<p>{intro}</p><div class="plots">{"".join(tables)}</div>')
 
 
 def dreams(run: Run, start: np.ndarray, key: Any) -> list[np.ndarray]:
-    """Visible means of chains from scaled inputs [chains, values], after each of STEPS; at 0 steps ``start`` itself.
+    """Visible means of chains after each of STEPS, from scaled inputs ``start`` [chains, values].
 
-    Every column runs from the start again: the same keys make the same chain, whatever the module keeps between its steps.
+    After 0 steps this is ``start`` itself.
     """
     module: Any = run.module
     cfg = run.recipe.model
+    # Every number of steps reruns the chains from the start: the same keys produce the same chains,
+    # and the state that a module keeps between steps need not be known here.
     keys = jax.random.split(key, len(start))
     after = jax.jit(module.fantasies)
     columns = (after(cfg, run.params, start, keys, np.int32(steps)) for steps in STEPS if steps)
@@ -127,7 +136,7 @@ def dreams(run: Run, start: np.ndarray, key: Any) -> list[np.ndarray]:
 
 
 def codes(evaluation: Evaluation) -> str | None:
-    """Maps in the plane of the inputs and of the model's code for them, by class; how well neighbours tell classes in each."""
+    """2D maps of the inputs and of their codes, by class, with the nearest-neighbour errors."""
     targets, run = labelled(evaluation), evaluation.run
     if targets is None:
         return None
@@ -152,23 +161,27 @@ def codes(evaluation: Evaluation) -> str | None:
     lines = ["<tr><th>space</th><th>dimensions</th><th>error %</th></tr>"]
     for name, points in (spaces | maps).items():
         lines.append(
-            f"<tr><th>{name}</th><td>{points.shape[1]}</td><td>{100 * neighbour_error(points, targets):.1f}</td></tr>"
+            f"<tr><th>{name}</th><td>{points.shape[1]}</td>"
+            f"<td>{100 * neighbour_error(points, targets):.1f}</td></tr>"
         )
-    caption = "<caption>leave-one-out error of the nearest neighbour's class</caption>"
+    caption = "<caption>leave-one-out error of the nearest-neighbour classifier</caption>"
     known = legend(zip(classes, colors, strict=True)) if len(colors) <= LEGEND else ""
     some = (
         f"{len(rows):,} evenly spaced examples of the {evaluation.count:,}"
         if len(rows) < evaluation.count
         else "the examples"
     )
-    intro = f"Each point is one of {some} of the {evaluation.split} split, its colour the class, which the model was not told."
+    intro = (
+        f"Each point is one of {some} of the {evaluation.split} split.  Its colour is the class, "
+        "which the model did not see."
+    )
     table = f'<table class="matrix">{caption}{"".join(lines)}</table>'
     body = f'<p>{intro}</p>{known}<div class="plots">{plots}<div>{table}</div></div>'
     return titled("Codes", body)
 
 
 def as_pixels(evaluation: Evaluation, values: np.ndarray) -> np.ndarray:
-    """Scaled values [n, ...] of as many numbers as images have -> bytes, as ``as_images`` of raw ones."""
+    """Scaled values [n, ...] -> bytes, as ``as_images`` returns them for raw inputs."""
     run = evaluation.run
     raw = values.reshape(len(values), *evaluation.table["inputs"].shape[1:]).astype(np.float32)
     if run.scaling is not None:
@@ -179,10 +192,12 @@ def as_pixels(evaluation: Evaluation, values: np.ndarray) -> np.ndarray:
 
 
 def principal_error(run: Run, training: Any, inputs: Any) -> float | None:
-    """Squared error of an example, in the mean, by as many principal components of the training inputs as the code has units.
+    """Mean squared reconstruction error of PCA with as many components as the code has units.
 
-    Inputs are raw [n, ...], and compared as the model sees them, scaled.  None where that says nothing, as the code has no fewer
-    units than there are inputs or the error is of hidden units, and of streamed inputs and more than MOST_COMPONENTS.
+    The components are fitted to the training inputs.  Inputs are raw [n, ...]; the error is that of
+    scaled inputs, as in the model's loss.
+    Returns None where the comparison is meaningless (the code is not smaller than the inputs, or
+    the loss is on hidden units), for streamed inputs, and for inputs larger than MOST_COMPONENTS.
     """
     units = run.map(_coded, {"inputs": training[:1]})[1].shape[1]
     of_hidden = run.recipe.model.outputs.of == "hidden"
@@ -190,7 +205,7 @@ def principal_error(run: Run, training: Any, inputs: Any) -> float | None:
         isinstance(training, np.ndarray) and units < training[0].size <= MOST_COMPONENTS
     ):
         return None
-    training, inputs = (run.map(_flat, {"inputs": each}) for each in (training, inputs))
+    training, inputs = (run.map(_flat, {"inputs": raw}) for raw in (training, inputs))
     mean = training.mean(axis=0, dtype=np.float64)
     parts = np.array_split(training, len(training) // AVERAGED + 1)
     axes = np.linalg.eigh(sum((part - mean).T @ (part - mean) for part in parts))[1][:, ::-1][
@@ -217,7 +232,7 @@ def _reconstructed(module: Model, cfg: Any, params: Params, batch: Any) -> tuple
 
 @functools.partial(jax.jit, static_argnums=0)
 def _coded(module: Model, cfg: Any, params: Params, batch: Any) -> tuple[Any, Any]:
-    """Scaled inputs and their codes, or highest hidden means; each [batch, dimensions]."""
+    """Scaled inputs and their codes, or the means of the top hidden layer: [batch, dimensions]."""
     inputs = batch["inputs"]
     encode = module.encode if isinstance(module, Autoencoder) else module.apply
     code = encode(cfg, params, inputs)
@@ -239,7 +254,7 @@ def _colors(classes: int) -> list[str]:
 def _scatter(points: np.ndarray, targets: np.ndarray, colors: list[str]) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         axes.figure.dpi = (
-            160  # of what is rasterised: as vectors, thousands of points would be a megabyte
+            160  # resolution of the rasterised points: as vectors they would take a megabyte
         )
         axes.scatter(
             *points.T, s=7, c=[colors[target] for target in targets], linewidths=0, rasterized=True

@@ -1,4 +1,4 @@
-"""Regression: numbers for each example."""
+"""Regression: predicts numbers for each example."""
 
 from evals.base import Measured, Subject
 from evals.gradients import through_time

@@ -1,9 +1,11 @@
-"""Labels of pixels: how far what a model says of every pixel covers what is there, and where its boundaries are.
+"""Semantic segmentation: overlap of predicted and true labels, and accuracy near boundaries.
 
-*Intersection over union* of a class: the pixels that are of it and are said to be, of those that are of it or are said to be,
-counted over a whole split (Everingham et al. 2010, section 4.3; Pascal VOC).  Its mean is over classes that occur in either.
-*Boundary accuracy*: of a pixel within BOUNDARY pixels of another label, along rows and columns (Kohli et al. 2009's trimap).
-Pixels without a label count nowhere, but they are another label than any that has one.
+*Intersection over union* (IoU) of a class: the number of pixels whose true and predicted labels are
+both the class, divided by the number where at least one is, counted over the whole split
+(Everingham et al. 2010, section 4.3; Pascal VOC).  The mean is over classes that occur in either.
+*Boundary accuracy*: accuracy on pixels within BOUNDARY pixels of another label, along rows and
+columns (the trimap of Kohli et al. 2009).
+Unlabelled pixels are never counted, but they differ from every label, so they create boundaries.
 """
 
 import dataclasses
@@ -32,11 +34,11 @@ TASK = tasks.Segmentation
 BOUNDARY = 2
 NOTE = f"boundary: within {BOUNDARY} pixels of another label"
 SHOWN = 3
-"""Images in the report, of the best and of the worst."""
+"""Images in each group of the report."""
 ZOOM = 160
-"""Pixels of a picture's side in the report, about."""
+"""Approximate side of a picture in the report, in pixels."""
 VOID = (224, 224, 192)
-"""Colour of pixels without a label, which is Pascal VOC's."""
+"""Colour of unlabelled pixels, as in Pascal VOC."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,10 +49,11 @@ class Segmented(Measured):
 
 
 def segment(run: Run, images: np.ndarray) -> np.ndarray:
-    """The most probable class of each pixel of raw images [n, height, width, channels]: uint8 [n, height, width].
+    """The most probable class of each pixel, uint8 [n, height, width].
 
-    Images may be of any size that the model's trunk leaves something of, where their scaling does not differ from pixel to pixel.
-    Raises DataError for a run of another task, ValueError naming the shape that is not allowed.
+    images: raw, [n, height, width, channels].  They may have any size that the model's trunk does
+        not reduce to nothing, unless the scaling differs from pixel to pixel.
+    Raises DataError for a run of another task, ValueError naming a shape that is not allowed.
     """
     verbs.require(run, "segment", VERBS if isinstance(run.task, TASK) else {})
     if images.ndim != 4 or not images.size:
@@ -75,32 +78,35 @@ def _label(module: Model, cfg: Any, params: Params, batch: Any) -> Any:
 
 
 def measure(subject: Subject) -> Segmented:
-    """The metrics of the loss, "mean IoU %" and "boundary accuracy %"; a label for each pixel."""
+    """The metrics of the loss, "mean IoU %", "boundary accuracy %", and a label for each pixel."""
     run, table = subject.run, subject.table
-    found, targets, mask = segment(run, table["inputs"]), table["targets"], table["mask"]
+    predicted, targets, mask = segment(run, table["inputs"]), table["targets"], table["mask"]
     near = (
         np.concatenate(
             [
-                near_boundaries(each[None], there[None])
-                for each, there in zip(targets, mask, strict=True)
+                near_boundaries(image_targets[None], image_mask[None])
+                for image_targets, image_mask in zip(targets, mask, strict=True)
             ]
         )
         & mask
     )
-    named = {"mean IoU %": 100 * mean_overlap(counts(run, targets, found, mask))}
+    named = {"mean IoU %": 100 * mean_overlap(counts(run, targets, predicted, mask))}
     if near.any():
-        named["boundary accuracy %"] = 100 * float((found == targets)[near].mean())
-    return Segmented(metrics=subject.losses | subject.named(named), note=NOTE, labels=found)
+        named["boundary accuracy %"] = 100 * float((predicted == targets)[near].mean())
+    return Segmented(metrics=subject.losses | subject.named(named), note=NOTE, labels=predicted)
 
 
 def counts(run: Run, targets: np.ndarray, found: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels [true class, class said], of those that ``mask`` holds."""
+    """Numbers of pixels [true class, predicted class], where ``mask`` is True."""
     classes = max(len(run.task.labels), 1 + int(found.max(initial=0)))
     return confusion_matrix(targets[mask].astype(np.int64), found[mask], classes)
 
 
 def overlaps(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class from counts [true class, class said]; NaN of one that occurs in neither."""
+    """Intersection over union of each class from counts [true class, predicted class].
+
+    NaN for a class that occurs in neither.
+    """
     both, either = (
         np.diag(matrix).astype(float),
         matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix),
@@ -109,44 +115,51 @@ def overlaps(matrix: np.ndarray) -> np.ndarray:
 
 
 def mean_overlap(matrix: np.ndarray) -> float:
-    """Mean intersection over union of the classes that occur; NaN if none does."""
-    found = overlaps(matrix)
-    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+    """Mean intersection over union of the classes that occur; NaN if there are none."""
+    ious = overlaps(matrix)
+    return float(np.nanmean(ious)) if np.isfinite(ious).any() else float("nan")
 
 
 def near_boundaries(targets: np.ndarray, mask: np.ndarray, distance: int = BOUNDARY) -> np.ndarray:
-    """Which pixels of labels [n, height, width] have another label within this distance, along rows and columns at once.
+    """Which pixels of labels [n, height, width] have another label nearby.
 
-    Raises ValueError for a distance below 1, within which there is no other pixel.
+    Nearby means within a square window, ``distance`` pixels in each direction.
+    Raises ValueError for a distance below 1.
     """
     if not (is_whole(distance) and distance >= 1):
         raise ValueError(f"distance={distance!r}, allowed: a positive integer")
     labels = np.where(mask, targets.astype(np.int32), -1)
+    # A pixel is near a boundary where the minimum and the maximum label of its window differ; both
+    # are separable, so they are computed one axis at a time.
     least = most = labels
     for axis in (1, 2):
-        pads = [(distance, distance) if each == axis else (0, 0) for each in range(3)]
+        pads = [(distance, distance) if dimension == axis else (0, 0) for dimension in range(3)]
         least, most = (
             reduce(
                 np.lib.stride_tricks.sliding_window_view(
-                    np.pad(each, pads, mode="edge"), 2 * distance + 1, axis
+                    np.pad(values, pads, mode="edge"), 2 * distance + 1, axis
                 ),
                 axis=-1,
             )
-            for reduce, each in ((np.min, least), (np.max, most))
+            for reduce, values in ((np.min, least), (np.max, most))
         )
     return least != most
 
 
 def palette(count: int) -> np.ndarray:
-    """Pascal VOC's colours of classes, uint8 [count, 3]: bits of the number, in turn, are high bits of red, green and blue."""
+    """The class colours of Pascal VOC, uint8 [count, 3].
+
+    The bits of the class index become, in turn, the high bits of red, green and blue.
+    """
     bits = (np.arange(count)[:, None, None] >> np.arange(24).reshape(8, 3)) & 1
     return (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1).astype(np.uint8)
 
 
 def overlay(pixels: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Bytes [height, width, channels] under the colours of labels [height, width]: bytes [height, width, 3].
+    """Overlays an image with the colours of its labels [height, width].
 
-    Class 0, the background, shows the image as it is.  mask: False where there is no label.
+    Bytes [height, width, channels] -> bytes [height, width, 3].  Class 0, the background, leaves
+    the image unchanged.  mask: False for unlabelled pixels.
     """
     colours = palette(256)[labels].astype(np.float32)
     shown = np.broadcast_to(pixels[..., :3] if pixels.shape[-1] > 1 else pixels, colours.shape)
@@ -157,7 +170,7 @@ def overlay(pixels: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = No
 
 
 def shares(run: Run, labels: np.ndarray) -> str:
-    """What is in an image, by how many pixels have each label: "background 81.3 %, seven 18.7 %"."""
+    """The share of pixels with each label: "background 81.3 %, seven 18.7 %"."""
     numbers, pixels = np.unique(labels, return_counts=True)
     order = np.argsort(-pixels, kind="stable")
     return ", ".join(
@@ -166,25 +179,25 @@ def shares(run: Run, labels: np.ndarray) -> str:
 
 
 def name_of(run: Run, label: int) -> str:
-    """Of a class; its number where the data name fewer than the model has."""
+    """The name of a class; its index if the data have no name for it."""
     names = run.task.labels
     return names[label] if label < len(names) else str(label)
 
 
 def segmented(evaluation: Evaluation) -> str | None:
-    """Intersection over union of each class; the chosen images, the best and the worst, under their labels."""
+    """IoU of each class; overlays of the chosen images, the best and the worst ones."""
     assert isinstance(evaluation.measured, Segmented)
-    found = evaluation.measured.labels
+    predicted = evaluation.measured.labels
     run, table = evaluation.run, evaluation.table
     targets, mask = table["targets"], table["mask"]
-    matrix = counts(run, targets, found, mask)
-    each = np.array(
-        [mean_overlap(counts(run, *one)) for one in zip(targets, found, mask, strict=True)]
+    matrix = counts(run, targets, predicted, mask)
+    ious = np.array(
+        [mean_overlap(counts(run, *one)) for one in zip(targets, predicted, mask, strict=True)]
     )
     order = [
-        int(row) for row in np.argsort(each, kind="stable") if np.isfinite(each[row])
+        int(row) for row in np.argsort(ious, kind="stable") if np.isfinite(ious[row])
     ]  # NaNs are last
-    chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(found)))
+    chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(predicted)))
     parts = [_classes(run, matrix)]
     for title, rows in (
         ("From the chosen example on", chosen),
@@ -200,27 +213,34 @@ def segmented(evaluation: Evaluation) -> str | None:
                     overlay(image, targets[row], mask[row]),
                     "true: " + shares(run, targets[row][mask[row]]),
                 ),
-                (overlay(image, found[row]), "said: " + shares(run, found[row])),
+                (overlay(image, predicted[row]), "predicted: " + shares(run, predicted[row])),
             )
-            note = f'<p class="note">example {row}, mean IoU of its classes {100 * each[row]:.1f} %</p>'
+            note = (
+                f'<p class="note">example {row}, mean IoU of its classes '
+                f"{100 * ious[row]:.1f} %</p>"
+            )
             parts.append(note + strip(figures))
-    intro = "Intersection over union counts, over the whole split, the pixels that are of a class and are said to be, of those that "
-    intro += "are of it or are said to be.  <code>--example N</code> chooses others, <code>zoo-evals segment</code> labels your own."
-    return titled("Labels of pixels", f"<p>{intro}</p>{''.join(parts)}")
+    intro = (
+        "Intersection over union (IoU) of a class: the number of pixels whose true and predicted "
+        "labels are both the class, divided by the number where at least one is, over the whole "
+        "split.  <code>--example N</code> chooses other images; <code>zoo-evals segment</code> "
+        "labels your own."
+    )
+    return titled("Segmentation", f"<p>{intro}</p>{''.join(parts)}")
 
 
 def strip(figures: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Pictures side by side, each with what is below it."""
+    """Pictures side by side, each with a caption."""
     shown = (
-        f"<figure>{picture(each, text)}<figcaption>{html.escape(text)}</figcaption></figure>"
-        for each, text in figures
+        f"<figure>{picture(pixels, text)}<figcaption>{html.escape(text)}</figcaption></figure>"
+        for pixels, text in figures
     )
     return f'<div class="strips" style="--width: {ZOOM}px">{"".join(shown)}</div>'
 
 
 def _classes(run: Run, matrix: np.ndarray) -> str:
     colours = palette(len(matrix))
-    head = "<tr><th>class</th><th>IoU %</th><th>of its pixels found %</th><th>of all pixels %</th></tr>"
+    head = "<tr><th>class</th><th>IoU %</th><th>recall %</th><th>share of all pixels %</th></tr>"
     lines = [head]
     for label, overlap in enumerate(overlaps(matrix)):
         if np.isnan(overlap):
@@ -228,7 +248,10 @@ def _classes(run: Run, matrix: np.ndarray) -> str:
         true = int(matrix[label].sum())
         recall = f"{100 * matrix[label, label] / true:.1f}" if true else ""
         dot = "background:rgb({},{},{})".format(*colours[label]) if label else "border:1px solid"
-        name = f'<span class="legend"><span><i style="{dot}"></i>{html.escape(name_of(run, label))}</span></span>'
+        name = (
+            f'<span class="legend"><span><i style="{dot}"></i>'
+            f"{html.escape(name_of(run, label))}</span></span>"
+        )
         cells = "".join(
             f"<td>{cell}</td>"
             for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}")
@@ -238,7 +261,7 @@ def _classes(run: Run, matrix: np.ndarray) -> str:
 
 
 def segment_files(run: Run, options: verbs.Segment) -> int:
-    """Prints what each image shows, and writes PNGs of its labels into the run's folder."""
+    """Prints the shares of labels in each image, and writes PNGs of them to the run folder."""
     from PIL import Image
 
     assert run.data.input_shape is not None

@@ -1,4 +1,4 @@
-"""Translation: what a model makes of sentences, how near that is to what people wrote, and where it looked."""
+"""Translation: the translations of a model, their BLEU, and its attention."""
 
 import contextlib
 import dataclasses
@@ -39,28 +39,28 @@ from zoo.base import Conditional, Model, Params
 
 TASK = tasks.Translation
 ROWS, STEP = 32, 8
-"""Sentences that are translated at a time, and the tokens by which the lengths that they are filled up to grow."""
+"""Sentences translated at a time; padded lengths are multiples of STEP tokens."""
 BINS = (0, 8, 10, 12, 14, 17, math.inf)
-"""Words of a source: more than the first, up to the next."""
+"""Bins of source lengths in words: above one bound, up to and including the next."""
 FEWEST = 20
-"""Sentences of a bin whose BLEU says anything."""
+"""Minimum number of sentences in a bin: BLEU of fewer is meaningless."""
 SHOWN, ALIGNED, PHRASES = 8, 4, 200
 CELL = 20
-"""Pixels of a square in an alignment."""
+"""Side of a square in an alignment plot, in pixels."""
 LINES = 256
-"""Lines of a file that are translated at a time."""
+"""Lines of a file translated at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Translated(Measured):
-    """pairs: source and target of each example.  translations: of the sources."""
+    """pairs: source and target of each example.  translations: one for each source."""
 
     pairs: Sequence[tuple[str, str]]
     translations: list[Generated]
 
 
 def task_of(run: Run) -> tasks.Translation:
-    """The run's task.  Raises DataError for another one."""
+    """The run's task.  Raises DataError if it is not translation."""
     if not isinstance(run.task, TASK):
         verbs.require(run, "translate", {})
     assert isinstance(run.task, TASK)
@@ -75,11 +75,13 @@ def translate(
     length_penalty: float = LENGTH_PENALTY,
     rows: int | None = None,
 ) -> list[Generated]:
-    """The best translations that a beam search finds; of a sentence without any word, one without any.
+    """The best translation of each sentence from a beam search; "" for a sentence without words.
 
-    rows: sentences at a time, for which, and for each length in steps of STEP tokens, the search is compiled: who translates
-    several lists gives the same to all.  Unless given, ROWS, or as many as there are.
-    Raises DataError naming the run's folder unless its model translates, ValueError naming what is out of range.
+    rows: sentences translated at a time; default: ROWS, or the number of sentences if that is less.
+        The search is compiled for each ``rows`` and padded length, so pass the same number with
+        several lists.
+    Raises DataError naming the run's folder unless its model translates, ValueError naming what is
+    out of range.
     """
     task = task_of(run)
     require_search(len(task.target.vocabulary), beam, length_penalty)
@@ -90,7 +92,7 @@ def translate(
         (index for index, source in enumerate(sources) if len(source) > 1),
         key=lambda index: len(sources[index]),
     )
-    found = [Generated("", np.zeros(0, np.int32), 0.0)] * len(sentences)
+    results = [Generated("", np.zeros(0, np.int32), 0.0)] * len(sentences)
     rows = min(ROWS, max(len(order), 1)) if rows is None else rows
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
@@ -101,9 +103,9 @@ def translate(
         written = run.map(_searching(3 * width, beam, length_penalty), table, rows=rows)
         tokens, counts, scores = (leaf[:, 0] for leaf in written)
         for row, index in enumerate(chosen):
-            own = tokens[row, : counts[row]]
-            found[index] = Generated(task.target.decode(own), own, float(scores[row]))
-    return found
+            ids = tokens[row, : counts[row]]
+            results[index] = Generated(task.target.decode(ids), ids, float(scores[row]))
+    return results
 
 
 def _searching(longest: int, beam: int, length_penalty: float) -> Any:
@@ -114,40 +116,47 @@ def _searching(longest: int, beam: int, length_penalty: float) -> Any:
 
 
 def measure(subject: Subject) -> Translated:
-    """The metrics of the loss, and "BLEU", "exact %", "perplexity" of a target token.
+    """The metrics of the loss, "BLEU", "perplexity" per target token, and "exact %".
 
-    Exact are translations that equal the reference but for white space.
+    A translation is exact if it equals the reference up to white space.
     """
     run, pairs = subject.run, subject.table.extras["sentences"]
-    found = translate(run, [source for source, _ in pairs])
+    translations = translate(run, [source for source, _ in pairs])
     targets = [" ".join(target.split()) for _, target in pairs]
-    exact = np.mean([each.text == target for each, target in zip(found, targets, strict=True)])
-    with np.errstate(over="ignore"):  # of a model that diverged
+    exact = np.mean(
+        [
+            translation.text == target
+            for translation, target in zip(translations, targets, strict=True)
+        ]
+    )
+    with np.errstate(over="ignore"):  # infinite if the model diverged
         perplexity = float(np.exp(subject.means["loss"]))
     named, note = {"exact %": 100 * float(exact), "perplexity": perplexity}, NEEDS_BLEU
     if has_bleu():
-        score, signature = bleu([each.text for each in found], targets)
+        score, signature = bleu([translation.text for translation in translations], targets)
         named = {"BLEU": score} | named
         note = f"BLEU: sacrebleu {signature}, beam {BEAM}, length penalty {LENGTH_PENALTY:g}"
     return Translated(
         metrics=subject.losses | subject.named(named),
         note=note,
-        shares=subject.named({"exact %": len(found)}),
+        shares=subject.named({"exact %": len(translations)}),
         pairs=pairs,
-        translations=found,
+        translations=translations,
     )
 
 
 def by_length(
     sentences: Sequence[tuple[str, str]], translations: Sequence[Generated]
 ) -> dict[str, tuple[int, float]]:
-    """{"9-10": (sentences, BLEU), ...} by the words of the source; bins of fewer than FEWEST sentences are left out.
+    """BLEU by the number of words in the source: {"9-10": (sentences, BLEU), ...}.
 
+    Bins with fewer than FEWEST sentences are left out.
     Raises ValueError unless each sentence has a translation.
     """
     if len(sentences) != len(translations):
         raise ValueError(
-            f"{len(translations)} translations of {len(sentences)} sentences, allowed: as many"
+            f"{len(translations)} translations of {len(sentences)} sentences, "
+            "allowed: the same number"
         )
     words = np.array(
         [
@@ -155,7 +164,7 @@ def by_length(
             for source, _ in sentences
         ]
     )
-    found = {}
+    scores = {}
     for low, high in itertools.pairwise(BINS):
         rows = np.flatnonzero((words > low) & (words <= high)).tolist()
         if len(rows) >= FEWEST:
@@ -163,12 +172,12 @@ def by_length(
             score, _ = bleu(
                 [translations[row].text for row in rows], [sentences[row][1] for row in rows]
             )
-            found[name] = (len(rows), score)
-    return found
+            scores[name] = (len(rows), score)
+    return scores
 
 
 def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
-    """BLEU over the length of the source of several runs, as SVG (Bahdanau et al. 2014, figure 2)."""
+    """SVG of BLEU against source length for several runs (Bahdanau et al. 2014, figure 2)."""
 
     def lines(axes: Any) -> None:
         for color, (name, bins) in zip(COLORS, runs.items(), strict=False):
@@ -180,7 +189,7 @@ def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
                 label=name,
                 markersize=4,
             )
-        axes.set_xlabel("words of the source")
+        axes.set_xlabel("words in the source")
         axes.set_ylim(bottom=0)
         if len(runs) > 1:
             axes.legend(fontsize=9)
@@ -189,16 +198,23 @@ def lengths_plot(runs: dict[str, dict[str, tuple[int, float]]]) -> str:
 
 
 def attention(run: Run, source: str, tokens: np.ndarray) -> np.ndarray | None:
-    """Where the model looked, float32 [time, places], while it wrote these tokens; None if it has no attention."""
-    places = [*task_of(run).source.encode(source), END]
+    """Attention weights, float32 [time, source tokens], for these output tokens.
+
+    None for a model without attention.
+    """
+    ids = [*task_of(run).source.encode(source), END]
     before = np.concatenate([[END], tokens[:-1]]).astype(np.int32)
     inputs = {
-        "source": np.array([places], np.int32),
-        "lengths": np.array([len(places)], np.int32),
+        "source": np.array([ids], np.int32),
+        "lengths": np.array([len(ids)], np.int32),
         "target": before[None],
     }
-    _, seen = _trace(run.module, run.recipe.model, run.params, inputs)
-    return np.asarray(seen["attention"][0], np.float32) if "attention" in seen else None
+    _, intermediates = _trace(run.module, run.recipe.model, run.params, inputs)
+    return (
+        np.asarray(intermediates["attention"][0], np.float32)
+        if "attention" in intermediates
+        else None
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -207,7 +223,10 @@ def _trace(module: Model, cfg: Any, params: Params, inputs: Any) -> Any:
 
 
 def alignment(run: Run, source: str, translation: Generated) -> str | None:
-    """SVG of ``attention``: a row for each token of the translation, a column for each of the source (figure 3 of the paper)."""
+    """SVG of ``attention``: rows are tokens of the translation, columns tokens of the source.
+
+    As in figure 3 of Bahdanau et al. (2014).
+    """
     weights = attention(run, source, translation.tokens) if len(translation.tokens) else None
     if weights is None:
         return None
@@ -232,17 +251,24 @@ def alignment(run: Run, source: str, translation: Generated) -> str | None:
         y = top + CELL * (index + 0.5) + 4
         marks.append(f'<text x="{left - 6}" y="{y:g}" text-anchor="end">{html.escape(name)}</text>')
         for column, weight in enumerate(weights[index]):
-            box = f'x="{left + CELL * column}" y="{top + CELL * index}" width="{CELL - 1}" height="{CELL - 1}"'
+            box = (
+                f'x="{left + CELL * column}" y="{top + CELL * index}" '
+                f'width="{CELL - 1}" height="{CELL - 1}"'
+            )
             title = (
                 f"<title>{html.escape(name)}, {html.escape(columns[column])}: {weight:.2f}</title>"
             )
             marks.append(
-                f'<rect {box} fill="#4c8dff" fill-opacity="{max(float(weight), 0.04):.2f}">{title}</rect>'
+                f'<rect {box} fill="#4c8dff" fill-opacity="{max(float(weight), 0.04):.2f}">'
+                f"{title}</rect>"
             )
     style = (
         f"width: {width}px; max-width: 100%; fill: currentColor; font: 13px system-ui, sans-serif"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="{style}" role="img"'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'style="{style}" role="img"'
+    )
     return f'{head} aria-label="{html.escape(source)}">{"".join(marks)}</svg>'
 
 
@@ -252,24 +278,26 @@ def _translated(evaluation: Evaluation) -> Translated:
 
 
 def translations(evaluation: Evaluation) -> str | None:
-    """Sources, translations and what people wrote: evenly chosen ones, and those that are farthest from it."""
-    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
-    chosen = np.linspace(0, len(found) - 1, min(SHOWN, len(found))).round().astype(int).tolist()
-    parts = [_listed("Evenly chosen", chosen, evaluation)]
+    """Sources, translations and references: evenly spaced examples, and the worst translations."""
+    generated, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
+    chosen = (
+        np.linspace(0, len(generated) - 1, min(SHOWN, len(generated))).round().astype(int).tolist()
+    )
+    parts = [_listed("Evenly spaced", chosen, evaluation)]
     import sacrebleu
 
     scores = [
-        sacrebleu.sentence_chrf(each.text, [target]).score
-        for each, (_, target) in zip(found, sentences, strict=True)
+        sacrebleu.sentence_chrf(translation.text, [target]).score
+        for translation, (_, target) in zip(generated, sentences, strict=True)
     ]
     worst = [
         index
         for index in np.argsort(scores, kind="stable")[:SHOWN].tolist()
-        if found[index].text != sentences[index][1]
+        if generated[index].text != sentences[index][1]
     ]
     parts.append(
         _listed(
-            "Farthest from what people wrote, by the letters that they share (chrF)",
+            "Farthest from the reference (lowest chrF, a character n-gram F-score)",
             worst,
             evaluation,
         )
@@ -278,34 +306,38 @@ def translations(evaluation: Evaluation) -> str | None:
 
 
 def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
-    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
+    generated, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     if not rows:
         return ""
     lines = []
     for index in rows:
         source, target = sentences[index]
-        cells = (("source", source), ("model", found[index].text), ("people", target))
-        said = "".join(
+        cells = (("source", source), ("model", generated[index].text), ("reference", target))
+        texts = "".join(
             f'<div><span class="note">{name}</span> {html.escape(text)}</div>'
             for name, text in cells
         )
-        lines.append(f"<tr><th>{index}</th><td>{said}</td></tr>")
+        lines.append(f"<tr><th>{index}</th><td>{texts}</td></tr>")
     return f'<h3>{title}</h3><table class="facts numbered">{"".join(lines)}</table>'
 
 
 def alignments(evaluation: Evaluation) -> str | None:
-    """Where the model looked while it translated the chosen example and the ones after it."""
-    found, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
-    rows = range(evaluation.example, min(evaluation.example + ALIGNED, len(found)))
-    drawn = [alignment(evaluation.run, sentences[row][0], found[row]) for row in rows]
-    figures = [f'<figure class="scroll">{svg}<figcaption class="note">example {row}</figcaption></figure>'
-               for row, svg in zip(rows, drawn, strict=True) if svg is not None]  # fmt: skip
+    """Alignments of the chosen example and the next ones."""
+    generated, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
+    rows = range(evaluation.example, min(evaluation.example + ALIGNED, len(generated)))
+    drawn = [alignment(evaluation.run, sentences[row][0], generated[row]) for row in rows]
+    figures = [
+        f'<figure class="scroll">{svg}<figcaption class="note">example {row}</figcaption></figure>'
+        for row, svg in zip(rows, drawn, strict=True)
+        if svg is not None
+    ]
     if not figures:
         return None
-    intro = "Each row is a token that the model wrote, its weights on the tokens of the source sum to one, as in figure 3 of "
-    intro += "Bahdanau, Cho, Bengio (2014).  <code>--example N</code> chooses others; "
-    intro += "<code>zoo-evals translate --alignment FILE</code> "
-    intro += "draws your own."
+    intro = (
+        "Each row is a token that the model wrote; its attention weights on the source tokens sum "
+        "to 1, as in figure 3 of Bahdanau, Cho, Bengio (2014).  <code>--example N</code> chooses "
+        "other examples; <code>zoo-evals translate --alignment FILE</code> draws your own."
+    )
     return titled("Alignments", f'<p>{intro}</p><div class="plots">{"".join(figures)}</div>')
 
 
@@ -315,16 +347,23 @@ def lengths(evaluation: Evaluation) -> str | None:
     if not bins:
         return None
     counts = ", ".join(f"{name}: {count}" for name, (count, _) in bins.items())
-    intro = f"BLEU of the sentences whose source has so many words (how many there are: {counts}).  Without attention it falls as "
-    intro += (
-        "they grow, as one vector has to hold all of a sentence (Bahdanau et al. 2014, figure 2)."
+    intro = (
+        f"BLEU by the number of words in the source (sentences per bin: {counts}).  Without "
+        "attention, it falls for long sentences, because a single vector has to represent the "
+        "whole sentence (Bahdanau et al. 2014, figure 2)."
     )
-    figure = f'<figure style="max-width: 32rem">{lengths_plot({evaluation.run.recipe.name: bins})}</figure>'
+    figure = (
+        '<figure style="max-width: 32rem">'
+        f"{lengths_plot({evaluation.run.recipe.name: bins})}</figure>"
+    )
     return titled("Long sentences", f"<p>{intro}</p>{figure}")
 
 
 def phrases(evaluation: Evaluation) -> str | None:
-    """Frequent phrases in the plane by what the encoder makes of them (figure 4 of the review, right)."""
+    """2D map of frequent phrases by their encoder states.
+
+    As in figure 4 (right) of LeCun, Bengio, Hinton (2015).
+    """
     chosen = frequent_phrases([source for source, _ in _translated(evaluation).pairs], PHRASES)
     if len(chosen) < 10:  # too few for t-SNE's neighbourhoods
         return None
@@ -338,14 +377,20 @@ def phrases(evaluation: Evaluation) -> str | None:
     vectors = np.asarray(memory.summary, np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     svg, bare = labelled_map(tsne(vectors.astype(np.float32)), chosen, "Map of phrases")
-    intro = f"The {len(chosen)} most frequent phrases of two to four words in the sources of the {evaluation.split} split, by t-SNE "
-    intro += "of the encoder's last state (of both directions), as in figure 4 of LeCun, Bengio, Hinton (2015): what means or is "
-    intro += f"built alike should lie together.{bare}"
+    intro = (
+        f"The {len(chosen)} most frequent phrases of two to four words in the sources of the "
+        f"{evaluation.split} split: t-SNE of the encoder's last state (both directions), as in "
+        "figure 4 of LeCun, Bengio, Hinton (2015).  Phrases with similar meaning or structure "
+        f"should lie close together.{bare}"
+    )
     return titled("Map of phrases", f'<p>{intro}</p><div class="scroll">{svg}</div>')
 
 
 def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:
-    """The most frequent runs of two to four words within sentences; of one that is nearly always a part of a longer one, that."""
+    """The most frequent phrases of two to four consecutive words.
+
+    A phrase is left out if most of its occurrences are part of the same longer phrase.
+    """
     import collections
 
     counts: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -355,8 +400,13 @@ def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:
             counts.update(
                 tuple(words[first : first + size]) for first in range(len(words) - size + 1)
             )
-    inner = {part: times for phrase, times in counts.items() if len(phrase) > 2 for part in (phrase[1:], phrase[:-1])
-             if times > 0.8 * counts[part]}  # fmt: skip
+    inner = {
+        part: times
+        for phrase, times in counts.items()
+        if len(phrase) > 2
+        for part in (phrase[1:], phrase[:-1])
+        if times > 0.8 * counts[part]
+    }
     ordered = sorted(
         (phrase for phrase in counts if phrase not in inner),
         key=lambda phrase: (-counts[phrase], phrase),
@@ -365,28 +415,28 @@ def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:
 
 
 def print_translations(run: Run, options: verbs.Translate) -> int:
-    """Prints a line for each sentence; names words that are not in the vocabulary."""
+    """Prints a line for each sentence; reports words that are not in the vocabulary."""
     task, sentences = task_of(run), options.sentences
     if bool(sentences) == (options.file is not None):
         raise ValueError("translate: give sentences, or a file with --file")
     if options.alignment is not None and len(sentences) != 1:
         raise ValueError(f"--alignment: {len(sentences)} sentences, allowed: 1")
     lines = iter(sentences) if options.file is None else read_lines(options.file)
-    # From a terminal each line is answered as it comes.
+    # Lines typed into a terminal are translated one by one.
     interactive = options.file == pathlib.Path("-") and sys.stdin.isatty()
     rows = None
     while group := list(itertools.islice(lines, 1 if interactive else LINES)):
-        rows = rows or min(len(group), ROWS)  # the same for all groups, the smaller last one too
-        found = translate(
+        rows = rows or min(len(group), ROWS)  # one batch size for all groups: one compilation
+        translations = translate(
             run, group, beam=options.beam, length_penalty=options.length_penalty, rows=rows
         )
         if unknown := task.source.unknown(group):
             words = " ".join(map(repr, unknown))
             print(f"not in the vocabulary, read as <unk>: {words}", file=sys.stderr)
-        for generated in found:
+        for generated in translations:
             print(generated.text, flush=True)
         if options.alignment is not None:
-            svg = alignment(run, group[0], found[0])
+            svg = alignment(run, group[0], translations[0])
             if svg is None:
                 why = "the model has no attention, or the sentence no word; nothing to draw"
                 raise DataError(f"{run.folder.path}: {why}")
@@ -395,7 +445,7 @@ def print_translations(run: Run, options: verbs.Translate) -> int:
 
 
 def read_lines(file: pathlib.Path) -> Iterator[str]:
-    """Lines of a file, plain or gzipped, or of standard input for -, as they are needed.
+    """Yields the lines of a file, plain or gzipped, or of standard input for "-".
 
     Raises DataError naming the line that is not UTF-8.
     """

@@ -1,4 +1,4 @@
-"""What tests ask of data sets."""
+"""Helpers for data sets."""
 
 import os
 
@@ -7,7 +7,7 @@ from train.dataset import Dataset
 
 
 def kinds_of(dataset: Dataset, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
-    """What the pixels of scenes count from 1 on."""
+    """Names of the pixel classes of scenes, from 1 on."""
     return scenes.make(dataset.source, Finder(data_dir)).kinds
 
 

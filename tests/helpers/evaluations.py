@@ -1,4 +1,4 @@
-"""Evaluations of changed runs and tables."""
+"""Evaluations of modified runs and tables."""
 
 import dataclasses
 from typing import Any
@@ -7,5 +7,5 @@ from evals.base import Evaluation
 
 
 def changed(evaluation: Evaluation, **fields: Any) -> Evaluation:
-    """The evaluation with other fields of its Subject: run, table, means, ..."""
+    """The evaluation with some fields of its Subject replaced: run, table, means, ..."""
     return dataclasses.replace(evaluation, subject=evaluation.subject._replace(**fields))

@@ -1,1 +1,1 @@
-"""A kind of data, a task, a verb and a model that the packages do not know: see tests/test_plugin.py."""
+"""A kind of data, a task, a verb and a model defined outside the packages: see test_plugin.py."""

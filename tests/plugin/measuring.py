@@ -1,4 +1,4 @@
-"""How runs of the task are measured, and what can be asked of them."""
+"""Metrics and verbs of the task."""
 
 import dataclasses
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
-"""A toy member whose objective samples inside: stochastic binary units trained by the score function (Williams 1992).
+"""A toy model with a sampled objective: binary units and the score function (Williams 1992).
 
-h ~ Bernoulli(sigmoid(x W + b)), y = h V + c, and the objective is E[1/2 |y - t|^2].  It exists to prove the contract where it
-is hard.
+h ~ Bernoulli(sigmoid(x W + b)), y = h V + c, and the objective is E[1/2 |y - t|^2].  It tests the
+hardest case of the contract.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def init(cfg: Config, key: Array) -> Params:
 
 
 def apply(cfg: Config, params: Params, inputs: Array, *, key: Array | None = None) -> Array:
-    """inputs [batch, features] -> outputs [batch, outputs]; at key=None units are their probabilities."""
+    """Inputs [batch, features] -> outputs [batch, outputs]; probabilities if key=None."""
     return _forward(cfg, params, inputs, key)[0]
 
 
@@ -87,7 +87,7 @@ def _forward(
 def loss(
     cfg: Config, params: Params, batch: Batch, *, key: Array | None = None, carry: Any = ()
 ) -> tuple[Array, Aux]:
-    """Squared error; its gradient is that of the expectation over the units, by the score function."""
+    """Squared error, with a score-function estimate of the expectation's gradient."""
     batch, _ = blank_padding(batch)
     outputs, log_probability, _ = _forward(cfg, params, batch["inputs"], key)
     require_shape("targets", batch["targets"], outputs.shape)

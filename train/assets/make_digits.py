@@ -1,8 +1,11 @@
-"""Builds digits.npz from scikit-learn's copy of the UCI handwritten digits (CC BY 4.0): ``python train/assets/make_digits.py``.
+"""Builds digits.npz from scikit-learn's copy of the UCI handwritten digits (CC BY 4.0).
 
-Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, https://doi.org/10.24432/C50P49.  This is the set's test part:
-1,797 images 8x8, values 0..16, of 13 writers.  The copy does not say who wrote what, so the shuffled, stratified split has
-the same writers on both sides.
+Run it with ``python train/assets/make_digits.py``.
+
+Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits,
+https://doi.org/10.24432/C50P49.  This is the set's test part: 1,797 images 8x8, values 0..16, of
+13 writers.  The copy does not say who wrote what, so the shuffled, stratified split has the same
+writers on both sides.
 """
 
 import pathlib

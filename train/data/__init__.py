@@ -1,12 +1,12 @@
-"""Data sets, a module for each kind: see ``train.data.base`` for the protocol that they follow.
+"""Data sets, one module per kind; ``train.data.base`` defines the protocol.
 
 A data set is described by the Config of its kind, or in one word, such as "mnist" or "folder:DIR"
-(``parse``); ``load_data`` takes both.  Files are looked up in DIR/mnist and the like, DIR being
-``data_dir`` or $ZOO_DATA_DIR, then in the cache, then downloaded.  A relative PATH is looked up in
-the current directory, then in each DIR.
+(``parse``); ``load_data`` takes both.  Files are searched for in DIR/mnist etc., where DIR is
+``data_dir`` or $ZOO_DATA_DIR, then in the cache, and downloaded if not found.  A relative PATH is
+searched for in the current directory, then in each DIR.
 
-A set without splits of its own is split 80/10/10, stratified, by a fixed seed; one with a test but no
-validation split gives a tenth of its training examples.  Splits are called train or training;
+A set without splits is split 80/10/10, stratified, with a fixed seed.  If only the validation
+split is missing, it is a tenth of the training examples.  Splits may be named train or training;
 validation, valid, val or dev; test or testing.
 """
 
@@ -68,19 +68,28 @@ KINDS: dict[str, KindModule] = {
     "synthetic": synthetic,
     "arrays": arrays,
 }
-"""Every kind by name."""
+"""All kinds by name."""
 
 
 def forms() -> dict[str, Form]:
-    """Every one-word form by its first word."""
+    """All one-word forms by their first word."""
     return {word: form for kind in KINDS.values() for word, form in kind.FORMS.items()}
 
 
 def parse(name: str, like: Source | None = None) -> Source:
     """The Config that a one-word form describes.
 
-    like: a source whose settings it takes over, where it has them too.
-    Raises DataError that names the form, and the nearest one or all of them.
+    like: a source whose settings carry over, see ``Source.like``.
+    Raises DataError for an unknown form, suggesting the closest one or listing all.
+
+    Example::
+
+        >>> from train import data
+        >>> source = data.parse("text:book.txt")
+        >>> source
+        Config(corpus='', path='book.txt', tokens='characters', window=64, min_count=1)
+        >>> str(source)
+        'text:book.txt'
     """
     known = forms()
     match = re.match(r"[A-Za-z0-9_]+", name)
@@ -99,7 +108,7 @@ def parse(name: str, like: Source | None = None) -> Source:
 
 
 def load(source: Source, find: Finder) -> Dataset:
-    """The data that a Config describes.  Raises DataError that says what is wrong, or missing."""
+    """Loads the data that a Config describes.  Raises DataError for wrong or missing files."""
     return dataclasses.replace(KINDS[source.kind].load(source, find), source=source)
 
 
@@ -110,19 +119,28 @@ def load_data(
     task: Task | None = None,
     **settings: Any,
 ) -> Dataset:
-    """A data set by its Config or one-word form.
+    """Loads a data set by its Config or one-word form.
 
-    data_dir: where files are looked up.  task: see ``Finder``.
+    data_dir: where to search for files.  task: see ``Finder``.
     settings: fields of the kind's Config, such as window=32 for a text.
-    Raises DataError that names the file and what is wrong, or where to put it; ValueError for a
-    setting that the kind does not have, or its value.
+    Raises DataError naming the file and its fault, or where to put it; ValueError for an unknown
+    setting or a wrong value.
+
+    Example::
+
+        >>> from train import data
+        >>> digits = data.load_data("digits")
+        >>> {name: table.size for name, table in digits.splits.items()}
+        {'train': 1397, 'validation': 100, 'test': 300}
+        >>> digits.splits["train"]["inputs"].shape
+        (1397, 8, 8, 1)
     """
     source = parse(data) if isinstance(data, str) else data
     return load(with_settings(source, settings), Finder(data_dir, task))
 
 
 def with_settings(source: Source, settings: Mapping[str, Any]) -> Source:
-    """The source with other settings.  Raises ValueError naming one that it does not have."""
+    """The source with other settings.  Raises ValueError for an unknown setting."""
     names = [field.name for field in dataclasses.fields(source)]
     for name in settings:
         if name not in names:
@@ -132,7 +150,7 @@ def with_settings(source: Source, settings: Mapping[str, Any]) -> Source:
 
 
 def to_dict(source: Source) -> dict[str, Any]:
-    """The source as plain JSON types, its kind with its fields."""
+    """The source's kind and fields as plain JSON types."""
     return {"kind": source.kind} | dataclasses.asdict(source)
 
 

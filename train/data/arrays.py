@@ -1,4 +1,4 @@
-"""arrays: what is given to ``train.fit`` in memory.  A run on them is not repeated from its folder."""
+"""arrays: data given to ``train.fit`` in memory.  Such a run cannot be repeated from its folder."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,7 +10,7 @@ from train.formats import DataError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """name: what messages call the data."""
+    """Arrays in memory.  name: the name of the data in messages."""
 
     kind: ClassVar[str] = "arrays"
     identity: ClassVar[tuple[str, ...]] = ("name",)
@@ -24,7 +24,7 @@ FORMS: dict[str, Form] = {}
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Raises DataError: they were in memory only."""
+    """Raises DataError: the arrays existed in memory only."""
     raise DataError(
         f"data {str(cfg)!r}: arrays in memory, which are gone; npz:FILE reads them from a file"
     )

@@ -1,12 +1,12 @@
-"""The protocol that every kind of data follows, and what the kinds share.
+"""The protocol of the data kinds, and the code they share.
 
-A kind is a module of this package with the same three names:
+A kind is a module of this package that defines three names:
 
-    Config   a frozen dataclass, a ``Source``: its fields are the options --data.*
+    Config   a frozen dataclass derived from ``Source``; its fields are the options --data.*
     load     (Config, Finder) -> Dataset
-    FORMS    {word: Form}: how the kind is spelled in one word, such as folder:DIR
+    FORMS    {word: Form}: the one-word forms of the kind, such as folder:DIR
 
-``train.data.KINDS`` lists them.  A recipe's ``data`` is such a Config, as its ``model`` is.
+``train.data.KINDS`` lists the kinds.  A recipe's ``data`` is such a Config.
 """
 
 import dataclasses
@@ -31,10 +31,11 @@ ImageShape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Base class of the Configs.  ``str(config)`` is its one-word form, which is the data's name.
+    """Base class of the Configs.  ``str(config)``, the one-word form, is also the data's name.
 
-    kind: name of the module.  identity: the fields that the one-word form spells; the others are
-    settings, which carry over to another kind that has them too.
+    kind: name of the module.
+    identity: the fields in the one-word form.  The others are settings, which carry over when the
+        user switches to another kind with the same settings.
     counts: fields that must be positive.
     """
 
@@ -51,27 +52,27 @@ class Source:
                 raise ValueError(f"data.{field}={value!r}, allowed: a positive integer")
 
     def check(self, model: Any, preprocess: str) -> None:
-        """Raises ValueError for a model or scaling that does not take the data.
+        """Raises ValueError for a model or scaling that cannot use the data.
 
-        Called before they are loaded.
+        Called before the data are loaded.
         """
 
     def like(self: S, other: "Source") -> S:
-        """The source with the other's settings, where it has them too.
+        """A copy with the other's settings, as far as both have the same fields.
 
-        As it is where it does not allow them, such as subwords for a text.
+        Returns self if it does not allow their values, such as subwords for a text.
         """
-        mine, theirs = (
-            {field.name for field in dataclasses.fields(each)} for each in (self, other)
+        own_names, other_names = (
+            {field.name for field in dataclasses.fields(source)} for source in (self, other)
         )
-        shared = mine & theirs - {*self.identity, *other.identity}
+        shared = own_names & other_names - {*self.identity, *other.identity}
         try:
             return dataclasses.replace(self, **{name: getattr(other, name) for name in shared})
         except ValueError:
             return self
 
     def _require_one(self, corpus: str, *others: str) -> None:
-        """Raises ValueError where fields say something beside the corpus, which then nothing reads."""
+        """Raises ValueError if other fields are set along with the corpus, which ignores them."""
         for name in others:
             if getattr(self, corpus) and getattr(self, name):
                 only = f"allowed with data.{corpus}={getattr(self, corpus)!r}: ''"
@@ -80,57 +81,57 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sentences(Source):
-    """How sentences are read, also those of captions."""
+    """Options for reading sentences and captions."""
 
     counts: ClassVar[tuple[str, ...]] = ("subwords", "min_count", "max_length")
     tokens: Kind = "subwords"
     subwords: int = 8000
-    """Size of each language's vocabulary of subwords."""
+    """Size of the subword vocabulary of each language."""
     min_count: int = 1
-    """Words and characters that occur less often in the training sentences are <unk>."""
+    """Words and characters that occur less often in the training sentences become <unk>."""
     max_length: int = 100
-    """Tokens of a sentence, its end not counted."""
+    """Most tokens in a sentence, not counting the end token."""
     on_bad: Literal["error", "skip"] = "error"
-    """What happens to a line that is empty, too long or not UTF-8, or to such a caption: an error
-    that names it, or it is left out and counted."""
+    """How to handle lines and captions that are empty, too long or not UTF-8: report an error, or
+    skip and count them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """Where a kind finds its files.
+    """Finds the files of a data set.
 
-    data_dir: looked up after the current directory, and before $ZOO_DATA_DIR and the cache.
-    task: of a trained model that is only measured on the data.  They are then encoded with its
-        vocabulary, and a set without splits is not divided: all of it is the test split.
+    data_dir: searched after the current directory and before $ZOO_DATA_DIR and the cache.
+    task: the task of a trained model to evaluate; None while training.  The data are then encoded
+        with its vocabulary, and a set without splits becomes the test split as a whole.
     """
 
     data_dir: str | os.PathLike[str] | None = None
     task: Task | None = None
 
     def __call__(self, path: str) -> pathlib.Path:
-        """Where a path is.  Raises DataError that names the places where it is not."""
+        """The location of a path.  Raises DataError naming the places searched."""
         if not path:
             raise DataError("data.path='', allowed: a file or folder")
         return locate(path, self.data_dir)
 
     def roots(self) -> Iterator[pathlib.Path]:
-        """The directories where data sets may lie."""
+        """The directories to search for data sets."""
         return roots(self.data_dir)
 
     def within(self, *parts: str) -> pathlib.Path | None:
-        """The first place of a file or folder in the data directories; None where there is none."""
+        """The first match for a file or folder in the data directories; None without a match."""
         places = (root.joinpath(*parts) for root in self.roots())
         return next((place for place in places if place.exists()), None)
 
     @property
     def divide(self) -> bool:
-        """Whether a set without splits is divided into them."""
+        """Whether to divide a set that has no splits."""
         return self.task is None
 
     def task_of(self, kind: type[T], config: Source) -> T | None:
         """The task of the trained model, whose vocabulary encodes the data; None while training.
 
-        Raises DataError unless it is of this kind, the data's.
+        Raises DataError if the model's task is not of the kind that the data need.
         """
         if self.task is None or isinstance(self.task, kind):
             return self.task
@@ -140,9 +141,9 @@ class Finder:
 class Form(NamedTuple):
     """A one-word form.
 
-    shown: such as "folder:DIR".  about: a line for lists.
-    parse: (what follows the word, from ":" or "-" on) -> Config; raises ValueError for anything
-        that it does not take.
+    shown: its syntax, such as "folder:DIR".  about: a one-line description.
+    parse: (the rest after the word, from ":" or "-" on) -> Config; raises ValueError for a rest
+        that it does not accept.
     """
 
     shown: str
@@ -151,25 +152,25 @@ class Form(NamedTuple):
 
 
 class KindModule(Protocol):
-    """The names in a module of this package: see above."""
+    """The names that a module of this package defines: see above."""
 
     @property
     def Config(self) -> type[Source]:  # noqa: N802 (a class, in the module's namespace)
-        """What describes the data."""
+        """The class that describes the data."""
         ...
 
     @property
     def FORMS(self) -> Mapping[str, Form]:  # noqa: N802
-        """Its one-word forms by their first word."""
+        """The one-word forms by their first word."""
         ...
 
     def load(self, cfg: Any, find: Finder) -> Dataset:
-        """The data.  Raises DataError naming the file and what is wrong, or where to put it."""
+        """Loads the data.  Raises DataError naming the file and its fault, or where to put it."""
         ...
 
 
 def just(config: Source) -> Callable[[str], Source]:
-    """``Form.parse`` of a word that nothing follows."""
+    """``Form.parse`` for a word without arguments."""
 
     def parse(rest: str) -> Source:
         if rest:
@@ -180,7 +181,7 @@ def just(config: Source) -> Callable[[str], Source]:
 
 
 def path_after(build: Callable[[str], Source]) -> Callable[[str], Source]:
-    """``Form.parse`` of a word that a colon and a path follow."""
+    """``Form.parse`` for a word followed by a colon and a path."""
 
     def parse(rest: str) -> Source:
         if not rest.startswith(":") or not rest[1:]:
@@ -191,9 +192,9 @@ def path_after(build: Callable[[str], Source]) -> Callable[[str], Source]:
 
 
 def split_options(path: str) -> tuple[str, str]:
-    """PATH@OPTIONS as (path, options); options are "" where there are none.
+    """Splits PATH@OPTIONS into (path, options); options are "" if absent.
 
-    Raises ValueError where options stand alone.
+    Raises ValueError for options without a path.
     """
     match = re.fullmatch(r"(.*)@([^/@]+)", path, re.DOTALL)
     if match and not match[1]:
@@ -202,19 +203,19 @@ def split_options(path: str) -> tuple[str, str]:
 
 
 def number(text: str, least: int, most: int, what: str) -> int:
-    """A number in a one-word form.  Raises ValueError unless it is an integer of this range."""
+    """A number in a one-word form.  Raises ValueError unless it is an integer in this range."""
     if not (text.isascii() and text.isdecimal() and len(text) < 19 and least <= int(text) <= most):
         raise ValueError(f"{text!r} {what}, allowed: a number from {least} to {most}")
     return int(text)
 
 
 def named(config: Source) -> str:
-    """How messages call the data: "data 'digits'"."""
+    """The name of the data in messages: "data 'digits'"."""
     return f"data {str(config)!r}"
 
 
 def missing(config: Source, put: str) -> DataError:
-    """For files that are not there.  put: what to put where."""
+    """The error for missing files.  put: what to put where."""
     return DataError(
         f"{named(config)}: not found.  Put {put} and give --data-dir DIR or set ZOO_DATA_DIR=DIR"
     )

@@ -1,31 +1,36 @@
-r"""Images with captions that people wrote, in the files of the field.
+r"""Image captioning: images with reference captions, in the JSON formats of Karpathy and COCO.
 
-    captions:FILE.json          Karpathy's JSON of Flickr8k, Flickr30k and COCO (Karpathy and Fei-Fei 2015): {"images":
-                                [{"filename", "split", "sentences": [{"tokens" or "raw"}], "filepath"?, "imgid"?}]}.  "restval"
-                                counts as training
+    captions:FILE.json
+        Karpathy's JSON of Flickr8k, Flickr30k and COCO (Karpathy and Fei-Fei 2015): {"images":
+        [{"filename", "split", "sentences": [{"tokens" or "raw"}], "filepath"?, "imgid"?}]}.  The
+        split "restval" is used for training.
     captions:captions_{split}2014.json
-                                COCO's own JSON (Chen et al. 2015): {"images": [{"id", "file_name"}], "annotations": [{"id",
-                                "image_id", "caption"}]}, where "{split}" stands for what it does in ``train.data.pairs``
+        COCO's own JSON (Chen et al. 2015): {"images": [{"id", "file_name"}], "annotations": [{"id",
+        "image_id", "caption"}]}; for "{split}" see ``train.data.pairs``.
 
-Which of the two a file is, is seen from what it holds; it may be gzipped.  Splits that are missing are made of whole images,
-drawn by a fixed seed: half of those of the validation split become the test split, as COCO's test captions are not public; a
-tenth of the training split becomes the validation split; one file of COCO's, or a training split alone, is split 80/10/10.
+The format is detected from the content; files may be gzipped.  Missing splits are drawn at random,
+image by image, with a fixed seed: without a test split, half of the validation images become the
+test split, because COCO's test captions are not public; without a validation split, it is a tenth
+of the training images; a single COCO file, or a training split alone, is split 80/10/10.
 
-An image is looked for in the JSON's folder, in the folder images/ there, and in these two of the folder above; each time first in
-the folder that "filepath" names (of COCO's JSON, what follows the last "_" of its own name: val2014), then without it.
+Images are searched for in the JSON's folder, in images/ there, and in the same two places in the
+parent folder; in each, first within the folder named by "filepath" (for COCO, by the end of the
+JSON's name after the last "_", such as val2014), then without it.
 
-Captions are lower case, without punctuation: the "tokens" of Karpathy's JSON as they stand there; captions without such by the
-rule that he made them with (lower case, no signs of punctuation, words between white space).  So what a model writes is compared
-with references of the same form.  Tokens are made of them by ``train.tokens``, fitted to the training captions.
+Captions are lower case, without punctuation: the "tokens" of Karpathy's JSON unchanged; captions
+without tokens by his rule (lower case, no punctuation, split at white space).  So
+generated captions are compared with references of the same form.  ``train.tokens`` is fitted to the
+training captions.
 
-A table has inputs: {"image" uint8 [n, height, width, channels], "target" int32 [n, time]}, targets and mask [n, time], as those
-of ``train.data.scenes``.  In training and validation a row is an image and one of its captions; the test split has a row for each
-image, whose target is the first caption.  Images are decoded once, see ``train.formats.map_images``; a table only says which they
-are, so an image of five captions takes no more memory than one.
+A table has inputs: {"image": uint8 [n, height, width, channels], "target": int32 [n, time]}, and
+targets and mask [n, time], as in ``train.data.scenes``.  In training and validation, a row is an
+image with one of its captions; the test split has one row per image, whose target is the first
+caption.  Images are decoded once, see ``train.formats.map_images``; tables hold only their indices,
+so an image with five captions takes no more memory than one.
 
-An error names them, or with ``on_bad`` skip they are left out and counted: captions that are empty, or longer than
-``max_length`` (these stay references); annotations whose id another one has, or of images that are not there; images whose
-id another one has, that are listed twice, have no caption, are missing, or cannot be read.
+These are an error, or are skipped and counted with ``on_bad=skip``: captions that are empty, or
+longer than ``max_length`` (they remain references); annotations with a duplicate id or for an
+unknown image; images with a duplicate id, listed twice, without a caption, missing or unreadable.
 """
 
 import collections
@@ -57,30 +62,31 @@ from train.tasks import Captioning
 from train.tokens import UNKNOWN, Tokenizer, teacher_forcing
 
 KARPATHY = {**SPLIT_OF, "restval": "train"}
-"""What his files call a split."""
+"""Split by its name in Karpathy's files."""
 SEED = 2015
 EXPECTED = (
     'Karpathy\'s {"images": [{"filename", "split", "sentences"}, ...]} or '
-    'COCO\'s {"images": [{"id", "file_name"}, ...], "annotations": [{"id", "image_id", "caption"}, ...]}'
+    'COCO\'s {"images": [{"id", "file_name"}, ...], '
+    '"annotations": [{"id", "image_id", "caption"}, ...]}'
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Sentences):
-    """Which images with captions, and how they are read."""
+    """Images with captions."""
 
     kind: ClassVar[str] = "captions"
     identity: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""
-    """The JSON of Karpathy or COCO."""
+    """The JSON file in Karpathy's or COCO's format."""
     image_shape: ImageShape = (28, 28, 1)
-    """Height, width and channels (1 grey, 3 or 4) that images are resized to."""
+    """Height, width and channels (1 grey, 3 or 4) to resize images to."""
 
     def __str__(self) -> str:
         return f"captions:{self.path}"
 
     def check(self, model: Any, preprocess: str) -> None:
-        """Raises ValueError for what the model or streaming do not take: decoding takes long."""
+        """Raises ValueError for a wrong shape or scaling, before the images are decoded."""
         super().check(model, preprocess)
         if preprocess in MEASURED:
             raise not_streamed(preprocess)
@@ -102,7 +108,7 @@ FORMS = {
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Images, decoded once into a file, and their captions, see the module."""
+    """Images, decoded once into a cache file, and their captions, see the module."""
 
     def decode(files: Sequence[pathlib.Path]) -> Mapped:
         folder = cache("captions")
@@ -117,13 +123,13 @@ def load(cfg: Config, find: Finder) -> Dataset:
 
             return map_images(files, cfg.image_shape, folder, decoded)
 
-    known = find.task_of(Captioning, cfg)
-    tables, task, notes = read(cfg, find, decode, known.target if known else None)
+    trained = find.task_of(Captioning, cfg)
+    tables, task, notes = read(cfg, find, decode, trained.target if trained else None)
     return Dataset(str(cfg), tables, task, (0.0, 255.0), notes)
 
 
 class Listed(NamedTuple):
-    """An image as a file lists it.  folders: where it may lie.  captions: none of them empty."""
+    """An image in a JSON file.  folders: where to search for it.  captions: not empty."""
 
     name: str
     folders: tuple[pathlib.Path, ...]
@@ -139,14 +145,14 @@ def read(
     decode: Callable[[Sequence[pathlib.Path]], Mapped],
     tokenizer: Tokenizer | None = None,
 ) -> tuple[dict[str, Table], Captioning, tuple[str, ...]]:
-    """The images and captions of a JSON, their task, and notes for people.
+    """Reads the images and captions of a JSON; returns tables, their task and notes for the user.
 
-    Extras of each table: "sentences", (("", caption), ...), and, but for training, "references": all
-    captions of each row's image.
-    locate: a path as given -> where it is.  decode: ``map_images``, but for shape and folder.
-    tokenizer: of the captions, and then files without splits are not divided: all images test.
-        Unless given, it is fitted to the training captions.
-    Raises DataError that names the file, and what in it is wrong.
+    Extras of each table: "sentences", (("", caption), ...), and, except in training, "references":
+    all captions of each row's image.
+    locate: (path as given) -> its location.  decode: ``map_images`` of these files.
+    tokenizer: for the captions; then a file without splits is the test split as a whole.  By
+        default, it is fitted to the training captions.
+    Raises DataError naming the file and its fault.
     """
     name = named(cfg)
     check_image_shape(cfg.image_shape)
@@ -158,10 +164,10 @@ def read(
     elif "all" in listed:
         listed = {"test": listed["all"]}
     bad.check(name, cfg)
-    found = _found(listed, bad)
+    located = _found(listed, bad)
     bad.check(name, cfg)
-    _require_some(name, found, bad)
-    files = [file for images in found.values() for _, file in images]
+    _require_some(name, located, bad)
+    files = [file for images in located.values() for _, file in images]
     images = decode(files)
     readable = dict(zip(files, enumerate(images.readable().tolist()), strict=True))
     for file, (_, fine) in readable.items():
@@ -169,25 +175,29 @@ def read(
             bad.add("images that cannot be read", str(file))
     bad.check(name, cfg)
     kept = {
-        split: [(readable[file][0], each) for each, file in images if readable[file][1]]
-        for split, images in found.items()
+        split: [(readable[file][0], image) for image, file in images if readable[file][1]]
+        for split, images in located.items()
     }
     _require_some(name, kept, bad)
     if tokenizer is None:
-        training = [caption for _, each in kept["train"] for caption in each.captions]
+        training = [caption for _, image in kept["train"] for caption in image.captions]
         tokenizer = tokenizers.fit(cfg.tokens, training, size=cfg.subwords, min_count=cfg.min_count)
-    rows = {split: _rows(split, each, tokenizer, cfg, bad) for split, each in kept.items()}
+    rows = {split: _rows(split, images, tokenizer, cfg, bad) for split, images in kept.items()}
     bad.check(name, cfg)
     _require_some(name, rows, bad)
-    time = 1 + max(len(row.tokens) for each in rows.values() for row in each)
+    time = 1 + max(len(row.tokens) for split_rows in rows.values() for row in split_rows)
     tables = {}
-    for split, each in rows.items():
-        before, targets, mask = teacher_forcing([row.tokens for row in each], time)
-        image = images.select(np.array([row.image for row in each]))
-        columns = {"inputs": {"image": image, "target": before}, "targets": targets, "mask": mask}
-        extras: dict[str, Any] = {"sentences": tuple(("", row.text) for row in each)}
+    for split, split_rows in rows.items():
+        decoder_inputs, targets, mask = teacher_forcing([row.tokens for row in split_rows], time)
+        image = images.select(np.array([row.image for row in split_rows]))
+        columns = {
+            "inputs": {"image": image, "target": decoder_inputs},
+            "targets": targets,
+            "mask": mask,
+        }
+        extras: dict[str, Any] = {"sentences": tuple(("", row.text) for row in split_rows)}
         if split != "train":
-            extras["references"] = tuple(row.references for row in each)
+            extras["references"] = tuple(row.references for row in split_rows)
         tables[split] = Table(columns, extras=extras)
     notes = _notes(rows, tokenizer, cfg, time, bad)
     return tables, Captioning(tokenizer, cfg.max_length), notes
@@ -204,14 +214,14 @@ def _rows(
     split: str, images: Sequence[tuple[int, Listed]], tokenizer: Tokenizer, cfg: Config, bad: Bad
 ) -> list[_Row]:
     rows = []
-    for image, each in images:
-        references, first = tuple(each.captions), len(rows)
+    for image, listed in images:
+        references, first = tuple(listed.captions), len(rows)
         for text in references:
             tokens = tokenizer.encode(text)
             if len(tokens) > cfg.max_length:
                 bad.add(
                     f"captions of more than max_length={cfg.max_length} tokens",
-                    f"{each.name} ({text[:30]} ...)",
+                    f"{listed.name} ({text[:30]} ...)",
                 )
             else:
                 rows.append(_Row(image, text, tokens, references))
@@ -221,7 +231,7 @@ def _rows(
 
 
 def _require_some(name: str, splits: dict[str, Any], bad: Bad) -> None:
-    without = ", ".join(split for split, found in splits.items() if not found)
+    without = ", ".join(split for split, images in splits.items() if not images)
     if without:
         left = "".join(f"; {note}" for note in _left_out(bad))
         raise DataError(f"{name}: no image with a caption in {without}{left}")
@@ -237,10 +247,14 @@ def _left_out(bad: Bad) -> list[str]:
 def _notes(
     rows: dict[str, list[_Row]], tokenizer: Tokenizer, cfg: Config, time: int, bad: Bad
 ) -> tuple[str, ...]:
-    images = (f"{len({row.image for row in each}):,} {split}" for split, each in rows.items())
+    images = (
+        f"{len({row.image for row in split_rows}):,} {split}" for split, split_rows in rows.items()
+    )
     if "train" not in rows:
         return (*_left_out(bad), f"images: {', '.join(images)}")
-    counts = {split: sum(len(row.tokens) + 1 for row in each) for split, each in rows.items()}
+    counts = {
+        split: sum(len(row.tokens) + 1 for row in split_rows) for split, split_rows in rows.items()
+    }
     held_out = [
         token for split in rows if split != "train" for row in rows[split] for token in row.tokens
     ]
@@ -249,7 +263,8 @@ def _notes(
     return (
         *_left_out(bad),
         f"images: {', '.join(images)}; {len(rows['train']):,} captions in training",
-        f"captions: {len(tokenizer.vocabulary):,} {cfg.tokens}, {counts['train']:,} tokens in training, "
+        f"captions: {len(tokenizer.vocabulary):,} {cfg.tokens}, "
+        f"{counts['train']:,} tokens in training, "
         f"{unknown:.2f} % of the held-out ones unknown",
         f"filled up to {time} tokens: {padding:.1f} % of the places are padding",
     )
@@ -259,7 +274,7 @@ def _notes(
 
 
 def plain(caption: str) -> str:
-    """A caption in lower case, without punctuation and symbols, with single spaces: Karpathy's rule, for all of Unicode."""
+    """Lower case, no punctuation or symbols, single spaces: Karpathy's rule for all of Unicode."""
     return " ".join(caption.lower().translate(_signs()).split())
 
 
@@ -275,7 +290,7 @@ def _signs() -> dict[int, None]:
 def _listed(
     name: str, path: str, locate: Locate, bad: Bad, needed: Sequence[str]
 ) -> dict[str, list[Listed]]:
-    """Images of each split that there is, or of "all".  Raises DataError for a ``needed`` one."""
+    """Images of each split, or of "all".  Raises DataError if a split in ``needed`` is missing."""
     if "{split}" not in path:
         file = locate(path)
         content = _content(file)
@@ -307,7 +322,7 @@ def _content(file: pathlib.Path) -> dict[str, Any]:
         images = content.get("images") if isinstance(content, dict) else None
         coco = isinstance(images, list) and isinstance(content.get("annotations"), list)
         karpathy = isinstance(images, list) and any(
-            isinstance(each, dict) and "sentences" in each for each in images
+            isinstance(entry, dict) and "sentences" in entry for entry in images
         )
         if not (coco or karpathy):
             raise DataError(f"{file}: expected {EXPECTED}")
@@ -318,7 +333,7 @@ _TYPES: dict[str, Any] = {"text": str, "a list": list, "a number or text": (int,
 
 
 def _field(place: str, entry: Any, field: str, expected: str) -> Any:
-    """A field of a JSON object.  Raises DataError naming the place and the value unless that is of the expected type."""
+    """A field of a JSON object.  Raises DataError unless it has the expected type."""
     value = entry.get(field) if isinstance(entry, dict) else None
     if not isinstance(value, _TYPES[expected]):
         raise DataError(f"{place}: {field} is {str(value)[:50]!r}, expected {expected}")
@@ -326,7 +341,7 @@ def _field(place: str, entry: Any, field: str, expected: str) -> Any:
 
 
 def _image(file: pathlib.Path, place: str, below: str, name: str) -> Listed:
-    """An image of that name without captions.  below: the folder that it may be in, or ""."""
+    """An image, yet without captions.  below: a sub-folder that it may be in, or ""."""
     parts = pathlib.PurePosixPath(below, name)
     if parts.is_absolute() or ".." in parts.parts:
         raise DataError(f"{place}: file name {str(parts)!r}, expected one within a folder")
@@ -362,12 +377,12 @@ def _karpathy(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> dict[str
                 f"caption {index} of {name}",
                 bad,
             )
-        own = _field(place, entry, "imgid", "a number or text") if "imgid" in entry else None
-        if own is not None and own in seen:
-            bad.add("images whose imgid another one has", name)
+        imgid = _field(place, entry, "imgid", "a number or text") if "imgid" in entry else None
+        if imgid is not None and imgid in seen:
+            bad.add("images with a duplicate imgid", name)
         else:
             splits.setdefault(KARPATHY[split], []).append(image)
-        seen.add(own)
+        seen.add(imgid)
     return splits
 
 
@@ -385,34 +400,35 @@ def _coco(file: pathlib.Path, content: dict[str, Any], bad: Bad) -> list[Listed]
     listed: list[tuple[Any, Listed]] = []
     for number, entry in enumerate(_field(str(file), content, "images", "a list")):
         place = f"{file}: images[{number}]"
-        own, name = (
+        identity, name = (
             _field(place, entry, "id", "a number or text"),
             _field(place, entry, "file_name", "text"),
         )
-        listed.append((own, _image(file, place, below, name)))
-    # Of images with the same id none can serve, as it is not known whose the captions are.
-    counts, images = collections.Counter(own for own, _ in listed), dict(listed)
-    for own, image in listed:
-        if counts[own] > 1:
-            bad.add("images whose id another one has", image.name)
+        listed.append((identity, _image(file, place, below, name)))
+    # Images with the same id are all unusable, because their captions are ambiguous.
+    counts, images = collections.Counter(identity for identity, _ in listed), dict(listed)
+    for identity, image in listed:
+        if counts[identity] > 1:
+            bad.add("images with a duplicate id", image.name)
     seen = set()
     for number, entry in enumerate(content["annotations"]):
         place = f"{file}: annotations[{number}]"
-        own, whose = (
+        identity, image_id = (
             _field(place, entry, field, "a number or text") for field in ("id", "image_id")
         )
-        said, annotation = entry.get("caption"), f"annotation {own} of {file.name}"
-        text = "" if said is None else plain(_field(place, entry, "caption", "text"))
-        if own in seen:
-            bad.add("annotations whose id another one has", annotation)
-        elif whose not in images:
+        raw, annotation = entry.get("caption"), f"annotation {identity} of {file.name}"
+        text = "" if raw is None else plain(_field(place, entry, "caption", "text"))
+        if identity in seen:
+            bad.add("annotations with a duplicate id", annotation)
+        elif image_id not in images:
             bad.add(
-                "annotations of an image_id that no image has", f"{annotation} (image_id {whose})"
+                "annotations of an image_id that no image has",
+                f"{annotation} (image_id {image_id})",
             )
         else:
-            _add(images[whose], text, annotation, bad)
-        seen.add(own)
-    return [image for own, image in listed if counts[own] == 1]
+            _add(images[image_id], text, annotation, bad)
+        seen.add(identity)
+    return [image for identity, image in listed if counts[identity] == 1]
 
 
 def _add(image: Listed, text: str, place: str, bad: Bad) -> None:
@@ -423,7 +439,7 @@ def _add(image: Listed, text: str, place: str, bad: Bad) -> None:
 
 
 def _divided(splits: dict[str, list[Listed]]) -> dict[str, list[Listed]]:
-    """Makes the splits that are missing, of whole images: see the module."""
+    """Adds missing splits, image by image: see the module."""
     if not splits.keys() - {"all", "train"}:
         (everything,) = splits.values()
         tenth = len(everything) // 10
@@ -440,7 +456,7 @@ def _divided(splits: dict[str, list[Listed]]) -> dict[str, list[Listed]]:
 
 
 def _drawn(images: list[Listed], *sizes: int) -> list[list[Listed]]:
-    """So many images, so many others, ..., and the rest, each in their order."""
+    """Random disjoint subsets of these sizes, and the rest, each in the order of the images."""
     blocks = np.split(np.random.default_rng(SEED).permutation(len(images)), np.cumsum(sizes))
     return [[images[row] for row in np.sort(block)] for block in blocks]
 
@@ -448,11 +464,11 @@ def _drawn(images: list[Listed], *sizes: int) -> list[list[Listed]]:
 def _found(
     splits: dict[str, list[Listed]], bad: Bad
 ) -> dict[str, list[tuple[Listed, pathlib.Path]]]:
-    """Images that have captions and a file of their own, with that."""
-    found: dict[str, list[tuple[Listed, pathlib.Path]]] = {}
+    """Images with captions and a distinct file, together with the file."""
+    located: dict[str, list[tuple[Listed, pathlib.Path]]] = {}
     seen = set()
     for split, images in splits.items():
-        found[split] = []
+        located[split] = []
         for image in images:
             file = next(
                 (
@@ -471,6 +487,6 @@ def _found(
             elif file in seen:
                 bad.add("images that are listed twice", image.name)
             else:
-                found[split].append((image, file))
+                located[split].append((image, file))
             seen.add(file)
-    return found
+    return located

@@ -1,7 +1,7 @@
-"""digits: 1,797 handwritten digits 8x8 (UCI), which ship with the package.
+"""digits: 1,797 handwritten digits 8x8 (UCI), included in the package.
 
-1,397 train, 100 validate and 300 test, stratified.  The same writers occur in all three splits, so
-accuracies are those of known hands.
+1,397 train, 100 validation and 300 test examples, stratified.  The same writers occur in all three
+splits, so accuracies do not measure generalization to new writers.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CLASSES = tuple("0123456789")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """There are no options."""
+    """No options."""
 
     kind: ClassVar[str] = "digits"
 

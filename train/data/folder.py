@@ -1,7 +1,8 @@
-"""folder:PATH, stream:PATH: images, one sub-folder for each class.
+"""folder:PATH, stream:PATH: images, one sub-folder per class.
 
-Or train/, val/ and test/ with such sub-folders.  Images are turned upright and resized.  A stream is
-the same data, decoded while training needs them (see ``train.stream``): for more than fits in memory.
+The class folders may also be within train/, val/ and test/.  Images are rotated upright and
+resized.  stream decodes them during training (see ``train.stream``), for data that do not fit in
+memory.
 """
 
 import dataclasses
@@ -34,16 +35,16 @@ class Config(Source):
     path: str = ""
     """The folder."""
     stream: bool = False
-    """Decode images while training needs them, in several processes."""
+    """Decode images during training, in several processes, instead of loading them at the start."""
     image_shape: ImageShape | None = None
-    """Height, width and channels (1 grey, 3 or 4) that images are resized to; unless given, the
-    shape that all images have."""
+    """Height, width and channels (1 grey, 3 or 4) to resize images to; by default, the common shape
+    of all images."""
 
     def __str__(self) -> str:
         return f"{'stream' if self.stream else 'folder'}:{self.path}"
 
     def check(self, model: Any, preprocess: str) -> None:
-        """Raises ValueError for a scaling that would have to decode everything first."""
+        """Raises ValueError for a scaling that has to decode all images first."""
         if self.stream and preprocess in MEASURED:
             raise not_streamed(preprocess)
 
@@ -89,7 +90,7 @@ def load(cfg: Config, find: Finder) -> Dataset:
 def _parts(
     folder: pathlib.Path, divide: bool
 ) -> tuple[list[pathlib.Path], dict[str, pathlib.Path]]:
-    """What lies in the folder and its splits, and {split: its folder}, or {"all": the folder}."""
+    """Entries of the folder and its splits, and {split: its folder} or {"all": the folder}."""
     entries = visible(folder)
     folders = [entry for entry in entries if entry.is_dir()]
     splits = [SPLIT_OF.get(entry.name.lower()) for entry in folders]
@@ -100,18 +101,18 @@ def _parts(
 
 
 def _listed(part: pathlib.Path, classes: tuple[str, ...]) -> tuple[list[pathlib.Path], np.ndarray]:
-    """The files of a split, and their classes."""
+    """The files of a split and their classes."""
     files, targets = [], []
     for label, name in enumerate(classes):
-        found = visible(part / name) if (part / name).is_dir() else []
-        if not found:
+        images = visible(part / name) if (part / name).is_dir() else []
+        if not images:
             raise DataError(f"{part / name}: no images of this class")
-        for file in found:
+        for file in images:
             if file.is_dir():
                 splits = ", ".join(SPLIT_OF)
                 raise DataError(
                     f"{file}: a folder among the images of a class (splits are called {splits})"
                 )
-        files += found
-        targets += [label] * len(found)
+        files += images
+        targets += [label] * len(images)
     return files, np.asarray(targets, np.int32)

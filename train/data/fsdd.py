@@ -1,12 +1,14 @@
 """fsdd:PATH: spoken digits as log-mel frames [100, 40], from files DIGIT_SPEAKER_INDEX.wav.
 
-0-4 of each digit and speaker test, 5-9 validate, the others train.  fsdd:PATH@SPEAKER tests on all
-recordings of that speaker, and 0-4 of the others validate.
+For each digit and speaker, recordings 0-4 are for test, 5-9 for validation and the others for
+training.  With fsdd:PATH@SPEAKER, the test split is all recordings of that speaker, and recordings
+0-4 of the other speakers are for validation.
 
-A recording is centred in 1.015 s (of FSDD's 3,000 all but 1 % are shorter; longer ones lose both ends) and filled up with
-silence.  Its frames are Hann windows of 25 ms every 10 ms; their power spectra (FFT 256) pass through 40 triangles, evenly spaced
-on HTK's mel scale, 2595 log10(1 + f/700), from 0 to 4 kHz.  Levels differ by 20 dB between speakers, so each recording's power
-is relative to its greatest: features are log(power / greatest + FLOOR), from log(FLOOR), which is silence, to 0.
+A recording is centred in 1.015 s, padded with zeros or cut at both ends (1 % of FSDD's 3,000 are
+longer).  Frames are Hann windows of 25 ms every 10 ms.  Their power spectra (FFT 256) pass through
+40 triangular filters, evenly spaced on HTK's mel scale, 2595 log10(1 + f/700), from 0 to 4 kHz.
+Levels differ by 20 dB between speakers, so power is divided by its maximum in the recording:
+features are log(power / maximum + FLOOR), from log(FLOOR) for silence to 0.
 """
 
 import dataclasses
@@ -25,14 +27,14 @@ from train.tasks import Classification
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """A folder of recordings."""
+    """A folder of recordings of spoken digits."""
 
     kind: ClassVar[str] = "fsdd"
     identity: ClassVar[tuple[str, ...]] = ("path", "speaker")
     path: str = ""
     """The folder."""
     speaker: str = ""
-    """Test on all recordings of this speaker."""
+    """Speaker to hold out: test on all recordings of this one."""
 
     def __str__(self) -> str:
         return f"fsdd:{self.path}" + (f"@{self.speaker}" if self.speaker else "")
@@ -47,7 +49,7 @@ FORMS = {"fsdd": Form("fsdd:PATH[@SPEAKER]", "spoken digits, log-mel frames", pa
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Inputs float32 [n, 100, 40], targets int32 [n].  Extras: "speakers", the name for each row."""
+    """Inputs float32 [n, 100, 40], targets int32 [n].  Extras: "speakers", a name for each row."""
     splits, speakers, notes = read_fsdd(find(cfg.path), cfg.speaker)
     inputs = splits["train"]["inputs"]
     input_range = (float(inputs.min()), float(inputs.max()))
@@ -61,16 +63,16 @@ def load(cfg: Config, find: Finder) -> Dataset:
 RATE, WINDOW, HOP, FFT, BANDS, FRAMES = 8000, 200, 80, 256, 40, 100
 SAMPLES = WINDOW + HOP * (FRAMES - 1)
 FLOOR = 1e-6
-"""What is 60 dB below a recording's greatest power is the room's noise, which differs by speaker, rather than speech."""
+"""-60 dB.  Below it is mostly room noise, which differs by speaker."""
 MAX_SAMPLES = 60 * RATE
 BLOCK = 256
-"""Recordings whose spectra are in memory at a time."""
+"""Number of recordings whose spectra are in memory at once."""
 
 NAME = re.compile(r"([0-9])_(.+)_([0-9]+)\.wav", re.IGNORECASE)
 
 
 def read_wav(file: pathlib.Path) -> np.ndarray:
-    """A wav file of 8 kHz, mono, 16 bits -> int16 [samples], at least one and at most a minute."""
+    """Reads a wav file (8 kHz, mono, 16 bits, up to a minute) -> int16 [samples]."""
     with opened(file) as raw:
         try:
             with wave.open(raw) as sound:
@@ -78,14 +80,15 @@ def read_wav(file: pathlib.Path) -> np.ndarray:
                 count = sound.getnframes()
                 if kind != (RATE, 1, 16):
                     raise DataError(
-                        f"{file}: {kind[0]} Hz, channels: {kind[1]}, bits: {kind[2]}; expected {RATE} Hz, 1, 16"
+                        f"{file}: {kind[0]} Hz, channels: {kind[1]}, bits: {kind[2]}; "
+                        f"expected {RATE} Hz, 1, 16"
                     )
                 if not 0 < count <= MAX_SAMPLES:
                     raise DataError(
                         f"{file}: announces {count} samples, allowed: 1 to {MAX_SAMPLES}"
                     )
                 data = sound.readframes(count)
-        except EOFError:  # which says nothing more
+        except EOFError:  # has no message
             raise DataError(f"{file}: not a wav file, or truncated in its header") from None
         if len(data) != 2 * count:
             raise DataError(
@@ -95,7 +98,7 @@ def read_wav(file: pathlib.Path) -> np.ndarray:
 
 
 def centred(samples: np.ndarray, length: int = SAMPLES) -> np.ndarray:
-    """Samples [n] -> [length]: zeros on both sides, or the middle."""
+    """Samples [n] -> [length]: the middle part, or padded with zeros on both sides."""
     cut = max(len(samples) - length, 0) // 2
     kept = samples[cut : cut + length]
     before = (length - len(kept)) // 2
@@ -103,7 +106,10 @@ def centred(samples: np.ndarray, length: int = SAMPLES) -> np.ndarray:
 
 
 def mel_filters() -> np.ndarray:
-    """The triangles, float64 [FFT // 2 + 1, BANDS]: band b rises from 0 at edge b to 1 at edge b + 1, and is 0 at edge b + 2."""
+    """The triangular filters, float64 [FFT // 2 + 1, BANDS].
+
+    Filter b rises from 0 at edge b to 1 at edge b + 1 and falls to 0 at edge b + 2.
+    """
     edges = 700 * (
         10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BANDS + 2) / 2595) - 1
     )
@@ -115,7 +121,7 @@ def mel_filters() -> np.ndarray:
 
 
 def log_mel(signals: np.ndarray) -> np.ndarray:
-    """Signals [n, samples] -> float32 [n, 1 + (samples - WINDOW) // HOP, BANDS], between log(FLOOR) and 0."""
+    """Signals [n, samples] -> features, float32 [n, 1 + (samples - WINDOW) // HOP, BANDS]."""
     hann, filters = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW), mel_filters()
     features = []
     for start in range(0, len(signals), BLOCK):
@@ -126,7 +132,7 @@ def log_mel(signals: np.ndarray) -> np.ndarray:
         power = (spectra.real**2 + spectra.imag**2) @ filters
         greatest = power.max(axis=(1, 2), keepdims=True)
         logs = np.log(power / (greatest + (greatest == 0)) + FLOOR)
-        # Rounded, as the last bits are not the same on every machine, but the fingerprint of the data has to be.
+        # Rounded, because the last bits depend on the machine and the fingerprint must not.
         features.append((np.round(logs * 1024) / 1024).astype(np.float32))
     return np.concatenate(features)
 
@@ -134,12 +140,12 @@ def log_mel(signals: np.ndarray) -> np.ndarray:
 def read_fsdd(
     folder: pathlib.Path, held_out: str = ""
 ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...], tuple[str, ...]]:
-    """The Free Spoken Digit Dataset: files DIGIT_SPEAKER_INDEX.wav in the folder or in its sub-folder recordings.
+    """The Free Spoken Digit Dataset: DIGIT_SPEAKER_INDEX.wav in the folder or in its recordings/.
 
-    Returns the splits {"train": {"inputs": float32 [n, FRAMES, BANDS], "targets": int32 [n], "speakers": int32 [n]}, ...}, the
-    speakers' names, sorted, and a note of files that are no recordings.  Indices 0-4 test, 5-9 validate, the others train; or,
-    with a speaker held out, all of that speaker's test, and of the others 0-4 validate.  Raises DataError that names the file and
-    its fault, or the speakers there are.
+    held_out: the speaker to test on; see the module for the splits.
+    Returns splits {"train": {"inputs": float32 [n, FRAMES, BANDS], "targets": int32 [n],
+    "speakers": int32 [n]}, ...}, the sorted names of the speakers, and a note on files that are
+    not recordings.  Raises DataError naming the file and its fault, or the known speakers.
     """
     with reading(folder):
         place = folder / "recordings" if (folder / "recordings").is_dir() else folder
@@ -171,7 +177,8 @@ def read_fsdd(
     for split, rows in chosen.items():
         if not rows.any():
             raise DataError(
-                f"{place}: no recordings for the {split} split among {len(files)}; it goes by index and speaker"
+                f"{place}: no recordings for the {split} split among {len(files)}; "
+                "splits depend on index and speaker"
             )
     table = {
         "inputs": log_mel(np.stack([centred(read_wav(file)) for file in files])),

@@ -1,7 +1,7 @@
-"""mnist, fashion_mnist: 28x28 digits, and articles of clothing.
+"""mnist, fashion_mnist: digits and articles of clothing, 28x28.
 
-55,000 train, the last 5,000 of the training file validate, 10,000 test.  Files are looked up in
-DIR/mnist or DIR/fashion_mnist, then in the cache, then downloaded.
+55,000 train, 5,000 validation (the last ones of the training file) and 10,000 test examples.  Files
+are searched for in DIR/mnist or DIR/fashion_mnist, then in the cache, and downloaded if not found.
 """
 
 import dataclasses
@@ -19,10 +19,9 @@ from train.tasks import Classification
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """Which of the two sets."""
+    """MNIST or Fashion-MNIST."""
 
     kind: ClassVar[str] = "mnist"
-    identity: ClassVar[tuple[str, ...]] = ("name",)
     identity: ClassVar[tuple[str, ...]] = ("name",)
     name: Literal["mnist", "fashion_mnist"] = "mnist"
 
@@ -101,7 +100,8 @@ def load(cfg: Config, find: Finder) -> Dataset:
         expected = (size, 28, 28) if kind == "inputs" else (size,)
         if array.dtype != np.uint8 or array.shape != expected:
             raise DataError(
-                f"{file}: holds {array.dtype} {list(array.shape)}, expected {kind}: uint8 {list(expected)}"
+                f"{file}: holds {array.dtype} {list(array.shape)}, "
+                f"expected {kind}: uint8 {list(expected)}"
             )
         if kind == "inputs":
             tables[split][kind] = array[..., None]
@@ -118,18 +118,18 @@ def load(cfg: Config, find: Finder) -> Dataset:
 
 
 def _find(name: str, find: Finder) -> list[pathlib.Path]:
-    """The set's files, gzipped or not, from the first directory that has them; none if none has."""
+    """The files, gzipped or not, from the first directory that has them; [] if none has."""
     for root in find.roots():
         with reading(root / name):
             places = [
                 (root / name / file, root / name / file.removesuffix(".gz"))
                 for file in _FILES.values()
             ]
-            found = [next((place for place in pair if place.exists()), None) for pair in places]
-        files = [file for file in found if file]
-        if 0 < len(files) < len(found):
+            matches = [next((place for place in pair if place.exists()), None) for pair in places]
+        files = [file for file in matches if file]
+        if 0 < len(files) < len(matches):
             missing = [
-                zipped.name for (zipped, _), file in zip(places, found, strict=True) if not file
+                zipped.name for (zipped, _), file in zip(places, matches, strict=True) if not file
             ]
             raise DataError(
                 f"{root / name}: the set is not complete, missing: {', '.join(missing)}"

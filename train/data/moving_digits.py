@@ -1,7 +1,7 @@
 """moving_digits: clips [8, 16, 16, 1] of the embedded digits; the class is the direction of motion.
 
-Four clips of each digit, moving in one of 8 directions; a digit stays in its split: 5,588 train, 400
-validate, 1,200 test.
+Four clips per digit, each moving in one of 8 directions: 5,588 train, 400 validation and 1,200
+test clips.  A digit stays in its split.
 """
 
 import dataclasses
@@ -26,17 +26,19 @@ DIRECTIONS = {
     "S": (1, 0),
     "SE": (1, 1),
 }
-"""What a digit moves by from frame to frame: (rows, columns)."""
+"""Motion from frame to frame in pixels: (rows, columns)."""
 FRAMES, SIZE, CLIPS, NOISE, MOST = 8, 16, 4, 12, 16
 
 
 def moving_digits(digits: Mapping[str, Any], noise: int = NOISE) -> dict[str, Columns]:
-    """Clips whose class is the direction in which a digit moves; digits: {split: {"inputs": uint8 [n, 8, 8, 1], ...}, ...}.
+    """Clips whose class is the direction in which a digit moves.
 
-    Returns {split: {"inputs": uint8 [CLIPS n, FRAMES, SIZE, SIZE, 1], "targets": int32 [CLIPS n]}, ...}: of each image of a split
-    CLIPS clips, one after the other.  It starts anywhere and moves a pixel a frame along each axis of its direction; what leaves
-    at one edge enters at the opposite one, so a single frame says nothing of the direction.  To each pixel a whole number from
-    -noise to noise is added, all equally likely, and the sum is clipped to 0..MOST.
+    digits: {split: {"inputs": uint8 [n, 8, 8, 1], ...}, ...}.
+    Returns {split: {"inputs": uint8 [CLIPS n, FRAMES, SIZE, SIZE, 1], "targets": int32 [CLIPS n]},
+    ...}, with CLIPS consecutive clips per image.  A digit starts at a random position and moves one
+    pixel per frame along each axis of its direction.  It wraps around at the edges, so a single
+    frame does not reveal the direction.  Uniform integer noise from -noise to noise is added to
+    each pixel, and the sum is clipped to 0..MOST.
     """
     return {
         split: _clips(table["inputs"], [SEED, number], noise)
@@ -67,7 +69,7 @@ def _clips(digits: np.ndarray, seed: list[int], noise: int) -> Columns:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """There are no options."""
+    """No options."""
 
     kind: ClassVar[str] = "moving_digits"
 

@@ -1,7 +1,7 @@
-"""npz:PATH: arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ...; no others.
+"""npz:PATH: arrays "inputs" [n, ...] and "targets" [n]; or x_train, y_train, x_val, ....
 
-Names may also be train_inputs, train_targets, ...  Splits that are missing are made, see
-``train.dataset.with_splits``.
+Names such as train_inputs and train_targets work too.  ``train.dataset.with_splits`` adds missing
+splits.  Other arrays are an error.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _NAMES = (
 
 
 def _role(array: str) -> tuple[str, str] | None:
-    """(split or "all", "inputs" or "targets") by an array's name; None for one that nobody reads."""
+    """(split or "all", "inputs" or "targets") of an array name; None for an unknown name."""
     name = array.lower()
     if name in ("inputs", "targets"):
         return "all", name
@@ -49,7 +49,7 @@ def _role(array: str) -> tuple[str, str] | None:
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Inputs and targets as they are; integers [n] are classes 0 to the largest."""
+    """Inputs and targets as stored; integer targets [n] are classes 0 to the largest value."""
     name, file = str(cfg), find(cfg.path)
     arrays = read_npz(file)
     named: dict[tuple[str, str], str] = {}
@@ -59,16 +59,17 @@ def load(cfg: Config, find: Finder) -> Dataset:
             raise DataError(f"{file}: holds {array}, which is not read; expected {_NAMES}")
         if role in named:
             raise DataError(
-                f"{file}: {named[role]} and {array} are both {role[1]} of one split, expected one of them"
+                f"{file}: {named[role]} and {array} are both {role[1]} of one split, "
+                "expected one of them"
             )
         named[role] = array
-    found = {split for split, _ in named}
-    if found != {"all"} and ("all" in found or (find.divide and "train" not in found)):
+    present = {split for split, _ in named}
+    if present != {"all"} and ("all" in present or (find.divide and "train" not in present)):
         raise DataError(
             f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; expected {_NAMES}"
         )
     tables = {
-        split: _pair(file, arrays, named, split) for split in ("all", *SPLITS) if split in found
+        split: _pair(file, arrays, named, split) for split in ("all", *SPLITS) if split in present
     }
     kinds = {
         split: [(str(array.dtype), array.shape[1:]) for array in table.values()]

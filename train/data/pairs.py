@@ -1,17 +1,21 @@
-r"""Pairs of sentences as data: tokens of a source and of a target, in batches of sentences that are about equally long.
+r"""Translation: pairs of a source and a target sentence, in batches of similar length.
 
-    numbers-en-fr      numbers from 0 to 999,999 in English and in French words (``num2words``, any two of its languages): 10,000
-                       train, 1,000 validate and 1,000 test; every number is in one of them only
-    multi30k-en-fr     DIR/multi30k: captions of pictures; test_2016_flickr tests
-    pairs:SRC,TGT      two files of the same number of lines, each a sentence; or pairs:FILE.tsv, one with both, separated by a
-                       tab.  Plain or gzipped, UTF-8.  "{split}" in the names stands for train, for validation, valid, val or
-                       dev, and for test; without it the last 5 % of the lines test, and the 5 % before validate
+    numbers-en-fr      numbers from 0 to 999,999 in English and French words, or any two languages
+                       of ``num2words``: 10,000 train, 1,000 validation and 1,000 test pairs, all
+                       different
+    multi30k-en-fr     DIR/multi30k: captions of pictures; test_2016_flickr is the test split
+    pairs:SRC,TGT      two files with the same number of lines, one sentence per line; or
+                       pairs:FILE.tsv, one file with both sentences separated by a tab.  UTF-8,
+                       plain or gzipped.  "{split}" in the names stands for train; validation,
+                       valid, val or dev; and test.  Without it, the last 5 % of the lines are for
+                       test, the 5 % before for validation
 
-Tokens are made by ``train.tokens``, fitted to the training sentences, and kept with the run.
+``train.tokens`` is fitted to the training sentences; the tokenizers are stored with the run.
 
-Every sentence ends with token 0, "</s>", which also stands before each target.  A table has inputs: {"source" int32 [n, places],
-"lengths" [n] (of sources, their ends included), "target" [n, time]}, targets and mask [n, time]; and a sampler of
-buckets: of a few lengths to which all sentences of a batch are filled up.
+A table has inputs: {"source": int32 [n, source time], "lengths": [n], "target": [n, time]}, and
+targets and mask [n, time].  Sentences end with token 0, "</s>"; "lengths" of sources include it.
+"target" are the decoder inputs: the targets shifted by one, starting with "</s>".  The sampler
+groups sentences into length buckets and pads all sentences of a batch to their bucket's length.
 """
 
 import dataclasses
@@ -31,30 +35,29 @@ from train.tokens import UNKNOWN, packed, teacher_forcing
 from train.tokens import fit as fit_tokenizer
 
 NAMES = WORDS | {"test": (*WORDS["test"], "test_2016_flickr")}
-"""What "{split}" stands for."""
+"""Words that "{split}" stands for."""
 NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
 SIDES = ("source", "target")
 CORPUS = "numbers-[^-]+-[^-]+|multi30k-en-fr"
 MOST_NAMED = 5
-"""Lines that a message names."""
+"""Number of lines that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Sentences):
-    """Which pairs, and how they are read."""
+    """Pairs of sentences."""
 
     kind: ClassVar[str] = "pairs"
     identity: ClassVar[tuple[str, ...]] = ("corpus", "source", "target")
     counts: ClassVar[tuple[str, ...]] = (*Sentences.counts, "buckets")
     corpus: str = ""
-    """numbers-en-fr, of any two languages of num2words, or multi30k-en-fr; "" for files."""
+    """numbers-en-fr (or any two languages of num2words) or multi30k-en-fr; "" for files."""
     source: str = ""
-    """A file of sentences, or a TSV with both."""
+    """A file of source sentences, or a TSV with both sentences."""
     target: str = ""
-    """A file with the other sentences; "" for a TSV."""
+    """A file of target sentences; "" for a TSV."""
     buckets: int = 6
-    """Lengths that pairs of sentences are filled up to: fewer compile faster, more compute less for
-    nothing."""
+    """Number of length buckets: fewer compile faster, more need less padding."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -96,7 +99,7 @@ MULTI30K = ("multi30k/{split}.en.gz", "multi30k/{split}.fr.gz")
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Tokens of sources and targets, see the module."""
+    """Tokens of source and target sentences, see the module."""
     bad, name, known = Bad(), str(cfg), find.task_of(Translation, cfg)
     if cfg.corpus.startswith("numbers-"):
         splits = numbers(name, cfg.corpus.split("-")[1:])
@@ -115,7 +118,7 @@ def load(cfg: Config, find: Finder) -> Dataset:
 
 
 class Line(NamedTuple):
-    """A line of a pair of files.  places: of the source and of the target."""
+    """A pair of sentences.  places: FILE:LINE of the source and the target."""
 
     places: tuple[str, str]
     source: str
@@ -123,9 +126,9 @@ class Line(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Pairs as data.  Extras of each table: "sentences", ((source, target), ...).
+    """Encoded pairs.  Extras of each table: "sentences", ((source, target), ...).
 
-    notes: for people.
+    notes: for the user.
     """
 
     tables: dict[str, Table]
@@ -134,33 +137,33 @@ class Encoded(NamedTuple):
 
 
 class Bad:
-    """Lines, or captions and images, that cannot serve, by what is wrong with them."""
+    """Collects unusable lines, captions and images by their fault."""
 
     def __init__(self) -> None:
         self.places: dict[str, list[str]] = {}
 
     def add(self, what: str, place: str) -> None:
-        """One more."""
+        """Records an item with this fault."""
         self.places.setdefault(what, []).append(place)
 
     def check(self, name: str, cfg: Sentences) -> None:
-        """Raises DataError that names some of them, unless they are to be left out."""
+        """Raises DataError listing some of the items, unless the user chose to skip them."""
         if cfg.on_bad == "skip" or not self.places:
             return
-        said = []
+        messages = []
         for what, places in self.places.items():
             more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-            said.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
-        raise DataError(f"{name}: {'; '.join(said)}; data.on_bad=skip leaves them out")
+            messages.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
+        raise DataError(f"{name}: {'; '.join(messages)}; data.on_bad=skip leaves them out")
 
 
 def encode(
     name: str, splits: dict[str, list[Line]], cfg: Config, bad: Bad, task: Translation | None = None
 ) -> Encoded:
-    """Sentences as tables.
+    """Encodes sentences as tables.
 
-    bad: of what was read.  task: whose tokenizers to use; they are fitted to the training sentences unless given.
-    Raises DataError that names lines, and splits without any that can serve.
+    bad: collects unusable lines.  task: has the tokenizers; by default, they are fitted to the
+    training sentences.  Raises DataError for unusable lines and for splits without usable ones.
     """
     kept: dict[str, list[Line]] = {}
     for split, lines in splits.items():
@@ -174,10 +177,10 @@ def encode(
     bad.check(name, cfg)
     _require_some(name, kept)
     if task is None:
-        how = {"size": cfg.subwords, "min_count": cfg.min_count}
+        options = {"size": cfg.subwords, "min_count": cfg.min_count}
         lines = kept["train"]
-        source = fit_tokenizer(cfg.tokens, [line.source for line in lines], **how)
-        target = fit_tokenizer(cfg.tokens, [line.target for line in lines], **how)
+        source = fit_tokenizer(cfg.tokens, [line.source for line in lines], **options)
+        target = fit_tokenizer(cfg.tokens, [line.target for line in lines], **options)
         task = Translation(source, target)
     fitted = (task.source, task.target)
     coded: dict[str, list[tuple[list[int], list[int]]]] = {split: [] for split in kept}
@@ -199,7 +202,7 @@ def encode(
         split: np.array([[len(side) + 1 for side in pair] for pair in pairs])
         for split, pairs in coded.items()
     }
-    most = np.max([each.max(axis=0) for each in lengths.values()], axis=0)
+    most = np.max([sides.max(axis=0) for sides in lengths.values()], axis=0)
     edges = _edges(next(iter(lengths.values())), most, cfg.buckets)
     tables = {split: _table(coded[split], lengths[split], edges) for split in coded}
     buckets = {split: _buckets(lengths[split], edges) for split in coded}
@@ -217,8 +220,8 @@ def encode(
         ]
         unknown = 100 * held_out.count(UNKNOWN) / len(held_out)
         count = int(lengths["train"][:, index].sum())
-        said = f"{len(fitted[index].vocabulary):,} {cfg.tokens}, {count:,} tokens in training"
-        notes.append(f"{side}: {said}, {unknown:.2f} % of the held-out ones unknown")
+        size = f"{len(fitted[index].vocabulary):,} {cfg.tokens}, {count:,} tokens in training"
+        notes.append(f"{side}: {size}, {unknown:.2f} % of the held-out ones unknown")
     shapes = ", ".join(f"{source}/{target}" for source, target in zip(*edges, strict=True))
     first = next(iter(tables))
     part = 100 * padding(tables[first], buckets[first], widths)
@@ -237,7 +240,7 @@ def _require_some(name: str, splits: dict[str, Any]) -> None:
 
 
 def padding(table: Columns, bucket: np.ndarray, widths: dict[str, tuple[int, ...]]) -> float:
-    """The part of the places of sources and targets that is filled up.  bucket: of each row."""
+    """The fraction of source and target positions that are padding.  bucket: of each row."""
     places = sum(
         int(np.asarray(widths[path])[bucket].sum()) for path in ("inputs.source", "targets")
     )
@@ -248,13 +251,13 @@ def _table(
     pairs: Sequence[Any], lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> dict[str, Any]:
     source = packed([source for source, _ in pairs], edges[0][-1])
-    before, targets, mask = teacher_forcing([target for _, target in pairs], edges[1][-1])
-    inputs = {"source": source, "lengths": lengths[:, 0].astype(np.int32), "target": before}
+    decoder_inputs, targets, mask = teacher_forcing([target for _, target in pairs], edges[1][-1])
+    inputs = {"source": source, "lengths": lengths[:, 0].astype(np.int32), "target": decoder_inputs}
     return {"inputs": inputs, "targets": targets, "mask": mask}
 
 
 def _buckets(lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
-    """The bucket of each pair, int32 [n], from the lengths of both sides [n, 2]."""
+    """The bucket of each pair, int32 [n], by the lengths [n, 2] of both sentences."""
     sides = [np.searchsorted(edge, lengths[:, side]) for side, edge in enumerate(edges)]
     return np.max(sides, axis=0).astype(np.int32)
 
@@ -262,19 +265,18 @@ def _buckets(lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]
 def _edges(
     lengths: np.ndarray, most: np.ndarray, buckets: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths of sources and of targets to fill up to, as many of both, the last of them ``most``.
+    """Bucket lengths of sources and of targets, the same number of both; the last are ``most``.
 
-    lengths [n, 2].  Those of each side take the fewest places for that side alone.
+    lengths [n, 2].  Each side's lengths minimize the padding of that side alone.
     """
     candidates = [sorted({*lengths[:, side].tolist(), int(most[side])}) for side in (0, 1)]
     count = min(buckets, *map(len, candidates))
     chosen = []
     for side, lens in enumerate(candidates):
-        below = [
-            0,
-            *(int(np.sum(lengths[:, side] <= edge)) for edge in lens),
-        ]  # sentences up to the edge before
-        # best[j]: places of all sentences up to edge j and the edges that they take, in one bucket; then in one more each time.
+        # below[j]: number of sentences up to the length of edge j - 1.
+        below = [0, *(int(np.sum(lengths[:, side] <= edge)) for edge in lens)]
+        # Dynamic programming over the number of buckets.  best[j]: the fewest positions for all
+        # sentences up to edge j, and the edges that achieve it; one more bucket per pass.
         best = [(below[j + 1] * edge, (edge,)) for j, edge in enumerate(lens)]
         for _ in range(count - 1):
             best = [
@@ -289,7 +291,7 @@ def _edges(
 
 
 def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
-    """Numbers in words of two languages.  Raises DataError for a language that num2words does not know, or fails in."""
+    """Numbers in words of two languages.  Raises DataError if num2words lacks one or fails."""
     import num2words
 
     for language in languages:
@@ -300,19 +302,19 @@ def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
     parts = [np.arange(1000)]
     for least, count in ((1_000, 3_000), (10_000, 3_000), (100_000, 5_000)):
         parts.append(least + random.choice(9 * least, count, replace=False))
-    chosen = random.permutation(np.concatenate(parts)).tolist()
+    values = random.permutation(np.concatenate(parts)).tolist()
 
     def say(number: int, language: str) -> str:
         try:
             return num2words.num2words(number, lang=language)
-        except Exception as error:  # a language may raise anything
+        except Exception as error:  # languages raise all kinds of exceptions
             raise DataError(
                 f"data {name!r}: num2words fails on {number} in language {language!r}: {error}"
             ) from error
 
     splits, first = {}, 0
     for split, count in NUMBERS.items():
-        part = chosen[first : first + count]
+        part = values[first : first + count]
         splits[split] = [
             Line((str(n), str(n)), say(n, languages[0]), say(n, languages[1])) for n in part
         ]
@@ -323,52 +325,57 @@ def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:
 def from_files(
     name: str, source: str, target: str | None, locate: Any, bad: Bad, *, divide: bool = True
 ) -> dict[str, list[Line]]:
-    """Lines of two files, or of a TSV if there is no target, or of such for each split.
+    """Reads the lines of two files, or of a TSV if target is None, for each split.
 
-    locate: a path as given -> where it is.  divide: whether files without splits are divided, or all lines test.
-    Raises DataError naming the file, or the files whose numbers of lines differ.
+    locate: (path as given) -> its location.  divide: whether to divide files without splits; else
+    all lines are the test split.
+    Raises DataError naming the file and its fault, or files with different numbers of lines.
     """
     names = [source] if target is None else [source, target]
-    marked = ["{split}" in each for each in names]
+    marked = ["{split}" in path for path in names]
     if any(marked) and not all(marked):
         raise DataError(
             f"data {name!r}: {{split}} in one of two names, expected in both or in none"
         )
     if not all(marked):
-        lines = _read_pair([locate(each) for each in names], bad)
+        lines = _read_pair([locate(path) for path in names], bad)
         if not divide:
             return {"test": lines}
         first, second = len(lines) * 90 // 100, len(lines) * 95 // 100
         return {"train": lines[:first], "validation": lines[first:second], "test": lines[second:]}
     splits = {}
     for split, words in NAMES.items():
-        splits[split] = _read_pair([of_split(each, words, locate) for each in names], bad)
+        splits[split] = _read_pair([of_split(path, words, locate) for path in names], bad)
     return splits
 
 
 class MissingSplitError(DataError):
-    """There is no file of a split."""
+    """A split has no file."""
 
 
 def of_split(name: str, words: tuple[str, ...], locate: Any) -> pathlib.Path:
-    """The file of a split.  Raises MissingSplitError that says what was looked for, and DataError where two words have one."""
-    found: dict[str, pathlib.Path] = {}
+    """The file of a split.
+
+    words: names of the split, to replace "{split}" with.
+    Raises MissingSplitError without a file, and DataError if two words match.
+    """
+    files: dict[str, pathlib.Path] = {}
     failure = None
     for word in words:
         for suffix in ("", ".gz", ".GZ"):
             try:
-                found.setdefault(word, locate(name.replace("{split}", word) + suffix))
+                files.setdefault(word, locate(name.replace("{split}", word) + suffix))
             except DataError as error:
                 failure = failure or error
-    if len(found) > 1:
+    if len(files) > 1:
         raise DataError(
-            f"{' and '.join(map(str, found.values()))} are of the same split, expected one of them"
+            f"{' and '.join(map(str, files.values()))} are of the same split, expected one of them"
         )
-    if not found:
+    if not files:
         raise MissingSplitError(
             f"no file {name} with {{split}} replaced by {' or '.join(words)}: {failure}"
         )
-    return next(iter(found.values()))
+    return next(iter(files.values()))
 
 
 def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
@@ -377,8 +384,8 @@ def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
         counts = ", ".join(
             f"{file} has {len(column):,} lines" for file, column in zip(files, columns, strict=True)
         )
-        raise DataError(f"{counts}; expected as many in both, a sentence each")
-    read = []
+        raise DataError(f"{counts}; expected the same number in both, one sentence per line")
+    pairs = []
     for number, cells in enumerate(zip(*columns, strict=True), 1):
         places, cells = (
             (f"{files[0]}:{number}", f"{files[-1]}:{number}"),
@@ -391,7 +398,7 @@ def _read_pair(files: list[pathlib.Path], bad: Bad) -> list[Line]:
         try:
             for cell in cells:
                 sides.append(cell.decode())
-            read.append(Line(places, *sides))
+            pairs.append(Line(places, *sides))
         except UnicodeDecodeError:
             bad.add("not UTF-8 text", places[len(sides)])
-    return read
+    return pairs

@@ -1,6 +1,6 @@
-"""digit_pixels, stamp_pixels:PATH: the scenes of ``train.data.scenes``, each pixel with a class.
+"""digit_pixels, stamp_pixels:PATH: the scenes of ``train.data.scenes`` with a class per pixel.
 
-Classes are background, and the digit, or the category of the stamp.
+The classes are the background and the digits or the categories of the stamps.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from train.tasks import Segmentation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """Which scenes."""
+    """Scenes with labelled pixels."""
 
     kind: ClassVar[str] = "pixels"
     identity: ClassVar[tuple[str, ...]] = ("path", "count")
     counts: ClassVar[tuple[str, ...]] = ("count",)
     language: ClassVar[str] = "en"
     path: str = ""
-    """A folder of cut-out pictures, see ``train.stamps``; "" for the embedded digits."""
+    """Folder of cut-out pictures, see ``train.stamps``; "" for the embedded digits."""
     count: int | None = None
-    """Scenes to train on; as many as usual unless given."""
+    """Number of training scenes; the default depends on the kind of scenes."""
 
     def __str__(self) -> str:
         if not self.path:
@@ -65,7 +65,7 @@ def load(cfg: Config, find: Finder) -> Dataset:
 
 
 def labelled(name: str, scenes: Scenes, classes: Sequence[str], of_kinds: Sequence[int]) -> Dataset:
-    """Scenes whose pixels are labelled.  of_kinds: the class of each kind of object."""
+    """Scenes with labelled pixels.  of_kinds: the class of each kind of object."""
     if len(classes) >= VOID:
         raise DataError(f"{name}: {len(classes)} classes of pixels, allowed: {VOID - 1} at most")
     labels = np.array([0, *(1 + index for index in of_kinds)], np.uint8)

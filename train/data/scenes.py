@@ -1,21 +1,31 @@
-"""Images of scenes with captions: where each object is, is known.
+"""Synthetic scenes with captions and known object positions.
 
     digit_scenes, digit_scenes:COUNT
-                   one to three digits of the embedded set, about twice as large, on a grey canvas 48x48 that is not quite even:
-                   COUNT train (20,000), 1,000 validate, 2,000 test.  Digits stay in their split, so that those of test scenes
-                   occur in no training scene.  "a seven left of a two left of an eight"
+                   one to three digits of the embedded set, at about twice their size, on an
+                   uneven grey canvas 48x48: COUNT (20,000) train, 1,000 validation and 2,000 test
+                   scenes.  Digits stay in their split, so test digits occur in no training scene.
+                   A caption: "a seven left of a two left of an eight"
     stamps:PATH    see ``train.stamps``
 
-A caption names all objects in order along an axis, "above" or "left of" one another.  The rule is that of ``relation``: the axis
-is the one along which no two boxes overlap; if that holds for both, the one along which the outermost centres lie farther apart.
-Scenes are placed so that they do by at least MARGIN pixels.
+A caption names all objects in order along an axis, joined by "above" or "left of".  ``relation``
+defines the axis: the one along which no two boxes overlap; if that holds for both axes, the one
+along which the outermost centres are farther apart, in these scenes by at least MARGIN pixels.
 
-A table has inputs: {"image" uint8 [n, height, width, channels], "target" int32 [n, time]} (tokens before each target, the first
-of them END), targets and mask [n, time]; and of the objects in the order of the caption: boxes int32 [n, objects, 4] (top, left,
-bottom, right, the latter two exclusive; zeros where there is none), phrases int32 [n, objects, 2] (where in the caption what the
-object is called begins and ends, article and all, the latter exclusive; zeros where there is none) and words int32 [n, objects]
-(where the noun of it is; -1 where there is none).  pixels [n, height, width] are 0 for background, else 1 + the object's kind;
-uint8, or uint16 where there are too many kinds for that.
+A table has
+
+    inputs         {"image": uint8 [n, height, width, channels], "target": int32 [n, time]}, where
+                   "target" are the decoder inputs: the targets shifted by one, starting with END
+    targets, mask  [n, time]
+
+and, with objects in the order of the caption,
+
+    boxes          int32 [n, objects, 4]: top, left, bottom, right, the latter two exclusive; zeros
+                   for no object
+    phrases        int32 [n, objects, 2]: span of the object's name with its article in the caption,
+                   in tokens, end exclusive; zeros for no object
+    words          int32 [n, objects]: position of the noun; -1 for no object
+    pixels         [n, height, width]: 0 for background, else 1 + the object's kind; uint8, or
+                   uint16 for many kinds
 """
 
 import dataclasses
@@ -36,19 +46,19 @@ from train.tokens import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """Which scenes."""
+    """Captioned scenes."""
 
     kind: ClassVar[str] = "scenes"
     identity: ClassVar[tuple[str, ...]] = ("path", "language", "count")
     counts: ClassVar[tuple[str, ...]] = ("count", "max_length")
     path: str = ""
-    """A folder of cut-out pictures, see ``train.stamps``; "" for the embedded digits."""
+    """Folder of cut-out pictures, see ``train.stamps``; "" for the embedded digits."""
     language: Literal["en", "fr"] = "en"
-    """Of the captions of stamps."""
+    """Language of the captions of stamps."""
     count: int | None = None
-    """Scenes to train on; as many as usual unless given."""
+    """Number of training scenes; the default depends on the kind of scenes."""
     max_length: int = 100
-    """Tokens of the longest caption that the model may write, its end not counted."""
+    """Most tokens in a generated caption, not counting the end token."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -86,9 +96,9 @@ FORMS = {
 
 
 def load(cfg: Config, find: Finder) -> Dataset:
-    """Images and captions, see the module.  Extras: "sentences", boxes, phrases, words, pixels."""
-    known = find.task_of(Captioning, cfg)
-    scenes = make(cfg, find, known.target if known else None)
+    """Images and captions.  Extras: "sentences", boxes, phrases, words, pixels.  See the module."""
+    trained = find.task_of(Captioning, cfg)
+    scenes = make(cfg, find, trained.target if trained else None)
     tables = {
         split: Table(
             {name: table[name] for name in ("inputs", "targets", "mask")},
@@ -104,7 +114,7 @@ def load(cfg: Config, find: Finder) -> Dataset:
 def make(cfg: Any, find: Finder, tokenizer: Tokenizer | None = None) -> "Scenes":
     """The scenes of a Config with path, language and count.  Raises DataError naming the file.
 
-    tokenizer: of the captions; fitted unless given.
+    tokenizer: for the captions; fitted by default.
     """
     if cfg.path:
         folder = find(cfg.path)
@@ -123,13 +133,16 @@ PHRASES = tuple(Phrase(f"an {digit}" if digit == "eight" else f"a {digit}", 1) f
 CANVAS, SIDES, MOST_DIGITS = 48, (14, 15, 16, 17, 18), 3
 SCENES, HELD_OUT = 20_000, {"validation": 1_000, "test": 2_000}
 INK = 0.3
-"""How bright a pixel of a digit is that belongs to it, of 1."""
+"""Least brightness (of 1) of a pixel that counts as part of a digit."""
 BLOCK = 500
-"""Scenes with random numbers of their own, so that fewer scenes are the first of more."""
+"""Scenes per random generator.  So a smaller set of scenes is the beginning of a larger one."""
 
 
 class Digits(NamedTuple):
-    """Digits at all SIDES, each in the corner of its square.  shade [n, sides, 18, 18], 0..1; extents [n, sides, 2]."""
+    """Digits at all SIDES, each in the top left corner of a square.
+
+    shade [n, sides, 18, 18]: brightness 0..1.  extents [n, sides, 2]: height, width.  labels [n].
+    """
 
     shade: np.ndarray
     extents: np.ndarray
@@ -139,39 +152,40 @@ class Digits(NamedTuple):
 def digit_scenes(
     digits: Mapping[str, Any], count: int = SCENES, tokenizer: Tokenizer | None = None
 ) -> Scenes:
-    """Scenes of digits; digits: {split: {"inputs": uint8 [n, 8, 8, 1] of 0..16, "targets": [n]}}.
+    """Scenes of digits.
 
-    count: of training scenes.  tokenizer: of the captions; fitted unless given.
+    digits: {split: {"inputs": uint8 [n, 8, 8, 1] of 0..16, "targets": [n]}}.
+    count: number of training scenes.  tokenizer: for the captions; fitted by default.
     """
-    made: dict[str, Columns] = {}
+    tables: dict[str, Columns] = {}
     captions: dict[str, list[str]] = {}
     for index, (split, wanted) in enumerate({"train": count, **HELD_OUT}.items()):
         large = enlarged(digits[split]["inputs"], digits[split]["targets"])
         blocks, captions[split] = [], []
         for block in range(-(-wanted // BLOCK)):
-            table, said = _digit_block(np.random.default_rng([SEED, index, block]), large)
+            table, block_captions = _digit_block(np.random.default_rng([SEED, index, block]), large)
             blocks.append(table)
-            captions[split] += said
-        made[split] = {
+            captions[split] += block_captions
+        tables[split] = {
             key: np.concatenate([table[key] for table in blocks])[:wanted] for key in blocks[0]
         }
         del captions[split][wanted:]
-    # Fitted to what can be said rather than to what is, so that tokens do not depend on the number of scenes.
+    # Fitted to all possible words, so tokens do not depend on the number of scenes.
     possible = [
         between.join((phrase.text, phrase.text))
         for phrase in PHRASES
         for between in RELATIONS["en"]
     ]
     tokenizer = tokenizer or tokenizers.fit("words", possible, size=0, min_count=1)
-    tokenize(made, captions, tokenizer)
+    tokenize(tables, captions, tokenizer)
     sentences = {split: tuple(("", text) for text in texts) for split, texts in captions.items()}
-    sources = ", ".join(f"{len(digits[split]['targets']):,} {split}" for split in made)
-    notes = (f"one to three digits a scene, of {sources} images, none of which is in two splits",)
-    return Scenes(made, sentences, tokenizer, DIGITS, notes)
+    sources = ", ".join(f"{len(digits[split]['targets']):,} {split}" for split in tables)
+    notes = (f"one to three digits per scene, from {sources} images; none is in two splits",)
+    return Scenes(tables, sentences, tokenizer, DIGITS, notes)
 
 
 def enlarged(images: np.ndarray, labels: np.ndarray) -> Digits:
-    """Digits uint8 [n, 8, 8, 1] at all SIDES (bilinear), cut to the box of what is at least INK."""
+    """Scales digits uint8 [n, 8, 8, 1] to all SIDES, bilinearly, cropped to pixels >= INK."""
     largest = SIDES[-1]
     shade = np.zeros((len(images), len(SIDES), largest, largest), np.float32)
     extents = np.zeros((len(images), len(SIDES), 2), np.int32)
@@ -186,6 +200,8 @@ def enlarged(images: np.ndarray, labels: np.ndarray) -> Digits:
         low = [np.argmax(ink.any(axis=axis), axis=1) for axis in (2, 1)]
         high = [largest - np.argmax(np.flip(ink.any(axis=axis), axis=1), axis=1) for axis in (2, 1)]
         extents[:, index] = np.stack(high, axis=1) - np.stack(low, axis=1)
+        # Move the box to the top left corner.  Indices wrap, but only outside the box, which is
+        # masked.
         from_row, from_column = ((places + start[:, None]) % largest for start in low)
         moved = whole[
             np.arange(len(images))[:, None, None], from_row[:, :, None], from_column[:, None, :]
@@ -196,7 +212,10 @@ def enlarged(images: np.ndarray, labels: np.ndarray) -> Digits:
 
 
 def _bilinear(length: int, longer: int) -> np.ndarray:
-    """Weights [longer, length] of interpolation, edges held, times 2 longer: whole numbers, whose sums no machine rounds."""
+    """Weights [longer, length] of linear interpolation, clamped at the edges, times 2 longer.
+
+    The factor makes them integers, so sums are exact and the same on every machine.
+    """
     place = ((2 * np.arange(longer) + 1) * length - longer).clip(0, 2 * longer * (length - 1))
     return np.maximum(
         2 * longer - np.abs(place[:, None] - 2 * longer * np.arange(length)), 0
@@ -205,13 +224,14 @@ def _bilinear(length: int, longer: int) -> np.ndarray:
 
 def _digit_block(rng: np.random.Generator, digits: Digits) -> tuple[Columns, list[str]]:
     slots = (BLOCK, MOST_DIGITS)
-    there = np.arange(MOST_DIGITS) < rng.integers(1, MOST_DIGITS, (BLOCK, 1), endpoint=True)
-    items = np.where(there, rng.integers(0, len(digits.labels), slots), -1)
+    present = np.arange(MOST_DIGITS) < rng.integers(1, MOST_DIGITS, (BLOCK, 1), endpoint=True)
+    items = np.where(present, rng.integers(0, len(digits.labels), slots), -1)
     axes = rng.integers(0, 2, BLOCK)
     boxes, sizes = arrange(
         rng, digits.extents, items, rng.integers(0, len(SIDES), slots), axes, CANVAS
     )
-    # Ground that slopes and is noisy; what is beyond the canvas, below and to the right, is where squares of digits end.
+    # Background with a gradient and noise.  Below and right of the canvas, room for the empty parts
+    # of the squares of digits.
     largest, slope = SIDES[-1], np.linspace(-0.5, 0.5, CANVAS, dtype=np.float32)
     level, noise = rng.uniform(25, 90, (BLOCK, 1, 1)), rng.uniform(3, 12, (BLOCK, 1, 1))
     tilt = rng.uniform(-30, 30, (2, BLOCK, 1, 1))
@@ -220,7 +240,7 @@ def _digit_block(rng: np.random.Generator, digits: Digits) -> tuple[Columns, lis
     cover, shine = np.zeros((2, BLOCK, CANVAS + largest, CANVAS + largest), np.float32)
     pixels = np.zeros(cover.shape, np.uint8)
     for index in range(MOST_DIGITS):
-        rows, square = np.flatnonzero(there[:, index]), np.arange(largest)
+        rows, square = np.flatnonzero(present[:, index]), np.arange(largest)
         shade = digits.shade[items[rows, index], sizes[rows, index]]
         kinds = digits.labels[items[rows, index]].astype(np.uint8)
         top, left = boxes[rows, index, :2].T
@@ -234,7 +254,7 @@ def _digit_block(rng: np.random.Generator, digits: Digits) -> tuple[Columns, lis
         pixels[where] += np.where(shade >= INK, 1 + kinds[:, None, None], np.uint8(0))
     image = ground * (1 - cover[:, :CANVAS, :CANVAS]) + shine[:, :CANVAS, :CANVAS]
     image += noise.astype(np.float32) * rng.standard_normal(image.shape, np.float32)
-    captions, places = say(PHRASES, np.where(there, digits.labels[items], -1), axes, "en")
+    captions, places = say(PHRASES, np.where(present, digits.labels[items], -1), axes, "en")
     table = {
         "image": image.round().clip(0, 255).astype(np.uint8)[..., None],
         "boxes": boxes,

@@ -1,7 +1,7 @@
-"""adding:STEPS, copy:STEPS: sequences that have to be remembered.
+"""adding:STEPS, copy:STEPS: synthetic tasks that test long-term memory.
 
-adding: numbers, two of which are marked, and the sum of these; copy: symbols that are to be repeated
-this many steps later.  50,000 train, 1,000 validate, 5,000 test.
+adding: output the sum of the two marked numbers of a sequence.  copy: repeat symbols after a delay
+of STEPS steps.  50,000 train, 1,000 validation and 5,000 test sequences.
 """
 
 import dataclasses
@@ -18,16 +18,17 @@ SEED = 2015
 SEQUENCES = {"train": 50_000, "validation": 1_000, "test": 5_000}
 BLANK, RECALL, COPIED = 0, 1, 10
 COPY_SYMBOLS = ("blank", "recall", *"12345678")
-"""What the tokens of the copy task are."""
+"""The tokens of the copy task."""
 
 
 def adding(steps: int) -> dict[str, Columns]:
     """The adding problem (Hochreiter and Schmidhuber 1997, section 5.4), float32.
 
-    Returns {split: {"inputs" [n, steps, 2], "targets" [n, 1]}, ...}.  Each step has a number, uniform in 0..1, and a mark, 0 or
-    1: one in each half of the sequence is 1.  The target is the sum of the two marked numbers, whose variance is 1/6.
+    Returns {split: {"inputs" [n, steps, 2], "targets" [n, 1]}, ...}.  Each step has a number,
+    uniform in 0..1, and a mark: 1 at one step in each half of the sequence, 0 elsewhere.  The
+    target is the sum of the two marked numbers; its variance is 1/6.
     """
-    made = {}
+    tables = {}
     for index, (split, count) in enumerate(SEQUENCES.items()):
         rng = np.random.default_rng([SEED, index])
         numbers, marks = (
@@ -39,18 +40,20 @@ def adding(steps: int) -> dict[str, Columns]:
         for half in halves:
             marks[rows, half] = 1
         targets = (numbers * marks).sum(axis=1, keepdims=True)
-        made[split] = {"inputs": np.stack([numbers, marks], axis=2), "targets": targets}
-    return made
+        tables[split] = {"inputs": np.stack([numbers, marks], axis=2), "targets": targets}
+    return tables
 
 
 def copy_memory(steps: int) -> dict[str, Columns]:
-    """The copy task (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016, section 4.1): tokens of COPY_SYMBOLS, int32.
+    """The copy task (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016, section 4.1), int32.
 
-    COPIED symbols of 8, ``steps`` blanks of which the last is "recall", then as many blanks as symbols, where the target is the
-    symbols again; elsewhere it is blank.  {split: {"inputs", "targets" [n, steps + 2 COPIED], "mask"}, ...}.  Who has forgotten
-    the symbols loses COPIED log 8 / (steps + 2 COPIED) nats a step.
+    Returns {split: {"inputs", "targets" [n, steps + 2 COPIED], "mask"}, ...}: tokens of
+    COPY_SYMBOLS.  Inputs are COPIED random symbols (of 8), then ``steps`` blanks, the last one
+    replaced by "recall", then COPIED blanks.  Targets are blank, except for the last COPIED steps,
+    which repeat the symbols.  A model without memory has a loss of
+    COPIED log 8 / (steps + 2 COPIED) nats per step.
     """
-    made = {}
+    tables = {}
     for index, (split, count) in enumerate(SEQUENCES.items()):
         rng = np.random.default_rng([SEED, index])
         symbols = rng.integers(2, len(COPY_SYMBOLS), (count, COPIED), np.int32)
@@ -58,19 +61,19 @@ def copy_memory(steps: int) -> dict[str, Columns]:
         targets = inputs.copy()
         inputs[:, :COPIED], targets[:, -COPIED:] = symbols, symbols
         inputs[:, -COPIED - 1] = RECALL
-        made[split] = {"inputs": inputs, "targets": targets, "mask": np.ones(inputs.shape, bool)}
-    return made
+        tables[split] = {"inputs": inputs, "targets": targets, "mask": np.ones(inputs.shape, bool)}
+    return tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """Which task, and how long its sequences are."""
+    """The task and the length of its sequences."""
 
     kind: ClassVar[str] = "sequences"
     identity: ClassVar[tuple[str, ...]] = ("problem", "steps")
     problem: Literal["adding", "copy"] = "adding"
     steps: int = 100
-    """2 to 9999: of a sequence of numbers, or between symbols and their repetition."""
+    """Length of the sequence (adding) or of the delay (copy), 2 to 9999."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""

@@ -1,6 +1,6 @@
 """synthetic:COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES: generated images of any shape.
 
-Such as 512x224x224x3/1000: a noisy mosaic of colours for each class.
+Example: 512x224x224x3/1000.  Each class is a noisy mosaic of colours.
 """
 
 import dataclasses
@@ -26,11 +26,12 @@ BLOCK_BYTES = 2**22
 
 
 def synthetic(name: str, form: str) -> tuple[Columns, int]:
-    """Images of the form COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES.  Raises DataError, which calls the data by their name.
+    """Generates images.  form: COUNTxHEIGHTxWIDTHxCHANNELS/CLASSES.  name: for error messages.
 
-    Returns {"inputs": uint8 [count, height, width, channels], "targets": int32 [count]} and the number of classes.  A class is a
-    mosaic of PATCHES x PATCHES random colours below BRIGHTEST; its images are that plus noise below 256 - BRIGHTEST.  Every class
-    occurs equally often, give or take one.
+    Returns {"inputs": uint8 [count, height, width, channels], "targets": int32 [count]} and the
+    number of classes.  A class is a mosaic of PATCHES x PATCHES random colours below BRIGHTEST; its
+    images add noise below 256 - BRIGHTEST.  Class sizes differ by at most one.
+    Raises DataError for another form, or one that is too large.
     """
     match = FORM.fullmatch(form)
     if not match:

@@ -1,17 +1,21 @@
-r"""Text as data: tokens, which are characters or words, in windows of which each goes on where the one before ended.
+r"""Language modelling: text as characters or words, in consecutive windows.
 
-A *document* is a text of lines.  Its characters are its tokens; or its words, which white space separates, with "<eos>" at the
-end of each line that has any.  Token 0 ("\n" or "<eos>") stands before every document, so that its first token is predicted too;
-token 1 is "<unk>".  The vocabulary is that of the training documents; what occurs elsewhere only is "<unk>".
-
-    topics           English text that every Python brings along: its help topics (``pydoc_data.topics``), by topic
-    brown            DIR/brown: the Brown corpus (Francis and Kucera 1964), 500 documents ca01 ... cr09 of lines of word/tag
+    topics           Python's own help topics in English (``pydoc_data.topics``), one document each
+    brown            DIR/brown: the Brown corpus (Francis and Kucera 1964), 500 documents
+                     ca01 ... cr09 with lines of word/tag
     tinyshakespeare  DIR/tinyshakespeare/input.txt: the char-rnn set
-    text:PATH        a file, or a folder with one file each whose name holds train, valid (or val, dev) or test
+    text:PATH        a file; or a folder with three files, whose names contain train, valid (or val,
+                     dev) and test
 
-Of documents in the order of their names (Brown: of their numbers' last digits) every tenth tests and every ninth validates, as
-usual for Brown; of a single file the last 5 % of the characters test, and the 5 % before validate; words are cut at the next line
-end, where there is one within these 5 %, or white space.
+The tokens of a *document* are its characters; or its words, separated by white space, with "<eos>"
+at the end of each line that is not blank.  Token 0 ("\n" or "<eos>") is the first input of every
+document, so its first token is predicted too.  Token 1 is "<unk>", for tokens that do not occur in
+the training documents.
+
+Documents are split by the last digit of their names (Brown) or of their position in the order of
+names: 0 for test, 9 for validation, as usual for Brown.  A single file is split by characters: the
+last 5 % are for test, the 5 % before for validation.  With words, a cut moves to the next line end
+within these 5 %, or else to the next white space.
 """
 
 import collections
@@ -19,7 +23,7 @@ import dataclasses
 import importlib
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -31,27 +35,27 @@ from train.places import download
 from train.tasks import Language
 
 BEGIN, UNKNOWN = 0, 1
-"""Tokens of every vocabulary: the end of a line, and what is not in it."""
+"""Tokens of every vocabulary: the end of a line, and unknown tokens."""
 Documents = dict[str, list[str]]
 """{split: texts}."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Source):
-    """Which text, and how it is read."""
+    """A text for language modelling."""
 
     kind: ClassVar[str] = "text"
     identity: ClassVar[tuple[str, ...]] = ("corpus", "path")
     counts: ClassVar[tuple[str, ...]] = ("window", "min_count")
     corpus: Literal["", "topics", "brown", "tinyshakespeare"] = ""
-    """A text known by name; "" for that of a path."""
+    """A named text; "" for a path."""
     path: str = ""
     """A file or folder."""
     tokens: Literal["characters", "words"] = "characters"
     window: int = 64
-    """Tokens of an example: backpropagation goes back so far, what is carried along farther."""
+    """Tokens per window: backpropagation is truncated to it, while the carried state continues."""
     min_count: int = 1
-    """Tokens that occur less often in the training documents are <unk>."""
+    """Tokens that occur less often in the training documents become <unk>."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -97,7 +101,10 @@ def _documents(cfg: Config, find: Finder) -> tuple[Documents, tuple[str, ...]]:
         case "brown":
             folder = find.within("brown")
             if folder is None:
-                files = "the 500 files ca01 ... cr09 of the Brown corpus (nltk_data's corpora/brown.zip)"
+                files = (
+                    "the 500 files ca01 ... cr09 of the Brown corpus "
+                    "(nltk_data's corpora/brown.zip)"
+                )
                 raise missing(cfg, f"{files} into DIR/brown/")
             return brown(folder), ()
         case "tinyshakespeare":
@@ -110,11 +117,12 @@ def _documents(cfg: Config, find: Finder) -> tuple[Documents, tuple[str, ...]]:
 def tables(
     source: str, documents: Documents, cfg: Config, vocabulary: tuple[str, ...] = ()
 ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
-    """Each split as windows, and the vocabulary, which is that of the training documents unless given.
+    """Each split as windows, and the vocabulary.
 
-    Raises DataError, which names the source, when a split has no token.
-    A table: inputs, targets int32 [windows, window], the target being the next token; mask of the same shape; reset [windows]:
-    where a document begins.  A document's last window is padded.
+    source: for error messages.  vocabulary: by default that of the training documents.
+    A table has inputs, targets int32 and mask bool [windows, window], where targets are the next
+    tokens, and reset bool [windows]: where a document begins.  A document's last window is padded.
+    Raises DataError if a split has no tokens.
     """
     split_up = characters if cfg.tokens == "characters" else words
     tokens = {
@@ -124,22 +132,22 @@ def tables(
         if not parts:
             raise DataError(f"{source}: no {cfg.tokens} in the {split} split")
     vocabulary = vocabulary or make_vocabulary(tokens["train"], cfg)
-    made = {}
+    splits = {}
     for split, parts in tokens.items():
         pieces = [windows(encode(part, vocabulary), cfg.window) for part in parts]
-        made[split] = {
+        splits[split] = {
             name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]
         }
-    return made, vocabulary
+    return splits, vocabulary
 
 
 def characters(text: str) -> list[str]:
-    """Each character."""
+    """The characters."""
     return list(text)
 
 
 def words(text: str) -> list[str]:
-    """Words and line ends."""
+    """The words, with "<eos>" at the end of lines."""
     return [
         word
         for line in text.split("\n")
@@ -148,7 +156,7 @@ def words(text: str) -> list[str]:
 
 
 def make_vocabulary(documents: Sequence[Sequence[str]], cfg: Config) -> tuple[str, ...]:
-    """The two special tokens, then those of the documents by frequency, ties by name."""
+    """The two special tokens, then those of the documents by frequency, ties in order."""
     special = ("\n" if cfg.tokens == "characters" else "<eos>", "<unk>")
     counts = collections.Counter(token for document in documents for token in document)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -164,12 +172,15 @@ def encode(tokens: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
 
 
 def begun(text: str, vocabulary: Sequence[str]) -> list[str]:
-    """The tokens of a text that goes on, characters or words as a vocabulary has them: a line without an end has no "<eos>"."""
+    """Tokens of an unfinished text, characters or words depending on the vocabulary.
+
+    The last line gets no "<eos>" unless it has a line end.
+    """
     return characters(text) if vocabulary[BEGIN] == "\n" else words(f"{text} more")[:-2]
 
 
 def decode(tokens: Iterable[int], vocabulary: Sequence[str]) -> str:
-    """Tokens as a text."""
+    """The text of tokens."""
     parts = [vocabulary[token] for token in tokens]
     if vocabulary[BEGIN] == "\n":
         return "".join(parts)
@@ -177,7 +188,7 @@ def decode(tokens: Iterable[int], vocabulary: Sequence[str]) -> str:
 
 
 def windows(document: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """A document's tokens [tokens] in windows: see ``tables``."""
+    """Splits a document's tokens [tokens] into windows: see ``tables``."""
     rows = -(-len(document) // length)
     padded = np.full(rows * length + 1, BEGIN, np.int32)
     padded[1 : len(document) + 1] = document
@@ -192,18 +203,19 @@ def windows(document: np.ndarray, length: int) -> dict[str, np.ndarray]:
 
 
 def topics() -> Documents:
-    """Python's help topics."""
+    """Python's help topics as documents."""
     texts = importlib.import_module("pydoc_data.topics").topics
     return _every_tenth({str(number): texts[name] for number, name in enumerate(sorted(texts))})
 
 
 def brown(folder: pathlib.Path) -> Documents:
-    """The Brown corpus.  Raises DataError naming what is missing or is not its format."""
+    """The Brown corpus.  Raises DataError naming the missing or malformed file."""
     with reading(folder):
         files = sorted(file for file in folder.glob("c[a-r][0-9][0-9]"))
         if len(files) != 500:
             raise DataError(
-                f"{folder}: {len(files)} documents ca01 ... cr09, expected the 500 of the Brown corpus"
+                f"{folder}: {len(files)} documents ca01 ... cr09, "
+                "expected the 500 of the Brown corpus"
             )
         return _every_tenth({file.name: _untagged(file) for file in files})
 
@@ -220,10 +232,11 @@ def _untagged(file: pathlib.Path) -> str:
 
 
 def _every_tenth(texts: Mapping[str, str]) -> Documents:
-    """By the last digit of their names: 0 tests, 9 validates."""
-    split_of: Callable[[str], str] = lambda name: {"0": "test", "9": "validation"}.get(
-        name[-1], "train"
-    )
+    """Splits by the last digit of the names: 0 is for test, 9 for validation."""
+
+    def split_of(name: str) -> str:
+        return {"0": "test", "9": "validation"}.get(name[-1], "train")
+
     return {
         split: [text for name, text in texts.items() if split_of(name) == split] for split in SPLITS
     }
@@ -232,10 +245,10 @@ def _every_tenth(texts: Mapping[str, str]) -> Documents:
 def from_path(
     path: pathlib.Path, cfg: Config, *, divide: bool = True
 ) -> tuple[Documents, tuple[str, ...]]:
-    """A file, or a folder of three, and a note of its other files.
+    """Reads a file, or a folder with a file per split; returns also a note on other files.
 
-    divide: whether a file is divided into splits, or tests as a whole.
-    Raises DataError naming the file that is not UTF-8, too large or missing, or whose name says two splits.
+    divide: whether to divide a single file into splits; else it is the test split.
+    Raises DataError naming a file that is not UTF-8, too large, missing or named after two splits.
     """
     with reading(path):
         if not path.is_dir():
@@ -250,31 +263,35 @@ def from_path(
             }, ()
         files: dict[str, list[pathlib.Path]] = {split: [] for split in ("", *SPLITS)}
         for file in visible(path):
-            said = {
+            mentioned = {
                 split
                 for word, split in SPLIT_OF.items()
                 if word in file.name.lower() and file.is_file()
             }
-            if len(said) > 1:
+            if len(mentioned) > 1:
                 raise DataError(
-                    f"{file}: its name says {' and '.join(sorted(said))}, expected one split"
+                    f"{file}: its name contains {' and '.join(sorted(mentioned))}, "
+                    "expected one split"
                 )
-            files[said.pop() if said else ""].append(file)
+            files[mentioned.pop() if mentioned else ""].append(file)
         for split, words in WORDS.items():
             if len(files[split]) != 1:
-                holds = f"{len(files[split])} files whose name holds {' or '.join(words)}"
+                holds = f"{len(files[split])} files whose name contains {' or '.join(words)}"
                 raise DataError(f"{path}: {holds}, expected one of each split")
         return {split: [read_text(files[split][0])] for split in SPLITS}, not_read(files[""])
 
 
 def _cut(text: str, percent: int, cfg: Config) -> int:
-    """Where the first so many per cent end: not within a line, or at least not within a word, where words are tokens."""
+    """Where to cut the text after this many per cent.
+
+    With words, at the next line end, or else the next white space.
+    """
     first, last = len(text) * percent // 100, len(text) * (percent + 5) // 100 - 1
     if cfg.tokens == "words":
         begin = max(first - 1, 0)
         line = text.find("\n", begin, last) + 1
         if line and text[line:last].strip():
             return line
-        if found := re.compile(r"\s(?=\S)").search(text, begin, last):
-            return found.end()
+        if space := re.compile(r"\s(?=\S)").search(text, begin, last):
+            return space.end()
     return first

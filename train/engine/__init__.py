@@ -1,21 +1,21 @@
 """The engine: how a recipe becomes trained parameters.
 
-The way from ``fit`` to the gradient, in the order in which it is read:
+The call chain from ``fit`` to the gradient, which is also a good reading order:
 
-    trainer.fit, trainer.run     what is asked for: a model and data, or a recipe with its stages
-    stage.prepare                checks everything, before there is a folder or a step: a ``Stage``
-    trainer._run_stage           folder, lock, members; where an interrupted run continues
+    trainer.fit, trainer.run     entry points: a model and data, or a recipe with its stages
+    stage.prepare                checks everything before creating a folder: a ``Stage``
+    trainer._run_stage           folder, lock, members, resuming
     loop.Loop                    the host loop: dispatch, log, evaluate, decide, save
-    dispatch.Dispatcher          hands steps to the device, a few dispatches ahead
-    parallel.Layout.steps        spreads steps over devices, and compiles them
+    dispatch.Dispatcher          dispatches steps to the device, a few ahead
+    parallel.Layout.steps        distributes steps over devices and compiles them
     step.make_steps              several steps in one dispatch
     step.make_step               one update of the parameters
-    step.make_gradients          sums over a batch, and the gradient of the model's ``loss``
+    step.make_gradients          sums of the gradient and metrics of the model's ``loss``
 
-Beside them: ``checks`` (data and settings), ``optimizer`` (a recipe's optimizer in optax), ``member``
-(one of several runs side by side), ``checkpoint`` and ``run_folder`` (what is on disk), ``cluster``
-(several processes), ``progress`` (what a person sees), ``memory`` (of the host).
+Other modules: ``checks`` (data and settings), ``optimizer`` (a recipe's optimizer in optax),
+``member`` (one of several runs trained in parallel), ``checkpoint`` and ``run_folder`` (files),
+``cluster`` (several processes), ``progress`` (console output), ``memory`` (host memory).
 
-What steps are fed with is ``train.batches.Feed``, outside of this package, as data do not know who
-reads them.
+Steps read their batches from ``train.batches.Feed``, which is outside this package because the data
+do not depend on training.
 """

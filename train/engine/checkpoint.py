@@ -1,7 +1,8 @@
-"""Checkpoints: orbax, and what orbax does not check.
+"""Checkpoints: orbax, plus checksums.
 
-orbax writes atomically and asynchronously, but loads an array with a flipped bit, or of another dtype, without a word.  So each
-checkpoint also records shape, dtype and checksum of every leaf, and loading verifies them.  Nothing else imports orbax.
+orbax writes atomically and asynchronously, but silently loads arrays with flipped bits or another
+dtype.  Each checkpoint therefore also records shape, dtype and checksum of every leaf, and loading
+verifies them.  No other module imports orbax.
 """
 
 import contextlib
@@ -31,18 +32,21 @@ KEEP_LATEST = 2
 
 
 class CheckpointError(RuntimeError):
-    """No intact checkpoint, one that does not fit the run, or one that could not be written."""
+    """No intact checkpoint, a checkpoint that does not fit the run, or a failed write."""
 
 
 class MisfitError(CheckpointError):
-    """A checkpoint that may be intact, of another state than the run's: no other one of the run would fit."""
+    """A possibly intact checkpoint with another structure than the run's state.
+
+    The run's other checkpoints would not fit either.
+    """
 
 
 def checksum(leaf: Array) -> Array:
-    """uint32: bits of each element times an odd function of its index, summed modulo 2^32.
+    """uint32 sum modulo 2^32 of each element's bits times an odd hash of its index.
 
-    An odd factor makes any single flipped bit change the sum.  It is an integer reduction over the global array: the same
-    however the array is sharded.
+    Because the factors are odd, any single flipped bit changes the sum.  As an integer reduction
+    over the global array, it does not depend on the sharding.
     """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
@@ -59,7 +63,7 @@ def checksum(leaf: Array) -> Array:
 
 
 def _mix(index: Array) -> Array:
-    """An odd 32-bit hash of the index (Wellons' lowbias32), so that moved or zeroed blocks do not cancel."""
+    """An odd 32-bit hash of the index (Wellons' lowbias32), so that moved blocks do not cancel."""
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
         index = (index ^ (index >> shift)) * jnp.uint32(factor)
     return index ^ (index >> 15) | jnp.uint32(1)
@@ -72,7 +76,7 @@ def checksums(state: Any) -> Array:
 
 
 def describe(state: Any) -> dict[str, str]:
-    """{path: "dtype[shape]"} of every leaf of a real or abstract state, in the order of the leaves."""
+    """{path: "dtype[shape]"} of every leaf of a concrete or abstract state, in leaf order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -80,7 +84,7 @@ def describe(state: Any) -> dict[str, str]:
 
 
 class _KeepBestAndLatest:
-    """orbax preservation policy: the best checkpoint, the latest ones, and those at multiples of ``keep_every`` steps."""
+    """orbax preservation policy: keeps the best, the latest, and every ``keep_every``-th step."""
 
     best_step: int | None = None
     keep_every: int | None = None
@@ -97,7 +101,7 @@ class _KeepBestAndLatest:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder.  A context manager: leaving it waits for the save under way."""
+    """The checkpoints of one run, in a folder.  A context manager that waits for pending saves."""
 
     def __init__(
         self,
@@ -107,11 +111,13 @@ class Checkpoints:
         on_failure: Callable[[CheckpointError], None] | None = None,
         keep_every: int | None = None,
     ) -> None:
-        """folder is made unless ``read_only``, which also never deletes.
+        """Opens the folder.
 
-        on_failure: is given what ``save`` and ``wait`` would raise when a checkpoint cannot be written, for a run that goes on
-        without it.  Of several processes, whose disks need not be full at the same step, a failure is always raised.
-        keep_every: checkpoints at multiples of so many steps stay, beside the best and the latest ones.
+        folder: created unless ``read_only``, which also never deletes anything.
+        on_failure: called with the error if a checkpoint cannot be written, instead of raising it,
+            so that the run continues.  With several processes, whose disks may fill up at different
+            steps, errors are always raised.
+        keep_every: also keep checkpoints at multiples of this many steps.
         """
         self.folder = pathlib.Path(folder).resolve()
         self._on_failure = on_failure
@@ -128,7 +134,7 @@ class Checkpoints:
             self._silence.enter_context(_silent())
 
     def _open(self) -> Any:
-        """orbax's manager of the folder, in which it removes what an earlier one has not finished."""
+        """orbax's manager of the folder; opening it removes unfinished checkpoints."""
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         return ocp.training.Checkpointer(
             str(self.folder),
@@ -144,7 +150,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save under way.  Raises CheckpointError naming the step if it failed."""
+        """Waits for a pending save.  Raises CheckpointError naming the step if it failed."""
         with self._silence:
             try:
                 self.wait()
@@ -154,31 +160,29 @@ class Checkpoints:
                     self._manager = None
 
     def wait(self) -> None:
-        """Until the save under way is on disk.  Raises CheckpointError naming the step if it failed."""
+        """Waits until a pending save is on disk.  Raises CheckpointError if it failed."""
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
         try:
             response.result()
             if cluster.first():
-                self._metadata(
-                    step
-                )  # orbax finishes a checkpoint whose metadata it could not write
+                self._metadata(step)  # orbax ignores failed metadata writes
         except Exception as error:
             self._fail(step, error)
 
     def _fail(self, step: int, error: Exception) -> None:
-        """Removes what was written of the step, makes the next save possible, and raises or reports CheckpointError."""
+        """Removes the failed checkpoint, enables the next save, and raises or reports the error."""
         several = cluster.several()
         manager, self._manager = self._manager, None
         if not several:
-            with contextlib.suppress(Exception):  # orbax raises the same error once more
+            with contextlib.suppress(Exception):  # orbax raises the same error again
                 manager.close()
-            for left in (
+            for partial in (
                 self.folder / str(step),
                 *self.folder.glob("*.orbax-checkpoint-tmp*"),
-            ):  # orbax would only later
-                shutil.rmtree(left, ignore_errors=True)
+            ):  # orbax would remove these only later
+                shutil.rmtree(partial, ignore_errors=True)
             self._manager = self._open()
         kept = self.steps()
         newest = (
@@ -194,10 +198,11 @@ class Checkpoints:
         self._on_failure(failure)
 
     def save(self, state: Any, step: int, best_step: int) -> None:
-        """Starts to write the state; returns when it is safe to go on training.
+        """Starts writing the state; returns once training may continue.
 
-        best_step: the checkpoint to keep as the best one, named by the newest checkpoint.
-        Raises CheckpointError if this save or the one before failed: often that is known at the next call only.
+        best_step: step of the checkpoint to keep as the best one, recorded in this checkpoint.
+        Raises CheckpointError if this save or the previous one failed; a failure often becomes
+        known only at the next call.
         """
         self.wait()
         sums = [int(value) for value in jax.device_get(checksums(state))]
@@ -227,11 +232,11 @@ class Checkpoints:
     def restore(
         self, abstract: Any, *, best: bool = False, say: Callable[[str], None] = warnings.warn
     ) -> tuple[Any, int] | None:
-        """The newest intact state and its step, or with ``best`` the best one; None if there are no checkpoints.
+        """The newest intact state (or the best one) and its step; None if there are no checkpoints.
 
-        abstract: shapes, dtypes and structure that the run expects (``jax.eval_shape``).  Damaged checkpoints are named through
-        ``say`` and passed over; if none is intact, CheckpointError names them all.  Raises MisfitError for one that is of another
-        state.
+        abstract: the expected structure, shapes and dtypes (``jax.eval_shape``).
+        Damaged checkpoints are reported through ``say`` and skipped.  Raises CheckpointError naming
+        all of them if none is intact, and MisfitError for a checkpoint with another structure.
         """
         steps = self.steps()[::-1]
         problems: dict[int, str] = {}
@@ -246,7 +251,8 @@ class Checkpoints:
             steps = [best_step, *(step for step in steps if step != best_step)]
         elif best_step is not None:
             say(
-                f"{self.folder}: the best checkpoint, of step {best_step}, is not there; the newest one is used instead"
+                f"{self.folder}: the best checkpoint, of step {best_step}, is not there; "
+                "the newest one is used instead"
             )
         for step in steps:
             try:
@@ -262,7 +268,7 @@ class Checkpoints:
         return None
 
     def drop_after(self, step: int) -> None:
-        """Deletes checkpoints of later steps, which the run is about to write again; all processes together."""
+        """Deletes later checkpoints, which the run will write again; call in all processes."""
 
         def drop() -> None:
             for later in (
@@ -276,7 +282,7 @@ class Checkpoints:
     def _best_step(
         self, steps: list[int], passed_over: Callable[[int, CheckpointError], None]
     ) -> int | None:
-        """As the newest checkpoint whose metadata is intact names it."""
+        """The best step recorded in the newest checkpoint with intact metadata."""
         for step in steps:
             try:
                 return self._metadata(step)["best_step"]
@@ -288,7 +294,7 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> dict[str, Any]:
         folder = self.folder / str(step)
-        try:  # ocp.metadata takes as long as loading, and this is read after every save
+        try:  # not ocp.metadata, which takes as long as loading; this runs after every save
             metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{folder}: unreadable: {_first_line(error)}") from error
@@ -297,9 +303,7 @@ class Checkpoints:
             or not {"format", "best_step", "leaves"} <= metadata.keys()
         ):
             raise CheckpointError(f"{folder}: metadata without checksums")
-        recorded = metadata.pop(
-            "crc32", None
-        )  # without which best_step might silently be another one
+        recorded = metadata.pop("crc32", None)  # protects best_step
         if recorded not in (None, _crc32(metadata)):
             raise CheckpointError(f"{folder}: checksum differs in the metadata")
         if metadata["format"] != FORMAT:
@@ -309,7 +313,10 @@ class Checkpoints:
         return metadata
 
     def load(self, abstract: Any, step: int) -> Any:
-        """The state of that step, for this process alone.  Raises CheckpointError if damaged, MisfitError if of another state."""
+        """The state of that step, read by this process alone.
+
+        Raises CheckpointError if it is damaged, MisfitError if it has another structure.
+        """
         folder = self.folder / str(step)
         recorded = self._metadata(step)["leaves"]
         abstract = _with_experience(abstract, {path: kind for path, (kind, _) in recorded.items()})
@@ -319,7 +326,10 @@ class Checkpoints:
             state = ocp.load(str(folder), _with_sharding(abstract))
         read = describe(state)
         if any(kind != read[path] == kind.replace("64[", "32[") for path, kind in expected.items()):
-            why = "with jax.enable_x64(True) does not reach the threads that read; set JAX_ENABLE_X64=1 instead"
+            why = (
+                "with jax.enable_x64(True) does not reach the threads that read; "
+                "set JAX_ENABLE_X64=1 instead"
+            )
             raise MisfitError(f"{folder}: its 64-bit numbers were read as 32-bit ones: {why}")
         sums = jax.device_get(checksums(state))
         damaged = [
@@ -333,10 +343,10 @@ class Checkpoints:
 
 
 def _with_experience(abstract: Any, recorded: dict[str, str]) -> Any:
-    """The abstract state with the experience that a checkpoint holds, unless it says what it expects.
+    """Adds the experience recorded in a checkpoint to an abstract state without one.
 
-    Who only wants the parameters need not know what the data are.  An experience is nested dicts of
-    arrays, so paths say all of it.
+    So the parameters can be loaded without knowing the data.  An experience consists of nested
+    dicts of arrays, so its structure follows from the recorded paths.
     """
     if getattr(abstract, "experience", None) != ():
         return abstract
@@ -345,15 +355,15 @@ def _with_experience(abstract: Any, recorded: dict[str, str]) -> Any:
         first, *names = path.split(".")
         if first == "experience" and names:
             dtype, _, shape = kind.rstrip("]").partition("[")
-            *above, last = names
-            place = functools.reduce(lambda node, name: node.setdefault(name, {}), above, tree)
+            *parents, last = names
+            node = functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)
             lengths = tuple(map(int, shape.split(","))) if shape else ()
-            place[last] = jax.ShapeDtypeStruct(lengths, jnp.dtype(dtype))
+            node[last] = jax.ShapeDtypeStruct(lengths, jnp.dtype(dtype))
     return abstract._replace(experience=tree) if tree else abstract
 
 
 def _check_fit(folder: pathlib.Path, recorded: dict[str, str], expected: dict[str, str]) -> None:
-    """Raises MisfitError that names the first leaf that differs, and the precision where that is all that does."""
+    """Raises MisfitError naming the first differing leaf, or the precision if only that differs."""
     kinds = [
         (path, recorded.get(path, "nothing"), expected.get(path, "nothing"))
         for path in expected | recorded
@@ -361,12 +371,15 @@ def _check_fit(folder: pathlib.Path, recorded: dict[str, str], expected: dict[st
     different = [kind for kind in kinds if kind[1] != kind[2]]
     if not different:
         return
-    (path, have, want), *more = different
+    (path, have, want), *others = different
     message = f"{folder}: {path}: holds {have}, the run expects {want}"
-    message += f", and {len(more)} more leaves differ" if more else ""
+    message += f", and {len(others)} more leaves differ" if others else ""
     if all(have.replace("64[", "32[") == want.replace("64[", "32[") for _, have, want in different):
         was, now = (int("64[" in kind) for kind in (have, want))
-        message += f"; JAX_ENABLE_X64 was {was} when the run was begun, and is {now} here; set it as it was"
+        message += (
+            f"; JAX_ENABLE_X64 was {was} when the run was begun, and is {now} here; "
+            "set it as it was"
+        )
     raise MisfitError(message)
 
 
@@ -382,7 +395,10 @@ def _with_sharding(abstract: Any) -> Any:
 
 
 def _alone() -> contextlib.AbstractContextManager[Any]:
-    """Each process reads by itself: whether all could is agreed on afterwards, and none waits for another that found damage."""
+    """Makes each process read alone, so that none waits for another that finds damage.
+
+    The processes agree afterwards on whether all succeeded.
+    """
     if not cluster.several():
         return contextlib.nullcontext()
     me = jax.process_index()
@@ -394,7 +410,7 @@ def _alone() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """Turns whatever orbax raises for damaged files into one CheckpointError, without the pages that its tasks log besides."""
+    """Turns any error of orbax about damaged files into one CheckpointError, without logs."""
     with _silent():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -404,21 +420,20 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
                 message = _first_line(error)
             else:
                 return
-            gc.collect()  # "Task exception was never retrieved" is said when the task is collected
+            # While silent: collecting the task logs "Task exception was never retrieved".
+            gc.collect()
         raise CheckpointError(f"{folder}: unreadable: {message}")
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without the pages that orbax's threads and tasks log about an error which they raise as well."""
+    """Suppresses the long logs of orbax's threads about errors that they also raise."""
 
     def nothing(_: logging.LogRecord) -> bool:
         return False
 
     def unraisable(problem: Any) -> None:
-        if (
-            str(problem.exc_value) != "Event loop is closed"
-        ):  # of reads and writes that were still under way
+        if str(problem.exc_value) != "Event loop is closed":  # from pending reads and writes
             previous(problem)
 
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
@@ -435,7 +450,7 @@ def _silent() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words where a file could not be written, such as "No space left on device"."""
+    """The system's message for a failed write, such as "No space left on device"."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's

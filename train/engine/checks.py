@@ -1,4 +1,4 @@
-"""What is wrong with data and settings, said before a folder is made or a step is run."""
+"""Checks of data and settings, made before creating a folder or running a step."""
 
 import dataclasses
 import difflib
@@ -19,27 +19,29 @@ from zoo.parts.checking import require_range
 COLUMNS = ("inputs", "targets", "mask", "reset")
 """Columns that any batch may have, see ``zoo.base``."""
 NEAR_ONE = 1e-3
-"""How far from 1 the sum of a distribution may be, for rounding."""
+"""Tolerance for the sum of a distribution."""
 
 
 def require_declared(cfg: Any) -> None:
-    """Raises ValueError unless a model's Config, which may be a user's own, has the properties that every Config has."""
+    """Raises ValueError if a model's Config, possibly the user's, lacks a required property."""
     where = f"{type(cfg).__module__}.{type(cfg).__name__}"
     for name in ("outputs", "input_range"):
         if not hasattr(cfg, name):
             raise ValueError(
-                f"{where} has no property {name!r}, which training reads: see Config in zoo.base.Model"
+                f"{where} has no property {name!r}, which training reads: "
+                "see Config in zoo.base.Model"
             )
     if not isinstance(cfg.outputs, Outputs):
         raise ValueError(
-            f"{where}: outputs={cfg.outputs!r}, allowed: a zoo.base.Outputs, see Config in zoo.base.Model"
+            f"{where}: outputs={cfg.outputs!r}, "
+            "allowed: a zoo.base.Outputs, see Config in zoo.base.Model"
         )
 
 
 def check_columns(dataset: Dataset, example: Mapping[str, Any]) -> None:
-    """Raises ValueError for a column that nobody reads, and for targets that are missing.
+    """Raises ValueError for unused columns and missing targets.
 
-    example: a batch of the model's (of arrays or their shapes), whose columns are those that it reads.
+    example: a batch (arrays or shapes) with the columns that the model reads.
     """
     known = {**dict.fromkeys(COLUMNS), **dict.fromkeys(example)}
     for split, table in dataset.tables.items():
@@ -48,27 +50,29 @@ def check_columns(dataset: Dataset, example: Mapping[str, Any]) -> None:
                 near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise ValueError(
-                    f"data {dataset.name}: {split} column {name!r}{hint}, allowed: {', '.join(known)}"
+                    f"data {dataset.name}: {split} column {name!r}{hint}, "
+                    f"allowed: {', '.join(known)}"
                 )
         if "targets" in example and "targets" not in table and split in ("train", "validation"):
             raise ValueError(
-                f"data {dataset.name}: {split} has no targets, which the model learns; it has {', '.join(table)}"
+                f"data {dataset.name}: {split} has no targets, which the model learns; "
+                f"it has {', '.join(table)}"
             )
 
 
 def with_targets(dataset: Dataset, cfg: Any, example: Mapping[str, Any]) -> Dataset:
-    """The data with targets as a loss takes them: classes as integers, rows of numbers as floats.
+    """The data with targets as the loss needs them: classes as integers, rows of numbers as floats.
 
-    cfg: its ``outputs.targets`` say what they may be.  example: a batch of the model's.
-    Raises ValueError for targets that its loss is not defined for; those that a mask hides may be
-    anything.
+    cfg: its ``outputs.targets`` gives the allowed targets.  example: a batch of the model.
+    Raises ValueError for unmasked targets for which the loss is not defined.
     """
     allowed = cfg.outputs.targets
     if allowed is None:
         return dataset
     if allowed.units < 2 and allowed.rows in (None, "distribution"):
         raise ValueError(
-            f"model {type(cfg).__module__}: a softmax of {allowed.units} output, which always says 1, allowed: 2 outputs or more"
+            f"model {type(cfg).__module__}: a softmax of {allowed.units} output, "
+            "which is always 1, allowed: 2 outputs or more"
             + (", or one with output='logistic'" if allowed.rows else "")
         )
     axes = example["targets"].ndim - int(jnp.issubdtype(example["targets"].dtype, jnp.inexact))
@@ -86,7 +90,10 @@ def with_targets(dataset: Dataset, cfg: Any, example: Mapping[str, Any]) -> Data
 
 
 def _checked(where: str, targets: Any, mask: Any, axes: int, allowed: Targets) -> np.ndarray:
-    """axes: of the items, whose classes are integers, or which have rows of numbers."""
+    """Checked targets of one split.
+
+    axes: number of axes of integer classes; rows of numbers have one more.
+    """
     if not isinstance(targets, np.ndarray):
         raise ValueError(f"{where}: several arrays, allowed: one")
     kind = _kind(targets)
@@ -100,18 +107,19 @@ def _checked(where: str, targets: Any, mask: Any, axes: int, allowed: Targets) -
         _unless_hidden(lambda seen: _check_rows(where, seen, rows), targets, mask, axes)
         return targets
     raise ValueError(
-        f"{where}: {targets.dtype} {list(targets.shape)}, allowed: {_expected(targets, kind, axes, allowed)}"
+        f"{where}: {targets.dtype} {list(targets.shape)}, "
+        f"allowed: {_expected(targets, kind, axes, allowed)}"
     )
 
 
 def _kind(array: Any) -> str:
-    """b, i or f of booleans, integers of any kind and floats; "?" of anything else."""
+    """b, i or f for booleans, integers and floats of any size; "?" for anything else."""
     kinds = (("b", jnp.bool_), ("i", jnp.integer), ("f", jnp.floating))
     return next((name for name, kind in kinds if jnp.issubdtype(array.dtype, kind)), "?")
 
 
 def _expected(targets: Any, kind: str, axes: int, allowed: Targets) -> str:
-    """What targets should have been, and how those that are nearly so become it."""
+    """Describes the allowed targets, and how to convert almost correct ones."""
     items, parts = ", ".join([*map(str, targets.shape[:1]), *["..."] * (axes > 1)]), []
     if allowed.rows is None or allowed.units > 1:
         parts.append(f"classes, integers from 0 to {allowed.units - 1} [{items}]")
@@ -134,7 +142,10 @@ _ROWS = {
 
 
 def _unless_hidden(check: Callable[[Any], None], array: Any, mask: Any, axes: int) -> None:
-    """Checks an array, of which a mask may hide what is wrong: looked for only then, as it takes ten times as long."""
+    """Checks an array and, if that fails, only its unmasked items.
+
+    The mask is applied only on failure, because that takes ten times as long.
+    """
     try:
         check(array)
     except ValueError:
@@ -142,13 +153,13 @@ def _unless_hidden(check: Callable[[Any], None], array: Any, mask: Any, axes: in
 
 
 def _there(array: Any, mask: Any, axes: int) -> Any:
-    """What of an array, whose first axes are those of its items, is not masked; the array itself if that is all of it."""
+    """The unmasked items of an array [*items, ...]; the array itself if nothing is masked."""
     if mask is None or mask.all():
         return array
     mask = mask.any(axis=tuple(range(axes, mask.ndim))) if mask.ndim > axes else mask
     return (
         array[mask] if array.shape[: mask.ndim] == mask.shape else array
-    )  # else training says which shape is wrong
+    )  # for other shapes, training raises a better error
 
 
 def _check_classes(where: str, classes: Any, units: int) -> None:
@@ -174,12 +185,13 @@ def _check_rows(where: str, rows: Any, kind: str) -> None:
             worst = sums[np.argmax(np.abs(sums - 1))]
             if abs(worst - 1) > NEAR_ONE:
                 raise ValueError(
-                    f"{where}: a row whose sum is {worst:g}, allowed for softmax outputs: rows whose sum is 1"
+                    f"{where}: a row whose sum is {worst:g}, "
+                    "allowed for softmax outputs: rows whose sum is 1"
                 )
 
 
 def check_inputs(recipe: Recipe[Any, Any], dataset: Dataset, scaling: Scaling | None) -> None:
-    """Raises ValueError when inputs, as they are scaled, leave the range that the model says they must lie in."""
+    """Raises ValueError if scaled inputs are outside the model's ``input_range``."""
     allowed = recipe.model.input_range
     if allowed is None:
         return
@@ -208,11 +220,14 @@ def _extremes(array: Any, axis: int | None = None) -> np.ndarray:
     return np.stack([array.min(axis=axis), array.max(axis=axis)])
 
 
-# ---------------------------------------------------------------- settings that nothing reads
+# ---------------------------------------------------------------- unused settings
 
 
 class Run(NamedTuple):
-    """What decides whether a setting is read.  validates: on a split of its own.  kept: in a run folder."""
+    """A run, to decide which settings it uses.
+
+    validates: whether it has a separate validation split.  kept: whether it has a run folder.
+    """
 
     recipe: Recipe[Any, Any]
     validates: bool
@@ -252,21 +267,22 @@ READ: dict[str, tuple[str, Callable[[Run], bool]]] = {
         lambda run: run.recipe.data.tokens != "subwords",
     ),
 }
-"""Settings that are read with something else only: what that is, and whether it is there."""
+"""Settings with a prerequisite: {setting: (name of the prerequisite, whether a run meets it)}."""
 NEVER_IDLE = ("patience", "optimizer.plateau_factor")
-"""Without these a run would be another one than its recipe says."""
+"""Settings that must not be ignored even in registered recipes, as that would change the run."""
 
 
 def check_read(recipe: Recipe[Any, Any], *, validates: bool, kept: bool) -> None:
-    """Raises ValueError for a setting that somebody has changed and nothing reads.
+    """Raises ValueError for a setting that the user has changed but the run does not use.
 
-    Changed: from its default, and from what the registered recipe of that name has, as its author's settings may wait for others.
+    Changed means different from the default and from the registered recipe of the same name, whose
+    settings may be meant for use with other options.
     """
     author = next((stage for stage in registered() if stage.name == recipe.name), BLANK)
     for member in recipe.members.values():
         for path, (other, reads) in READ.items():
             value, default = _setting(member, path)
-            if value is _ABSENT:  # of another kind of data
+            if value is _ABSENT:  # an option of another kind of data
                 continue
             authors, _ = _setting(author, path)
             changed = value != default and (path in NEVER_IDLE or value != authors)
@@ -280,7 +296,7 @@ _ABSENT = object()
 
 
 def _setting(recipe: Recipe[Any, Any], path: str) -> tuple[Any, Any]:
-    """The value of a setting and its default; absent where the recipe's data do not have it."""
+    """The value of a setting and its default; (_ABSENT, None) if the recipe's data lack it."""
     group, _, name = path.rpartition(".")
     holder = getattr(recipe, group) if group else recipe
     defaults = {field.name: field.default for field in dataclasses.fields(holder)}
@@ -288,7 +304,7 @@ def _setting(recipe: Recipe[Any, Any], path: str) -> tuple[Any, Any]:
 
 
 def registered() -> Iterable[Recipe[Any, Any]]:
-    """Every registered recipe, and the stages before it."""
+    """Every registered recipe and its earlier stages."""
     from train.recipes import RECIPES
 
     return (stage for recipe in RECIPES.values() for stage in recipe.stages)

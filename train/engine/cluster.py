@@ -1,7 +1,7 @@
-"""Several processes that train one model together, on one machine or on many: JAX's own runtime, and what keeps it from hanging.
+"""Several processes that train one model together: JAX's distributed runtime, with time-outs.
 
-All share one fate.  When one fails, the others end as soon as they notice, each with an error that says so, and whoever started
-them starts all of them again; the run then goes on from its last checkpoint.
+The processes may be on one or several machines.  If one fails, the others end with an error as soon
+as they notice.  After all of them are started again, the run resumes from its last checkpoint.
 """
 
 import contextlib
@@ -24,15 +24,17 @@ T = TypeVar("T")
 
 
 class ClusterError(RuntimeError):
-    """Another process failed, is not there, or wants another run."""
+    """Another process failed, is missing, or has another run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where the processes meet.
+    """How the processes connect.
 
-    coordinator: HOST:PORT of process 0.  processes: how many there are.  process: which one this is.  If all are None, the
-    environment says so: SLURM, Open MPI, Cloud TPU, GKE, Kubernetes.  timeout: seconds that a process waits for others.
+    coordinator: HOST:PORT of process 0.  processes: their number.  process: the index of this one.
+    If all three are None, the environment provides them: SLURM, Open MPI, Cloud TPU, GKE,
+    Kubernetes.
+    timeout: seconds that a process waits for others.
     """
 
     coordinator: str | None = None
@@ -45,7 +47,8 @@ class Cluster:
         given = (self.coordinator, self.processes, self.process)
         if any(value is not None for value in given) and any(value is None for value in given):
             raise ValueError(
-                "coordinator, num-processes, process-id: give all three, or none of them and distributed"
+                "coordinator, num-processes, process-id: "
+                "give all three, or none of them and distributed"
             )
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")
@@ -57,32 +60,43 @@ class Cluster:
             and not 0 <= self.process < self.processes
         ):
             raise ValueError(
-                f"process-id={self.process}, allowed: 0 to {self.processes - 1}, as num-processes={self.processes}"
+                f"process-id={self.process}, "
+                f"allowed: 0 to {self.processes - 1}, as num-processes={self.processes}"
             )
         if not self.timeout >= 1:
             raise ValueError(f"timeout={self.timeout!r}, allowed: at least 1 second")
 
     def join(self) -> None:
-        """Meets the other processes, before JAX is used.  Raises ClusterError if that is impossible.
+        """Connects to the other processes; must precede any use of JAX.
 
-        If not all are there in time, this process ends with an error: JAX's runtime then allows no other way.
+        Raises ClusterError if that fails.  If not all processes connect in time, this process exits
+        with an error, because JAX's runtime cannot recover from that.
         """
         if self.process == 0:
             self._check_port()
-        names = {} if self.coordinator is None else {
-            "coordinator_address": self.coordinator, "num_processes": self.processes, "process_id": self.process,
-        }  # fmt: skip
+        names = (
+            {}
+            if self.coordinator is None
+            else {
+                "coordinator_address": self.coordinator,
+                "num_processes": self.processes,
+                "process_id": self.process,
+            }
+        )
         where = (
             f"at {self.coordinator}" if self.coordinator else "as this cluster's environment says"
         )
         all_of_them = (
             f"not all {self.processes} processes" if self.processes else "not all processes"
         )
-        missing = f"{all_of_them} met {where} within {self.timeout:g} s: is one missing, or the address wrong?"
+        missing = (
+            f"{all_of_them} met {where} within {self.timeout:g} s: "
+            "is one missing, or the address wrong?"
+        )
         seconds = round(self.timeout)
         with deadline(self.timeout, missing):
             try:
-                # Its own time-outs abort the process with a stack trace: ours come first.
+                # JAX's time-outs abort the process with a stack trace, so ours must come first.
                 jax.distributed.initialize(
                     **names,
                     initialization_timeout=seconds + 30,
@@ -104,22 +118,23 @@ class Cluster:
                 probe.bind(("", port))
             except OSError as error:
                 raise ClusterError(
-                    f"coordinator={self.coordinator}: cannot listen on port {port}: {error.strerror}"
+                    f"coordinator={self.coordinator}: "
+                    f"cannot listen on port {port}: {error.strerror}"
                 ) from error
 
 
 def several() -> bool:
-    """Whether this is one of several processes."""
+    """Whether the run has several processes."""
     return jax.process_count() > 1
 
 
 def first() -> bool:
-    """Whether this process writes logs and files."""
+    """Whether this is the first process, which writes logs and files."""
     return jax.process_index() == 0
 
 
 def exchange(text: str) -> list[str]:
-    """The texts of all processes, in their order."""
+    """The texts of all processes, in the order of their indices."""
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([len(data)])).reshape(-1)
     padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
@@ -129,9 +144,10 @@ def exchange(text: str) -> list[str]:
 
 
 def together(action: Callable[[], T]) -> T:
-    """What ``action`` returns in this process, once it has succeeded in all.
+    """Runs ``action`` in all processes and returns its result once all have succeeded.
 
-    Raises its own error, or ClusterError in those processes where it would have succeeded.
+    If it fails anywhere, raises its error in the processes where it failed and ClusterError in the
+    others.
     """
     if not several():
         return action()
@@ -150,29 +166,33 @@ def together(action: Callable[[], T]) -> T:
 
 
 def stop_requested(calls: int) -> bool:
-    """Whether to stop now, the same in all of several processes, once one of them has received SIGTERM or Ctrl-C.
+    """Whether to stop now because a process received SIGTERM or Ctrl-C; the same in all processes.
 
-    calls: how often this was asked before, in every process alike.
+    calls: the number of earlier calls, which must be the same in all processes.
     """
-    # JAX's runtime has taken SIGTERM over; all agree on the next number that none has asked with, so none may be left out.
+    # JAX's runtime handles SIGTERM.  The processes agree on a future number that none has passed
+    # yet, so every number must be passed.
     return multihost_utils.reached_preemption_sync_point(calls)
 
 
 def pass_on_interrupt() -> None:
-    """Makes a Ctrl-C what a SIGTERM is, so that all processes agree on a step."""
+    """Turns Ctrl-C into SIGTERM, so that all processes stop at the same step."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def explain(error: Exception) -> str:
-    """The error, in words that say so if it is that another process is gone."""
+    """The error message; if another process has ended, one that explains it."""
     if not any(sign in str(error) for sign in ("Gloo", "coordination", "UNAVAILABLE")):
         return str(error)
     detail = str(error).splitlines()[0][:300]
-    return f"another process is gone: start all processes again to go on from the last checkpoint ({detail})"
+    return (
+        "another process is gone: "
+        f"start all processes again to resume from the last checkpoint ({detail})"
+    )
 
 
 def fail(message: str) -> NoReturn:
-    """Ends this process with an error, without waiting for others that may never come."""
+    """Ends this process with an error, without waiting for others."""
     print(f"error: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
@@ -196,13 +216,13 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
 
 
 PATIENCE = 10
-"""Until its first steps, a run may take so many time-outs: it reads data and compiles."""
+"""Multiple of the time-out allowed before the first steps, for reading data and compiling."""
 
 
 class Watchdog:
-    """Ends this process when nothing was reported for too long: another one is stuck, or gone without a word.
+    """Ends this process if it reports no progress for too long, e.g. because another one is stuck.
 
-    A context manager; only for one of several processes.
+    A context manager; does nothing with a single process.
     """
 
     def __init__(self, timeout: float = math.inf) -> None:
@@ -210,7 +230,7 @@ class Watchdog:
         self._last, self._what, self._done = time.monotonic(), "starting", threading.Event()
 
     def beat(self, what: str) -> None:
-        """Reports progress: what has just been done."""
+        """Reports progress.  what: the action just completed, for the error message."""
         self._last, self._what, self.limit = time.monotonic(), what, self.timeout
 
     def __enter__(self) -> "Watchdog":
@@ -225,6 +245,8 @@ class Watchdog:
         while not self._done.wait(min(self.timeout / 10, 1.0)):
             if time.monotonic() - self._last > self.limit:
                 fail(
-                    f"nothing happened for {self.limit:g} s after {self._what}: this or another process is stuck or gone.  "
-                    "Start all processes again to go on from the last checkpoint; --timeout sets the time"
+                    f"nothing happened for {self.limit:g} s after {self._what}: "
+                    "this or another process is stuck or gone.  "
+                    "Start all processes again to resume from the last checkpoint; "
+                    "--timeout sets the time"
                 )

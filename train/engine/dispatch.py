@@ -1,4 +1,4 @@
-"""How the loop hands work to the device, and reads from it what it measured, without making it wait."""
+"""Dispatches steps to the device and reads their metrics without making the device wait."""
 
 import collections
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from train.engine.cluster import Watchdog
 from train.engine.parallel import Layout
 
 IN_FLIGHT = 8
-"""Dispatches before the host waits for the oldest.
+"""Number of dispatches in flight before the host waits for the oldest.
 
 With several CPU devices, a loop that never waits deadlocks.
 """
@@ -20,9 +20,9 @@ With several CPU devices, a loop that never waits deadlocks.
 class Dispatcher:
     """Runs compiled steps, a few dispatches ahead of the device.
 
-    steps: of ``Layout.steps``.  key: the root key on the devices.
-    make_plan: (first step, number of steps) -> their entries on the devices.
-    ahead: steps that are planned at once.
+    steps: from ``Layout.steps``.  key: the root key on the devices.
+    make_plan: (first step, number of steps) -> their plan entries on the devices.
+    ahead: number of steps per plan.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Dispatcher:
     def __call__(
         self, state: Any, sums: Any, arrays: Any, step: int, count: int
     ) -> tuple[Any, Any]:
-        """The state and the summed metrics after ``count`` steps from ``step`` on, not waited for."""
+        """State and summed metrics after ``count`` steps starting at ``step``; does not block."""
         if self._plan is None or step + count > self._planned_to:
             first = self._layout.replicate(np.int32(step))
             self._plan = self._make_plan(step, self._ahead), first
             self._planned_to = step + self._ahead
-        # On the device once: every array from the host costs a dispatch some 10 us.
+        # Counts are cached on the device: each array from the host adds about 10 us per dispatch.
         if count not in self._counts:
             self._counts[count] = self._layout.replicate(np.int32(count))
         state, sums = self._steps(state, sums, arrays, self._plan, self._counts[count], self._key)
@@ -62,9 +62,8 @@ class Dispatcher:
 
 
 class LateReader:
-    """Metrics summed up since they were last read.
+    """Sums metrics, and reads each sum a dispatch late so that the device never waits for the host.
 
-    They are read one dispatch late, so that the device never waits for the host.
     read: (step, sums) -> None.
     """
 
@@ -74,12 +73,12 @@ class LateReader:
         self._due: tuple[int, Any] | None = None
 
     def close(self, step: int) -> None:
-        """Ends a sum, which the next ``read`` reads; nothing where one waits already."""
+        """Ends the current sum, for the next ``read``; does nothing if one is already waiting."""
         if self._due is None:
             self._due, self.sums = (step, self.sums), self._zeros
 
     def read(self) -> None:
-        """Reads the sum that was closed before, if there is one."""
+        """Reads the last closed sum, if there is one."""
         if self._due is not None:
             due, self._due = self._due, None
             self._read(*due)

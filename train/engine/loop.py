@@ -1,4 +1,4 @@
-"""The host loop: it owns every effect (data, clock, files, signals); the computation is train.engine.step."""
+"""The host loop: all side effects (data, clock, files, signals) around ``train.engine.step``."""
 
 import dataclasses
 import itertools
@@ -34,9 +34,10 @@ class Diverged(RuntimeError):  # noqa: N818
 
 
 class Interrupts:
-    """Turns the first SIGTERM or Ctrl-C into a request to stop at the next step; a second Ctrl-C stops at once.
+    """Turns the first SIGTERM or Ctrl-C into a request to stop at the next step.
 
-    From ``take`` until the end of a ``with`` block, or of an ``ExitStack`` onto which it was pushed.
+    A second Ctrl-C stops immediately.  Active from ``take`` to the end of a ``with`` block, or of
+    an ``ExitStack`` onto which it was pushed.
     """
 
     def __init__(self) -> None:
@@ -49,10 +50,10 @@ class Interrupts:
         return self
 
     def take(self) -> None:
-        """Begins.  Raises KeyboardInterrupt if the program was to stop already."""
+        """Installs the handlers.  Raises KeyboardInterrupt if a signal has already arrived."""
         entry.check()
         if threading.current_thread() is threading.main_thread():
-            # Of several processes SIGTERM is the runtime's, so that all agree on a step.
+            # With several processes, JAX's runtime handles SIGTERM, so that all stop at one step.
             for number in (
                 (signal.SIGINT,) if cluster.several() else (signal.SIGINT, signal.SIGTERM)
             ):
@@ -74,7 +75,11 @@ class Interrupts:
 
 @dataclasses.dataclass
 class Loop:
-    """A stage on its way.  Its members, usually one, are trained side by side; of several, state leaves lead with [members]."""
+    """A running stage.
+
+    Its members, usually one, are trained in parallel; with several, state leaves have a leading
+    [members] axis.
+    """
 
     recipe: Recipe[Any, Any]
     module: Model
@@ -90,12 +95,12 @@ class Loop:
     def __post_init__(self) -> None:
         self.layout = self.batches.layout
         self.many = self.layout.replicas > 1
-        control = self._host(self.state.control)
-        troubles = self._host(self.state.nonfinite)
-        for member, each, trouble in zip(self.members, control, troubles, strict=True):
-            member.control = each
-            if self.many and self.recipe.on_nonfinite == "stop" and int(trouble.count):
-                member.diverged = int(trouble.step)
+        controls = self._host(self.state.control)
+        nonfinite = self._host(self.state.nonfinite)
+        for member, control, record in zip(self.members, controls, nonfinite, strict=True):
+            member.control = control
+            if self.many and self.recipe.on_nonfinite == "stop" and int(record.count):
+                member.diverged = int(record.step)
         self.stopped_by: str | None = None
         self.step = int(np.max(jax.device_get(self.state.step)))
         histories = [member.history[-1]["seconds"] for member in self.members if member.history]
@@ -105,17 +110,18 @@ class Loop:
         self._evaluate = jax.jit(jax.vmap(function, (0, 0, None)) if self.many else function)
 
     def seconds(self) -> float:
-        """Of training, over all resumptions."""
+        """Training time in seconds, including the time before resuming."""
         return self._earlier + time.perf_counter() - self._started
 
     def complete(self) -> bool:
-        """All steps are done, or every run is over."""
+        """Whether all steps are done or all members have stopped."""
         return self.step >= self.total or all(member.stopped() for member in self.members)
 
     def run(self, steps: Callable, metrics_shapes: Any, key: Any, interrupts: Interrupts) -> None:
-        """Trains to the end, or to a signal.  Every evaluation decides and is followed by a checkpoint.
+        """Trains to the end or until a signal, with a checkpoint after every evaluation.
 
-        steps: of ``Layout.steps``.  metrics_shapes: of one member's metrics.  key: its root key, or one for each member.
+        steps: from ``Layout.steps``.  metrics_shapes: shapes of one member's metrics.
+        key: the root key, or one per member.
         """
         where = f" in {self.folder.path}" if self.folder else ""
         if self.complete():
@@ -126,7 +132,8 @@ class Loop:
         self._train(steps, metrics_shapes, key, interrupts)
         if self.complete():
             self.progress.say(
-                f"{self.step} steps in {self.seconds():.0f} s, peak memory {peak_memory() / 1e6:,.0f} MB"
+                f"{self.step} steps in {self.seconds():.0f} s, "
+                f"peak memory {peak_memory() / 1e6:,.0f} MB"
             )
         else:
             name = self.stopped_by = signal.Signals(interrupts.received or signal.SIGTERM).name
@@ -145,13 +152,16 @@ class Loop:
         metrics = LateReader(zeros, self._log_training)
         stop, dispatches, several = False, itertools.count(), cluster.several()
         while not self.complete() and not stop:
-            # Dispatches, logs and evaluations end at fixed steps, wherever the run was interrupted before.
+            # Dispatches, logs and evaluations end at fixed steps, so that a resumed run computes
+            # and logs the same as an uninterrupted one.
             boundary = min(self.total, _next_multiple(self.step, eval_interval))
             log_at = _next_multiple(self.step, log_interval)
+            # A dispatch ends where ``arrays`` changes (buckets), as it takes only one set of them.
             count = self.batches.alike(
                 self.step, min(_next_multiple(self.step, room), boundary) - self.step
             )
             arrays = self.batches.arrays(self.step)
+            # Asynchronous: returns before the device has finished.
             self.state, metrics.sums = dispatch(self.state, metrics.sums, arrays, self.step, count)
             self.step += count
             metrics.read()
@@ -162,7 +172,7 @@ class Loop:
                 if several
                 else interrupts.received is not None
             )
-            if stop:  # what is not finite must not be saved
+            if stop:  # read the last metrics before saving: a non-finite state must not be saved
                 metrics.close(self.step)
             if self.step == boundary or stop:
                 metrics.read()
@@ -176,7 +186,7 @@ class Loop:
                 member.checkpoints.wait()
 
     def _plan(self, first: int, count: int) -> Any:
-        """The entries of steps first .. first + count - 1 on the devices."""
+        """Plan entries of steps first .. first + count - 1, on the devices."""
         if not self.many:
             return self.batches.plan(first, count)
         plans = [
@@ -186,7 +196,7 @@ class Loop:
         return self.layout.shard(np.stack(plans))
 
     def _host(self, tree: Any) -> list[Any]:
-        """A tree of arrays of the state or of its metrics, on the host, one for each member."""
+        """Arrays of the state or its metrics on the host, as one tree per member."""
         tree = jax.device_get(tree)
         return (
             [
@@ -198,7 +208,7 @@ class Loop:
         )
 
     def member_state(self, index: int) -> TrainState:
-        """The state of one member, of its own, as if it had been trained alone."""
+        """The state of one member, as if it had been trained alone."""
         if not self.many:
             return self.state
         return jax.tree.map(lambda leaf: leaf[index], self.layout.local(self.state))
@@ -215,7 +225,7 @@ class Loop:
         member.record(line)
 
     def _show(self, split: str, step: int) -> None:
-        """The newest line of the only member; of several the mean of those that are still trained."""
+        """Shows the newest line; with several members, the mean over those still training."""
         lines = [
             member.history[-1]
             for member in self.members
@@ -241,26 +251,32 @@ class Loop:
         self._show("train", step)
 
     def _not_finite(self, index: int, member: Member, count: int) -> None:
-        """Some of the last steps had a loss or gradient that is not finite, and changed nothing."""
-        trouble = self._host(self.state.nonfinite)[index]
-        what = f"loss is {float(trouble.loss):g}, gradient norm {float(trouble.norm):g} at step {int(trouble.step)}"
+        """Reports ``count`` recent non-finite steps, which changed no parameter; stops the member.
+
+        Raises Diverged if no member is left to train.
+        """
+        record = self._host(self.state.nonfinite)[index]
+        problem = (
+            f"loss is {float(record.loss):g}, gradient norm {float(record.norm):g} "
+            f"at step {int(record.step)}"
+        )
         name = f"{member.label}: " if member.label else ""
         if self.recipe.on_nonfinite == "skip":
             times = f", the last of {count}" if count > 1 else ""
-            self.progress.say(f"{name}{what}{times}: skipped, {int(trouble.count)} so far")
+            self.progress.say(f"{name}{problem}{times}: skipped, {int(record.count)} so far")
             return
         if member.checkpoints:
             member.checkpoints.wait()
         saved = max(member.checkpoints.steps(), default=-1) if member.checkpoints else -1
         kept = f"; last good checkpoint: step {saved}" if saved >= 0 else ""
         advice = "a smaller optimizer.learning_rate may help, or on_nonfinite=skip"
-        member.diverged = int(trouble.step)
-        if all(each.diverged is not None for each in self.members):
-            raise Diverged(f"{name}{what}{kept}; {advice}")
-        self.progress.say(f"{name}{what}: this run stands still from here on; the others go on")
+        member.diverged = int(record.step)
+        if all(other.diverged is not None for other in self.members):
+            raise Diverged(f"{name}{problem}{kept}; {advice}")
+        self.progress.say(f"{name}{problem}: this run stops here; the others continue")
 
     def _validate(self) -> None:
-        """Evaluates on the validation split and updates the control state; without one, the last step is the best."""
+        """Evaluates on the validation split, if there is one, and updates the control state."""
         if self.validation is None:
             return
         key = root_key(0)
@@ -273,10 +289,10 @@ class Loop:
             key,
             self.many,
         )
-        for index, (member, each) in enumerate(zip(self.members, self._host(sums), strict=True)):
+        for index, (member, metrics) in enumerate(zip(self.members, self._host(sums), strict=True)):
             if member.stopped():
                 continue
-            values = divide(each)
+            values = divide(metrics)
             self._record(member, "validation", self.step, values)
             member.decide(values, self.step, self.member_state(index))
         self._show("validation", self.step)
@@ -295,7 +311,7 @@ class Loop:
                 member.save(self.member_state(index), self.step, self.validation is not None)
 
     def best_step(self, member: Member) -> int:
-        """Of the member's best evaluation so far; the last step where nothing selects."""
+        """Step of the member's best evaluation so far; the last step without validation."""
         return member.best_step(self.step, self.validation is not None)
 
     def best_params(self, index: int = 0) -> Params:
@@ -306,14 +322,14 @@ class Loop:
         if member.best is not None:
             return self.layout.local(member.best)
         assert member.checkpoints is not None
-        found = member.checkpoints.restore(
+        restored = member.checkpoints.restore(
             jax.eval_shape(lambda: state), best=True, say=self.progress.say
         )
-        assert found is not None
-        return found[0].params
+        assert restored is not None
+        return restored[0].params
 
     def summary(self, member: Member) -> dict[str, Any]:
-        """What summary.json says of a complete run."""
+        """The content of summary.json for a complete run."""
         best = member.best_value()
         return {
             "complete": True,
@@ -334,7 +350,10 @@ class Loop:
 def evaluate(
     function: Callable, module: Model, cfg: Any, params: Params, batches: Batches
 ) -> dict[str, float]:
-    """Mean metrics over all batches, once each and in order, the carry threaded through; function: a jitted make_evaluate."""
+    """Mean metrics over all batches in order, passing the carry from batch to batch.
+
+    function: a jitted ``make_evaluate``.
+    """
     return divide(evaluate_sums(function, module, cfg, params, batches, root_key(0)))
 
 
@@ -347,7 +366,7 @@ def evaluate_sums(
     key: Any,
     many: bool = False,
 ) -> Any:
-    """The same as sums; many: of parameters that lead with [members]."""
+    """Like ``evaluate``, but returns sums.  many: parameters have a leading [members] axis."""
     if many:
         carry = jax.vmap(lambda params: module.init_carry(cfg, params, batches.padded, key=key))(
             params

@@ -1,4 +1,4 @@
-"""One of the runs that are trained side by side, usually the only one: its history, its checkpoints, what was decided."""
+"""One of the runs trained in parallel, usually the only one: history, checkpoints, selection."""
 
 import dataclasses
 import json
@@ -20,11 +20,12 @@ from zoo.base import Params
 
 @dataclasses.dataclass
 class Member:
-    """A run as the loop sees it.  folder and checkpoints are both None for a run in memory.
+    """A run as the loop sees it.  ``folder`` and ``checkpoints`` are None for a run in memory.
 
-    label: "" of the only run.  history: the lines of metrics.jsonl.  control: the host's copy of the state's.
-    diverged: the step at which the loss or gradient was not finite; it has stood still since.
-    on_failure: is told what cannot be written, and the run goes on without; None lets it end the run.
+    label: "" for a single run.  history: the lines of metrics.jsonl.
+    control: the host's copy of the control state.
+    diverged: the step of the first non-finite loss or gradient, at which the run stopped.
+    on_failure: called with write errors, after which the run continues; None: write errors end it.
     """
 
     recipe: Recipe[Any, Any]
@@ -51,7 +52,7 @@ class Member:
             self.on_failure(error)
 
     def stopped(self) -> bool:
-        """Whether this run is over before its last step: diverged, or out of patience."""
+        """Whether this run ended early: it diverged or its patience is exhausted."""
         assert self.control is not None
         patience = self.recipe.patience
         return self.diverged is not None or (
@@ -59,7 +60,10 @@ class Member:
         )
 
     def decide(self, values: dict[str, float], step: int, state: TrainState) -> None:
-        """Updates the control state after an evaluation; where no checkpoint is sure to, the best parameters are kept here."""
+        """Updates the control state after an evaluation.
+
+        Keeps the best parameters in memory if no checkpoint is certain to hold them.
+        """
         if self.stopped():
             return
         assert self.control is not None
@@ -84,30 +88,31 @@ class Member:
         ):
             self.best = jax.tree.map(
                 jnp.copy, state.params
-            )  # the state itself is donated to the next step
+            )  # copied, because the next step donates the state
 
     def best_step(self, step: int, selects: bool) -> int:
-        """Of the best evaluation so far; the last step where nothing selects."""
+        """Step of the best evaluation so far; ``step`` if nothing selects."""
         assert self.control is not None
         return (int(self.control.best_step) if selects else 0) or step
 
     def save(self, state: TrainState, step: int, selects: bool) -> None:
-        """Starts to write a checkpoint, unless that of this step is there."""
+        """Starts writing a checkpoint, unless this step is already saved."""
         if self.checkpoints and self.saved != step:
             self.checkpoints.save(state, step, self.best_step(step, selects))
             self.saved = step
 
     def best_value(self) -> float | None:
-        """Of the selecting metric, on the validation split."""
+        """Best validation value of the selection metric."""
         assert self.control is not None
         return float(self.control.best) if int(self.control.best_step) else None
 
 
 def resume(members: list[Member], abstract: Any, progress: Progress) -> list[TrainState] | None:
-    """The states at the newest step whose checkpoints are intact in all members, for all processes; None to begin anew.
+    """States of the newest step whose checkpoints are intact for all members and processes.
 
-    abstract: of one member.  What came after that step is forgotten.  Raises CheckpointError if none of some is intact,
-    MisfitError if one is of another state.
+    Returns None if there are no checkpoints.  Deletes history and checkpoints after that step.
+    abstract: shapes of one member's state.
+    Raises CheckpointError if no step is intact, MisfitError if a checkpoint has another structure.
     """
     stores = [member.checkpoints for member in members if member.checkpoints]
     steps = set.intersection(*(set(store.steps()) for store in stores))
@@ -115,15 +120,15 @@ def resume(members: list[Member], abstract: Any, progress: Progress) -> list[Tra
         steps = set(json.loads(cluster.exchange(json.dumps(sorted(steps)))[0]))
     problems = []
     for step in sorted(steps, reverse=True):
-        states, mine = [], ("", False)
+        states, local = [], ("", False)
         try:
             states = [store.load(abstract, step) for store in stores]
         except CheckpointError as error:
-            mine = str(error), isinstance(error, MisfitError)
-        everyones = (
-            map(json.loads, cluster.exchange(json.dumps(mine))) if cluster.several() else [mine]
+            local = str(error), isinstance(error, MisfitError)
+        problems_of_all = (
+            map(json.loads, cluster.exchange(json.dumps(local))) if cluster.several() else [local]
         )
-        problem, misfit = max(everyones, key=lambda each: (each[1], each[0] != ""))
+        problem, misfit = max(problems_of_all, key=lambda pair: (pair[1], pair[0] != ""))
         if misfit:
             raise MisfitError(problem)
         if not problem:
@@ -138,7 +143,7 @@ def resume(members: list[Member], abstract: Any, progress: Progress) -> list[Tra
 
 
 def _go_on(members: list[Member], step: int, progress: Progress) -> None:
-    """Forgets what came after ``step``, damaged or not: the run is about to do it again."""
+    """Deletes history and checkpoints after ``step``, which the run is about to write again."""
     for member in members:
         assert member.folder is not None
         assert member.checkpoints is not None
@@ -149,11 +154,11 @@ def _go_on(members: list[Member], step: int, progress: Progress) -> None:
         )
     folder = members[0].folder
     if step >= 0 and folder is not None:
-        there, here = folder.config()["versions"], versions()
+        recorded, current = folder.config()["versions"], versions()
         changed = [
-            f"{name} {there.get(name)} -> {here[name]}"
-            for name in here
-            if there.get(name) != here[name]
+            f"{name} {recorded.get(name)} -> {current[name]}"
+            for name in current
+            if recorded.get(name) != current[name]
         ]
         if changed:
             progress.say(f"resuming with other versions, so not bit for bit: {', '.join(changed)}")
@@ -162,9 +167,10 @@ def _go_on(members: list[Member], step: int, progress: Progress) -> None:
 def compare_members(
     rows: dict[str, dict[str, Any]], select_by: str = "", mode: str = "max"
 ) -> list[str]:
-    """Lines of a table: what each run reached, then mean and deviation of those that did not diverge, and the best of them.
+    """A table, as lines, of each run's metrics, with mean, deviation and best of the finite runs.
 
-    rows: {label: {"diverged": step or None, metric: value, ...}}.  select_by: the metric that says which is best, if any.
+    rows: {label: {"diverged": step or None, metric: value, ...}}.
+    select_by: the metric that determines the best run, if any.
     """
     names = sorted(
         {name for row in rows.values() for name in row} - {"diverged"},

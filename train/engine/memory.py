@@ -1,7 +1,8 @@
-"""Memory: what a process took at most, and keeping that of finished steps for the next ones.
+"""Host memory: peak use, and reuse of freed blocks by later steps.
 
-A step's intermediate results are one block of up to some hundred megabytes.  The C library gives a block of that size back to the
-system as soon as it is free, and the next step pays for every page again: up to half of a convolutional step's time on a CPU.
+A step's intermediate results are one block of up to some hundred megabytes.  glibc returns blocks
+of that size to the system as soon as they are freed, and the next step pays the page faults again:
+up to half of a convolutional step's time on a CPU.
 """
 
 import ctypes
@@ -17,9 +18,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 @functools.cache
 def keep_memory() -> bool:
-    """Tells glibc's allocator to keep what is freed, for this process; False, and nothing done, with another C library.
+    """Makes glibc's allocator keep freed memory.  Returns False with another C library.
 
-    Works for threads that have not allocated yet, so call it before JAX runs anything; the command lines do.
+    Affects only threads that have not allocated yet, so call it before JAX runs anything, as the
+    command lines do.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -27,13 +29,14 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # One arena: those of other threads hold 64 MB at most and map larger blocks one by one, whatever the settings.
+    # A single arena: those of other threads hold at most 64 MB and always map larger blocks
+    # individually.
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
     return all(mallopt(name, value) for name, value in settings.items())
 
 
 def peak_memory() -> int:
-    """Bytes that the busiest local device, or else this process on the host, has taken at most so far; 0 where nobody knows."""
+    """Peak bytes of the busiest local device, or else of this process; 0 if unknown."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     on_device = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
     if on_device:

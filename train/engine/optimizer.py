@@ -20,39 +20,41 @@ Schedule = Literal["constant", "step", "exponential", "linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What updates the parameters: SGD with momentum unless said otherwise.
+    """Settings of the optimizer, by default SGD with momentum.
 
-    A *kernel* is a parameter leaf of that name: decay and max-norm act on kernels, never on biases or embeddings.
+    Decay and max-norm act on parameter leaves named ``kernel`` only, never on biases or embeddings.
     """
 
     name: Literal["sgd", "adam", "rmsprop"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
-    """sgd and rmsprop: fraction of the last update that is kept; adam: beta 1."""
+    """sgd, rmsprop: momentum coefficient; adam: beta 1."""
     momentum_start: float | None = None
-    """Momentum of the first step, rising linearly to `momentum` over `momentum_epochs` (sgd only)."""
+    """Initial momentum, increasing linearly to `momentum` over `momentum_epochs` (sgd only)."""
     momentum_epochs: float = 0.0
     nesterov: bool = False
     schedule: Schedule = "constant"
-    """step: times `decay` every `decay_every` epochs.  exponential, linear, cosine: down to `decay` times the rate at the end."""
+    """step: multiply the learning rate by `decay` every `decay_every` epochs.
+    exponential, linear, cosine: decrease it to `decay` times its initial value at the end."""
     decay: float = 0.1
     decay_every: float = 10.0
     warmup: float = 0.0
-    """Epochs over which the learning rate rises linearly from 0."""
+    """Epochs over which the learning rate increases linearly from 0."""
     clip_norm: float | None = None
-    """Upper bound of the gradient's global norm."""
+    """Maximum global norm of the gradient."""
     l2: float = 0.0
-    """Added to the gradient: l2 times the kernel (the penalty l2/2 |W|^2)."""
+    """L2 penalty l2/2 |W|^2: adds l2 times the kernel to its gradient."""
     weight_decay: float = 0.0
-    """Decoupled: each step takes learning rate times weight_decay times the kernel away (AdamW)."""
+    """Decoupled (AdamW): subtracts learning rate times weight_decay times the kernel."""
     max_norm: float | None = None
-    """Upper bound of the norm of each unit's incoming weights, by projection after each step (Srivastava et al. 2014, 5.1)."""
+    """Maximum norm of each unit's incoming weights, by projection after each step
+    (Srivastava et al. 2014, section 5.1)."""
     plateau_factor: float = 1.0
-    """Factor on the learning rate whenever validation has not improved for `plateau_patience` evaluations."""
+    """Multiplies the learning rate after `plateau_patience` evaluations without improvement."""
     plateau_patience: int = 1
     only: tuple[str, ...] = ()
-    """Patterns such as layer_1.* of the parameters that are trained; the others stay as they are.  Without any, all are.
-    !conv_* leaves those out."""
+    """Patterns of the parameters to train, such as layer_1.*, or !conv_* to exclude some.
+    All others are frozen; by default all are trained."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -109,45 +111,46 @@ class Optimizer:
     def build(
         self, total_steps: int, steps_per_epoch: float
     ) -> optax.GradientTransformationExtraArgs:
-        """The optax transformation; its update takes ``factor=``, an extra factor on the learning rate."""
+        """The optax transformation; its update takes ``factor=``, a learning-rate multiplier."""
         return build_one_of((self,), 0, total_steps, steps_per_epoch)
 
 
 def build_one_of(
     optimizers: Sequence[Optimizer], index: Any, total_steps: int, steps_per_epoch: float
 ) -> optax.GradientTransformationExtraArgs:
-    """``optimizers[index].build(...)``, where they may differ in numbers only, and the index may be traced.
+    """``optimizers[index].build(...)`` for a possibly traced index.
 
-    The schedules of all are computed at every step, which are a few numbers, and one is taken.
+    The optimizers may differ only in numbers.  Each step evaluates all of their schedules, a few
+    scalars, and selects one.
     """
     first = optimizers[0]
 
     def has(field: str) -> bool:
-        return any(getattr(each, field) for each in optimizers)
+        return any(getattr(optimizer, field) for optimizer in optimizers)
 
     def number(field: str) -> Any:
-        values = [getattr(each, field) for each in optimizers]
+        values = [getattr(optimizer, field) for optimizer in optimizers]
         return values[0] if len(set(values)) == 1 else jnp.asarray(values)[index]
 
     def schedule(make: Callable[[Optimizer], optax.Schedule]) -> optax.Schedule:
-        schedules = [make(each) for each in dict.fromkeys(optimizers)]
+        schedules = [make(optimizer) for optimizer in dict.fromkeys(optimizers)]
         if len(schedules) == 1:
             return schedules[0]
-        schedules = [make(each) for each in optimizers]
-        return lambda step: jnp.stack([jnp.asarray(each(step), jnp.float32) for each in schedules])[
-            index
-        ]
+        schedules = [make(optimizer) for optimizer in optimizers]
+        return lambda step: jnp.stack(
+            [jnp.asarray(schedule(step), jnp.float32) for schedule in schedules]
+        )[index]
 
     def momentum() -> optax.GradientTransformation:
         if first.momentum_start is None:
             return optax.trace(number("momentum"), nesterov=first.nesterov)
 
-        def rise(each: Optimizer) -> optax.Schedule:
-            assert each.momentum_start is not None
+        def rise(optimizer: Optimizer) -> optax.Schedule:
+            assert optimizer.momentum_start is not None
             return optax.linear_schedule(
-                each.momentum_start,
-                each.momentum,
-                max(round(each.momentum_epochs * steps_per_epoch), 1),
+                optimizer.momentum_start,
+                optimizer.momentum,
+                max(round(optimizer.momentum_epochs * steps_per_epoch), 1),
             )
 
         return optax.inject_hyperparams(optax.trace, static_args="nesterov")(
@@ -164,7 +167,8 @@ def build_one_of(
             direction = optax.chain(
                 optax.scale_by_rms(), optax.trace(number("momentum"), nesterov=first.nesterov)
             )
-    # Always as many parts: what a checkpoint holds does not depend on whether a number is 0, which one of several may be.
+    # The chain always has the same length, so the checkpoint structure does not depend on which
+    # hyperparameters happen to be zero.
     parts: list[optax.GradientTransformation] = [
         optax.clip_by_global_norm(number("clip_norm")) if has("clip_norm") else none,
         optax.add_decayed_weights(number("l2"), mask=kernel_mask) if has("l2") else none,
@@ -173,7 +177,7 @@ def build_one_of(
         if has("weight_decay")
         else none,
         optax.scale_by_learning_rate(
-            schedule(lambda each: each.rate(total_steps, steps_per_epoch))
+            schedule(lambda optimizer: optimizer.rate(total_steps, steps_per_epoch))
         ),
         scale_by_factor(),
         project_max_norm(number("max_norm")) if has("max_norm") else none,
@@ -187,36 +191,38 @@ def build_one_of(
 
 
 def trained(params: Any, patterns: Sequence[str]) -> Any:
-    """True for leaves whose path ("layer_1.kernel") the patterns fit: one of them, if there is one, and none after a "!".
+    """True for the leaves to train, selected by path ("layer_1.kernel").
 
-    Raises ValueError for a pattern that fits none, and where nothing is left.
+    A leaf is trained if it matches a pattern without "!" (or there is none), and none with "!".
+    Raises ValueError for a pattern that matches no leaf, and if no leaf is left to train.
     """
     paths = list(leaves_by_path(params))
-    fits = {
+    matches = {
         pattern: {path for path in paths if fnmatch.fnmatchcase(path, pattern.removeprefix("!"))}
         for pattern in patterns
     }
-    for pattern, found in fits.items():
-        if not found:
+    for pattern, matching in matches.items():
+        if not matching:
             raise ValueError(
                 f"optimizer: only={pattern!r}, allowed: patterns of {', '.join(paths)}"
             )
-    taken = [found for pattern, found in fits.items() if not pattern.startswith("!")]
-    left = [found for pattern, found in fits.items() if pattern.startswith("!")]
+    included = [paths for pattern, paths in matches.items() if not pattern.startswith("!")]
+    excluded = [paths for pattern, paths in matches.items() if pattern.startswith("!")]
     flags = [
-        (not taken or any(path in found for found in taken))
-        and not any(path in found for found in left)
+        (not included or any(path in matching for matching in included))
+        and not any(path in matching for matching in excluded)
         for path in paths
     ]
     if not any(flags):
         raise ValueError(
-            f"optimizer: only={' '.join(patterns)!r}, which leaves nothing to train of {', '.join(paths)}"
+            f"optimizer: only={' '.join(patterns)!r}, "
+            f"which leaves nothing to train of {', '.join(paths)}"
         )
     return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 
 def numeric_fields() -> list[str]:
-    """Settings that are numbers, so that several values of one can be trained at once."""
+    """Names of the numeric settings, which sweeps can vary within one program."""
     return [field.name for field in dataclasses.fields(Optimizer) if field.type in _NUMERIC]
 
 
@@ -235,7 +241,7 @@ def _no_state(params: Any) -> optax.EmptyState:
 
 
 def scale_by_factor() -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by the extra argument ``factor``: the part of the learning rate that validation decides."""
+    """Multiplies updates by the extra argument ``factor``, the plateau schedule's factor."""
 
     def update(
         updates: Any, state: Any, params: Any = None, *, factor: Any = 1.0, **_: Any
@@ -248,9 +254,10 @@ def scale_by_factor() -> optax.GradientTransformationExtraArgs:
 
 
 def project_max_norm(bound: Any) -> optax.GradientTransformation:
-    """Shrinks each unit's incoming weights to norm ``bound`` after the step, as an update: project(p + u) - p.
+    """Projects each unit's incoming weights to norm at most ``bound``: update = project(p + u) - p.
 
-    The incoming weights of a unit are a kernel's column: all axes but the last.  Must be the last of a chain.
+    The incoming weights of a unit are a column of the kernel: all axes but the last.
+    Must be last in a chain.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -1,13 +1,15 @@
-"""How a run uses the devices that are there.  Nothing else in the code knows how many there are.
+"""Parallel training: the only module that depends on the number of devices.
 
-Every strategy trains on the same batches with the same keys, and adds up the same sums, so that a run may go on with another
-strategy or another number of devices: its losses and parameters then differ by rounding only.
+All strategies train on the same batches with the same keys and compute the same sums.  A run may
+therefore resume with another strategy or number of devices; its losses and parameters then differ
+only by rounding.
 
-jit        arrays with a ``NamedSharding``, one program for all devices, which XLA partitions; but for the gradient, which each
-           device computes for its part of the batch, as XLA's partitioner would reduce it in the type of the computation
-           (bfloat16), and before a convolution's kernel is brought into its form, which may be larger
-shard_map  the whole step, and the loop over many, as one device's program
-pmap       the same through ``jax.pmap``, as older code has it: for one process, without accumulation
+jit        arrays with a ``NamedSharding`` and one program, partitioned by XLA.  Only the gradient
+           is a ``jax.shard_map`` over parts of the batch: XLA's partitioner would reduce it in the
+           compute type (bfloat16) and, for convolutions, in the layout of the convolution, which
+           may be larger than the kernel
+shard_map  the whole step, or loop of steps, as a program per device
+pmap       the same with the older ``jax.pmap``: single process, without accumulation
 """
 
 import functools
@@ -25,18 +27,19 @@ from train.engine.step import Metrics, TrainState, make_steps
 from train.settings import settle
 
 AXIS = "data"
-"""The mesh axis along which a batch, or the replicas, are spread."""
+"""The mesh axis along which the batch, or the replicas, are sharded."""
 Strategy = Literal["auto", "jit", "shard_map", "pmap"]
 EVERYWHERE, SPREAD = PartitionSpec(), PartitionSpec(AXIS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """How to spread a run; no setting changes its result but for rounding.
+    """How to distribute a run over devices; changes its result only by rounding.
 
-    strategy: auto is jit.  devices: how many to use, all unless given; of several processes always all.
-    accumulate: parts that a batch is worked through in, one after the other, to take less memory.
-    remat: keep less for the backward pass and compute it again.
+    strategy: auto means jit.
+    devices: number of devices to use; all by default, and always all with several processes.
+    accumulate: number of parts of a batch, computed one after the other to save memory.
+    remat: recompute activations in the backward pass.
     """
 
     strategy: Strategy = "auto"
@@ -55,20 +58,23 @@ class Parallel:
                 raise ValueError(f"{field}={value!r}, allowed: a positive integer")
         if self.strategy == "pmap" and self.accumulate > 1:
             raise ValueError(
-                f"accumulate={self.accumulate}, allowed with parallel='pmap': 1; the other strategies accumulate"
+                f"accumulate={self.accumulate}, allowed with parallel='pmap': 1; "
+                "the other strategies accumulate"
             )
 
 
 class Layout:
-    """Devices in a row, and what lies where: a batch is spread over them, or else the replicas are; all the rest is on each."""
+    """A one-dimensional device mesh; shards batches, or else replicas, and replicates the rest."""
 
     def __init__(
         self, parallel: Parallel = Parallel(), replicas: int = 1, devices: Any = None
     ) -> None:
-        """replicas: more than one are trained side by side, on as many devices as divide their number.
+        """Creates the mesh.
 
-        devices: instead of those of this program.  Raises ValueError when there are fewer than ``parallel`` wants, or when what
-        it wants does not go together with replicas or several processes.
+        replicas: number of runs trained in parallel; the number of devices is reduced to a divisor.
+        devices: used instead of ``jax.devices()``.
+        Raises ValueError if there are fewer devices than ``parallel`` requests, or if its options
+        cannot be combined with replicas or several processes.
         """
         devices = jax.devices() if devices is None else list(devices)
         processes = len({device.process_index for device in devices})
@@ -78,12 +84,13 @@ class Layout:
             )
         if processes > 1 and parallel.devices not in (None, len(devices)):
             raise ValueError(
-                f"devices={parallel.devices}, allowed with {processes} processes: all {len(devices)}"
+                f"devices={parallel.devices}, "
+                f"allowed with {processes} processes: all {len(devices)}"
             )
         if parallel.devices is not None:
             if parallel.devices > len(devices):
                 raise ValueError(
-                    f"devices={parallel.devices}, allowed: 1 to {len(devices)}, as many as there are"
+                    f"devices={parallel.devices}, allowed: 1 to {len(devices)}, those available"
                 )
             devices = devices[: parallel.devices]
         if replicas > 1:
@@ -97,11 +104,11 @@ class Layout:
         self.parallel, self.replicas, self.processes = parallel, replicas, processes
         self.mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.parts = 1 if replicas > 1 else len(devices)
-        """Parts that a batch is divided into."""
+        """Number of shards of a batch."""
 
     @property
     def single(self) -> bool:
-        """One device only."""
+        """Whether the mesh has only one device."""
         return self.mesh.size == 1
 
     def describe(self) -> str:
@@ -113,20 +120,20 @@ class Layout:
         return f"{self.mesh.size} devices{among} ({name})"
 
     def rows(self, batch_size: int) -> int:
-        """Rows of a batch that can be divided: ``batch_size``, or the next larger number; what is too many is masked."""
+        """``batch_size`` rounded up to a divisible number of rows; additional rows are masked."""
         parts = self.parts * self.parallel.accumulate
         return math.ceil(batch_size / parts) * parts
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays that this process has, the same in all processes -> on every device."""
+        """Puts arrays, identical in all processes, on every device."""
         return self._put(tree, EVERYWHERE)
 
     def shard(self, tree: Any, axis: int = 0) -> Any:
-        """Arrays that this process has, the same in all processes -> divided along an axis, that of replicas or of rows."""
+        """Shards arrays, identical in all processes, along the axis of replicas or rows."""
         return self._put(tree, PartitionSpec(*[None] * axis, AXIS))
 
     def shard_rows(self, tree: Any, axis: int = 0) -> Any:
-        """The same for rows of batches, which all replicas need where those are spread."""
+        """Shards rows of batches, or replicates them for replicas, which each need all rows."""
         return self.replicate(tree) if self.replicas > 1 else self.shard(tree, axis)
 
     def _put(self, tree: Any, spec: PartitionSpec) -> Any:
@@ -138,7 +145,7 @@ class Layout:
         return jax.tree.map(functools.partial(_global, sharding), tree)
 
     def local(self, tree: Any) -> Any:
-        """Arrays of a state, as plain ones of this process's first device, where it has all of their values."""
+        """Moves arrays to this process's first device, except those it holds only in part."""
         if self.single:
             return tree
         first = jax.local_devices()[0]
@@ -153,13 +160,13 @@ class Layout:
         return jax.tree.map(fetch, tree)
 
     def local_rows(self, rows: int) -> slice:
-        """Of a batch's rows, those on this process's devices."""
-        places = NamedSharding(self.mesh, SPREAD).addressable_devices_indices_map((rows,)).values()
-        ends = [place[0].indices(rows)[:2] for place in places if place is not None]
+        """The range of a batch's rows on this process's devices."""
+        indices = NamedSharding(self.mesh, SPREAD).addressable_devices_indices_map((rows,)).values()
+        ends = [index[0].indices(rows)[:2] for index in indices if index is not None]
         return slice(min(start for start, _ in ends), max(stop for _, stop in ends))
 
     def from_process_local(self, tree: Any, rows: int) -> Any:
-        """Arrays [steps, rows of ``mine``, ...] of each process -> [steps, rows, ...], divided along their second axis."""
+        """[steps, local rows, ...] of each process -> [steps, rows, ...], sharded along rows."""
         if self.single:
             return jax.device_put(tree)
         sharding = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
@@ -171,18 +178,19 @@ class Layout:
         return jax.tree.map(put, tree)
 
     def state_shardings(self, batch_size: int) -> TrainState | NamedSharding | None:
-        """Where the leaves of a state lie; None on one device."""
+        """The shardings of a state's leaves; None on one device."""
         if self.single:
             return None
         if self.replicas > 1:
             return NamedSharding(self.mesh, SPREAD)
         everywhere = NamedSharding(self.mesh, EVERYWHERE)
-        # What cannot be divided is divided within each dispatch only.
+        # A carry with an indivisible number of rows is stored replicated; each dispatch pads and
+        # shards it (_with_padded_carry).
         carry = SPREAD if batch_size % self.parts == 0 else EVERYWHERE
         return _state_of(everywhere, NamedSharding(self.mesh, carry))
 
     def place_state(self, state: TrainState, batch_size: int) -> TrainState:
-        """A state that this process has, the same in all processes -> where its leaves belong."""
+        """Puts a state, identical in all processes, on the devices by ``state_shardings``."""
         shardings = self.state_shardings(batch_size)
         if shardings is None:
             return jax.tree.map(jnp.asarray, state)
@@ -192,20 +200,21 @@ class Layout:
         return self.replicate(state._replace(carry=()))._replace(carry=carry)
 
     def steps(self, build: Callable[..., Callable], many: bool, batch_size: int) -> Callable:
-        """A compiled ``train.engine.step.make_steps``, whose state is donated.
+        """A compiled ``train.engine.step.make_steps``, which donates its state.
 
-        build(**how) -> step: ``make_step`` but for the settings that are decided here; for replicas build(index, **how).  Of
-        replicas state, metrics, plan entries and key lead with [replicas].
+        build(**how) -> step: ``make_step`` without the options decided here; build(index, **how)
+        with replicas.  With replicas, state, metrics, plan entries and key have a leading
+        [replicas] axis.
         """
-        how = {"accumulate": self.parallel.accumulate, "remat": self.parallel.remat}
+        options = {"accumulate": self.parallel.accumulate, "remat": self.parallel.remat}
         if self.replicas > 1:
-            return self._replicated(functools.partial(build, **how), many)
+            return self._replicated(functools.partial(build, **options), many)
         if self.single:
-            run = make_steps(build(**how), many)
+            run = make_steps(build(**options), many)
         elif self.parallel.strategy in ("auto", "jit"):
-            run = make_steps(build(**how, axis=AXIS, spread=self._spread), many)
+            run = make_steps(build(**options, axis=AXIS, spread=self._spread), many)
         else:
-            run = make_steps(build(**how, axis=AXIS), many)
+            run = make_steps(build(**options, axis=AXIS), many)
             run = self._mapped(run) if self.parallel.strategy == "pmap" else self._sharded(run)
         run = _with_padded_carry(run, batch_size, self.rows(batch_size))
         if self.single:
@@ -214,7 +223,8 @@ class Layout:
         return jax.jit(run, donate_argnums=0, out_shardings=shardings)
 
     def _spread(self, gradients: Callable) -> Callable:
-        # Of (params, carry, (arrays, entry), key, step).  check_vma=False: the reduction is our own.
+        # Arguments: (params, carry, (arrays, entry), key, step).  check_vma=False, because
+        # make_gradients reduces over devices itself.
         source = (EVERYWHERE, SPREAD)
         inputs, outputs = (
             (EVERYWHERE, SPREAD, source, EVERYWHERE, EVERYWHERE),
@@ -238,6 +248,7 @@ class Layout:
             run, AXIS, in_axes=inputs, out_axes=(state, None), devices=list(self.mesh.devices.flat)
         )
 
+        # pmap needs an explicit leading device axis where shard_map divides rows.
         def divide(tree: Any, axis: int) -> Any:
             return jax.tree.map(
                 lambda leaf: leaf.reshape(
@@ -286,14 +297,14 @@ class Layout:
 
 
 def _state_of(rest: Any, carry: Any) -> TrainState:
-    """A TrainState with one value for its carry and another for all the rest."""
+    """A TrainState with ``carry`` as its carry and ``rest`` in all other fields."""
     return TrainState(
         **{field: carry if field == "carry" else rest for field in TrainState._fields}
     )
 
 
 def _global(sharding: NamedSharding, leaf: Any) -> jax.Array:
-    """An array over several processes, of which each has all values."""
+    """An array sharded over several processes, given all of its values in each."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(
             _global(sharding, jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
@@ -303,7 +314,7 @@ def _global(sharding: NamedSharding, leaf: Any) -> jax.Array:
 
 
 def _with_padded_carry(run: Callable, batch_size: int, rows: int) -> Callable:
-    """The carry of a batch that is padded to be divided has as many rows within ``run`` only: it is saved as on one device."""
+    """Pads the carry to ``rows`` within ``run`` only, so that it is saved as on one device."""
     if rows == batch_size:
         return run
 

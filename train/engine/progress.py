@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line on a terminal, sparse plain lines elsewhere."""
+"""Console output of a run: a live line on a terminal, occasional plain lines elsewhere."""
 
 import os
 import pathlib
@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 PLAIN_SECONDS = 10.0
-"""Least time between two plain lines, evaluations apart."""
+"""Minimum time between two plain lines."""
 NOT_METRICS = ("step", "epoch", "split", "seconds")
-"""Of a line of the history."""
+"""Keys of a history line that are not metrics."""
 DUMB = (None, "", "dumb", "unknown")
-"""Values of $TERM of terminals on which no line can be drawn again."""
+"""Values of $TERM for terminals that cannot redraw a line."""
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
         quiet: bool = False,
         tensorboard: pathlib.Path | None = None,
     ) -> None:
-        """total: steps of the run.  tensorboard: folder to write event files to as well."""
+        """total: steps of the run.  tensorboard: run folder in which to write event files."""
         self.name, self.total, self.steps_per_epoch, self.quiet = (
             name,
             total,
@@ -69,7 +69,7 @@ class Progress:
             self._writer.close()
 
     def say(self, message: str) -> None:
-        """A line of its own, for what a person should not miss; silent when quiet."""
+        """Prints a message on a separate line, unless quiet."""
         if self.quiet:
             return
         if self._live is not None:
@@ -78,7 +78,7 @@ class Progress:
             print(message, flush=True)
 
     def update(self, line: dict[str, Any], batch_size: int) -> None:
-        """A new line of the metrics history."""
+        """Shows a new line of the metrics history."""
         if self._writer is not None:
             for name, value in _metrics(line).items():
                 self._writer.add_scalar(f"{line['split']}/{name}", value, line["step"])
@@ -124,7 +124,7 @@ class Progress:
 
 
 def summary_writer() -> Any:
-    """The class that writes TensorBoard's files.  Raises ValueError where it is not installed."""
+    """The class that writes TensorBoard's files.  Raises ValueError if it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

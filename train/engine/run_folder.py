@@ -1,10 +1,10 @@
-"""The run folder: what a run was, what it measured, and how to get its model back.
+"""The run folder: the files of a run, and how to load its model.
 
-config.json     format version, recipe (complete: rebuilds the run), fingerprint of the data, JAX's settings, versions
-data.json       task, shape, range and scaling of the inputs: what prediction needs without the data
-metrics.jsonl   one JSON object a line: step, epoch, split, seconds, and the metrics
+config.json     format version, complete recipe, fingerprint of the data, JAX settings, versions
+data.json       task, shape, range and scaling of the inputs, for prediction without the data
+metrics.jsonl   one JSON object per line: step, epoch, split, seconds, and the metrics
 checkpoints/    see train.engine.checkpoint
-lock            held while a process trains here
+lock            held while a process trains in this folder
 summary.json    written when the run is complete
 """
 
@@ -42,15 +42,15 @@ _LINE = {"step": int, "split": str, "seconds": (int, float)}
 
 
 class RunError(RuntimeError):
-    """A run folder that is not one, or that belongs to another run."""
+    """A folder that is not a run folder, or belongs to another run."""
 
 
 class RunData(NamedTuple):
-    """What prediction needs to know about the data that a run was trained on.
+    """Properties of the training data that prediction needs.
 
-    task: what the model learned, see ``train.tasks``.
-    input_shape: of one example, or its image; None for inputs of several arrays without an image.
-    input_range: least and greatest raw value.
+    task: the task that the model learned, see ``train.tasks``.
+    input_shape: shape of one example or its image; None for inputs of several arrays without one.
+    input_range: smallest and largest raw value.
     """
 
     name: str
@@ -61,7 +61,7 @@ class RunData(NamedTuple):
 
 
 class RunFolder:
-    """Paths and small files of one run.  ``create`` and ``open`` make one."""
+    """Paths and small files of one run; use ``create`` or ``open``."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
@@ -73,12 +73,15 @@ class RunFolder:
     def check(
         cls, path: str | os.PathLike[str], recipe: Recipe[Any, Any], fingerprint: str
     ) -> "RunFolder":
-        """The folder of this run, which need not exist.  Raises RunError that says what differs if it holds another run."""
+        """The folder of this run, which need not exist.
+
+        Raises RunError naming the differences if it holds another run.
+        """
         folder = cls(path)
-        if not cluster.first():  # of several processes, the first one looks and writes
+        if not cluster.first():  # only the first process reads and writes the folder
             return folder
         if (folder.path / "config.json").exists():
-            # Through the recipe, so that settings which an older version did not know have their defaults.
+            # Parsed as a recipe, so that settings unknown to an older version get their defaults.
             compared = {
                 "recipe": to_dict(folder.recipe()),
                 "data_fingerprint": folder.config()["data_fingerprint"],
@@ -88,18 +91,20 @@ class RunFolder:
             )
             if different:
                 raise RunError(
-                    f"{folder.path} holds a run with another configuration: {'; '.join(different)}.  "
+                    f"{folder.path} holds a run with another configuration: "
+                    f"{'; '.join(different)}.  "
                     "Choose another folder with --out, or repeat the same options to resume"
                 )
             folder.check_settings(*jax_settings())
         elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise RunError(
-                f"{folder.path} is not empty and holds no config.json of a run; choose another folder with --out"
+                f"{folder.path} is not empty and holds no config.json of a run; "
+                "choose another folder with --out"
             )
         return folder
 
     def require_writable(self) -> None:
-        """Raises RunError unless this user may write here, or make the folder."""
+        """Raises RunError unless the user may write to the folder or create it."""
         if cluster.first() and not may_write(self.path):
             raise RunError(f"{self.path}: no right to write here; choose another folder with --out")
 
@@ -107,7 +112,7 @@ class RunFolder:
     def create(
         cls, path: str | os.PathLike[str], recipe: Recipe[Any, Any], fingerprint: str
     ) -> "RunFolder":
-        """A new folder, or the same run's; raises like ``check``."""
+        """Creates the folder unless this run has one; raises like ``check``."""
         folder = cls.check(path, recipe, fingerprint)
         file = folder.path / "config.json"
         if cluster.first() and not file.exists():
@@ -115,31 +120,35 @@ class RunFolder:
             config |= {"jax": jax_settings(), "versions": versions()}
             json.dumps(
                 config
-            )  # raises here, before there is a folder, where a user's own Config cannot be written
-            made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
+            )  # raises before creating a folder if a user's Config is not serialisable
+            created = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 write_json(file, config)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    for place in made:
-                        place.rmdir()
+                    for path in created:
+                        path.rmdir()
                 raise
         return folder
 
     def check_settings(self, *names: str) -> None:
-        """Raises RunError unless these of JAX's ``jax_settings`` are those that the run was begun with, where it recorded any."""
-        there, here = self.config().get("jax", {}), jax_settings()
+        """Raises RunError if one of these ``jax_settings`` differs from the recorded one."""
+        recorded, current = self.config().get("jax", {}), jax_settings()
         for name in names:
-            if name in there and there[name] != here[name]:
-                was, now = map(_shown, (there[name], here[name]))
+            if name in recorded and recorded[name] != current[name]:
+                was, now = map(_shown, (recorded[name], current[name]))
                 raise RunError(
-                    f"{self.path}: {name} was {was} when the run was begun, and is {now} here; set it as it was"
+                    f"{self.path}: {name} was {was} when the run was begun, and is {now} here; "
+                    "set it as it was"
                 )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training here.  The system releases the lock when the process ends, however it ends."""
+        """Prevents other processes from training in this folder.
+
+        The system releases the lock whenever the process ends.
+        """
         if not cluster.first():
             yield
             return
@@ -148,28 +157,30 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(
-                    f"{self.path}: another process is training here; wait for it, or choose another folder"
+                    f"{self.path}: another process is training here; "
+                    "wait for it, or choose another folder"
                 ) from None
             yield
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
-        """An existing run's folder.  Raises RunError if there is none."""
+        """The folder of an existing run.  Raises RunError if there is none."""
         folder = cls(path)
         folder.config()
         return folder
 
     def config(self) -> dict[str, Any]:
-        """config.json.  Raises RunError when it is missing, damaged or of another format."""
+        """The content of config.json.  Raises RunError if missing, damaged or of another format."""
         config = read_json(self.path / "config.json")
         if config.get("format") != FORMAT:
             raise RunError(
-                f"{self.path / 'config.json'}: format {config.get('format')!r}, this version reads {FORMAT}"
+                f"{self.path / 'config.json'}: format {config.get('format')!r}, "
+                f"this version reads {FORMAT}"
             )
         return config
 
     def recipe(self) -> Recipe[Any, Any]:
-        """The recipe that config.json holds.  Raises RunError when it does not fit this version."""
+        """The recipe in config.json.  Raises RunError if it does not fit this version."""
         try:
             return from_dict(self.config()["recipe"])
         except RunError:
@@ -180,7 +191,7 @@ class RunFolder:
             ) from error
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line that is damaged, or was cut off by a kill, is left out."""
+        """The lines of metrics.jsonl, without damaged or truncated ones."""
         if not self.metrics.exists():
             return []
         lines = []
@@ -194,14 +205,17 @@ class RunFolder:
         return lines
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
-        """Forgets lines after ``step``: a resumed run writes them again.  Returns what is kept."""
+        """Deletes lines after ``step``, which a resumed run writes again.  Returns the others."""
         kept = [line for line in self.history() if line["step"] <= step]
         if cluster.first():
             write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
     def append_history(self, line: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl.  Raises OSError naming the file when it does not fit, and leaves no part of it."""
+        """Appends a line to metrics.jsonl.
+
+        Raises OSError naming the file if the write fails, and then leaves no partial line.
+        """
         if not cluster.first():
             return
         text = json.dumps(line).encode() + b"\n"
@@ -215,12 +229,12 @@ class RunFolder:
                 raise OSError(error.errno, error.strerror, str(self.metrics)) from error
 
     def write_data(self, dataset: Dataset, task: Task, scaling: Scaling | None) -> None:
-        """data.json.  task: what the model learns of the data."""
+        """Writes data.json.  task: the task that the model learns from the data."""
         if not cluster.first():
             return
         shift, scale = scaling or Scaling(np.float32(0), np.float32(1))
-        some = next(iter(dataset.tables.values()), {})
-        inputs = some.get("inputs")
+        table = next(iter(dataset.tables.values()), {})
+        inputs = table.get("inputs")
         inputs = inputs.get("image") if isinstance(inputs, dict) else inputs
         write_json(
             self.path / "data.json",
@@ -235,7 +249,7 @@ class RunFolder:
         )
 
     def data(self) -> RunData:
-        """data.json.  Raises RunError when it is missing, damaged or of another version."""
+        """The content of data.json.  Raises RunError if missing, damaged or of another version."""
         data = read_json(self.path / "data.json")
         try:
             return RunData(
@@ -253,9 +267,9 @@ class RunFolder:
 
 
 def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
-    """(module, Config, params) of a run, from its best checkpoint.
+    """(module, Config, params) of a run's best checkpoint.
 
-    Raises RunError if this is no run folder, CheckpointError if no intact checkpoint is there.
+    Raises RunError if this is not a run folder, CheckpointError if it has no intact checkpoint.
     """
     folder = RunFolder.open(run_dir)
     recipe = folder.recipe()
@@ -266,21 +280,22 @@ def load(run_dir: str | os.PathLike[str]) -> tuple[Model, Any, Params]:
 def restore_best(
     folder: RunFolder, recipe: Recipe[Any, Any], say: Callable[[str], None] = warnings.warn
 ) -> tuple[TrainState, int]:
-    """The best checkpoint's state and its step; damaged ones are named through ``say``.
+    """State and step of the best checkpoint; damaged ones are reported through ``say``.
 
-    Raises CheckpointError if none is intact or one does not fit, RunError if the folder holds several runs, or one that was
-    trained in another precision than is in force.
+    Raises CheckpointError if none is intact or one does not fit, RunError if the folder holds
+    several runs, or a run trained in another precision than the current one.
     """
     if len(recipe.members) > 1:
         raise RunError(
-            f"{folder.path} holds {len(recipe.members)} runs, trained side by side; choose one: {', '.join(recipe.members)}"
+            f"{folder.path} holds {len(recipe.members)} runs, trained side by side; "
+            f"choose one: {', '.join(recipe.members)}"
         )
     folder.check_settings("JAX_ENABLE_X64")
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
-        found = checkpoints.restore(abstract_state(recipe), best=True, say=say)
-    if found is None:
+        restored = checkpoints.restore(abstract_state(recipe), best=True, say=say)
+    if restored is None:
         raise CheckpointError(f"{folder.checkpoints}: no checkpoint yet")
-    return found
+    return restored
 
 
 def abstract_state(recipe: Recipe[Any, Any]) -> Any:
@@ -295,14 +310,14 @@ def abstract_state(recipe: Recipe[Any, Any]) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What bit-for-bit repetition depends on."""
+    """The versions that bitwise reproducibility depends on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     ours = {"python": platform.python_version(), "purezoo": zoo.__version__}
     return ours | {name: importlib.metadata.version(name) for name in names}
 
 
 def jax_settings() -> dict[str, Any]:
-    """JAX's settings that a run's numbers depend on, named as environment variables, and the generator of its keys."""
+    """The random generator, and JAX settings that affect results, by environment variable."""
     names = (
         "jax_enable_x64",
         "jax_threefry_partitionable",
@@ -313,12 +328,12 @@ def jax_settings() -> dict[str, Any]:
 
 
 def _shown(setting: Any) -> Any:
-    """As an environment variable has it."""
+    """The setting in the notation of an environment variable."""
     return "not set" if setting is None else int(setting) if isinstance(setting, bool) else setting
 
 
 def hardware() -> str:
-    """One line: devices, processor, cores: "cpu x1, AMD EPYC, 2 cores"."""
+    """Devices, processor and cores in one line: "cpu x1, AMD EPYC, 2 cores"."""
     devices = jax.devices()
     processor = platform.processor() or platform.machine()
     try:
@@ -332,12 +347,12 @@ def hardware() -> str:
 
 
 def today() -> str:
-    """The date, ISO 8601, UTC."""
+    """The UTC date in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON object of ``write_json``.  Raises RunError naming the file when it is missing or damaged."""
+    """Reads a JSON object written by ``write_json``.  Raises RunError if missing or damaged."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -346,9 +361,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         raise RunError(f"{file}: unreadable: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"{file}: expected a JSON object")
-    recorded = value.pop(
-        "crc32", None
-    )  # absent in files of other programs, and of earlier versions
+    recorded = value.pop("crc32", None)  # absent in files of other programs and earlier versions
     if recorded not in (None, _crc32(value)):
         raise RunError(f"{file}: damaged, or changed by hand: its checksum differs")
     return value
@@ -358,7 +371,7 @@ def write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
     """Writes a JSON object atomically, with a checksum."""
     value = {
         key: entry for key, entry in value.items() if key != "crc32"
-    }  # of a file that was read as it is
+    }  # drop a checksum read from a file
     write_text(file, json.dumps({**value, "crc32": _crc32(value)}, indent=2) + "\n")
 
 
@@ -367,9 +380,10 @@ def _crc32(value: dict[str, Any]) -> int:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Writes a file atomically, as UTF-8: a kill, or a full disk, leaves the old or the new one.  Raises OSError naming the file.
+    """Writes a UTF-8 file atomically: a kill or full disk leaves either the old or the new file.
 
-    What is no text, such as a byte of a file's name that is not UTF-8, is escaped.
+    Characters that cannot be encoded, such as invalid bytes in file names, are escaped.
+    Raises OSError naming the file.
     """
     temporary = file.with_name(file.name + ".tmp")
     try:
@@ -389,11 +403,14 @@ _NOT_COMPARED = (
     "recipe.model.vocabulary",
     "recipe.model.source_vocabulary",
 )
-"""What decides no result, and what the data decide, whose fingerprint is compared."""
+"""Fields that do not affect results, or that depend on the data, whose fingerprint is compared."""
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """Says of each difference of two JSON values: batch_size is 100 there and 128 here.  Keys are those of the first."""
+    """Describes the differences of two JSON values, e.g. "batch_size is 100 there and 128 here".
+
+    At the top level, only keys of ``there`` are compared.
+    """
     if path.replace("after.", "") in _NOT_COMPARED:
         return
     if isinstance(there, dict) and isinstance(here, dict):

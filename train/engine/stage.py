@@ -1,4 +1,4 @@
-"""What one stage of a recipe needs, checked before a folder is made or a step is run."""
+"""Preparation of one stage of a recipe, checked before creating a folder or running a step."""
 
 import dataclasses
 import math
@@ -31,17 +31,22 @@ from zoo.base import Adaptable, Model, Params
 from zoo.parts.config import replace
 
 PREFERRED = ("accuracy", "loss")
-"""Metrics that the best checkpoint is selected by, unless a recipe says another."""
+"""Default selection metrics, in this order."""
 EVAL_BATCH, SMALL = 250, 2**14
-"""Examples evaluated at a time, where each holds at most SMALL values; of larger ones, as many as in a training batch."""
+"""Minimum evaluation batch size for examples of at most SMALL values.
+
+Larger examples use the training batch size.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage of a recipe needs, checked and not yet started.
+    """A stage of a recipe, checked and not yet started.
 
-    members: the recipes that it trains side by side, by label.  build: make_step but for what the layout decides; for several
-    members of (index, **how).  abstract, metrics: of one member.
+    members: {label: recipe} of the runs trained in parallel.
+    build: ``make_step`` without the options that the layout decides; takes (index, **how) for
+        several members.
+    abstract, metrics: shapes of one member's state and metrics.
     """
 
     recipe: Recipe[Any, Any]
@@ -58,7 +63,7 @@ class Stage:
 
     @property
     def task(self) -> Task:
-        """What the model learns."""
+        """The task that the model learns."""
         return learned(self.recipe.model.outputs, self.dataset.task)
 
     def key(self, index: int = 0) -> jax.Array:
@@ -68,12 +73,12 @@ class Stage:
     def init(self, index: int = 0, params: Params | None = None) -> TrainState:
         """A member's state before its first step."""
         cfg, key = self.recipe.model, self.key(index)
-        moved = self.batches.experience(self.module, cfg)
-        optimizer = self.optimizer(index)
-        return init_state(self.module, cfg, optimizer, key, self.recipe.batch_size, params, moved)
+        experience = self.batches.experience(self.module, cfg)
+        optimizer, batch_size = self.optimizer(index), self.recipe.batch_size
+        return init_state(self.module, cfg, optimizer, key, batch_size, params, experience)
 
     def fresh(self, index: int = 0) -> Params:
-        """Parameters as the stage draws them itself for a member."""
+        """A member's freshly initialised parameters."""
         return self.init(index).params
 
 
@@ -85,8 +90,9 @@ def prepare(
     *,
     kept: bool = True,
 ) -> Stage:
-    """Wrong data, shapes, metrics and settings are found here, before a folder is made or a step is run.
+    """Builds a stage and checks data, shapes, metrics and settings.
 
+    Errors are raised here, before a folder is created or a step is run.
     kept: whether the run has a folder.
     """
     if not isinstance(parallel, Parallel):
@@ -96,7 +102,8 @@ def prepare(
     missing = [split for split in splits if split not in dataset.splits]
     if missing:
         raise ValueError(
-            f"data {dataset.name}: train_on={recipe.train_on!r}, but it has only {', '.join(dataset.splits)}"
+            f"data {dataset.name}: train_on={recipe.train_on!r}, "
+            f"but it has only {', '.join(dataset.splits)}"
         )
     check_read(
         recipe, validates="validation" in dataset.splits and "validation" not in splits, kept=kept
@@ -121,9 +128,9 @@ def prepare(
         return make_step(module, cfg, optimizer(index), recipe.augment, nonfinite=nonfinite, **how)
 
     key = root_key(recipe.seed)
-    moved = batches.experience(module, cfg)
+    experience = batches.experience(module, cfg)
     abstract = jax.eval_shape(
-        lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size, None, moved)
+        lambda: init_state(module, cfg, optimizer(0), key, recipe.batch_size, None, experience)
     )
     _, metrics = jax.eval_shape(build(), abstract, batches.example(recipe.batch_size), key)
     check_inputs(recipe, dataset, batches.scaling)
@@ -158,15 +165,18 @@ def _batches(
         inputs = None if isinstance(table, Endless) else table["inputs"]
         if isinstance(inputs, dict) and "image" not in inputs:
             raise ValueError(
-                f"preprocess={recipe.preprocess!r}, allowed for inputs of several arrays without an image: none"
+                f"preprocess={recipe.preprocess!r}, "
+                "allowed for inputs of several arrays without an image: none"
             )
         scaling = fit_scaling(
             recipe.preprocess,
             inputs["image"] if isinstance(inputs, dict) else inputs,
             dataset.input_range,
         )
-    how = {"scaling": scaling, "layout": layout}
-    batches = make_batches(table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **how)
+    options = {"scaling": scaling, "layout": layout}
+    batches = make_batches(
+        table, recipe.batch_size, seed=recipe.seed, labels=recipe.labels, **options
+    )
     held_out = None
     if "validation" in dataset.splits and "validation" not in splits:
         held_out = evaluation_batches(
@@ -181,7 +191,11 @@ def evaluation_batches(
     scaling: Scaling | None,
     layout: Layout | None = None,
 ) -> Batches:
-    """All examples of a split in order, in batches that need not be larger than ``batch_size``, the training's."""
+    """All examples of a split in order.
+
+    batch_size: the training batch size, for which there is enough memory; batches of small examples
+    may be larger.
+    """
     leaves = jax.tree.leaves(table["inputs"])
     # Text uses the training batch size, because each row starts its segment without context.
     # Bucketed data do too, because their outputs are much larger than their inputs.
@@ -192,22 +206,20 @@ def evaluation_batches(
 
 
 def _with_sizes(recipe: Recipe[Any, Any], dataset: Dataset) -> Recipe[Any, Any]:
-    """The recipe whose model has the sizes that its data decide, such as a vocabulary.
+    """The recipe with the model sizes that depend on the data, such as a vocabulary.
 
-    Raises ValueError for data that are for another kind of model.
+    Raises ValueError if the data are for another kind of model.
     """
     cfg, module = recipe.model, type(recipe.model).__module__
     example = jax.eval_shape(lambda: module_of(cfg).example_batch(cfg, root_key(0), 1))["inputs"]
-    some = next(iter(dataset.tables.values()), {"inputs": example})
-    have, want = (_described(inputs) for inputs in (some["inputs"], example))
+    table = next(iter(dataset.tables.values()), {"inputs": example})
+    have, want = (_described(inputs) for inputs in (table["inputs"], example))
     if have != want:
         raise ValueError(f"data {dataset.name}: inputs are {have}, allowed for {module}: {want}")
-    cfg = _adapted(recipe, some["inputs"], dataset)
+    cfg = _adapted(recipe, table["inputs"], dataset)
     sizes = dataset.task.sizes
     if not sizes.keys() <= {field.name for field in dataclasses.fields(cfg)}:
-        raise ValueError(
-            f"data {dataset.name}: tokens, allowed for {module}: data that are no text"
-        )
+        raise ValueError(f"data {dataset.name}: tokens, allowed for {module}: data other than text")
     if sizes and not isinstance(example, dict) and recipe.preprocess != "none":
         raise ValueError(
             f"recipe {recipe.name}: preprocess={recipe.preprocess!r}, allowed for text: none"
@@ -216,7 +228,7 @@ def _with_sizes(recipe: Recipe[Any, Any], dataset: Dataset) -> Recipe[Any, Any]:
 
 
 def _adapted(recipe: Recipe[Any, Any], inputs: Any, dataset: Dataset) -> Any:
-    """The model of a registered recipe for other data than its own; as it is where somebody changed it."""
+    """Adapts the model of a registered recipe to other data, unless the user changed the model."""
     cfg = recipe.model
     author = next((stage for stage in registered() if stage.name == recipe.name), recipe)
     changed = author.data == recipe.data or author.model != cfg
@@ -230,17 +242,18 @@ def _described(inputs: Any) -> str:
 
 
 def check_params(params: Params, expected: Params) -> None:
-    """Raises ValueError naming the first leaf that the model does not have, or has in another shape."""
+    """Raises ValueError naming the first missing or unexpected leaf, or one of another shape."""
     have, want = describe(params), describe(expected)
     for path in [*want, *have]:
         if have.get(path) != want.get(path):
             raise ValueError(
-                f"params: {path} is {have.get(path, 'missing')}, the model has {want.get(path, 'none')}"
+                f"params: {path} is {have.get(path, 'missing')}, "
+                f"the model has {want.get(path, 'none')}"
             )
 
 
 def _evaluated(module: Model, cfg: Any, params: Params, validation: Batches) -> dict[str, Any]:
-    """The metrics of an evaluation, as shapes.  Raises ValueError where the split has others than the model takes."""
+    """Shapes of an evaluation's metrics.  Raises ValueError if the model cannot take the split."""
 
     def evaluate(params: Params, source: Any) -> Any:
         carry = module.init_carry(cfg, params, validation.padded, key=root_key(0))
@@ -253,9 +266,10 @@ def _evaluated(module: Model, cfg: Any, params: Params, validation: Batches) -> 
 
 
 def _selecting(recipe: Recipe[Any, Any], metrics: list[str], validates: bool) -> Recipe[Any, Any]:
-    """The recipe that says by which metric the best checkpoint is selected, and in which direction.
+    """The recipe with explicit ``select_by`` and ``select_mode``.
 
-    Where nothing selects, it says what it always has: runs of earlier versions resume.
+    Without validation, which makes them irrelevant, they have the same values as in earlier
+    versions, so that runs of those can be resumed.
     """
     usual = next((name for name in PREFERRED if name in metrics or not validates), "loss")
     select_by = recipe.select_by or usual
@@ -266,6 +280,7 @@ def _selecting(recipe: Recipe[Any, Any], metrics: list[str], validates: bool) ->
     mode = recipe.select_mode or BETTER.get(select_by)
     if mode is None:
         raise ValueError(
-            f"recipe {recipe.name}: select_by={select_by!r} without select_mode, allowed with it: max, min"
+            f"recipe {recipe.name}: select_by={select_by!r} without select_mode, "
+            "allowed with it: max, min"
         )
     return written_out(dataclasses.replace(recipe, select_by=select_by, select_mode=mode))

@@ -1,4 +1,7 @@
-"""One training step as a pure function of state, batch and key; everything here can be jitted, vmapped and scanned."""
+"""One training step as a pure function of state, batch and key.
+
+Everything here can be jitted, vmapped and scanned.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,18 +19,26 @@ from zoo.base import BLOCK, Batch, Carry, Model, Params
 
 NO_AUGMENT = Augment()
 PRNG = "threefry2x32"
-"""The generator of a run's random numbers, whatever JAX's default is: others draw other numbers under ``vmap`` than without, so
-that dropout would depend on the number of devices."""
+"""The random generator of every run, regardless of JAX's default.
+
+Other generators draw different numbers under ``vmap`` than without it, which would make dropout
+depend on the number of devices.
+"""
 REMAT = jax.checkpoint_policies.save_only_these_names(BLOCK)
 Metrics = dict[str, tuple[Array, Array]]
-"""{name: (sum, count)}: add them up over batches, then divide once."""
+"""{name: (sum, count)}: add over batches, then divide once."""
 
 
 class Control(NamedTuple):
-    """What validation decides; part of the state, so that a resumed run decides alike.
+    """The state of early stopping and the plateau schedule.
 
-    best, best_step: best value of the selecting metric and its step; 0 and 0 before the first.  stale: evaluations since then.
-    factor: on the learning rate; waited: evaluations without improvement since the factor last changed.
+    It is part of the training state, so that a resumed run makes the same decisions.
+
+    best, best_step: best value of the selection metric and its step; 0 and 0 before the first
+    evaluation.
+    stale: evaluations since the best one.
+    factor: multiplies the learning rate.
+    waited: evaluations without improvement since ``factor`` last changed.
     """
 
     best: Array
@@ -40,8 +51,8 @@ class Control(NamedTuple):
 class NonFinite(NamedTuple):
     """Steps whose loss or gradient was not finite.
 
-    count: how many.  step: of the first of them, counted from 1; of the latest, where they are skipped.  loss: its mean;
-    norm: of its gradient.
+    count: number of such steps.  step: the first one, counted from 1; the latest if such steps are
+    skipped.  loss, norm: mean loss and gradient norm of that step.
     """
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -51,7 +62,7 @@ class NonFinite(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a run needs to go on, and all that a checkpoint holds."""
+    """Everything that a run needs to resume: the content of a checkpoint."""
 
     step: Array
     params: Params
@@ -63,36 +74,36 @@ class TrainState(NamedTuple):
 
 
 def init_control() -> Control:
-    """Nothing evaluated yet."""
+    """The control state before the first evaluation."""
     return Control(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.float32(1), jnp.int32(0))
 
 
 def all_finite() -> NonFinite:
-    """None so far."""
+    """The record before any non-finite step."""
     return NonFinite(jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.float32(0))
 
 
 def root_key(seed: int | np.integer) -> Array:
-    """The key that a run's parameters, carries and steps take theirs from."""
+    """The key from which all keys of a run are derived."""
     return jax.random.key(seed, impl=PRNG)
 
 
 def _keys(key: Array) -> tuple[Array, Array, Array, Array]:
-    """Keys of the parameters, the carry, the steps and the experience.
+    """Keys for the parameters, the carry, the steps and the experience.
 
-    Folded in and not split: every step is given the same root key.
+    Derived with fold_in rather than split, because every step receives the same root key.
     """
     parameters, carry, steps, experience = (jax.random.fold_in(key, use) for use in range(4))
     return parameters, carry, steps, experience
 
 
 def no_experience(params: Params, key: Array) -> tuple[()]:
-    """The experience of data that steps do not move on: none."""
+    """The empty experience, for data that training steps do not change."""
     return ()
 
 
 def stay(experience: Any, params: Params, source: Any, key: Array, step: Array) -> tuple[Any, Any]:
-    """Leaves the experience and the source of a batch as they are."""
+    """Returns the experience and the batch source unchanged."""
     return experience, source
 
 
@@ -107,22 +118,23 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
-    key: the run's root key.  params: instead of fresh ones.
-    experience: (params, key) -> what steps move on beside the parameters, see ``train.experience``.
+    key: the run's root key.  params: used instead of freshly initialised ones.
+    experience: (params, key) -> additional state that steps update, see ``train.experience``.
     """
     params_key, carry_key, _, experience_key = _keys(key)
     params = module.init(cfg, params_key) if params is None else params
     carry = module.init_carry(cfg, params, batch_size, key=carry_key)
-    moved = experience(params, experience_key)
+    initial = experience(params, experience_key)
     return TrainState(
-        jnp.int32(0), params, optimizer.init(params), carry, init_control(), all_finite(), moved
+        jnp.int32(0), params, optimizer.init(params), carry, init_control(), all_finite(), initial
     )
 
 
 def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
-    """Keys [batch] of one step, one for each example, by its row: they depend on nothing but (run, step, row).
+    """Keys [batch] of one step, one per example; they depend only on (run, step, row).
 
-    So dropout does not change with padding, accumulation or the number of devices.  rows: their number, or the global rows.
+    Dropout is therefore independent of padding, accumulation and the number of devices.
+    rows: the number of rows, or their global indices.
     """
     rows = jnp.arange(rows) if isinstance(rows, int) else rows
     step_key = jax.random.fold_in(_keys(key)[2], step)
@@ -130,7 +142,7 @@ def example_keys(key: Array, step: Array, rows: int | Array) -> Array:
 
 
 def whole(batch: Batch) -> Batch:
-    """A batch that is one already."""
+    """Identity: the source is already a batch."""
     return batch
 
 
@@ -145,19 +157,24 @@ def make_gradients(
     remat: bool = False,
     only: tuple[str, ...] = (),
 ) -> Callable[[Params, Carry, Any, Array, Array], tuple[Params, Metrics, Carry]]:
-    """``gradients(params, carry, source, key, step) -> (gradients, metrics, carry)``, all sums over the unmasked items.
+    """``gradients(params, carry, source, key, step) -> (gradients, metrics, carry)``.
 
-    load(source) -> batch.  accumulate: parts that the batch is worked through in, one after the other, to take less memory.
-    axis: the mesh axis whose devices hold a part of the batch each, in their order; sums are then over all of them.  The function
-    is to be run on each device (``jax.shard_map``, ``jax.pmap``), and each gradient is reduced once, in its parameter's type.
-    remat: for the backward pass only what the model calls a block's result is kept (``zoo.base.block``), the rest computed again.
-    only: see ``Optimizer``; gradients of other parameters are zero, and neither computed nor added up over devices.
-    """  # fmt: skip
+    Gradients and metrics are sums over the unmasked items.
+
+    load(source) -> batch.
+    accumulate: number of parts of the batch, computed one after the other to save memory.
+    axis: the mesh axis along which devices hold consecutive parts of the batch; sums are then over
+        all devices.  The function must run on each device (``jax.shard_map``, ``jax.pmap``).  Each
+        gradient is reduced once, in its parameter's type.
+    remat: keep only block outputs (``zoo.base.block``) for the backward pass; recompute the rest.
+    only: see ``Optimizer``.  Gradients of all other parameters are zero; they are neither computed
+        nor reduced over devices.
+    """
 
     def part(
         params: Params, carry: Carry, batch: Batch, keys: Array
     ) -> tuple[list[Array], Metrics, Carry]:
-        """Its gradients are those of the parameters that are trained."""
+        """Gradients (of the trained leaves only), metrics and carry of one part of the batch."""
         batch = deform_batch(augment, batch, keys)
 
         def objective(leaves: list[Array]) -> tuple[Array, Any]:
@@ -172,6 +189,7 @@ def make_gradients(
     ) -> tuple[Params, Metrics, Carry]:
         batch = load(source)
         rows = batch["mask"].shape[0]
+        # Keys depend on the row in the whole batch, not on the row in this device's part.
         first = jax.lax.axis_index(axis) * rows if axis else 0
         keys = example_keys(key, step, first + jnp.arange(rows))
         if accumulate == 1:
@@ -181,10 +199,11 @@ def make_gradients(
                 lambda leaf: _split(leaf, accumulate), (carry, batch, keys)
             )
 
-            def add(sums: Any, each: Any) -> tuple[Any, Carry]:
-                *more, carry = part(params, *each)
-                return jax.tree.map(jnp.add, sums, tuple(more)), carry
+            def add(sums: Any, inputs: Any) -> tuple[Any, Carry]:
+                *terms, carry = part(params, *inputs)
+                return jax.tree.map(jnp.add, sums, tuple(terms)), carry
 
+            # Summed in a scan, so that only one part's activations are alive at a time.
             *shapes, _ = jax.eval_shape(
                 part, params, *jax.tree.map(lambda leaf: leaf[0], (carries, batches, all_keys))
             )
@@ -199,7 +218,7 @@ def make_gradients(
 
 
 def free(params: Params, only: tuple[str, ...]) -> list[Array]:
-    """The leaves that are trained, see ``Optimizer.only``."""
+    """The trainable leaves, see ``Optimizer.only``."""
     flags = jax.tree.leaves(trained(params, only))
     return [leaf for leaf, taken in zip(jax.tree.leaves(params), flags, strict=True) if taken]
 
@@ -210,7 +229,7 @@ def _with(
     only: tuple[str, ...],
     rest: Callable[[Array], Array] = lambda leaf: leaf,
 ) -> Params:
-    """``params`` with other leaves where they are trained, and ``rest`` of them elsewhere."""
+    """``params`` with its trainable leaves replaced by ``free``; ``rest`` maps the others."""
     leaves = iter(free)
     return jax.tree.map(
         lambda leaf, free: next(leaves) if free else rest(leaf), params, trained(params, only)
@@ -233,16 +252,21 @@ def make_step(
     advance: Callable[..., tuple[Any, Any]] = stay,
     **how: Any,
 ) -> Callable[[TrainState, Any, Array], tuple[TrainState, Metrics]]:
-    """``step(state, batch, key) -> (state, metrics)``: the gradient of the mean loss, one update, summed metrics.
+    """``step(state, batch, key) -> (state, metrics)``: one update with the mean loss's gradient.
 
-    key: the run's root key, the same at every step.  metrics holds "loss", the model's own, and "nonfinite": (steps, 1).
+    key: the run's root key, the same at every step.
+    metrics: sums of "loss", the model's metrics, and "nonfinite": (non-finite steps, 1).
+    A batch without unmasked items has zero gradients.
+
     augment: deforms the inputs first.
-    A batch without any unmasked item has zero gradients.
-    nonfinite: what happens where the loss or gradient is not finite.  note: ``state.nonfinite`` says which step was the first, and
-    the state is lost.  freeze: from there on nothing changes but that.  skip: such a step changes nothing but that.  The last two
-    need memory for another gradient, as no parameter may change before all of it is known.
-    how: see ``make_gradients``.  spread: puts that function onto several devices.
-    advance: (experience, params, source, key, step) -> (experience, source): moves the experience on,
+    nonfinite: what to do if the loss or gradient is not finite.  note: record the first such step
+        in ``state.nonfinite``; the parameters become useless.  freeze: record it and change nothing
+        else from then on.  skip: record it and change nothing else in that step.  The last two need
+        memory for one more gradient, because the whole gradient must be known to be finite before
+        any parameter changes.
+    how: see ``make_gradients``.
+    spread: distributes that function over devices.
+    advance: (experience, params, source, key, step) -> (experience, source): updates the experience
         and takes the batch from it.
     """
     gradients_of = spread(make_gradients(module, cfg, augment, **how))
@@ -253,7 +277,8 @@ def make_step(
             state.experience, state.params, batch, experience_key, state.step
         )
         sums, metrics, carry = gradients_of(state.params, state.carry, batch, key, state.step)
-        # The only place that divides: sums over all parts of the batch first, then one division.
+        # Divide only here, after summing over all parts of the batch, so that the result does not
+        # depend on how the batch was divided.
         total, count = metrics["loss"]
         divisor = jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda gradient: gradient / divisor.astype(gradient.dtype), sums)
@@ -264,14 +289,14 @@ def make_step(
         loss, norm = total / divisor.astype(total.dtype), optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         first = state.nonfinite.count == 0
-        found = NonFinite(
+        record = NonFinite(
             state.nonfinite.count + 1,
             state.step + 1,
             loss.astype(jnp.float32),
             norm.astype(jnp.float32),
         )
-        trouble = _choose(
-            ~finite if nonfinite == "skip" else ~finite & first, found, state.nonfinite
+        record = _choose(
+            ~finite if nonfinite == "skip" else ~finite & first, record, state.nonfinite
         )
         metrics["nonfinite"] = ((~finite).astype(jnp.int32), jnp.int32(1))
         if nonfinite != "note":
@@ -286,7 +311,7 @@ def make_step(
                 if name != "nonfinite"
             }
             metrics |= _choose(good, sums, jax.tree.map(jnp.zeros_like, sums))
-        after = (params, opt_state, carry, state.control, trouble, experience)
+        after = (params, opt_state, carry, state.control, record, experience)
         return TrainState(state.step + 1, *after), metrics
 
     return step
@@ -297,12 +322,15 @@ def _choose(condition: Array, yes: Any, no: Any) -> Any:
 
 
 def make_steps(step: Callable, many: bool) -> Callable:
-    """``steps(state, metrics, arrays, plan, count, key)``: ``count`` steps in one dispatch (else one), metrics added up.
+    """``steps(state, metrics, arrays, plan, count, key) -> (state, metrics)`` with summed metrics.
 
-    The batch of a step is (arrays, its part of the plan), for the step's ``load``.  plan: (what tells its steps apart, such as
-    rows [steps, batch]; the step that its first entry belongs to), so that steady dispatches bring nothing from the host.  The
-    number of steps is a traced value, so the same compiled loop body runs whatever it is, and a run that was interrupted in
-    the middle of a dispatch gives the same bits as one that was not.
+    many: run ``count`` steps in one dispatch; otherwise one.
+    plan: (entries, first): entries hold one leaf row per step, such as row indices [steps, batch];
+        ``first`` is the step of the first entry.  The plan stays on the device, so most dispatches
+        transfer nothing from the host.  The step's ``load`` receives (arrays, entry).
+
+    ``count`` is traced, so the same compiled loop body runs for any number of steps, and a run that
+    was interrupted within a dispatch is bitwise equal to an uninterrupted one.
     """
 
     def one(
@@ -333,7 +361,7 @@ def make_steps(step: Callable, many: bool) -> Callable:
 def make_evaluate(
     module: Model, cfg: Any
 ) -> Callable[[Params, Carry, Batch], tuple[Carry, Metrics]]:
-    """``evaluate(params, carry, batch) -> (carry, metrics)``: the deterministic loss and metrics, as sums."""
+    """``evaluate(params, carry, batch) -> (carry, metrics)``: sums, without randomness."""
 
     def evaluate(params: Params, carry: Carry, batch: Batch) -> tuple[Carry, Metrics]:
         total, aux = module.loss(cfg, params, batch, key=None, carry=carry)
@@ -343,7 +371,7 @@ def make_evaluate(
 
 
 def divide(metrics: Metrics) -> dict[str, float]:
-    """{name: mean} on the host; NaN where nothing was counted."""
+    """{name: mean} on the host; NaN for a count of 0."""
     sums = jax.device_get(metrics)
     return {
         name: float(total) / float(count) if count else float("nan")
@@ -360,8 +388,12 @@ def decide(
     plateau_factor: float = 1.0,
     plateau_patience: int = 1,
 ) -> Control:
-    """The control state after an evaluation: a better value resets the counts, a stall shrinks the learning-rate factor."""
-    value = float(np.float32(value))  # as precise as what it is compared with
+    """The control state after an evaluation.
+
+    A better value resets the counters; ``plateau_patience`` evaluations without one multiply the
+    learning-rate factor by ``plateau_factor``.
+    """
+    value = float(np.float32(value))  # rounded, because control.best is a float32
     best, sign = float(control.best), 1 if mode == "max" else -1
     if not math.isnan(value) and (not int(control.best_step) or sign * value > sign * best):
         return Control(

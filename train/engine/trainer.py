@@ -1,4 +1,4 @@
-"""Training as a call: ``fit`` for a model and data in a program, ``run`` for a recipe and a folder."""
+"""Entry points of training: ``fit`` takes a model and data, ``run`` a recipe and a folder."""
 
 import contextlib
 import dataclasses
@@ -35,12 +35,15 @@ from zoo.parts.parameters import leaves_by_path, shared
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run gives back.
+    """The result of a run.
 
-    params: of the best evaluation, or of the last step where nothing selects.  state: of the last step.
-    history: the lines of metrics.jsonl.  complete: False when a signal ended it; resume with the same call.
+    params: parameters of the best evaluation; of the last step without validation.
+    state: training state of the last step.
+    history: the lines of metrics.jsonl.
+    complete: False if a signal stopped the run; the same call resumes it.
     stopped_by: the signal's name, such as "SIGTERM".
-    members: the results of runs that were trained side by side, by label, of which this is the first; {} of a single run.
+    members: {label: result} of runs trained in parallel, the first of which is this result; {} for
+        a single run.
     """
 
     module: Model
@@ -69,15 +72,37 @@ def fit(
 ) -> Result:
     """Trains a model and returns its best parameters::
 
-        result = train.fit(zoo.mlp, cfg, {"inputs": x, "targets": y}, epochs=20, optimizer=train.Optimizer(learning_rate=0.05))
+        result = train.fit(
+            zoo.mlp,
+            cfg,
+            {"inputs": x, "targets": y},
+            epochs=20,
+            optimizer=train.Optimizer(learning_rate=0.05),
+        )
 
-    data: the name of a data set, the Config of a kind (see ``train.data``), a Dataset, or arrays {"inputs": [n, ...],
-    "targets": [n]}, and a "mask" or "reset" (see ``zoo.base``); ``validation``: arrays alike.
-    params: start from these.  out: a run folder for checkpoints (starting again there resumes).
-    parallel: how to use the devices; all of them unless given.
-    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess ("none" for arrays), patience,
-    init_from (a run folder or a file to start from), ...
-    Raises ValueError for bad settings or shapes, and what ``run`` raises, before any step, Diverged when the loss is not finite.
+    data: the name of a data set, the Config of a kind (see ``train.data``), a Dataset, or arrays
+        {"inputs": [n, ...], "targets": [n]}, optionally with "mask" or "reset" (see ``zoo.base``).
+    validation: arrays in the same format.
+    params: initial parameters.
+    out: a run folder for checkpoints; the same call with the same folder resumes.
+    parallel: how to use the devices; by default all of them.
+    settings: fields of train.Recipe: optimizer, batch_size, epochs or steps, seed, preprocess
+        ("none" for arrays), patience, init_from (a run folder or file to start from), ...
+
+    Before the first step, raises ValueError for invalid settings or shapes, and whatever ``run``
+    raises; Diverged if the loss or gradient is not finite.
+
+    Example::
+
+        >>> import jax
+        >>> import train
+        >>> import zoo
+        >>> mlp, cfg = zoo.create("mlp/tiny")
+        >>> batch = mlp.example_batch(cfg, jax.random.key(0), 8)
+        >>> examples = {name: batch[name] for name in ("inputs", "targets")}
+        >>> result = train.fit(mlp, cfg, examples, batch_size=8, steps=2)
+        >>> [row["step"] for row in result.history], sorted(result.params)
+        ([1, 2], ['layer_0', 'layer_1', 'layer_2'])
     """
     if out is not None:
         RunFolder(out).require_writable()
@@ -108,7 +133,7 @@ def fit(
 def _data(
     data: Any, validation: Any, data_dir: Any, recipe: Recipe[Any, Any]
 ) -> tuple[Dataset, Source]:
-    """The data that ``fit`` was given, and what describes them."""
+    """The dataset given to ``fit`` and its Config."""
     if isinstance(data, str | Source):
         source = parse(data) if isinstance(data, str) else data
         source.check(recipe.model, recipe.preprocess)
@@ -130,15 +155,20 @@ def run(
     timeout: float = math.inf,
     on_save_failure: Literal["stop", "continue"] = "stop",
 ) -> Result:
-    """Runs every stage of a recipe, or goes on where it was interrupted.  Earlier stages lie in ``out/stage-1``, ...
+    """Runs or resumes every stage of a recipe.  Earlier stages are in ``out/stage-1``, ...
 
-    Every stage takes the recipe's seed, the first one its init_from.  A recipe of several members (replicas, a sweep) trains them
-    side by side, each in a folder of its own in ``out``; the result is the first one's, ``Result.members`` has all.
-    parallel: how to use the devices; all of them unless given.  timeout: seconds without any progress after which one of several
-    processes ends, as the others seem to be stuck.
-    on_save_failure: what to do where a checkpoint or the history cannot be written, as on a full disk: stop, or say so and go on
-    (a run of a single process only).
-    Raises DataError, RunError, CheckpointError, ClusterError, ValueError, OSError before any step, Diverged later.
+    All stages use the recipe's seed; the first one uses its init_from.  The members of a recipe
+    (replicas or a sweep) are trained in parallel, each in its own subfolder of ``out``; the result
+    is that of the first, and ``Result.members`` holds all.
+
+    parallel: how to use the devices; by default all of them.
+    timeout: with several processes, seconds without progress after which this one ends, because
+        another seems to be stuck.
+    on_save_failure: if a checkpoint or the history cannot be written (e.g. disk full): stop, or
+        print a warning and continue (single process only).
+
+    Raises DataError, RunError, CheckpointError, ClusterError, ValueError or OSError before the
+    first step, and Diverged later.
     """
     recipes = [dataclasses.replace(stage, seed=recipe.seed) for stage in recipe.stages]
     recipes[0] = dataclasses.replace(recipes[0], init_from=recipe.init_from or recipes[0].init_from)
@@ -165,23 +195,27 @@ def _run(
         if manner.tensorboard:
             summary_writer()
         datasets: dict[Source, Dataset] = {}
-        for each in recipes:
-            each.data.check(each.model, each.preprocess)
-            datasets[each.data] = datasets.get(each.data) or load_data(each.data, data_dir)
-        found = [
+        for recipe in recipes:
+            recipe.data.check(recipe.model, recipe.preprocess)
+            datasets[recipe.data] = datasets.get(recipe.data) or load_data(recipe.data, data_dir)
+        stages = [
             prepare(
-                each, datasets[each.data], module_of(each.model), parallel, kept=out is not None
+                recipe,
+                datasets[recipe.data],
+                module_of(recipe.model),
+                parallel,
+                kept=out is not None,
             )
-            for each in recipes
+            for recipe in recipes
         ]
-        for earlier, stage in itertools.pairwise(found):
+        for earlier, stage in itertools.pairwise(stages):
             initial = jax.eval_shape(
                 functools.partial(_transfer, earlier, stage),
                 earlier.abstract.params,
                 stage.abstract.params,
             )
             check_params(initial, stage.abstract.params)
-        return found
+        return stages
 
     stages = cluster.together(prepare_all)
     _agree(stages, parallel)
@@ -191,7 +225,7 @@ def _run(
     ]
     folders = [*earlier, out]
     start = cluster.together(lambda: _load_start(stages[0], folders[0]))
-    if out is not None:  # another run's folder is refused before the first stage starts
+    if out is not None:  # reject the folder of another run before the first stage starts
         cluster.together(
             lambda: RunFolder.create(out, stages[-1].recipe, stages[-1].dataset.fingerprint)
         )
@@ -211,7 +245,7 @@ def _run(
             break
         if (
             interrupts.received is not None and stage is not stages[-1] and not cluster.several()
-        ):  # after its last step
+        ):  # the signal arrived after the stage's last step
             result = dataclasses.replace(
                 result, complete=False, stopped_by=signal.Signals(interrupts.received).name
             )
@@ -221,12 +255,15 @@ def _run(
 
 
 def _transfer(earlier: Stage, stage: Stage, params: Params, fresh: Params) -> Params:
-    """What a stage starts from, given what the one before it ended with."""
+    """Initial parameters of a stage from the previous stage's ``params``."""
     return TRANSFERS[stage.recipe.transfer](earlier.recipe.model, params, stage.recipe.model, fresh)
 
 
 class _Manner(NamedTuple):
-    """What a person sees of a run, what watches it, and whether it goes on when something cannot be written."""
+    """Options that do not change the result: console output, watchdog, and ``go_on``.
+
+    go_on: whether to continue when a write fails.
+    """
 
     quiet: bool = False
     tensorboard: bool = False
@@ -235,37 +272,37 @@ class _Manner(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What a stage starts from: a member's parameters, None for fresh ones, and what to say about them."""
+    """Initial parameters of a stage by member (None: freshly drawn), and a note for the user."""
 
     params: Callable[[int], Params] | None = None
     note: str = ""
 
 
 def _agree(stages: list[Stage], parallel: Parallel) -> None:
-    """Raises ClusterError unless all processes are about to do the same, on the same data."""
+    """Raises ClusterError unless all processes have the same recipe, data and versions."""
     if not cluster.several():
         return
-    mine = {
+    local = {
         "recipe": [to_dict(stage.recipe) for stage in stages][-1],
         "data_fingerprint": [stage.dataset.fingerprint for stage in stages],
         "jax": jax_settings(),
         "versions": versions(),
         "parallel": dataclasses.asdict(parallel),
     }
-    all_of_them = [json.loads(text) for text in cluster.exchange(json.dumps(mine))]
+    all_of_them = [json.loads(text) for text in cluster.exchange(json.dumps(local))]
     for process, theirs in enumerate(all_of_them):
         different = list(differences(all_of_them[0], theirs))
         if different:
-            what = (
+            details = (
                 "; ".join(different)
                 .replace(" there ", " in process 0 ")
                 .replace(" here", f" in process {process}")
             )
-            raise cluster.ClusterError(f"the processes want different runs: {what}")
+            raise cluster.ClusterError(f"the processes want different runs: {details}")
 
 
 def _load_start(stage: Stage, out: str | os.PathLike[str] | None) -> _Start:
-    """What the recipe's init_from gives; nothing is read where the run has a checkpoint to resume from."""
+    """Initial parameters from the recipe's init_from, unless a checkpoint will be resumed."""
     source = stage.recipe.init_from
     if source is None or (out is not None and _has_checkpoint(RunFolder(out))):
         return _Start()
@@ -275,14 +312,14 @@ def _load_start(stage: Stage, out: str | os.PathLike[str] | None) -> _Start:
     except ValueError as error:
         raise ValueError(f"init_from={source!r}: {error}") from None
 
-    def params(index: int) -> Params:  # what is fresh is each member's own, as in a run of its own
+    def params(index: int) -> Params:  # each member draws its own fresh leaves, as if run alone
         return matching(None, earlier, stage.recipe.model, stage.fresh(index))
 
     return _Start(params, _takes(source, earlier, fresh))
 
 
 def _left_as_drawn(stage: Stage) -> str:
-    """The parts whose parameters, or some of them, are not trained."""
+    """Names of the parts with frozen parameters."""
     flags = leaves_by_path(trained(stage.abstract.params, stage.recipe.optimizer.only))
     return ", ".join(
         dict.fromkeys(path.partition(".")[0] for path, free in flags.items() if not free)
@@ -309,21 +346,21 @@ def _run_stage(
     manner: _Manner,
     interrupts: Interrupts,
 ) -> Result:
-    """Trains one stage to its end, or to a signal."""
+    """Trains one stage to its end or until a signal."""
     recipe, batches, layout = stage.recipe, stage.batches, stage.batches.layout
     many = len(stage.members) > 1
     if start.params is not None:
         check_params(start.params(0), stage.abstract.params)
     members = [Member(member, label) for label, member in stage.members.items()]
     with contextlib.ExitStack() as stack:
-        stack.push(interrupts)  # which gives back last of all, when everything is saved
-        for each in (batches, stage.validation):
-            if each is not None:
-                stack.callback(each.close)
+        stack.push(interrupts)  # exits last, after everything is saved
+        for source in (batches, stage.validation):
+            if source is not None:
+                stack.callback(source.close)
         folder, state = None, None
         if out is not None:
             folder = cluster.together(lambda: _open(stage, out, stack))
-        # Of several processes, the first one reports.
+        # Only the first process reports.
         events = folder.path if folder and manner.tensorboard and cluster.first() else None
         quiet = manner.quiet or not cluster.first()
         progress = stack.enter_context(
@@ -331,7 +368,7 @@ def _run_stage(
         )
         if folder is not None:
             for member in members:
-                # A run that is the only one lies in the folder itself.
+                # A single run uses the folder itself, members of a group use subfolders.
                 member.folder = cluster.together(
                     lambda member=member: _member_folder(stage, folder, member)
                 )
@@ -346,21 +383,22 @@ def _run_stage(
                     jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
                 )
         if state is None:
-            # Copies: the state is donated to the first step, the caller's parameters are not.
-            given = [
+            # Copied, because the first step donates the state, and the caller keeps its parameters.
+            initial = [
                 None if start.params is None else start.params(index)
                 for index in range(len(members))
             ]
             states = [
                 stage.init(index, jax.tree.map(jnp.copy, params))
-                for index, params in enumerate(given)
+                for index, params in enumerate(initial)
             ]
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if many else states[0]
             if start.note:
                 progress.say(start.note)
             elif start.params is None and (left := _left_as_drawn(stage)):
                 progress.say(
-                    f"not trained, and as they are drawn: {left}; --init-from takes others from a run or a file"
+                    f"frozen at random initialisation: {left}; "
+                    "--init-from loads parameters from a run or file"
                 )
         for note in stage.dataset.notes:
             progress.say(note)
@@ -406,7 +444,7 @@ def _run_stage(
 
 
 def _complain(error: Exception) -> None:
-    print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+    print(f"warning: {error}; the run continues", file=sys.stderr, flush=True)
 
 
 def _open(stage: Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack) -> RunFolder:
@@ -417,7 +455,7 @@ def _open(stage: Stage, out: str | os.PathLike[str], stack: contextlib.ExitStack
 
 
 def _kept(stage: Stage) -> int | None:
-    """Steps between checkpoints that are kept to the end: a multiple of those between any."""
+    """``keep_every`` in steps, rounded to a multiple of the evaluation interval."""
     recipe, epoch = stage.recipe, stage.batches.steps_per_epoch
     if recipe.keep_every is None:
         return None
@@ -428,13 +466,15 @@ def _kept(stage: Stage) -> int | None:
 def _member_folder(stage: Stage, folder: RunFolder, member: Member) -> RunFolder:
     if not member.label:
         return folder
-    own = RunFolder.create(folder.path / member.label, member.recipe, stage.dataset.fingerprint)
-    own.write_data(stage.dataset, stage.task, stage.batches.scaling)
-    return own
+    subfolder = RunFolder.create(
+        folder.path / member.label, member.recipe, stage.dataset.fingerprint
+    )
+    subfolder.write_data(stage.dataset, stage.task, stage.batches.scaling)
+    return subfolder
 
 
 def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None:
-    """summary.json of every member; of several a table as well, and the group's summary.json."""
+    """Writes each member's summary.json; with several, also the group's, and prints a table."""
     for member in loop.members:
         if member.folder and not member.folder.summary.exists():
             write_json(member.folder.summary, loop.summary(member))
@@ -455,7 +495,7 @@ def _summarise(loop: Loop, folder: RunFolder | None, progress: Progress) -> None
 
 
 def _last_values(loop: Loop, member: Member) -> dict[str, float]:
-    """Metrics of the member's best step on the validation split, or of its last steps in training."""
+    """Validation metrics of the member's best step, or else its last training metrics."""
     step = loop.best_step(member)
     lines = [
         line for line in member.history if line["split"] == "validation" and line["step"] == step

@@ -1,4 +1,4 @@
-"""Recipes by name, one module per model family.  Each module's docstring gives the commands and the measured results."""
+"""Recipes by name, one module per model family.  Each module's docstring lists its commands."""
 
 from typing import Any
 

@@ -1,14 +1,18 @@
 """Autoencoders: deep, stacked and denoising, convolutional.
 
-    python -m train autoencoder-digits        64-128-16; 8x8 digits that ship with the package, seconds
-    python -m train conv-autoencoder-digits   a convolutional one of the same
+    python -m train autoencoder-digits        64-128-16; bundled 8x8 digits, seconds
+    python -m train conv-autoencoder-digits   a convolutional autoencoder of the same digits
     python -m train autoencoder-digits-deep   64-256-128-16, unrolled from a deep belief net
-    python -m train sae-digits                64-100-100-10, pre-trained as a stacked denoising autoencoder
-    python -m train sae-mnist                 784-1000-1000-1000-10, likewise (LISA deep learning tutorials)
+    python -m train sae-digits                64-100-100-10, pre-trained as a stacked denoising
+                                              autoencoder
+    python -m train sae-mnist                 784-1000-1000-1000-10, likewise (LISA deep learning
+                                              tutorials)
     python -m train autoencoder-deep          784-1000-500-250-30 (Hinton and Salakhutdinov 2006)
-    python -m train sae-toolbox               784-100-10, pre-trained as a denoising autoencoder (Matlab DeepLearnToolbox)
+    python -m train sae-toolbox               784-100-10, pre-trained as a denoising autoencoder
+                                              (Matlab DeepLearnToolbox)
 
-What they reach: ``python -m evals.ledger``.  "reconstruction_error" is the squared error of an image, summed over its pixels.
+Results: ``python -m evals.ledger``.  "reconstruction_error" is the squared error of an image,
+summed over its pixels.
 """
 
 from collections.abc import Sequence
@@ -35,7 +39,8 @@ _digits = Recipe(
     steps_per_dispatch=44,
     targets=(Target(metric="test reconstruction_error", at_most=0.75),),
 )
-# Units without bounds learn at a hundredth of the others' rate (Hinton and Salakhutdinov 2006, supporting material).
+# Unbounded units need a hundredth of the learning rate (Hinton and Salakhutdinov 2006, supporting
+# material).
 _top = replace(RISING, learning_rate=0.001)
 _machines = greedy(
     Recipe(
@@ -66,7 +71,7 @@ _digits_machines = greedy(
 
 
 def stacked(recipe: Recipe[Any, Any], models: Sequence[autoencoder.Config]) -> Recipe[Any, Any]:
-    """Stages that train denoising autoencoders on top of each other, the lowest first; the last one is returned."""
+    """The last of the stages that train stacked denoising autoencoders from the bottom up."""
     after = None
     for number, model in enumerate(models, start=1):
         about = (
@@ -127,7 +132,8 @@ RECIPES = (
     replace(
         _digits,
         name="conv-autoencoder-digits",
-        about="two convolutions and their mirror image, denoising; 8x8 handwritten digits that ship with the package",
+        about="two convolutions and their mirror image, denoising; 8x8 handwritten digits that "
+        "ship with the package",
         model=conv_autoencoder.PRESETS["digits"],
         optimizer=replace(_digits.optimizer, learning_rate=0.001),
         epochs=15,
@@ -139,8 +145,9 @@ RECIPES = (
     replace(
         _digits,
         name="autoencoder-digits-deep",
-        about="64-256-128-16, unrolled from a deep belief net; 8x8 handwritten digits that ship with the package",
-        # Few examples: without noise it reconstructs those that it trains on, and others worse (validation 0.82, not 0.75).
+        about="64-256-128-16, unrolled from a deep belief net; 8x8 handwritten digits that ship "
+        "with the package",
+        # With so few examples it overfits without noise (validation 0.82 instead of 0.75).
         model=autoencoder.Config(
             sizes=(64, 256, 128, 16), code="linear", noise="gaussian", noise_level=0.1
         ),
@@ -152,7 +159,8 @@ RECIPES = (
     supervised(
         _digits_stack,
         name="sae-digits",
-        about="64-100-100-10, pre-trained as a stacked denoising autoencoder; 8x8 handwritten digits that ship with the package",
+        about="64-100-100-10, pre-trained as a stacked denoising autoencoder; 8x8 handwritten "
+        "digits that ship with the package",
         model=mlp.Config(sizes=(64, 100, 100, 10), activation="logistic"),
         optimizer=FINE,
         epochs=50,
@@ -161,8 +169,9 @@ RECIPES = (
     supervised(
         _stack,
         name="sae-mnist",
-        about="784-1000-1000-1000-10, pre-trained as a stacked denoising autoencoder (LISA deep learning tutorials, SdA)",
-        # Dropout is dbn-mnist's; the tutorial has none.
+        about="784-1000-1000-1000-10, pre-trained as a stacked denoising autoencoder (LISA deep "
+        "learning tutorials, SdA)",
+        # Dropout as in dbn-mnist; the tutorial uses none.
         model=mlp.Config(
             sizes=(784, 1000, 1000, 1000, 10), activation="logistic", dropout=0.3, input_dropout=0.1
         ),
@@ -180,9 +189,11 @@ RECIPES = (
     replace(
         _machines,
         name="autoencoder-deep",
-        about="784-1000-500-250-30, unrolled from a deep belief net (Hinton and Salakhutdinov 2006)",
-        # Fine-tuned on what it is measured by; on cross-entropy, as in the paper, for 30 epochs: 3.42.  Those that it trains on
-        # are at 2.25 by then; with Gaussian noise of 0.1 both are worse (2.86 and 3.25).
+        about="784-1000-500-250-30, unrolled from a deep belief net (Hinton and Salakhutdinov "
+        "2006)",
+        # Fine-tuned on the evaluation metric; cross-entropy, as in the paper, gives 3.42 after 30
+        # epochs.  The final training error is 2.25.  Gaussian noise of 0.1 makes both training and
+        # test error worse (2.86 and 3.25).
         model=replace(autoencoder.PRESETS["deep"], objective="squared_error"),
         optimizer=Optimizer(name="adam", learning_rate=0.001, schedule="cosine", decay=0.0),
         epochs=50,
@@ -208,8 +219,10 @@ RECIPES = (
     supervised(
         _toolbox,
         name="sae-toolbox",
-        about="784-100-10, pre-trained as a denoising autoencoder, 1 epoch each (DeepLearnToolbox, but with softmax outputs)",
-        # With the toolbox's logistic ones and squared error two of three seeds reach 9 %; one loses a digit (17.5 %).
+        about="784-100-10, pre-trained as a denoising autoencoder, 1 epoch each (DeepLearnToolbox, "
+        "but with softmax outputs)",
+        # With the toolbox's logistic outputs and squared error, two of three seeds reach 9 %; the
+        # third never predicts one of the digits (17.5 %).
         model=mlp.Config(sizes=(784, 100, 10), activation="logistic"),
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
         targets=(

@@ -1,14 +1,15 @@
-"""Captions of images, with attention (Xu et al. 2015) and without (Vinyals et al. 2014).
+"""Image captioning with attention (Xu et al. 2015) and without (Vinyals et al. 2014).
 
     python -m train captions-digits         scenes of handwritten digits, soft attention
     python -m train captions-digits-none    the same without attention
-    python -m train captions-digits-hard    the same, looking at one place at a time
-    python -m train captions-stamps         scenes of cut-out pictures (captions-stamps-none: without attention)
-    python -m train captions-stamps-fr      such scenes in French (captions-stamps-fr-none)
-    python -m train captions-flickr8k       photographs, the stages of VGG-16 (start from its weights: --init-from)
+    python -m train captions-digits-hard    the same with hard attention
+    python -m train captions-stamps         scenes of cut-out pictures (captions-stamps-none:
+                                            without attention)
+    python -m train captions-stamps-fr      the same with French captions (captions-stamps-fr-none)
+    python -m train captions-flickr8k       photographs, VGG-16 (load its weights with --init-from)
 
-``python -m evals RUN`` measures captions and whether the model looks at what it names;
-``python -m evals caption RUN FILE`` captions images.
+``python -m evals RUN`` measures caption quality and whether the model attends to the objects that
+it names; ``python -m evals caption RUN FILE`` captions images.
 """
 
 from dataclasses import replace
@@ -21,7 +22,8 @@ from zoo import captioner, hard_captioner
 
 _digits = Recipe(
     name="captions-digits",
-    about="scenes of one to three handwritten digits, ConvNet and LSTM with soft attention (Xu et al. 2015)",
+    about="scenes of one to three handwritten digits, ConvNet and LSTM with soft attention (Xu et "
+    "al. 2015)",
     model=captioner.PRESETS["digit_scenes"],
     data=scenes.Config(count=60_000),
     preprocess="standardize",
@@ -40,7 +42,8 @@ _digits = Recipe(
 
 _stamps = Recipe(
     name="captions-stamps",
-    about="scenes of one or two cut-out pictures of 361 kinds, ConvNet and LSTM with soft attention (Xu et al. 2015)",
+    about="scenes of one or two cut-out pictures of 361 kinds, ConvNet and LSTM with soft "
+    "attention (Xu et al. 2015)",
     model=captioner.PRESETS["stamp_scenes"],
     data=scenes.Config(path="stamps", count=48_000),
     optimizer=Optimizer(
@@ -59,7 +62,8 @@ _stamps = Recipe(
 
 _flickr = Recipe(
     name="captions-flickr8k",
-    about="photographs and five captions of each, VGG-16 as it is and LSTM with soft attention (Xu et al. 2015)",
+    about="photographs with five captions each, frozen VGG-16 and LSTM with soft attention (Xu et "
+    "al. 2015)",
     model=captioner.PRESETS["vgg16"],
     data=captions.Config(
         path="flickr8k/dataset.json",
@@ -105,10 +109,10 @@ RECIPES = (
     replace(
         _digits,
         name="captions-digits-hard",
-        about="captions-digits, looking at one place at a time (Xu et al. 2015, section 4.1)",
+        about="captions-digits with hard attention (Xu et al. 2015, section 4.1)",
         model=hard_captioner.PRESETS["digit_scenes"],
         preprocess="unit",
-        batch_size=64,  # of smaller ones the gradient, an estimate, is too noisy
+        batch_size=64,  # smaller batches make the sampled gradient too noisy
         targets=(Target(metric="test exact %"), Target(metric="test pointing %")),
     ),
     _stamps,

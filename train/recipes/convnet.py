@@ -1,16 +1,20 @@
 """Convolutional networks.
 
-    python -m train convnet-digits         the default: 8x8 digits that ship with the package, seconds
-    python -m train convnet-toolbox        6c5-2s-12c5-2s of the Matlab DeepLearnToolbox, 1 epoch; convnet-toolbox-100: 100 epochs
-    python -m train convnet-lenet5         LeNet-5 (LeCun et al. 1998) with ReLU, max pooling and dropout
+    python -m train convnet-digits         the default: bundled 8x8 digits, seconds
+    python -m train convnet-toolbox        6c5-2s-12c5-2s of the Matlab DeepLearnToolbox, 1 epoch;
+                                           convnet-toolbox-100: 100 epochs
+    python -m train convnet-lenet5         LeNet-5 (LeCun et al. 1998) with ReLU, max pooling and
+                                           dropout
     python -m train convnet-lenet5-deform  the same, trained on deformed digits
     python -m train convnet-tdnn           1-D: spoken digits (FSDD), the authors' split
-    python -m train convnet-tdnn-without-theo ...   the same for a speaker never heard in training: one recipe for each speaker
-    python -m train convnet-video          3-D: the direction in which a digit moves, in clips made from the digits of the package
-    python -m train convnet-alexnet        one epoch on a generated set of ImageNet's shape: that it runs; also convnet-vgg16
+    python -m train convnet-tdnn-without-theo   the same, tested on a speaker not heard in training;
+                                           one recipe per speaker
+    python -m train convnet-video          3-D: clips of a moving bundled digit, which way it moves
+    python -m train convnet-alexnet        one epoch on generated data of ImageNet's shape, to show
+                                           that it runs; also convnet-vgg16
 
-What they reach: ``python -m evals.ledger``.  MNIST recipes train on all 60,000 images; their settings were chosen on the last
-5,000 of them (``--train-on train``).
+Results: ``python -m evals.ledger``.  MNIST recipes train on all 60,000 images; their settings were
+selected on the last 5,000 of them (``--train-on train``).
 """
 
 from dataclasses import replace
@@ -24,7 +28,8 @@ from zoo.convnet import PRESETS
 
 _toolbox = Recipe(
     name="convnet-toolbox",
-    about="6c5-2s-12c5-2s, logistic, mean pooling, squared error, 1 epoch (Matlab DeepLearnToolbox, test_example_CNN)",
+    about="6c5-2s-12c5-2s, logistic, mean pooling, squared error, 1 epoch (Matlab "
+    "DeepLearnToolbox, test_example_CNN)",
     model=PRESETS["toolbox_cnn"],
     data=mnist.Config(),
     train_on="train+validation",
@@ -60,7 +65,8 @@ _lenet5 = Recipe(
 
 _digits = Recipe(
     name="convnet-digits",
-    about="32-64-64 maps of 3x3 kernels, slightly deformed 8x8 handwritten digits that ship with the package",
+    about="32-64-64 maps of 3x3 kernels, slightly deformed 8x8 handwritten digits that ship with "
+    "the package",
     model=PRESETS["digits"],
     data=digits.Config(),
     augment=Augment(rotate=8, scale=0.1, shear=5, shift=0.5),
@@ -68,17 +74,18 @@ _digits = Recipe(
     batch_size=64,
     epochs=80,
     eval_every=4,
-    # Of 100 examples, accuracy says little and is soon at its best by chance.
+    # With 100 examples, accuracy is too coarse and soon reaches its best value by chance.
     select_by="loss",
     targets=(Target(metric="test error %", at_most=2.0),),
 )
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-"""Of the Free Spoken Digit Dataset."""
+"""Speakers of the Free Spoken Digit Dataset."""
 
 _tdnn = Recipe(
     name="convnet-tdnn",
-    about="windows over time on 40 mel bands, spoken digits (Free Spoken Digit Dataset); after Waibel et al. 1989",
+    about="windows over time on 40 mel bands, spoken digits (Free Spoken Digit Dataset); after "
+    "Waibel et al. 1989",
     model=PRESETS["tdnn"],
     data=fsdd.Config(path="fsdd"),
     preprocess="standardize",
@@ -97,7 +104,8 @@ _tdnn = Recipe(
 def _sized(preset: str, batch_size: int) -> Recipe[Any, Any]:
     return Recipe(
         name=f"convnet-{preset}",
-        about=f"{preset} on a generated set of ImageNet's shape, 10 classes, one epoch: that it trains, and the memory it takes",
+        about=f"{preset} on generated data of ImageNet's shape, 10 classes, one epoch, to show "
+        "that it trains and how much memory it takes",
         model=PRESETS[preset],
         data=synthetic.Config(form="160x224x224x3/10"),
         augment=Augment(crop=16, flip_horizontal=True),
@@ -130,9 +138,11 @@ RECIPES = (
     replace(
         _lenet5,
         name="convnet-lenet5-deform",
-        about="convnet-lenet5 trained on affinely and elastically deformed digits (LeCun et al. 1998; Simard et al. 2003)",
+        about="convnet-lenet5 trained on affinely and elastically deformed digits (LeCun et al. "
+        "1998; Simard et al. 2003)",
         augment=Augment(rotate=10, scale=0.1, shear=5, shift=1.5, elastic=0.8),
-        # Deformed digits are never the same: what holds a net of this size back is no longer overfitting.
+        # With deformations no input repeats, so a network of this size no longer overfits and
+        # needs no dropout.
         model=PRESETS["lenet5"],
         optimizer=replace(_lenet5.optimizer, l2=1e-4),
         epochs=40,
@@ -159,7 +169,8 @@ RECIPES = (
     ),
     Recipe(
         name="convnet-video",
-        about="3x3x3 kernels on clips of 8 frames: which way does a digit move, under noise?  Made from the package's digits",
+        about="3x3x3 kernels on noisy clips of 8 frames made from the package's digits: the "
+        "direction in which a digit moves",
         model=PRESETS["conv3d"],
         data=moving_digits.Config(),
         optimizer=Optimizer(

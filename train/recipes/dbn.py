@@ -1,11 +1,12 @@
-"""Deep belief nets, pre-trained layer by layer without labels, then fine-tuned as multilayer perceptrons.
+"""Deep belief nets: unsupervised layerwise pre-training, then fine-tuning as perceptrons.
 
-    python -m train dbn-digits        8x8 digits that ship with the package, seconds (dbn-digits-gaussian: as real values)
-    python -m train dbn-toolbox       784-100-100-10, 1 epoch each, of the Matlab DeepLearnToolbox
+    python -m train dbn-digits        bundled 8x8 digits, seconds (dbn-digits-gaussian: real values)
+    python -m train dbn-toolbox       784-100-100-10, 1 epoch per stage, of the Matlab
+                                      DeepLearnToolbox
     python -m train dbn-mnist         784-500-500-2000-10 (Hinton, Osindero and Teh 2006)
 
-What they reach: ``python -m evals.ledger``.  Each machine is a stage of the recipe, in RUN/stage-1, ..., which
-``python -m evals`` shows as well: what the net dreams, for example.
+Results: ``python -m evals.ledger``.  Each layer RBM is a stage of the recipe, in RUN/stage-1, ...;
+``python -m evals`` evaluates these too, for example with samples from the net.
 """
 
 from dataclasses import replace
@@ -18,9 +19,9 @@ from zoo import dbn, mlp
 
 
 def greedy(recipe: Recipe[Any, Any], optimizers: tuple[Optimizer, ...]) -> Recipe[Any, Any]:
-    """Stages that train the machines of a deep belief net one at a time, the lowest first; the last one is returned.
+    """The last of the stages that train the RBMs of a deep belief net, starting at the bottom.
 
-    recipe: the last one, but for its optimizer.  optimizers: of each machine.
+    recipe: the last stage, except for its optimizer.  optimizers: one per RBM.
     """
     after, stage = None, recipe
     sizes, top = recipe.model.sizes, recipe.model.top_units
@@ -29,7 +30,7 @@ def greedy(recipe: Recipe[Any, Any], optimizers: tuple[Optimizer, ...]) -> Recip
         stage = replace(
             recipe,
             name=f"{recipe.name}-{number}",
-            about=f"{'-'.join(map(str, sizes[: number + 1]))}: machine {number} of {len(optimizers)}",
+            about=f"{'-'.join(map(str, sizes[: number + 1]))}: RBM {number} of {len(optimizers)}",
             model=replace(
                 recipe.model, sizes=sizes[: number + 1], top_units=top if last else "bernoulli"
             ),
@@ -43,7 +44,10 @@ def greedy(recipe: Recipe[Any, Any], optimizers: tuple[Optimizer, ...]) -> Recip
 def supervised(
     pretrained: Recipe[Any, Any], model: mlp.Config, **settings: Any
 ) -> Recipe[Any, Any]:
-    """The recipe of a multilayer perceptron with logistic units that starts as a deep belief net, or as stacked autoencoders."""
+    """A stage that fine-tunes a logistic multilayer perceptron.
+
+    It starts from a pre-trained deep belief net or stack of autoencoders.
+    """
     return replace(
         pretrained,
         model=model,
@@ -55,7 +59,7 @@ def supervised(
 
 
 RISING = Optimizer(learning_rate=0.1, momentum=0.9, momentum_start=0.5, momentum_epochs=5, l2=2e-4)
-"""Of machines of Bernoulli units."""
+"""Optimizer of RBMs with Bernoulli units."""
 _unsupervised = Recipe(
     name="dbn-mnist-machine",
     model=dbn.PRESETS["mnist"],
@@ -90,14 +94,15 @@ _digits = replace(
 )
 _digits_net = mlp.Config(sizes=(64, 100, 100, 10), activation="logistic")
 FINE = Optimizer(learning_rate=0.1, momentum=0.9, schedule="cosine", decay=0.0)
-"""Of logistic nets that were pre-trained."""
+"""Optimizer for fine-tuning pre-trained logistic networks."""
 
 RECIPES = (
     supervised(
         greedy(_digits, (RISING, RISING)),
         _digits_net,
         name="dbn-digits",
-        about="64-100-100-10, pre-trained as a deep belief net; 8x8 handwritten digits that ship with the package",
+        about="64-100-100-10, pre-trained as a deep belief net; 8x8 handwritten digits that ship "
+        "with the package",
         optimizer=FINE,
         targets=(Target(metric="test error %", at_most=4.0),),
     ),
@@ -106,22 +111,24 @@ RECIPES = (
             replace(
                 _digits, model=replace(_digits.model, visible_units="gaussian"), preprocess="zscore"
             ),
-            # Units without bounds learn at a hundredth of the others' rate (Hinton 2010, section 13.2).
+            # Unbounded units need a hundredth of the learning rate (Hinton 2010, section 13.2).
             (replace(RISING, learning_rate=0.001), RISING),
         ),
         _digits_net,
         name="dbn-digits-gaussian",
-        about="dbn-digits whose inputs are real values: a Gaussian-Bernoulli machine below",
+        about="dbn-digits with real-valued inputs: the first layer is a Gaussian-Bernoulli RBM",
         optimizer=FINE,
         targets=(Target(metric="test error %"),),
     ),
     supervised(
         greedy(_toolbox, 2 * (Optimizer(learning_rate=1.0, momentum=0.0),)),
-        # The toolbox's logistic outputs with squared error (learning rate 2, momentum 0.5) give 7.2 to 7.7 % with four of five
-        # seeds, and lose a digit with the fifth (19.7 %): a unit that says no from the start hardly learns.
+        # The toolbox's logistic outputs with squared error (learning rate 2, momentum 0.5) give 7.2
+        # to 7.7 % with four of five seeds.  With the fifth, one digit is never predicted (19.7 %):
+        # an output unit that starts saturated at 0 hardly learns.
         mlp.Config(sizes=(784, 100, 100, 10), activation="logistic"),
         name="dbn-toolbox",
-        about="784-100-100-10, each machine and the net 1 epoch (DeepLearnToolbox, but with softmax outputs)",
+        about="784-100-100-10, each RBM and the network 1 epoch (DeepLearnToolbox, but with "
+        "softmax outputs)",
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
         targets=(
             Target(
@@ -135,12 +142,14 @@ RECIPES = (
     ),
     supervised(
         greedy(_unsupervised, 3 * (RISING,)),
-        # Without dropout, which the paper did not know, the error was 1.48 % (and 1.38 % against 1.30 % on the validation split).
+        # Without dropout, which is newer than the paper, the error is 1.48 % (validation: 1.38 %
+        # instead of 1.30 %).
         mlp.Config(
             sizes=(784, 500, 500, 2000, 10), activation="logistic", dropout=0.3, input_dropout=0.1
         ),
         name="dbn-mnist",
-        about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh 2006)",
+        about="784-500-500-2000-10, pre-trained as a deep belief net (Hinton, Osindero and Teh "
+        "2006)",
         optimizer=FINE,
         epochs=40,
         targets=(

@@ -1,16 +1,21 @@
-"""Language models: what is the next character, or the next word?  See docs/language.md.
+"""Language models of characters and words.  See docs/language.md.
 
-    python -m train rnnlm-topics           characters of the help texts that every Python brings along, under a minute
-    python -m train rnnlm-shakespeare      characters of tinyshakespeare, LSTM with dropout; a quarter of an hour on two cores
-    python -m train nnlm-brown             words of the Brown corpus from the four before (Bengio et al. 2003)
+    python -m train rnnlm-topics           characters of Python's built-in help texts; under a
+                                           minute
+    python -m train rnnlm-shakespeare      characters of tinyshakespeare, LSTM with dropout; 15
+                                           minutes on two cores
+    python -m train nnlm-brown             words of the Brown corpus from the previous four (Bengio
+                                           et al. 2003)
     python -m train rnnlm-brown            the same words, LSTM (Zaremba et al. 2014)
-    python -m train rnnlm-ptb              Penn Treebank, as in that paper: the text is not free, so it was not measured here
+    python -m train rnnlm-ptb              Penn Treebank, as in that paper; not measured here, as
+                                           the text is not free
 
-    python -m train rnnlm-shakespeare --data text:FILE            characters of any text
-    python -m train rnnlm-brown --data text:FOLDER                words; FOLDER has a file for train, valid and test each
+    python -m train rnnlm-shakespeare --data text:FILE      characters of any text
+    python -m train rnnlm-brown --data text:FOLDER          words; FOLDER contains one file each for
+                                                            train, valid and test
 
-``python -m evals RUN`` measures perplexities, also those of Kneser-Ney n-grams of the same text and of both together; with
-``python -m evals sample RUN --prompt "..."`` the model continues a text.
+``python -m evals RUN`` measures the perplexities of the model, of Kneser-Ney n-grams of the same
+text, and of both combined; ``python -m evals sample RUN --prompt "..."`` continues a text.
 """
 
 from dataclasses import replace
@@ -42,7 +47,8 @@ _characters = Recipe(
 
 _brown = Recipe(
     name="rnnlm-brown",
-    about="words of the Brown corpus, LSTM 256 with dropout and tied vectors (Zaremba et al. 2014; Press and Wolf 2016)",
+    about="words of the Brown corpus, LSTM 256 with dropout and tied embeddings (Zaremba et al. "
+    "2014; Press and Wolf 2016)",
     model=rnnlm.Config(vocabulary=15_882, features=256, units=(256,), tied=True, dropout=0.4),
     data=text.Config(corpus="brown", tokens="words", window=35, min_count=4),
     preprocess="none",
@@ -59,7 +65,7 @@ RECIPES = (
     replace(
         _characters,
         name="rnnlm-topics",
-        about="characters of the help texts that every Python brings along, LSTM 128",
+        about="characters of Python's built-in help texts, LSTM 128",
         model=replace(rnnlm.PRESETS["characters"], features=32, units=(128,), dropout=0.0),
         data=text.Config(corpus="topics"),
         epochs=5,
@@ -69,7 +75,8 @@ RECIPES = (
     replace(
         _brown,
         name="nnlm-brown",
-        about="words of the Brown corpus from the four before, 100 tanh units (Bengio et al. 2003)",
+        about="words of the Brown corpus from the previous four, 100 tanh units (Bengio et al. "
+        "2003)",
         model=nnlm.Config(vocabulary=15_882, context=4, features=60, hidden=100, dropout=0.2),
         optimizer=replace(_brown.optimizer, learning_rate=1e-3),
         epochs=3,
@@ -79,10 +86,12 @@ RECIPES = (
         ),
     ),
     _brown,
-    # The paper sums losses over a window of 20 steps, here they are averaged: 20 times its rate of 1, and 5 / 20 of its norm.
+    # The paper sums losses over a window of 20 steps; here they are averaged.  Hence 20 times its
+    # learning rate of 1, and 1/20 of its clipping norm of 5.
     Recipe(
         name="rnnlm-ptb",
-        about="words of the Penn Treebank (bring your own), LSTM 2x200, not regularised (Zaremba et al. 2014)",
+        about="words of the Penn Treebank (not included), LSTM 2x200, not regularised (Zaremba et "
+        "al. 2014)",
         model=rnnlm.PRESETS["zaremba_small"],
         data=text.Config(path="ptb", tokens="words", window=20),
         preprocess="none",

@@ -1,12 +1,14 @@
 """Multilayer perceptrons.
 
-    python -m train mlp-digits          8x8 digits that ship with the package, seconds
-    python -m train mlp-toolbox         784-100-10 of the Matlab DeepLearnToolbox; also -l2, -dropout, -logistic, -softmax
+    python -m train mlp-digits          bundled 8x8 digits, seconds
+    python -m train mlp-toolbox         784-100-10 of the Matlab DeepLearnToolbox; also -l2,
+                                        -dropout, -logistic, -softmax
     python -m train mlp-tanh500         784-500-10 of the LISA deep learning tutorials
-    python -m train mlp-dropout         784-1024x3-10, dropout and max-norm (Srivastava et al. 2014, table 2)
+    python -m train mlp-dropout         784-1024x3-10, dropout and max-norm (Srivastava et al. 2014,
+                                        table 2)
 
-What they reach: ``python -m evals.ledger``.  MNIST recipes train on all 60,000 images; their settings were chosen on the last
-5,000 of them (``--train-on train``).
+Results: ``python -m evals.ledger``.  MNIST recipes train on all 60,000 images; their settings were
+selected on the last 5,000 of them (``--train-on train``).
 """
 
 from dataclasses import replace
@@ -32,7 +34,8 @@ def _asserted(bound: float) -> tuple[Target, ...]:
 
 _toolbox = Recipe(
     name="mlp-toolbox",
-    about="784-100-10, 1.7159 tanh(2x/3), squared error, 1 epoch (Matlab DeepLearnToolbox, test_example_NN)",
+    about="784-100-10, 1.7159 tanh(2x/3), squared error, 1 epoch (Matlab DeepLearnToolbox, "
+    "test_example_NN)",
     model=PRESETS["toolbox"],
     data=mnist.Config(),
     preprocess="zscore",
@@ -59,7 +62,7 @@ RECIPES = (
         batch_size=64,
         epochs=150,
         eval_every=3,
-        # Of 100 examples, accuracy says little and is soon at its best by chance.
+        # With 100 examples, accuracy is too coarse and soon reaches its best value by chance.
         select_by="loss",
         steps_per_dispatch=21,
         targets=(Target(metric="test error %", at_most=2.0),),
@@ -90,7 +93,8 @@ RECIPES = (
     replace(
         _toolbox,
         name="mlp-toolbox-softmax",
-        about="784-20-10 with softmax outputs, 5 epochs of batches of 1,000 (Matlab DeepLearnToolbox)",
+        about="784-20-10 with softmax outputs, 5 epochs, batch size 1,000 (Matlab "
+        "DeepLearnToolbox)",
         model=PRESETS["toolbox_softmax"],
         batch_size=1000,
         epochs=5,
@@ -115,7 +119,8 @@ RECIPES = (
     ),
     Recipe(
         name="mlp-dropout",
-        about="784-1024-1024-1024-10, ReLU, dropout 0.2/0.5, max-norm (Srivastava et al. 2014, table 2)",
+        about="784-1024-1024-1024-10, ReLU, dropout 0.2/0.5, max-norm (Srivastava et al. 2014, "
+        "table 2)",
         model=PRESETS["dropout1024x3"],
         data=mnist.Config(),
         preprocess="unit",

@@ -1,12 +1,15 @@
-"""A label for every pixel: fully convolutional networks (Long, Shelhamer, Darrell 2015), with and without skip connections.
+"""Semantic segmentation: fully convolutional networks (Long, Shelhamer, Darrell 2015).
 
-    python -m train pixels-digits             scenes of handwritten digits: background, or which digit
-    python -m train pixels-digits-no-skips    the same from the coarsest map alone
-    python -m train pixels-stamps             scenes of cut-out pictures (DIR/stamps): background, or one of 15 categories
-    python -m train pixels-stamps-no-skips    the same from the coarsest map alone
-    python -m train pixels-voc                FCN-8s on VGG-16 for Pascal VOC 2012 (DIR/VOC2012) at 512x512; --init-from vgg16.pth
+    python -m train pixels-digits             scenes of handwritten digits: background or digit 0..9
+    python -m train pixels-digits-no-skips    the same from the coarsest map only
+    python -m train pixels-stamps             scenes of cut-out pictures (DIR/stamps): background or
+                                              one of 15 categories
+    python -m train pixels-stamps-no-skips    the same from the coarsest map only
+    python -m train pixels-voc                FCN-8s on VGG-16 for Pascal VOC 2012 (DIR/VOC2012) at
+                                              512x512; --init-from vgg16.pth
 
-``python -m evals RUN`` measures intersection over union; ``python -m evals segment RUN FILE`` labels images of any size.
+``python -m evals RUN`` measures intersection over union; ``python -m evals segment RUN FILE``
+labels images of any size.
 """
 
 from dataclasses import replace
@@ -18,7 +21,8 @@ from zoo import fcn
 
 _digits = Recipe(
     name="pixels-digits",
-    about="scenes of one to three handwritten digits, FCN with skips down to single pixels (Long et al. 2015)",
+    about="scenes of one to three handwritten digits, FCN with skips down to single pixels (Long "
+    "et al. 2015)",
     model=fcn.PRESETS["digit_scenes"],
     data=pixels.Config(),
     optimizer=Optimizer(
@@ -35,7 +39,8 @@ _digits = Recipe(
 _stamps = replace(
     _digits,
     name="pixels-stamps",
-    about="scenes of one or two cut-out pictures, FCN with skips down to single pixels (Long et al. 2015)",
+    about="scenes of one or two cut-out pictures, FCN with skips down to single pixels (Long et "
+    "al. 2015)",
     model=fcn.PRESETS["stamps"],
     data=pixels.Config(path="stamps", count=48_000),
     epochs=5,
@@ -48,7 +53,7 @@ RECIPES = (
     replace(
         _digits,
         name="pixels-digits-no-skips",
-        about="the same from the coarsest map alone",
+        about="pixels-digits from the coarsest map only",
         model=replace(_digits.model, skips=()),
         targets=(Target(metric="test mean IoU %"),),
     ),
@@ -56,7 +61,7 @@ RECIPES = (
     replace(
         _stamps,
         name="pixels-stamps-no-skips",
-        about="the same from the coarsest map alone",
+        about="pixels-stamps from the coarsest map only",
         model=replace(_stamps.model, skips=()),
         targets=(Target(metric="test mean IoU %"),),
     ),

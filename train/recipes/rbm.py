@@ -1,12 +1,14 @@
 """Restricted Boltzmann machines.
 
-    python -m train rbm-digits              8x8 digits that ship with the package, seconds
+    python -m train rbm-digits              bundled 8x8 digits, seconds
     python -m train rbm-toolbox             784-100, CD-1, 1 epoch, of the Matlab DeepLearnToolbox
-    python -m train rbm20-cd1               784-20 by CD-1, also -cd3, -cd25: their likelihood is exact
-    python -m train rbm500-cd1              784-500 by CD-1, also -cd25, -pcd (Salakhutdinov and Murray 2008)
+    python -m train rbm20-cd1               784-20, CD-1, with exact likelihood; also -cd3, -cd25
+    python -m train rbm500-cd1              784-500, CD-1; also -cd25, -pcd (Salakhutdinov and
+                                            Murray 2008)
 
-What they reach: ``python -m evals.ledger``.  Likelihoods are of MNIST's test images, binarised by drawing each pixel once with
-its grey value as probability; in training pixels are drawn anew whenever they are seen.
+Results: ``python -m evals.ledger``.  Likelihoods are those of MNIST's test images, binarised by
+sampling each pixel once with its grey value as probability; training samples the pixels again every
+time.
 """
 
 from dataclasses import replace
@@ -22,7 +24,7 @@ _PUBLISHED = "Salakhutdinov and Murray 2008"
 def _nats(
     published: float | None, at_least: float, source: str = _PUBLISHED, exact: bool = False
 ) -> tuple[Target, ...]:
-    """exact: where the partition function can be enumerated, and the annealed one is compared with it."""
+    """exact: the partition function can be enumerated and compared with the annealed estimate."""
     compared = (
         (Target(metric="test annealed error nats", at_least=-0.5, at_most=0.5),) if exact else ()
     )
@@ -61,8 +63,9 @@ _cd1 = replace(
     name="rbm500-cd1",
     about=f"784-500, CD-1 ({_PUBLISHED}, table 1)",
     model=PRESETS["mnist500"],
-    # CD-1 is best early: weights grow, and chains of one step do not see the modes that they make.  At ten times this rate it is
-    # at -118 nats after ten epochs and at -168 after 100, or at -150 with l2=1e-3; a slow rate leaves it where it is best.
+    # CD-1 is best early: as weights grow, chains of one step miss other modes of the model.  With
+    # ten times this learning rate it reaches -118 nats after 10 epochs but -168 after 100, or -150
+    # with l2=1e-3; this low rate stops it near its best.
     optimizer=replace(_mnist.optimizer, learning_rate=0.0003, l2=1e-4),
     epochs=100,
     eval_every=10,
@@ -79,7 +82,7 @@ _cd5 = replace(
     after=replace(
         _cd1,
         name="rbm500-cd25-steps-1",
-        about="784-500, CD-1 for a start",
+        about="784-500, CD-1, the first stage",
         optimizer=replace(_cd1.optimizer, learning_rate=0.003, schedule="constant"),
         epochs=20,
         targets=(),
@@ -112,7 +115,8 @@ RECIPES = (
     replace(
         _mnist,
         name="rbm-toolbox",
-        about="784-100, CD-1 with sampled statistics, 1 epoch (Matlab DeepLearnToolbox, test_example_DBN)",
+        about="784-100, CD-1 with sampled statistics, 1 epoch (Matlab DeepLearnToolbox, "
+        "test_example_DBN)",
         model=PRESETS["toolbox"],
         optimizer=Optimizer(learning_rate=1.0, momentum=0.0),
         epochs=1,

@@ -1,11 +1,12 @@
-"""Recurrent networks: what they remember, and for how long.  See docs/language.md.
+"""Recurrent networks on tests of long-term memory.  See docs/language.md.
 
     python -m train rnn-digits         8x8 digits row by row, LSTM; seconds
-    python -m train adding-lstm        the adding problem over 100 steps; adding-rnn: tanh units, which do not learn it
+    python -m train adding-lstm        the adding problem over 100 steps; adding-rnn: tanh units,
+                                       which do not learn it
     python -m train adding400-lstm     over 400 steps; adding400-gru
-    python -m train copy-gru           say ten symbols again 100 steps later; copy-lstm, copy-rnn
+    python -m train copy-gru           repeat ten symbols after 100 steps; copy-lstm, copy-rnn
 
-What they reach: ``python -m evals.ledger``.
+Results: ``python -m evals.ledger``.
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ _ADDING = "Hochreiter and Schmidhuber 1997, section 5.4"
 
 _adding = Recipe(
     name="adding-lstm",
-    about=f"the sum of two marked ones of 100 numbers, LSTM 64 ({_ADDING})",
+    about=f"the sum of two marked numbers among 100, LSTM 64 ({_ADDING})",
     model=rnn.PRESETS["adding_lstm"],
     data=sequences.Config(problem="adding", steps=100),
     preprocess="none",
@@ -28,17 +29,19 @@ _adding = Recipe(
     steps=4000,
     eval_every=0.25,
     select_by="squared_error",
-    # Whoever says 1 always is wrong by 1/6.
+    # Always predicting 1 has a squared error of 1/6.
     targets=(Target(metric="test squared_error", at_most=0.002),),
 )
 
 _copy = Recipe(
     name="copy-lstm",
-    about="ten symbols, said again 100 steps later, LSTM 128 (Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016)",
+    about="ten symbols, repeated after 100 steps, LSTM 128 (Hochreiter and Schmidhuber 1997; "
+    "Arjovsky et al. 2016)",
     model=rnnlm.Config(vocabulary=10, features=10, units=(128,)),
     data=sequences.Config(problem="copy", steps=100),
     preprocess="none",
-    # The rate matters: at 2e-3 an LSTM lost 0.151 nats (test) after 4,000 steps, at 5e-3 0.133 (validation) after 3,250.
+    # The learning rate matters: 2e-3 gives a test loss of 0.151 nats after 4,000 steps, 5e-3 a
+    # validation loss of 0.133 after 3,250.
     optimizer=Optimizer(
         name="adam", learning_rate=5e-3, schedule="cosine", decay=0.0, clip_norm=1.0
     ),
@@ -46,7 +49,7 @@ _copy = Recipe(
     steps=6000,
     eval_every=0.5,
     select_by="loss",
-    # Whoever has forgotten the symbols loses 10 log 8 / 120 = 0.173.
+    # A model without memory of the symbols has a loss of 10 log 8 / 120 = 0.173.
     targets=(Target(metric="test loss nats"),),
 )
 
@@ -67,7 +70,7 @@ RECIPES = (
     replace(
         _adding,
         name="adding-rnn",
-        about="adding-lstm with tanh units: they cannot learn to store information for so long",
+        about="adding-lstm with tanh units, which cannot learn to store information for 100 steps",
         model=rnn.PRESETS["adding_rnn"],
         targets=(Target(metric="test squared_error", at_least=0.1),),
     ),
@@ -87,7 +90,7 @@ RECIPES = (
     replace(
         _copy,
         name="copy-gru",
-        about="copy-lstm with a GRU, which learns it sooner",
+        about="copy-lstm with a GRU, which learns it faster",
         model=replace(_copy.model, cell="gru"),
         targets=(Target(metric="test loss nats", at_most=0.05),),
     ),

@@ -1,13 +1,17 @@
-"""Translation: an encoder, a decoder, and attention between them (Bahdanau et al. 2014).  See docs/translation.md.
+"""Translation: encoder and decoder with attention (Bahdanau et al. 2014).
 
-    python -m train numbers-en-fr                       numbers in English words into French ones, under three minutes
-    python -m train multi30k-en-fr                      captions of pictures, with attention
-    python -m train multi30k-en-fr-vector               the same through one vector, the encoder's last state (Cho et al. 2014)
-    python -m train multi30k-en-fr-vector-reversed      the same, the source read from its end (Sutskever et al. 2014)
+    python -m train numbers-en-fr               English number words into French; under three
+                                                minutes
+    python -m train multi30k-en-fr              captions of pictures, with attention
+    python -m train multi30k-en-fr-vector       the same without attention, through the encoder's
+                                                last state (Cho et al. 2014)
+    python -m train multi30k-en-fr-vector-reversed      the same with the source reversed (Sutskever
+                                                et al. 2014)
 
-    python -m train multi30k-en-fr --data pairs:FILE,FILE          any two files, a sentence in each line
+    python -m train multi30k-en-fr --data pairs:FILE,FILE   any two files with a sentence per line
 
 ``python -m evals RUN`` measures BLEU; ``python -m evals translate RUN "..."`` translates.
+See docs/translation.md.
 """
 
 from dataclasses import replace
@@ -37,7 +41,7 @@ RECIPES = (
     replace(
         _multi30k,
         name="numbers-en-fr",
-        about="numbers in English words into French ones, GRU 128 with attention",
+        about="English number words into French, GRU 128 with attention",
         model=seq2seq.PRESETS["numbers"],
         data=pairs.Config(corpus="numbers-en-fr", tokens="words", buckets=3),
         optimizer=replace(_multi30k.optimizer, learning_rate=3e-3),
@@ -48,14 +52,15 @@ RECIPES = (
     replace(
         _multi30k,
         name="multi30k-en-fr-vector",
-        about="the same without attention, through the encoder's last state (Cho et al. 2014)",
+        about="multi30k-en-fr without attention, through the encoder's last state (Cho et al. "
+        "2014)",
         model=_vector,
         targets=(Target(metric="test BLEU"),),
     ),
     replace(
         _multi30k,
         name="multi30k-en-fr-vector-reversed",
-        about="the same, the source read from its end (Sutskever et al. 2014)",
+        about="multi30k-en-fr-vector with the source reversed (Sutskever et al. 2014)",
         model=replace(_vector, encoder="backward"),
         targets=(Target(metric="test BLEU"),),
     ),

@@ -1,13 +1,13 @@
-"""Conversions of the zoo's models and parameters to the formats of other tools, and back.
+"""Conversion of models and parameters to and from the formats of other tools.
 
     flax               any model as a linen or an nnx module
     files              parameters and Configs in safetensors files
     artefacts          any model as a ``jax.export`` artefact
-    torchvision        weights of AlexNet and VGG
-    recurrent_weights  weights of recurrent layers from and to flax and torch
+    torchvision        AlexNet and VGG weights to and from torchvision
+    recurrent_weights  weights of recurrent layers to and from flax and torch
 
-``import zoo`` does not import this package, as flax takes a while.  Its functions that take paths
-are the only ones of the zoo that touch files.
+``import zoo`` does not import this package, because importing flax is slow.  Functions of the zoo
+that read or write files are all in this package.
 """
 
 from zoo.interop.artefacts import PLATFORMS, export

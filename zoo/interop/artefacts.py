@@ -25,12 +25,15 @@ def export(
     params: Params | None = None,
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
 ) -> jax.export.Exported:
-    """The deterministic model as an artefact that runs without this package, on any batch size, on ``platforms``.
+    """The deterministic model as an artefact for ``platforms`` and any batch size.
 
-    ``data = export(...).serialize()`` gives bytes; elsewhere ``jax.export.deserialize(data).call(inputs)`` runs them.
-    params: baked in; with None, of the types that ``module.init`` draws, they are an argument: ``.call(params, inputs)``.
-    Shapes of inputs are those of ``example_batch``; only the batch axis is free.
-    Raises ValueError for an unknown platform, and naming every parameter that is missing, unknown or of another shape.
+    ``data = export(...).serialize()`` gives bytes; ``jax.export.deserialize(data).call(inputs)``
+    runs them, without this package.
+    params: stored in the artefact.  If None, they are an argument, ``.call(params, inputs)``, with
+    the shapes and types that ``module.init`` draws.
+    Inputs have the shapes of ``example_batch``; only the batch axis is free.
+    Raises ValueError for an unknown platform, and one naming every parameter that is missing,
+    unknown or has another shape.
     """
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(
@@ -44,11 +47,12 @@ def export(
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), example
     )
-    # The Config stays in the closure: as an argument, its pytree type would have to be known where the artefact is loaded.
+    # The Config stays in the closure: if it were an argument, its pytree type would have to be
+    # registered where the artefact is loaded.
     if params is None:
         run = jax.jit(lambda params, inputs: module.apply(cfg, params, inputs))
         return jax.export.export(run, platforms=platforms)(shapes, inputs)
     require_fit("params", params, shapes, dtypes=False)
-    arrays = jax.tree.map(jnp.asarray, params)  # numpy's cannot be indexed by what is traced
+    arrays = jax.tree.map(jnp.asarray, params)  # NumPy arrays cannot be indexed with tracers
     run = jax.jit(lambda inputs: module.apply(cfg, arrays, inputs))
     return jax.export.export(run, platforms=platforms)(inputs)

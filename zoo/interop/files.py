@@ -1,4 +1,4 @@
-"""Parameters in safetensors files, beside the Config that they fit.
+"""Parameters in safetensors files, optionally with their Config.
 
 from zoo import interop
 
@@ -27,17 +27,19 @@ DTYPES = (
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     "float16", "bfloat16", "float32", "float64",
 )  # fmt: skip
-"""What a leaf in a safetensors file may hold."""
+"""Types that a leaf in a safetensors file may have."""
 
 _converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
 
 
 def save_safetensors(path: str | PathLike[str], params: Params, cfg: Any = None) -> None:
-    """Writes parameters, leaf names joined with ".": "layer_0.kernel".  Every type in ``DTYPES`` comes back exactly.
+    """Writes parameters under dotted names such as "layer_0.kernel".
 
-    cfg: the model's Config, kept in the file's metadata for ``load_config``; the parameters must then fit it.
-    Raises ValueError naming what a file cannot hold: a name that is empty, has a dot or is no string, a node that is
-    neither a dict nor an array, an empty dict, another type.
+    All types in ``DTYPES`` are stored exactly.
+    cfg: the model's Config, stored in the file's metadata for ``load_config``; the parameters must
+    fit it.
+    Raises ValueError naming what a file cannot hold: a name that is empty, has a dot or is not a
+    string, a node that is neither a dict nor an array, an empty dict, or another type.
     """
     metadata = None
     if cfg is not None:
@@ -54,30 +56,33 @@ def save_safetensors(path: str | PathLike[str], params: Params, cfg: Any = None)
             or keys == ("__metadata__",)
         ):
             raise ValueError(
-                f"params: name {keys}, allowed: a path of strings, not empty, without dots, not '__metadata__'"
+                f"params: name {keys}, allowed: a path of strings, not empty, without dots, "
+                "not '__metadata__'"
             )
         kind = str(getattr(leaf, "dtype", repr(leaf)))
         if kind not in DTYPES:
             raise ValueError(
-                f"params: {'.'.join(keys)} is {kind}, allowed: arrays, in dicts, of {', '.join(DTYPES)}"
+                f"params: {'.'.join(keys)} is {kind}, allowed: arrays, in dicts, of "
+                f"{', '.join(DTYPES)}"
             )
         tensors[".".join(keys)] = np.asarray(leaf, order="C")
     safetensors.numpy.save_file(tensors, path, metadata)
 
 
 def load_safetensors(path: str | PathLike[str], like: Any = None) -> Params:
-    """Reads parameters as nested dicts of arrays, the dots in the names of leaves being the nesting.
+    """Reads parameters as nested dicts of arrays; dots in names separate the levels.
 
-    like: parameters (or their shapes: ``jax.eval_shape(module.init, cfg, key)``) whose names, shapes and types they must have.
-    Raises ValueError naming the file and every leaf that is missing, unknown, of another shape or type; or one that JAX
-    cannot hold (64 bits without ``jax_enable_x64``); FileNotFoundError.
+    like: parameters, or their shapes (``jax.eval_shape(module.init, cfg, key)``), whose names,
+    shapes and types must match.
+    Raises ValueError naming the file and every leaf that is missing, unknown or of another shape or
+    type, or one that JAX cannot hold (64 bits without ``jax_enable_x64``); FileNotFoundError.
     """
     arrays: dict[str, Array] = {}
     with open_safetensors(path) as file:
         for name in file.keys():  # noqa: SIM118 -- not a dict
             try:
                 value = file.get_tensor(name)
-            except Exception as error:  # numpy has not every type that a file may announce
+            except Exception as error:  # NumPy lacks some types that a file may declare
                 raise ValueError(
                     f"{path}: {name}: unreadable: {error}; types allowed: {', '.join(DTYPES)}"
                 ) from error
@@ -98,25 +103,30 @@ def load_safetensors(path: str | PathLike[str], like: Any = None) -> Params:
 def load_config(path: str | PathLike[str]) -> tuple[Model, Any]:
     """The module and Config of a file that ``save_safetensors`` wrote with ``cfg``.
 
-    Raises ValueError naming the file if it has none, or one that is no model of ours; FileNotFoundError.
+    Raises ValueError naming the file if it has no Config, or one of an unknown model;
+    FileNotFoundError.
     """
     with open_safetensors(path) as file:
         metadata = file.metadata() or {}
     if metadata.get("model") not in MODELS:
         raise ValueError(
-            f"{path}: model {metadata.get('model')!r} in its metadata, allowed: one of {', '.join(MODELS)}"
+            f"{path}: model {metadata.get('model')!r} in its metadata, "
+            f"allowed: one of {', '.join(MODELS)}"
         )
     module = MODELS[metadata["model"]]
     try:
         return module, _converter.structure(json.loads(metadata["config"]), module.Config)
-    except Exception as error:  # whatever is wrong with text from outside
+    except Exception as error:  # any error in untrusted text
         raise ValueError(
             f"{path}: config in its metadata: {type(error).__name__}: {error}"
         ) from error
 
 
 def open_safetensors(path: str | PathLike[str]) -> Any:
-    """A file that can be asked for its names and tensors.  Raises ValueError naming it if it is none; FileNotFoundError."""
+    """Opens a safetensors file for reading names and tensors.
+
+    Raises ValueError naming the file if it is not a safetensors file; FileNotFoundError.
+    """
     try:
         return safetensors.safe_open(path, framework="np")
     except safetensors.SafetensorError as error:

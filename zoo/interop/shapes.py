@@ -1,4 +1,4 @@
-"""Whether parameters fit a model: their names, shapes and types."""
+"""Checks that parameters fit a model: names, shapes and types."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +15,10 @@ def shapes_of(init: Callable[..., Params], cfg: Any) -> Params:
 
 
 def nodes(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The keys down to every node that is no dict, and that node; an empty dict counts as one, or it would be lost."""
+    """The path of keys and the value of every leaf.
+
+    An empty dict below the root counts as a leaf; otherwise it would be lost.
+    """
     if not isinstance(tree, dict) or (keys and not tree):
         yield keys, tree
         return
@@ -24,7 +27,7 @@ def nodes(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ..
 
 
 def require_fit(where: str, params: Any, like: Any, *, dtypes: bool) -> None:
-    """Raises ValueError naming every leaf of ``params`` that is missing, unknown, or unlike that of ``like``."""
+    """Raises ValueError naming every leaf that is missing, unknown, or differs from ``like``."""
     have, want = (
         {".".join(map(str, keys)): leaf for keys, leaf in nodes(tree)} for tree in (params, like)
     )

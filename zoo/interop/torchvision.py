@@ -1,4 +1,4 @@
-"""Weights in torchvision's layout of AlexNet and VGG, for the Configs of ``zoo.convnet`` with the same kind of network.
+"""AlexNet and VGG weights in torchvision's layout, to and from ``zoo.convnet``.
 
     from zoo import convnet
     from zoo.interop import torchvision
@@ -7,9 +7,10 @@
     params = torchvision.load_torchvision("vgg16-397923af.pth", cfg)
     torchvision.save_torchvision("vgg16.safetensors", params, cfg)
 
-torchvision's images are [channels, height, width], its networks ``features`` (convolution, ReLU, pooling where there is one) and
-``classifier`` (linear layers, ReLU, dropout): a name holds a layer's place in one of these sequences, "features.3.weight".
-Neither torch nor torchvision is needed, but for reading torch's own files.
+torchvision's images are [channels, height, width].  Its networks consist of two sequences,
+``features`` (convolution, ReLU, optional pooling) and ``classifier`` (linear, ReLU, dropout); a
+name such as "features.3.weight" contains the layer's position in its sequence.
+torch is needed only to read torch's own files, torchvision never.
 """
 
 import math
@@ -30,13 +31,15 @@ from zoo.interop.files import load_safetensors, open_safetensors, save_safetenso
 from zoo.interop.shapes import require_fit, shapes_of
 
 TORCH_FILES = (".pth", ".pt")
-"""How the names of torch's own files end; others are safetensors files."""
+"""Suffixes of torch's own files; all others are safetensors files."""
 
 
 class _Layer(NamedTuple):
-    """One layer by the zoo's name and torchvision's.  sizes: height, width, channels in and out of its kernel.
+    """One layer with its names in the zoo (ours) and torchvision (theirs).
 
-    Behind the convolutions, height and width are those of the feature maps, which the two flatten in another order.
+    sizes: height, width, input channels and output channels of its kernel.  For the first dense
+    layer, height and width are those of the feature maps, which the two libraries flatten in
+    different orders.
     """
 
     ours: str
@@ -44,7 +47,11 @@ class _Layer(NamedTuple):
     sizes: tuple[int, ...]
 
     def weight(self, kernel: Any) -> Any:
-        """Kernel [height, width, in, out] or [height * width * in, out] -> [out, in, height, width] or [out, in * ...]."""
+        """The zoo's kernel in torchvision's layout.
+
+        [height, width, in, out] -> [out, in, height, width], or
+        [height * width * in, out] -> [out, in * height * width].
+        """
         weight = kernel.reshape(self.sizes).transpose(3, 2, 0, 1)
         return weight if kernel.ndim == 4 else weight.reshape(weight.shape[0], -1)
 
@@ -56,21 +63,26 @@ class _Layer(NamedTuple):
 
 
 def _layers(where: str, cfg: Any) -> list[_Layer]:
-    """Raises ValueError for another model's Config and for inputs that are no images."""
+    """The layers of a ConvNet.
+
+    Raises ValueError for another model's Config and for inputs other than images.
+    """
     if not isinstance(cfg, convnet.Config):
         raise ValueError(
-            f"{where}: torchvision's weights and {type(cfg).__module__}.Config, allowed: zoo.convnet.Config"
+            f"{where}: torchvision's weights and {type(cfg).__module__}.Config, "
+            "allowed: zoo.convnet.Config"
         )
     if len(cfg.shape) != 3:
         raise ValueError(
-            f"{where}: torchvision's weights and shape={cfg.shape!r}, allowed: (height, width, channels)"
+            f"{where}: torchvision's weights and shape={cfg.shape!r}, "
+            "allowed: (height, width, channels)"
         )
     sizes = {name: layer["kernel"].shape for name, layer in shapes_of(convnet.init, cfg).items()}
     layers, place = [], 0
     for index, stage in enumerate(cfg.stages):
         layers.append(_Layer(f"conv_{index}", f"features.{place}", sizes[f"conv_{index}"]))
         place += 3 if stage.pool else 2
-    # Dropout comes before the linear layers in AlexNet, and behind them in VGG, whose kernels are all 3x3.
+    # AlexNet has dropout before its linear layers, VGG after them.  VGG's kernels are all 3x3.
     first = 0 if all(set(stage.kernel) == {3} for stage in cfg.stages) else 1
     space = (1, 1) if cfg.global_pool else cfg.spaces()[-1]
     for index in range(len(cfg.dense) + 1):
@@ -96,9 +108,11 @@ def _renamed(layers: list[_Layer], params: Params) -> dict[str, Any]:
 
 
 def to_torchvision(cfg: Any, params: Params) -> dict[str, np.ndarray]:
-    """Parameters as torchvision's state dict: weights [out, in, height, width] or [out, in], biases [out], of the same types.
+    """Parameters as torchvision's state dict, with unchanged types.
 
-    Raises ValueError for a Config without such a network, and naming every parameter that is missing, unknown or misshapen.
+    Weights are [out, in, height, width] or [out, in], biases [out].
+    Raises ValueError for an unsupported Config, and one naming every parameter that is missing,
+    unknown or misshapen.
     """
     layers = _layers("params", cfg)
     require_fit("params", params, shapes_of(convnet.init, cfg), dtypes=False)
@@ -107,12 +121,14 @@ def to_torchvision(cfg: Any, params: Params) -> dict[str, np.ndarray]:
 
 
 def from_torchvision(cfg: Any, tensors: Mapping[str, Any], *, strict: bool = True) -> Params:
-    """torchvision's state dict (of numpy or torch) as parameters of the types that ``convnet.init`` draws.
+    """A torchvision state dict (NumPy or torch) as parameters of ``convnet.init``'s types.
 
-    strict: False leaves out layers of another shape, as long as one fits and all convolutions have the same places; others may
-    follow them.  Of the layers behind the convolutions some may be missing; where others are there, all are left out.
-    Raises ValueError for a Config without such a network, for batch normalisation, and naming every tensor that is missing,
-    unknown or misshapen.
+    strict: if False, layers of another shape are left out, provided that at least one layer fits
+    and that all convolutions of the network have the same positions; the state dict may have more
+    after them.  Some classifier layers may be missing; with an unknown one, the whole classifier is
+    left out.
+    Raises ValueError for an unsupported Config, for batch normalisation, and one naming every
+    tensor that is missing, unknown or misshapen.
     """
     return _from_tensors("tensors", cfg, tensors, strict)
 
@@ -138,9 +154,9 @@ def _from_tensors(where: str, cfg: Any, tensors: Mapping[str, Any], strict: bool
 def _fitting(
     layers: list[_Layer], arrays: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> list[_Layer]:
-    """The layers that the arrays hold; none unless all convolutions of the network have the same places.
+    """The layers that fit the arrays; none unless all convolutions have the same positions.
 
-    That a shape fits says little: in a VGG many layers have the same.
+    Shapes alone are not enough, because many layers of a VGG have the same shape.
     """
     features = {name for name in expected if name.startswith("features.")}
     last = max(int(name.split(".")[1]) for name in features)
@@ -167,28 +183,35 @@ def _require_no_normalisation(where: str, names: Iterable[str]) -> None:
 
 
 def save_torchvision(path: str | PathLike[str], params: Params, cfg: Any) -> None:
-    """Writes ``to_torchvision`` to a safetensors file.  Raises ValueError like it, and for types that it cannot hold."""
+    """Writes the result of ``to_torchvision`` to a safetensors file.
+
+    Raises the errors of ``to_torchvision``, and ValueError for types that a file cannot hold.
+    """
     save_safetensors(path, unflatten_dict(to_torchvision(cfg, params), sep="."))
 
 
 def load_torchvision(path: str | PathLike[str], cfg: Any, *, strict: bool = True) -> Params:
-    """Reads torchvision's weights from a safetensors file, or from torch's own (``TORCH_FILES``), by ``from_torchvision``.
+    """Reads torchvision's weights from a safetensors or torch file (``TORCH_FILES``).
 
-    Raises ValueError naming the file and what is wrong with it, or that torch must be installed; FileNotFoundError.
+    strict: see ``from_torchvision``.
+    Raises ValueError naming the file and the problem, or if torch is needed but not installed;
+    FileNotFoundError.
     """
     if _is_torch(path):
         return _from_tensors(str(path), cfg, _load_torch(path), strict)
-    with open_safetensors(
-        path
-    ) as file:  # before its numbers of batches are read, which are integers of 64 bits
+    # Checked first, because num_batches_tracked of batch normalisation is int64, which JAX cannot
+    # hold by default.
+    with open_safetensors(path) as file:
         _require_no_normalisation(str(path), file.keys())
     return _from_tensors(str(path), cfg, flatten_dict(load_safetensors(path), sep="."), strict)
 
 
 def is_torchvision(path: str | PathLike[str]) -> bool:
-    """Whether a file is torch's own, or a safetensors file with names as torch has them ("weight", where the zoo has "kernel").
+    """Whether a file is a torch file, or a safetensors file with torch's names.
 
-    Raises ValueError naming the file if it is neither of them; FileNotFoundError.
+    torch has "weight" where the zoo has "kernel".
+    Raises ValueError naming the file if it is neither a torch nor a safetensors file;
+    FileNotFoundError.
     """
     if _is_torch(path):
         return True
@@ -212,7 +235,8 @@ def _load_torch(path: str | PathLike[str]) -> dict[str, np.ndarray]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
             # numpy has no bfloat16; parameters are float32 anyway.
             return {name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}
-        except Exception as error:  # whatever is wrong with a file from outside; torch's advice is to read it unsafely
+        except Exception as error:  # any error in an untrusted file
+            # Only the type: torch's message advises to load the file unsafely.
             reason = type(error).__name__
             raise ValueError(
                 f"{path}: not a torch file with a state dict and nothing else ({reason})"

@@ -1,14 +1,17 @@
-"""Soft attention: where to look in a memory of annotations, such as a sentence's words or an image's places.
+"""Soft attention over a memory of annotations, such as the words of a sentence or image locations.
 
-From a query q and annotations h_1 ... h_S:  e_j = score(q, h_j),  a = softmax(e),  context c = sum_j a_j h_j  (Bahdanau, Cho,
-Bengio 2014, equations 5 and 6).  The scores, with names and order of Luong, Pham, Manning 2015 (section 3.1):
+For a query q and annotations h_1 ... h_S (Bahdanau, Cho, Bengio 2014, equations 5 and 6):
+
+    e_j = score(q, h_j),  a = softmax(e),  context c = sum_j a_j h_j
+
+Scores, named as in Luong, Pham, Manning 2015 (section 3.1):
 
 additive   v . tanh(q W + h_j U)    Bahdanau et al. 2014, appendix A.1.2
 dot        q . h_j
 general    q W . h_j
 
-What depends on the annotations alone (h_j U, or W h_j) is computed once, in ``precompute_keys``.  A memory serves any number of queries:
-of all steps of a sentence at once, or of all hypotheses of a beam.
+``precompute_keys`` computes the part that depends only on the annotations (h_j U, or W h_j) once.
+A memory serves any number of queries: all steps of a sentence at once, or all hypotheses of a beam.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -27,10 +30,11 @@ SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class Memory(NamedTuple):
-    """What can be looked at.
+    """The annotations of a batch and their keys.
 
-    keys: [batch, places, units], what a query is compared with.  annotations: [batch, places, features], zero where there is no
-    place.  mask: bool [batch, places].
+    keys: [batch, places, units], compared with the queries.
+    annotations: [batch, places, features], zero in padding.
+    mask: bool [batch, places], False marks padding.
     """
 
     keys: Array
@@ -39,9 +43,12 @@ class Memory(NamedTuple):
 
 
 def init(score: Score, key: Array, query: int, features: int) -> Params:
-    """{"query": {"kernel" W [query, query]}, "key": {"kernel" U [features, query], "bias"}, "score": {"kernel" v [query]}}.
+    """Parameters of a score; query, features: sizes of a query and of an annotation.
 
-    query, features: sizes of a query and of an annotation.  dot has {}, general only "key" without a bias, W [features, query].
+    additive: {"query": {"kernel" W [query, query]}, "key": {"kernel" U [features, query], "bias"},
+               "score": {"kernel" v [query]}}
+    general: {"key": {"kernel" W [features, query]}}
+    dot: {}
     """
     require_one_of("score", score, SCORES)
     require_integer("query", query)
@@ -67,7 +74,7 @@ def precompute_keys(
     mask: Bool[Array, "batch places"],
     compute_dtype: ComputeDtype = None,
 ) -> Memory:
-    """The memory of annotations, of which mask says which there are."""
+    """The memory of annotations; mask is False in padding.  Raises ValueError if shapes differ."""
     require_one_of("score", score, SCORES)
     require_shape("mask", mask, annotations.shape[:2])
     annotations = jnp.where(mask[:, :, None], annotations, 0)
@@ -86,9 +93,10 @@ def attend(
     queries: Float[Array, "batch queries query"],
     compute_dtype: ComputeDtype = None,
 ) -> tuple[Float[Array, "batch queries features"], Float[Array, "batch queries places"]]:
-    """Contexts, and the weights a, which sum to one, or are all zero where there is no place at all; at least float32.
+    """Contexts and weights, at least float32.
 
-    Raises ValueError when a query does not fit the keys.
+    The weights of a query sum to one, or are all zero if every place is padding.
+    Raises ValueError if a query does not fit the keys.
     """
     weights = attention_weights(score, params, memory, queries, compute_dtype)
     return context(memory, weights, compute_dtype), weights
@@ -120,14 +128,18 @@ def context(
     weights: Float[Array, "batch queries places"],
     compute_dtype: ComputeDtype = None,
 ) -> Float[Array, "batch queries features"]:
-    """The annotations' sums with these weights."""
+    """The weighted sums of the annotations."""
     return _contract("bqp,bpf->bqf", weights, memory.annotations, compute_dtype)
 
 
 def masked_softmax(scores: Array, mask: Array) -> Array:
-    """Softmax along the last axis over what the mask, of fitting shape, says is there; zeros where nothing is."""
+    """Softmax along the last axis over unmasked values; zeros if all are masked.
+
+    mask: of a shape that broadcasts to that of the scores.
+    """
     mask = jnp.broadcast_to(mask, scores.shape)
     scores = jnp.where(mask, at_least_float32(scores), -jnp.inf)
+    # Not jax.nn.softmax, which is NaN where all scores are -inf.
     peak = jnp.max(scores, axis=-1, keepdims=True)
     likelihoods = jnp.exp(scores - jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0)))
     return likelihoods / jnp.maximum(
@@ -136,7 +148,7 @@ def masked_softmax(scores: Array, mask: Array) -> Array:
 
 
 def _multiply(x: Array, kernel: Array, compute_dtype: ComputeDtype) -> Array:
-    """x [..., n] times kernel [n, m] as one matrix product; sums in at least float32."""
+    """x [..., n] times kernel [n, m] as one matrix product, with sums in at least float32."""
     dtype, wide = (
         compute_dtype or jnp.promote_types(x.dtype, kernel.dtype),
         jnp.promote_types(x.dtype, jnp.float32),

@@ -1,6 +1,6 @@
-"""Checks of the fields of Configs and of the arguments of functions.
+"""Checks of Config fields and function arguments.
 
-Their ValueErrors name the field or argument, its value, and what is allowed.
+Their ValueErrors name the field or argument, its value, and the allowed values.
 """
 
 import math
@@ -15,13 +15,14 @@ from jax.core import Tracer
 
 
 def plain(value: Any) -> Any:
-    """Scalars and 0-d arrays of numpy and JAX as Python's bool, int, float, complex or str, in tuples and lists too.
+    """Converts NumPy and JAX scalars and 0-d arrays to Python's bool, int, float, complex or str.
 
-    Each is exactly the number it was: ``np.float32(0.1)`` becomes 0.10000000149011612.  Anything else is returned as it is.
+    Also inside tuples and lists.  The conversion is exact: ``np.float32(0.1)`` becomes
+    0.10000000149011612.  Anything else is returned unchanged.
     Raises ValueError for a traced value, which is not known yet.
     """
     if type(value) in (list, tuple):
-        return type(value)(plain(each) for each in value)
+        return type(value)(plain(item) for item in value)
     if isinstance(value, Tracer):
         raise ValueError(f"{value} is traced, allowed: concrete values")
     if (
@@ -31,21 +32,24 @@ def plain(value: Any) -> Any:
     ):
         return value
     scalar = value.item()
-    return (
-        float(scalar) if isinstance(scalar, np.floating) else scalar
-    )  # numpy's item() keeps a longdouble
+    # item() of a longdouble is still a NumPy scalar.
+    return float(scalar) if isinstance(scalar, np.floating) else scalar
 
 
 def require(condition: bool, cfg: Any, field: str, allowed: str) -> None:
-    """Raises ValueError naming the field of a Config, its value and what is allowed, unless ``condition`` holds."""
+    """Raises ValueError unless ``condition`` holds.
+
+    It names the field of the Config, its value and the allowed values.
+    """
     if not condition:
         raise ValueError(
-            f"{type(cfg).__module__}.{type(cfg).__name__}: {field}={getattr(cfg, field)!r}, allowed: {allowed}"
+            f"{type(cfg).__module__}.{type(cfg).__name__}: {field}={getattr(cfg, field)!r}, "
+            f"allowed: {allowed}"
         )
 
 
 def require_choice(cfg: Any, field: str, choices: tuple[Any, ...]) -> None:
-    """``require`` that a field of a Config is one of ``choices``."""
+    """Raises ValueError unless a field of a Config is one of ``choices``."""
     require(
         getattr(cfg, field) in choices,
         cfg,
@@ -55,21 +59,21 @@ def require_choice(cfg: Any, field: str, choices: tuple[Any, ...]) -> None:
 
 
 def require_positive(cfg: Any, *fields: str) -> None:
-    """``require`` that fields of a Config are positive finite numbers."""
+    """Raises ValueError unless fields of a Config are positive finite numbers."""
     for field in fields:
         value = getattr(cfg, field)
         require(is_number(value) and 0 < value < math.inf, cfg, field, "a positive number")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an integer or a float, and no bool."""
+    """Whether a value is an integer or a float, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def require_argument(name: str, value: Any, fits: Callable[[Any], bool], allowed: str) -> None:
-    """Raises ValueError naming an argument of a function, its value and what is allowed, unless it fits.
+    """Raises ValueError naming an argument, its value and the allowed values, unless it fits.
 
-    It is made ``plain`` first; a traced value is unknown, and passes.
+    The value is first converted by ``plain``.  A traced value is unknown and passes.
     """
     if not isinstance(value, Tracer) and not fits(value := plain(value)):
         raise ValueError(f"{name}={value!r}, allowed: {allowed}")
@@ -78,7 +82,7 @@ def require_argument(name: str, value: Any, fits: Callable[[Any], bool], allowed
 def require_integer(
     name: str, value: Any, *, at_least: int = 1, at_most: int | None = None
 ) -> None:
-    """``require_argument`` that is an integer of this range."""
+    """Raises ValueError unless an argument is an integer in this range."""
     limits = f"an integer, {at_least} " + ("or more" if at_most is None else f"to {at_most}")
     most = math.inf if at_most is None else at_most
     require_argument(
@@ -87,7 +91,7 @@ def require_integer(
 
 
 def require_real(name: str, value: Any, *, at_least: float = 0.0, below: float = math.inf) -> None:
-    """``require_argument`` that is a number of this range, finite."""
+    """Raises ValueError unless an argument is a finite number in this range."""
     limits = f"a number, {at_least:g} " + (
         "or more" if below == math.inf else f"<= {name} < {below:g}"
     )
@@ -97,7 +101,7 @@ def require_real(name: str, value: Any, *, at_least: float = 0.0, below: float =
 
 
 def require_one_of(name: str, value: Any, choices: Collection[Any]) -> None:
-    """``require_argument`` that is one of ``choices``."""
+    """Raises ValueError unless an argument is one of ``choices``."""
     require_argument(
         name, value, lambda one: one in choices, "one of " + ", ".join(map(repr, choices))
     )
@@ -106,7 +110,7 @@ def require_one_of(name: str, value: Any, choices: Collection[Any]) -> None:
 def require_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) -> None:
     """Raises ValueError unless the array's shape matches.
 
-    shape: an int is the required length of that axis, a str names an axis of any length.
+    shape: an int is the required length of this axis, a str names an axis of any length.
     """
     actual = jnp.shape(array)
     fits = len(actual) == len(shape) and all(
@@ -120,9 +124,11 @@ def require_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) ->
 def require_inputs(
     inputs: Array, size: int, values: tuple[float, float] | None, what: str
 ) -> Array:
-    """Inputs [batch, ...] of ``size`` values each as [batch, size]; ``what``: the name of that size in the Config.
+    """Reshapes inputs [batch, ...] of ``size`` values each to [batch, size].
 
-    Raises ValueError naming what is wrong, also with concrete values outside of the range ``values``; traced ones are unknown.
+    what: the name of this size in the Config.
+    Raises ValueError for another size, and for concrete values outside the range ``values``; traced
+    values are not checked.
     """
     if inputs.ndim < 2 or math.prod(inputs.shape[1:]) != size:
         raise ValueError(
@@ -134,9 +140,12 @@ def require_inputs(
 
 
 def require_range(name: str, array: Any, values: tuple[float, float]) -> None:
-    """Raises ValueError unless all of an array is within ``values``, to rounding in single precision (integers: exactly)."""
+    """Raises ValueError unless all values of an array are in the range ``values``.
+
+    Integers are compared exactly, other types to within rounding in single precision.
+    """
     low, high = values
-    array = np.asarray(array)  # on the host: within a traced function, jax would trace this too
+    array = np.asarray(array)  # on the host: JAX would trace this within a traced function
     least, greatest = (array.min(), array.max()) if array.size else values
     slack = 0 if array.dtype.kind in "bui" else 1e-6 * (high - low)
     if not low - slack <= least <= greatest <= high + slack:

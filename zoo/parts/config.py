@@ -1,4 +1,4 @@
-"""What every Config is: a static value of Python's own numbers, checked by its annotations.
+"""The decorator of all Configs: static values, checked by their annotations.
 
     @static
     @dataclass(frozen=True, kw_only=True)
@@ -7,7 +7,7 @@
         activation: Literal["relu", "tanh"] = "relu"
         dropout: Rate = 0.0
 
-So ``__post_init__`` has only the rules that several fields take part in.
+So ``__post_init__`` only checks rules that involve several fields.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 
 class Rule(NamedTuple):
-    """Metadata of an annotation: what values a field may have.
+    """Metadata of an annotation: the values that a field may have.
 
-    fits: whether a value is allowed.  allowed: the same in words, for the error.
+    fits: whether a value is allowed.  allowed: a description of these values for the error message.
     """
 
     fits: Callable[[Any], bool]
@@ -57,7 +57,7 @@ Rate = Annotated[
 
 
 def at_least(count: int) -> Rule:
-    """The rule of a tuple of ``count`` or more positive integers."""
+    """The rule for a tuple of at least ``count`` positive integers."""
 
     def fits(value: Any) -> bool:
         return (
@@ -70,13 +70,13 @@ def at_least(count: int) -> Rule:
 
 
 def static(cls: type[T]) -> type[T]:
-    """Class decorator for a Config: a pytree without leaves, part of the trace instead of its input.
+    """Class decorator for Configs: pytrees without leaves, part of the trace instead of its input.
 
-    Arguments are made ``plain`` first, and lists tuples where the field is one, so that Configs of
-    equal numbers are equal, share one trace, and can be written as text.  Fields are then checked
-    by their annotations, ``Literal``, ``bool`` or one with a ``Rule``; None may be allowed as well.
-    ``__post_init__``, if there is one, runs after that.
-    Raises ValueError naming a field that is traced, an array, or not what it is annotated with.
+    Arguments are first converted by ``plain``, and lists to tuples for tuple fields, so that
+    Configs with equal numbers are equal, share one trace, and can be written as text.  Fields are
+    then checked against their annotations: ``Literal``, ``bool``, or one with a ``Rule``; unions
+    with None also allow None.  Then ``__post_init__`` runs, if the class has one.
+    Raises ValueError naming a field that is traced, an array, or does not fit its annotation.
     """
     initialise, check = cls.__init__, getattr(cls, "__post_init__", None)
     names = list(inspect.signature(initialise).parameters)[1:]
@@ -89,7 +89,8 @@ def static(cls: type[T]) -> type[T]:
             raise ValueError(f"{where}: {error}") from None
         if isinstance(value, np.ndarray | Array):
             raise ValueError(
-                f"{where} is an array of shape {value.shape}, allowed: Python's own values, such as a tuple"
+                f"{where} is an array of shape {value.shape}, "
+                "allowed: plain Python values, such as a tuple"
             )
         return tuple(value) if isinstance(value, list) and name in _rules(cls).tuples else value
 
@@ -102,11 +103,11 @@ def static(cls: type[T]) -> type[T]:
             *args[len(names) :],
             **{name: known(name, value) for name, value in fields.items()},
         )
-        if check is None:  # or the dataclass has called it
+        if check is None:  # otherwise the dataclass has called it
             self.__post_init__()
 
     def post_init(self: Any) -> None:
-        """Raises ValueError naming the field, its value and what is allowed."""
+        """Raises ValueError naming the field, its value and the allowed ones."""
         for name, rule in _rules(cls).rules.items():
             require(rule.fits(getattr(self, name)), self, name, rule.allowed)
         if check is not None:
@@ -118,7 +119,7 @@ def static(cls: type[T]) -> type[T]:
 
 
 class _Rules(NamedTuple):
-    """Of the fields of a class by name; tuples: the fields that are one."""
+    """The rules of a class by field name.  tuples: names of the tuple fields."""
 
     rules: dict[str, Rule]
     tuples: set[str]
@@ -128,7 +129,7 @@ class _Rules(NamedTuple):
 def _rules(cls: type) -> _Rules:
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError:  # annotations of a class in a function, which name what is in there
+    except NameError:  # a class in a function, whose annotations name local variables
         return _Rules({}, set())
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     rules = {name: rule for name, hint in fields.items() if (rule := _rule(hint)) is not None}
@@ -148,7 +149,7 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _rule(hint: Any) -> Rule | None:
-    """What an annotation says, None if nothing that is checked here."""
+    """The rule of an annotation; None if it has none."""
     parts = _parts(hint)
     optional = type(None) in parts
     parts = tuple(part for part in parts if part is not type(None))
@@ -169,7 +170,7 @@ def _rule(hint: Any) -> Rule | None:
 
 
 def replace(cfg: T, **overrides: Any) -> T:
-    """``dataclasses.replace`` whose error names the unknown field and those that exist."""
+    """``dataclasses.replace`` with an error that names the unknown field and the existing ones."""
     fields = [field.name for field in dataclasses.fields(cfg)]  # pyright: ignore[reportArgumentType]
     for name in overrides:
         if name not in fields:

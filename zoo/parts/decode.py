@@ -1,13 +1,17 @@
-"""Sequences that a model writes, given one step of it: greedily, at random, or the most probable ones by beam search.
+"""Decoding with any step function: greedy decoding, sampling and beam search.
 
-    step(carry, tokens [rows]) -> (carry, logits [rows, vocabulary])        leaves of the carry lead with [rows]
+    step(carry, tokens [rows]) -> (carry, logits [rows, vocabulary])
 
-Every function begins after a first token that each row is given, writes at most ``length`` more, and runs as one compiled loop
-under ``jax.jit``, whose time grows linearly with its steps.  A sequence ends with the token ``end``, which counts as one of its
-own; what comes after it is ``end`` again.  Scores are sums of log p of a sequence's tokens, its end among them, in float32 or
-wider: those of the model when it is given the sequence itself.
+Leaves of the carry have the leading axis [rows].
 
-All raise ValueError for a length, a number or a token that means nothing, such as a suppressed one outside of the vocabulary.
+Every function starts from a given first token per row, generates at most ``length`` more, and runs
+as one compiled loop under ``jax.jit``, in time linear in the number of steps.  A sequence ends with
+the token ``end``, which is part of it, and is padded with ``end``.  The score of a sequence is the
+sum of log p of its tokens, including ``end``, in float32 or wider; it equals the score that the
+model gives this sequence with teacher forcing.
+
+All functions raise ValueError for invalid arguments, such as a suppressed token outside of the
+vocabulary.
 """
 
 from collections.abc import Callable
@@ -23,14 +27,15 @@ from zoo.parts.checking import require_integer, require_real
 from zoo.parts.layers import at_least_float32
 
 MANY, CHUNK = 4096, 256
-"""Candidates from which on the best are looked for in chunks, and how large these are at most."""
+"""The number of candidates from which ``_top_k`` works in chunks, and the largest chunk size."""
 Step = Callable[[Any, Array], tuple[Any, Array]]
 
 
 class Hypotheses(NamedTuple):
-    """Sequences.  tokens: int [..., length].  lengths: int [...], their ends included.  scores: [...], sums of log p.
+    """Generated sequences.
 
-    A sequence that has no end within ``length`` has that length.
+    tokens: int [..., length].  scores: [...], sums of log p.
+    lengths: int [...], including ``end``; ``length`` for a sequence without one.
     """
 
     tokens: Array
@@ -47,7 +52,10 @@ def greedy(
     end: int | None = None,
     suppressed: tuple[int, ...] = (),
 ) -> Hypotheses:
-    """The most probable token at each step: [rows, length].  suppressed: tokens that are never written."""
+    """Takes the most probable token at each step: [rows, length].
+
+    suppressed: tokens that are never generated.
+    """
     return _write(
         step, carry, first, length, end, suppressed, lambda _, logits: jnp.argmax(logits, axis=-1)
     )
@@ -65,10 +73,13 @@ def sample(
     top_k: int | None = None,
     suppressed: tuple[int, ...] = (),
 ) -> Hypotheses:
-    """Each token drawn given all before: [rows, length].  key: one for each row.
+    """Draws each token given all previous ones: [rows, length].
 
-    temperature: logits are divided by it; 0 takes the most probable token.  top_k: draw among so many most probable ones only.
-    Scores are those of the model, whatever the temperature.
+    key: one per row.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: draw from the k most probable tokens only; None: from all.
+    suppressed: tokens that are never generated.
+    Scores are those of the model; temperature and top_k do not change them.
     """
     require_real("temperature", temperature)
 
@@ -121,7 +132,7 @@ def _write(
 
 def _require_tokens(vocabulary: int, end: int | None, suppressed: tuple[int, ...]) -> None:
     for name, token in [("end", end)] * (end is not None) + [
-        ("suppressed", each) for each in suppressed
+        ("suppressed", token) for token in suppressed
     ]:
         require_integer(name, token, at_least=0, at_most=vocabulary - 1)
     if len(set(suppressed)) >= vocabulary:
@@ -129,17 +140,24 @@ def _require_tokens(vocabulary: int, end: int | None, suppressed: tuple[int, ...
 
 
 def normalised(scores: Array, lengths: Array, length_penalty: Any) -> Array:
-    """What hypotheses are compared by: log p / ((5 + length) / 6) ** length_penalty (Wu et al. 2016, equation 14)."""
+    """Length-normalised scores, log p / ((5 + length) / 6) ** length_penalty.
+
+    Beam search compares hypotheses by these (Wu et al. 2016, equation 14).
+    """
     return scores / ((5 + lengths.astype(scores.dtype)) / 6) ** length_penalty
 
 
 class _Search(NamedTuple):
-    """A beam search on its way.
+    """The state of a beam search.
 
-    number: steps taken.  The living have no end yet: carry [batch * width, ...], tokens and scores [batch, width].
-    written, parents [length, batch, width]: what each living one wrote at a step, and which of the step before it goes on from.
-    best, at, of, sums [batch, width]: of the finished ones, best first, how they compare, the step of their end, the living one
-    before it, and log p.
+    number: number of steps so far.
+    Live hypotheses, which have not ended:
+        carry [batch * width, ...]; tokens, scores [batch, width]: last token and sum of log p.
+        written, parents [length, batch, width]: token of each step, and index of the hypothesis in
+        the previous step that it continues.
+    Finished hypotheses, best first, [batch, width]:
+        best: normalised score.  sums: sum of log p.
+        at: step in which it ended.  of: index of the live hypothesis that it continues.
     """
 
     number: Array
@@ -165,12 +183,15 @@ def beam_search(
     length_penalty: Any = 1.0,
     suppressed: tuple[int, ...] = (),
 ) -> Hypotheses:
-    """The best sequences that a beam of ``width`` finds, best first: [batch, width, length]; see ``normalised``.
+    """The best sequences that a beam of ``width`` finds, best first: [batch, width, length].
 
-    Step is run on rows [batch * width], those of an example side by side; leaves of ``carry`` lead with [batch].  At every step
-    the most probable ``width`` beginnings without an end are gone on with, and those that end are kept apart.  An example is done
-    as soon as none of the former can become better than the best of the latter (length_penalty >= 0), the search when all are.
-    Where fewer than ``width`` end within ``length``, the other scores are -inf, but for the best beginning when none does.
+    Hypotheses are ranked by ``normalised``, with length_penalty >= 0.
+    Leaves of ``carry`` have the leading axis [batch]; ``step`` runs on rows [batch * width], the
+    hypotheses of an example side by side.  Every step continues the ``width`` most probable live
+    hypotheses; finished ones are kept separately.  An example is done when no live hypothesis can
+    become better than the best finished one; the search stops when all examples are done.
+    If fewer than ``width`` hypotheses end within ``length``, the remaining scores are -inf.  If
+    none ends, the best live hypothesis is returned first.
     """
     require_integer("length", length)
     require_integer("width", width)
@@ -185,14 +206,16 @@ def beam_search(
         logits = at_least_float32(logits)
         vocabulary = logits.shape[-1]
         _require_tokens(vocabulary, end, suppressed)
-        # log p of a token is its logit and a constant of its row.
-        rows = search.scores - jax.nn.logsumexp(logits, axis=-1).reshape(batch, width)
+        # log p of a token is its logit plus this constant of its row, so log_softmax of the whole
+        # vocabulary is not needed.
+        base = search.scores - jax.nn.logsumexp(logits, axis=-1).reshape(batch, width)
         logits = logits.reshape(batch, width, vocabulary)
-        # What ends now competes with what has ended before.
+        # Hypotheses that end now compete with those that have finished before.
         ending = (
-            rows + logits[:, :, end] if end not in suppressed else jnp.full_like(rows, -jnp.inf)
+            base + logits[:, :, end] if end not in suppressed else jnp.full_like(base, -jnp.inf)
         )
         finished = normalised(ending, search.number + 1, length_penalty)
+        # A done example takes no more, so its result does not depend on the rest of its batch.
         done = _done(search, length, length_penalty)[:, None]
         best, order = jax.lax.top_k(
             jnp.concatenate([search.best, jnp.where(done, -jnp.inf, finished)], axis=1), width
@@ -205,11 +228,11 @@ def beam_search(
             jnp.take_along_axis(jnp.concatenate(pair, axis=1), order, axis=1)
             for pair in ((search.at, steps), (search.of, places), (search.sums, ending))
         )
-        # What does not goes on.
-        allowed = np.zeros(vocabulary, logits.dtype)
-        allowed[[*suppressed, end]] = -np.inf
+        # Continuations without an end compete for the places in the beam.
+        excluded = np.zeros(vocabulary, logits.dtype)
+        excluded[[*suppressed, end]] = -np.inf
         going, flat = _top_k(
-            (logits + rows[:, :, None] + allowed[None, None]).reshape(batch, -1), width
+            (logits + base[:, :, None] + excluded[None, None]).reshape(batch, -1), width
         )
         parents, tokens = flat // vocabulary, (flat % vocabulary).astype(first.dtype)
         chosen = (jnp.arange(batch)[:, None] * width + parents).reshape(-1)
@@ -226,61 +249,75 @@ def beam_search(
             sums,
         )
 
-    def goes_on(search: _Search) -> Array:
+    def unfinished(search: _Search) -> Array:
         return (search.number < length) & ~jnp.all(_done(search, length, length_penalty))
 
     carry = jax.tree.map(repeat, carry)
     wide = jnp.promote_types(jax.eval_shape(step, carry, repeat(first))[1].dtype, jnp.float32)
-    nothing, zeros = jnp.full((batch, width), -jnp.inf, wide), jnp.zeros((batch, width), jnp.int32)
+    minus_infinity, zeros = (
+        jnp.full((batch, width), -jnp.inf, wide),
+        jnp.zeros((batch, width), jnp.int32),
+    )
     search = _Search(
         number=jnp.int32(0),
         carry=carry,
         tokens=repeat(first).reshape(batch, width),
-        scores=nothing.at[:, 0].set(0),  # all begin alike: one of them is enough
+        scores=minus_infinity.at[:, 0].set(
+            0
+        ),  # all hypotheses are equal at first, so only one is live
         written=jnp.full((length, batch, width), end, first.dtype),
         parents=jnp.zeros((length, batch, width), jnp.int32),
-        best=nothing,
+        best=minus_infinity,
         at=zeros,
         of=zeros,
-        sums=nothing,
+        sums=minus_infinity,
     )
-    search = jax.lax.while_loop(goes_on, body, search)
-    # Where nothing has ended, the best beginning: as if it ended one step later.
+    search = jax.lax.while_loop(unfinished, body, search)
+    # If none has finished, take the best live hypothesis, as if it ended one step later.
     ended = jnp.isfinite(search.best)
-    instead = ~jnp.any(ended, axis=1)[:, None] & (jnp.arange(width)[None] == 0)
-    at, of = jnp.where(instead, search.number, search.at), jnp.where(instead, 0, search.of)
-    sums = jnp.where(instead, search.scores[:, :1], jnp.where(ended, search.sums, -jnp.inf))
+    fallback = ~jnp.any(ended, axis=1)[:, None] & (jnp.arange(width)[None] == 0)
+    at, of = jnp.where(fallback, search.number, search.at), jnp.where(fallback, 0, search.of)
+    sums = jnp.where(fallback, search.scores[:, :1], jnp.where(ended, search.sums, -jnp.inf))
     tokens = _trace_back(search, at, of, end)
     return Hypotheses(tokens, jnp.minimum(at + 1, length), sums)
 
 
 def _top_k(scores: Array, count: int) -> tuple[Array, Array]:
-    """``lax.top_k`` of rows [batch, n], for large n by way of the ``count`` chunks with the largest maxima."""
+    """``lax.top_k`` of rows [batch, n].
+
+    For large n it searches only the ``count`` chunks with the largest maxima, which hold the top k.
+    """
     batch, size = scores.shape
-    # Chunks of unequal length would have to be copied to be filled up.
+    # Chunks must divide the row: padding the last one would copy all scores.
     chunk = max(n for n in range(1, CHUNK + 1) if size % n == 0)
     if size < MANY or chunk < CHUNK // 4:
         values, places = jax.lax.top_k(scores, count)
         return values, places
     chunks = scores.reshape(batch, -1, chunk)
-    _, among = jax.lax.top_k(jnp.max(chunks, axis=2), min(count, chunks.shape[1]))
-    among = jnp.sort(among, axis=1)  # so that of equal scores the first one is taken
+    _, best_chunks = jax.lax.top_k(jnp.max(chunks, axis=2), min(count, chunks.shape[1]))
+    best_chunks = jnp.sort(
+        best_chunks, axis=1
+    )  # so that ties go to the first score, as in lax.top_k
     values, places = jax.lax.top_k(
-        jnp.take_along_axis(chunks, among[:, :, None], axis=1).reshape(batch, -1), count
+        jnp.take_along_axis(chunks, best_chunks[:, :, None], axis=1).reshape(batch, -1), count
     )
-    return values, jnp.take_along_axis(among, places // chunk, axis=1) * chunk + places % chunk
+    return values, jnp.take_along_axis(
+        best_chunks, places // chunk, axis=1
+    ) * chunk + places % chunk
 
 
 def _done(search: _Search, length: int, length_penalty: Any) -> Array:
-    """[batch]: whether nothing that is living can become better than the best finished one."""
-    most = jnp.max(
-        search.scores, axis=1
-    )  # log p only falls from here; a longer sequence has the mildest norm
-    return search.best[:, 0] >= normalised(most, jnp.asarray(length), length_penalty)
+    """[batch]: whether no live hypothesis can become better than the best finished one."""
+    # A bound: log p can only decrease, and the longest sequence has the mildest normalisation.
+    best_alive = jnp.max(search.scores, axis=1)
+    return search.best[:, 0] >= normalised(best_alive, jnp.asarray(length), length_penalty)
 
 
 def _trace_back(search: _Search, at: Array, of: Array, end: int) -> Array:
-    """Tokens [batch, width, length] of the sequences that end at step ``at`` after the living one ``of`` of the step before."""
+    """Tokens [batch, width, length] of finished sequences.
+
+    at, of [batch, width]: see ``_Search``.
+    """
 
     def back(place: Array, index: Array) -> tuple[Array, Array]:
         reached = index < at

@@ -1,15 +1,18 @@
-"""A decoder: a recurrent network that writes a sequence given a memory, and may look at one place of it for each token.
+"""A decoder: a recurrent network that generates a sequence given a memory, with optional attention.
 
-States  s_0 = tanh(m B + b) in each layer, then s_i = f(s_{i-1}, E y_{i-1}), and
-        p(y_i) = softmax(t_i V),  t_i = tanh(s_i S + c_i C + E y_{i-1} T + b)        (a deep output, Pascanu et al. 2014)
+States  s_0 = tanh(m B + b) in each layer, then s_i = f(s_{i-1}, E y_{i-1}).
+Output  p(y_i) = softmax(t_i V),  t_i = tanh(s_i S + c_i C + E y_{i-1} T + b)
+        (a deep output, Pascanu et al. 2014)
 Context c_i, by ``Config.attention``:
-        None      m                                                what is known of the whole, a single vector
-        others    sum_j a_ij h_j, where a_i compares a query with each annotation h_j: see ``zoo.parts.attention``
-        With a gate it is times sigmoid(q G + g) (Xu et al. 2015, section 4.2.1).
-``Config.input_feeding`` says whether contexts are an input of the recurrence as well, s_i = f(s_{i-1}, E y_{i-1}, c_i):
+        None      m, a single vector that summarises the input
+        others    sum_j a_ij h_j, where the weights a_i compare a query with each annotation h_j:
+                  see ``zoo.parts.attention``
+        With a gate, c_i is multiplied by sigmoid(q G + g) (Xu et al. 2015, section 4.2.1).
+``Config.input_feeding``: whether the context is also an input of the recurrence,
+s_i = f(s_{i-1}, E y_{i-1}, c_i):
         True      the query is the first layer's s_{i-1}
-        False     the query is the last layer's s_i, and no layer waits for an attention of the step before, so that a whole
-                  sequence is computed at once
+        False     the query is the last layer's s_i; no layer depends on the attention of the
+                  previous step, so all steps attend at once
 """
 
 import functools
@@ -33,14 +36,14 @@ from zoo.parts.layers import ComputeDtype, at_least_float32, dense, dropout, ini
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A decoder; models make one of their own Configs.
+    """A decoder.  Models derive it from their own Configs.
 
     vocabulary: number of tokens.
-    features: numbers of a token's vector, and of what the softmax reads.
-    annotation_size: numbers of an annotation, and of m.
-    layers: the recurrent layers; their dropout and compute_dtype are also those of all else.
-    attention: how places are compared with a query, see ``zoo.parts.attention``; None without attention.
-    input_feeding: see the module.
+    features: size of a token's embedding, and of the input of the softmax layer.
+    annotation_size: size of an annotation, and of m.
+    layers: the recurrent layers; their dropout and compute_dtype apply to the whole decoder.
+    attention: the score, see ``zoo.parts.attention``; None: no attention.
+    input_feeding: see the module docstring.
     tied: the output kernel is the transposed target embedding (Press and Wolf 2016).
     """
 
@@ -54,44 +57,48 @@ class Config:
 
     @property
     def query_size(self) -> int:
-        """Numbers of the state that looks."""
+        """Size of the query."""
         return self.layers.units[0 if self.input_feeding else -1]
 
     @property
     def dropout(self) -> float:
-        """Probability that a number is dropped while training."""
+        """Dropout probability in training."""
         return self.layers.dropout
 
     @property
     def compute_dtype(self) -> ComputeDtype:
-        """Of the factors of matrix products."""
+        """Type of the factors of matrix products."""
         return self.layers.compute_dtype
 
 
 KEYS = ("target", "decoder", "bridge", "attention", "readout", "output")
-"""What ``init`` takes a key for."""
+"""Names of the keys that ``init`` takes."""
 
 
 class Memory(NamedTuple):
-    """What is known.  summary: m [batch, units].  places: None without attention."""
+    """The input of the decoder.  summary: m [batch, units].  places: None without attention."""
 
     summary: Array
     places: attention.Memory | None
 
 
 Carry = tuple[Array, ...]
-"""Of each layer of the decoder."""
+"""One array per layer of the decoder."""
 Choose = Callable[[Array, Any], Array]
-"""(weights [rows, places], number of the step) -> those that a context is made with; for input feeding only."""
+"""(weights [rows, places], step number) -> the weights that the context uses.
+
+For input feeding only.
+"""
 
 
 def init(cfg: Config, keys: dict[str, Array], gate: Array | None = None) -> Params:
     """{"target": {"embedding"}, "decoder": {"layer_0": see ``zoo.parts.recurrence``, ...}, ...}.
 
-    keys: those of KEYS.  gate: a gate's key.
-    "bridge": {"layer_0": {"kernel", "bias"}, ...} from m to s_0, "attention": see ``zoo.parts.attention.init``, with a gate also
-    "gate": {"kernel", "bias"}; "readout": {"kernel" (of s, c, E y, in this order), "bias"}, "output": {"kernel" [features,
-    vocabulary], "bias"}; tied models have no such kernel.
+    keys: one for each name in KEYS.  gate: the key of a gate; None: no gate.
+    "bridge": {"layer_0": {"kernel", "bias"}, ...}, from m to s_0
+    "attention": see ``zoo.parts.attention.init``; with a gate, also "gate": {"kernel", "bias"}
+    "readout": {"kernel", "bias"}, with inputs s, c, E y in this order
+    "output": {"kernel" [features, vocabulary], "bias"}; tied models have no kernel here
     """
     units = cfg.layers.units
     sizes = [recurrence.carry_size(cfg.layers.cell, size) for size in units]
@@ -126,7 +133,10 @@ def init(cfg: Config, keys: dict[str, Array], gate: Array | None = None) -> Para
 def start(
     cfg: Config, params: Params, annotations: Array, mask: Array, summary: Array
 ) -> tuple[Memory, Carry]:
-    """The memory of annotations [batch, places, units], mask [batch, places], m [batch, units]; and the carry before any step."""
+    """The memory and the initial carry.
+
+    annotations [batch, places, units], mask [batch, places], summary m [batch, units].
+    """
     places = None
     if cfg.attention is not None:
         places = attention.precompute_keys(
@@ -147,9 +157,10 @@ def step(
     memory: Memory,
     choose: Choose | None = None,
 ) -> tuple[Carry, Array]:
-    """One token [rows] of each sequence: the carry after it, and logits [rows, vocabulary] of the next.
+    """Reads one token [rows] of each sequence.
 
-    rows: batch of the memory, or a multiple: as many sequences of the same example, side by side.
+    Returns the next carry, and the logits [rows, vocabulary] of the next token.
+    rows: the memory's batch size, or a multiple of it: several sequences per example, side by side.
     """
     embedded = look_up(params["target"], inputs)
     context = jnp.repeat(memory.summary, inputs.shape[0] // memory.summary.shape[0], axis=0)
@@ -157,7 +168,7 @@ def step(
     if cfg.input_feeding:
         if memory.places is not None:
             query = recurrence.output_of(cfg.layers.cell, carry[0])
-            context, _ = _look(
+            context, _ = _attend(
                 cfg,
                 params,
                 memory.places,
@@ -167,7 +178,7 @@ def step(
         x = jnp.concatenate([embedded.astype(context.dtype), context], axis=-1)
     after, x = recurrent_layers.step(cfg.layers, params["decoder"], carry, x)
     if memory.places is not None and not cfg.input_feeding:
-        context, _ = _look(cfg, params, memory.places, x)
+        context, _ = _attend(cfg, params, memory.places, x)
     return after, _read_out(cfg, params, x, context, embedded, None)[0]
 
 
@@ -180,9 +191,11 @@ def unroll(
     keys: Sequence[Array | None],
     choose: Choose | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """All tokens [batch, time]: logits [batch, time, vocabulary]; and "hidden", "readout" [batch, time, units].
+    """Reads all tokens [batch, time].
 
-    With attention also "attention" [batch, time, places], whose rows sum to one, and "looked", what ``choose`` made of it.
+    Returns logits [batch, time, vocabulary], and the intermediates "hidden" and "readout"
+    [batch, time, units].  With attention also "attention" [batch, time, places], whose rows sum to
+    one; with ``choose`` also "looked", the weights that it returns.
     keys: three, for dropout.
     """
     require_shape("target", inputs, (memory.summary.shape[0], "time"))
@@ -201,7 +214,9 @@ def unroll(
             cfg.layers, layers, carry, embedded, None, between[1:]
         ).outputs
         if memory.places is not None:
-            flat, weights = _look(cfg, params, memory.places, hidden.reshape(-1, hidden.shape[-1]))
+            flat, weights = _attend(
+                cfg, params, memory.places, hidden.reshape(-1, hidden.shape[-1])
+            )
             context = flat.reshape(context.shape)
             weights = {
                 name: leaf.reshape(*embedded.shape[:2], -1) for name, leaf in weights.items()
@@ -229,19 +244,22 @@ def _at(choose: Choose, index: Any, weights: Array) -> Array:
     return choose(weights, index)
 
 
-def _look(
+def _attend(
     cfg: Config,
     params: Params,
     places: attention.Memory,
     query: Array,
     choose: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Contexts [rows, ...] of queries [rows, ...], several for each row of the memory; and the weights, see ``unroll``."""
-    assert cfg.attention is not None  # or there were no places
-    looking, batch = params.get("attention", {}), places.mask.shape[0]
+    """Contexts [rows, ...] of queries [rows, ...], and the weights, see ``unroll``.
+
+    rows: the memory's batch size, or a multiple of it.
+    """
+    assert cfg.attention is not None  # otherwise there is no attention memory
+    attention_params, batch = params.get("attention", {}), places.mask.shape[0]
     queries = query.reshape(batch, -1, query.shape[-1])
     weights = attention.attention_weights(
-        cfg.attention, looking, places, queries, cfg.compute_dtype
+        cfg.attention, attention_params, places, queries, cfg.compute_dtype
     )
     used = (
         weights
@@ -249,23 +267,25 @@ def _look(
         else choose(weights.reshape(query.shape[0], -1)).reshape(weights.shape)
     )
     context = attention.context(places, used, cfg.compute_dtype).reshape(query.shape[0], -1)
-    seen = {"attention": weights} | ({} if choose is None else {"looked": used})
-    if "gate" in looking:
-        opened = jax.nn.sigmoid(at_least_float32(dense(looking["gate"], query, cfg.compute_dtype)))
-        context = context * jnp.broadcast_to(opened, context.shape)
-    return context, {name: leaf.reshape(query.shape[0], -1) for name, leaf in seen.items()}
+    arrays = {"attention": weights} | ({} if choose is None else {"looked": used})
+    if "gate" in attention_params:
+        gate = jax.nn.sigmoid(
+            at_least_float32(dense(attention_params["gate"], query, cfg.compute_dtype))
+        )
+        context = context * jnp.broadcast_to(gate, context.shape)
+    return context, {name: leaf.reshape(query.shape[0], -1) for name, leaf in arrays.items()}
 
 
 def _read_out(
     cfg: Config, params: Params, hidden: Array, context: Array, embedded: Array, key: Array | None
 ) -> tuple[Array, Array]:
-    """Logits and t, of [..., units] each."""
-    together = jnp.concatenate(
+    """Logits and t of inputs [..., units]."""
+    inputs = jnp.concatenate(
         [hidden, context.astype(hidden.dtype), embedded.astype(hidden.dtype)], axis=-1
     )
     read = jnp.tanh(
         at_least_float32(
-            dense(params["readout"], together.reshape(-1, together.shape[-1]), cfg.compute_dtype)
+            dense(params["readout"], inputs.reshape(-1, inputs.shape[-1]), cfg.compute_dtype)
         )
     )
     read = dropout(read.reshape(*hidden.shape[:-1], -1), cfg.dropout, key)
@@ -282,19 +302,23 @@ def _unroll_attending(
     embedded: Array,
     choose: Choose | None,
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """The first layer, whose contexts depend on its own states: its outputs, contexts and weights [batch, time, ...]."""
+    """The first layer, step by step, because its contexts depend on its own previous states.
+
+    Returns its outputs, contexts and weights [batch, time, ...].
+    """
     layer = params["decoder"]["layer_0"]
+    # The kernel is split so that the projection of all tokens is one product before the loop.
     kernel, bias = layer["input"]["kernel"], layer["input"]["bias"]
     of_token = {"input": {"kernel": kernel[: cfg.features], "bias": bias}}
     of_context = {"input": {"kernel": kernel[cfg.features :], "bias": jnp.zeros_like(bias)}}
 
     def body(
-        carry: Array, at: tuple[Array, Array]
+        carry: Array, xs: tuple[Array, Array]
     ) -> tuple[Array, tuple[Array, Array, dict[str, Array]]]:
-        projected, index = at
-        chosen = None if choose is None else functools.partial(_at, choose, index)
-        context, weights = _look(
-            cfg, params, places, recurrence.output_of(cfg.layers.cell, carry), chosen
+        projected, index = xs
+        choose_now = None if choose is None else functools.partial(_at, choose, index)
+        context, weights = _attend(
+            cfg, params, places, recurrence.output_of(cfg.layers.cell, carry), choose_now
         )
         projected = projected + recurrence.project(
             of_context, context, compute_dtype=cfg.compute_dtype

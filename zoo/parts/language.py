@@ -1,6 +1,7 @@
-"""What language models share: vectors of tokens, the loss of the next token, and text that they write themselves.
+"""Shared by language models: token embeddings, the loss of the next token, and generation.
 
-They are models of the zoo whose inputs are tokens [batch, time], and that also offer ``unroll`` and ``step`` from a carry.
+A language model is a model of the zoo with inputs tokens [batch, time] that also has ``unroll`` and
+``step``, which start from a carry.
 """
 
 import functools
@@ -18,18 +19,21 @@ from zoo.parts.decode import sample
 from zoo.parts.layers import mask_of_steps, summed
 
 EXAMPLE_STEPS = 8
-"""Tokens of an example; a model takes any number."""
+"""Number of tokens of an example; models accept any number."""
 
 
 def init_embedding(key: Array, vocabulary: int, features: int) -> Params:
-    """{"embedding" [vocabulary, features]}: normal, each token's vector of about unit length."""
+    """{"embedding" [vocabulary, features]}: normal, so that each row has about unit length."""
     require_integer("vocabulary", vocabulary)
     require_integer("features", features)
     return {"embedding": jax.random.normal(key, (vocabulary, features)) / jnp.sqrt(float(features))}
 
 
 def init_uniform(key: Array, params: Params, scale: float) -> Params:
-    """Parameters of these shapes, all uniform in -scale .. scale.  Raises ValueError unless that is 0 or more."""
+    """Parameters of these shapes, uniform between -scale and scale.
+
+    Raises ValueError if scale is negative.
+    """
     require_real("scale", scale)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
@@ -41,7 +45,7 @@ def init_uniform(key: Array, params: Params, scale: float) -> Params:
 
 
 def look_up(params: Params, tokens: Array) -> Array:
-    """Each token's vector [..., features].  Raises ValueError unless tokens are integers."""
+    """The embeddings [..., features] of tokens.  Raises ValueError unless tokens are integers."""
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"inputs: {tokens.dtype}, expected tokens, which are integers (preprocess='none')"
@@ -52,10 +56,13 @@ def look_up(params: Params, tokens: Array) -> Array:
 def next_token_loss(
     logits: Float[Array, "batch time vocabulary"], batch: Batch, carry: Any, smoothing: float = 0.0
 ) -> tuple[Array, Aux]:
-    """-log p of each target token, summed over unmasked ones, and the carry, which gradients do not go back through.
+    """-log p of the targets, summed over unmasked tokens, with the carry in Aux.
 
-    batch: targets [batch, time]; mask [batch, time], or [batch] where all are equally long.
-    smoothing: the target is that token with probability 1 - smoothing, else any one (Szegedy et al. 2016, section 7).
+    Gradients do not flow through the carry.
+    batch: targets [batch, time]; mask [batch, time], or [batch] if all sequences have the same
+    length.
+    smoothing: the target is this token with probability 1 - smoothing, otherwise a token drawn
+    uniformly (Szegedy et al. 2016, section 7).
     """
     total, aux = summed(
         token_losses(logits, batch, smoothing), mask_of_steps(batch["mask"], logits.shape[:2])
@@ -66,7 +73,7 @@ def next_token_loss(
 def token_losses(
     logits: Float[Array, "batch time vocabulary"], batch: Batch, smoothing: float = 0.0
 ) -> Float[Array, "batch time"]:
-    """What ``next_token_loss`` sums; where the mask is False it means nothing, and has no gradient."""
+    """The terms of ``next_token_loss``.  Masked values are undefined and have no gradient."""
     require_real("smoothing", smoothing, below=1.0)
     require_shape("targets", batch["targets"], logits.shape[:2])
     return _losses(
@@ -88,9 +95,10 @@ def _losses(smoothing: float, logits: Array, targets: Array, mask: Array) -> Arr
 def _losses_and_their_tangents(
     smoothing: float, primals: tuple[Array, Array, Array], tangents: tuple[Array, Any, Any]
 ) -> tuple[Array, Array]:
-    """The gradient is softmax minus target, zero where the mask is False, in one pass over what the loss has computed.
+    """The losses and their tangents, which share the exponentials.
 
-    Differentiated by jax it scatters into the softmax, which takes twice as long to compile.
+    The gradient is softmax minus target, zero where the mask is False.  The one that JAX
+    derives scatters into the softmax, which takes twice as long to compile.
     """
     logits, targets, mask = primals
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -110,7 +118,10 @@ def _losses_and_their_tangents(
 
 
 def example_tokens(key: Array, batch_size: int, vocabulary: int) -> Batch:
-    """A batch of random tokens [batch, EXAMPLE_STEPS] of texts of different lengths, of which every other one goes on."""
+    """A batch of random tokens [batch, EXAMPLE_STEPS] of different lengths.
+
+    Every other row continues the previous batch.
+    """
     tokens_key, length_key = jax.random.split(key)
     tokens = jax.random.randint(tokens_key, (batch_size, EXAMPLE_STEPS + 1), 0, vocabulary)
     lengths = jax.random.randint(length_key, (batch_size, 1), EXAMPLE_STEPS // 2, EXAMPLE_STEPS + 1)
@@ -135,14 +146,18 @@ def generate(
     top_k: int | None = None,
     suppressed: tuple[int, ...] = (),
 ) -> Int[Array, "batch length"]:
-    """Tokens that go on from a prompt of one token or more, each drawn given all before: one compiled loop.
+    """Continues a prompt of at least one token, in one compiled loop.
 
-    module: a language model.  key: one for each row.  temperature: logits are divided by it; 0 takes the most probable token.
-    top_k: draw among so many most probable tokens only; None among all.  suppressed: tokens that are never drawn, such as <unk>.
-    Raises ValueError for a prompt without a token, and what ``zoo.parts.decode.sample`` raises.
+    Each token is drawn given all previous ones.
+    module: a language model.  key: one per row.
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: draw from the k most probable tokens only; None: from all.
+    suppressed: tokens that are never drawn, such as <unk>.
+    Raises ValueError for an empty prompt, and the errors of ``zoo.parts.decode.sample``.
     """
     require_argument("prompt", prompt.shape[1], lambda tokens: tokens >= 1, "one token or more")
-    # Before it is compiled: there, what is no integer cannot be compared, and the temperature is traced.
+    # Checked here, before compilation: in there a length that is no integer fails with an obscure
+    # error, and the temperature is traced.
     require_integer("length", length)
     require_real("temperature", temperature)
     return _generate(

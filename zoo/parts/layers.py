@@ -1,4 +1,7 @@
-"""Pure building blocks that several models share: initialisers, activations, dense and convolutional layers, dropout, losses."""
+"""Building blocks that several models share, all pure functions.
+
+Initialisers, activations, dense and convolutional layers, dropout, losses.
+"""
 
 import functools
 import math
@@ -38,18 +41,21 @@ NATURAL_OBJECTIVE: dict[Output, Objective] = {
     "logistic": "cross_entropy",
     "linear": "squared_error",
 }
-"""The objective whose gradient at the logits is outputs - targets (the canonical link of each output)."""
+"""The objective whose gradient at the logits is outputs - targets (the canonical link)."""
 
 TARGET_ROWS: dict[Output, Literal["numbers", "probabilities", "distribution"]] = {
     "softmax": "distribution",
     "logistic": "probabilities",
     "linear": "numbers",
 }
-"""What the targets of each output may be beside classes: see ``zoo.base.Targets``."""
+"""The kinds of targets, other than classes, that each output accepts: see ``zoo.base.Targets``."""
 
 
 def activate(name: Activation, x: Array) -> Array:
-    """The nonlinearity, elementwise.  lecun_tanh is 1.7159 tanh(2x/3) (LeCun et al. 1998, Efficient BackProp, section 4.4)."""
+    """Applies the nonlinearity elementwise.
+
+    lecun_tanh: 1.7159 tanh(2x/3) (LeCun et al. 1998, Efficient BackProp, section 4.4).
+    """
     require_one_of("name", name, ACTIVATIONS)
     match name:
         case "relu":
@@ -65,7 +71,10 @@ def activate(name: Activation, x: Array) -> Array:
 
 
 def init_layer(key: Array, shape: Sizes, initializer: Initializer, gain: float = 1.0) -> Params:
-    """Kernel [*window, in, out] of this shape drawn by ``initializer`` times ``gain``, bias [out] zero.  Dense: no window."""
+    """A kernel [*window, in, out] drawn by ``initializer`` times ``gain``, and a zero bias [out].
+
+    shape: that of the kernel; a dense layer has no window.
+    """
     require_one_of("initializer", initializer, INITIALIZERS)
     require_argument("gain", gain, math.isfinite, "a finite number")
     draw = getattr(jax.nn.initializers, initializer)()
@@ -75,7 +84,7 @@ def init_layer(key: Array, shape: Sizes, initializer: Initializer, gain: float =
 def dense(
     params: Params, x: Float[Array, "*batch in"], compute_dtype: ComputeDtype = None
 ) -> Float[Array, "*batch out"]:
-    """x W + b, in ``compute_dtype`` or else in the parameters' own type."""
+    """x W + b, in ``compute_dtype`` if given, otherwise in the parameters' type."""
     kernel, bias = params["kernel"], params["bias"]
     dtype = compute_dtype or kernel.dtype
     outputs = x.astype(dtype) @ kernel.astype(dtype)
@@ -87,7 +96,8 @@ def conv(
 ) -> Array:
     """Cross-correlation of x [batch, *space, in] with kernel [*window, in, out], plus bias [out].
 
-    The kernel is not flipped, as everywhere in this field: ``flip`` it to get what mathematics and Matlab call a convolution.
+    The kernel is not flipped, as usual in deep learning.  ``flip`` it for a convolution in the
+    sense of mathematics and Matlab.
     """
     kernel, bias = params["kernel"], params["bias"]
     dtype = compute_dtype or kernel.dtype
@@ -98,16 +108,17 @@ def conv(
 def flip(kernel: Array) -> Array:
     """Kernel [*window, in, out] reversed along its window.
 
-    The review slides (EQ1, EQ2) and the Matlab code convolve with ``convn``, which reverses it (``zoo.parts.matlab``):
-    ``convn(x, k, 'valid')`` is the convolution here with ``flip(k)``.  Its gradients are ``convn`` as well: with respect to the
-    inputs the 'full' convolution of the error with the reversed k, and with respect to k the 'valid' convolution of the reversed
-    inputs with the error.
+    The review slides (EQ1, EQ2) and the Matlab code convolve with ``convn``, which reverses the
+    kernel (``zoo.parts.matlab``): ``convn(x, k, 'valid')`` is this convolution with ``flip(k)``.
+    Its gradients can also be written with ``convn``: with respect to the inputs, the 'full'
+    convolution of the error with the reversed k; with respect to k, the 'valid' convolution of the
+    reversed inputs with the error.
     """
     return jnp.flip(kernel, range(kernel.ndim - 2))
 
 
 def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, " batch"] | None]:
-    """``count`` independent arrays of keys [batch] from one; Nones from None."""
+    """Derives ``count`` independent key arrays [batch] from one; for None, a list of Nones."""
     require_integer("count", count, at_least=0)
     if key is None:
         return [None] * count
@@ -115,7 +126,10 @@ def split_keys(key: Key[Array, " batch"] | None, count: int) -> list[Key[Array, 
 
 
 def uniforms(key: Key[Array, " batch"], units: int) -> Float[Array, "batch units"]:
-    """Numbers between 0 and 1 in steps of 2^-16, a row for each key: two of each word of random bits, as these cost most."""
+    """Uniform numbers between 0 and 1 in steps of 2^-16, one row per key.
+
+    Random bits are the main cost, so each 32-bit word provides two numbers.
+    """
     require_integer("units", units)
 
     def row(key: Array) -> Array:
@@ -128,15 +142,16 @@ def uniforms(key: Key[Array, " batch"], units: int) -> Float[Array, "batch units
 def bernoulli(
     key: Key[Array, " batch"], probability: Float[Array, "batch units"]
 ) -> Float[Array, "batch units"]:
-    """1 with this probability (to within 2^-17), else 0, in the same type; a key for each row."""
+    """1 with this probability (to within 2^-17), otherwise 0, in the same type; one key per row."""
     return (uniforms(key, probability.shape[-1]) < probability).astype(probability.dtype)
 
 
 def dropout(x: Array, rate: float, key: Key[Array, " batch"] | None) -> Array:
-    """Drops each unit with probability ``rate`` and divides the others by 1 - rate (Srivastava et al. 2014, section 10).
+    """Drops each unit with probability ``rate`` and divide the others by 1 - rate.
 
-    The expected activation is then the deterministic one, so evaluation (key=None) uses ``x`` as it is.
-    x [batch, ...]; key: one for each example.  Raises ValueError unless 0 <= rate < 1.
+    The expected activation then equals the deterministic one, so evaluation (key=None) uses ``x``
+    unchanged (Srivastava et al. 2014, section 10).
+    x [batch, ...]; key: one per example.  Raises ValueError unless 0 <= rate < 1.
     """
     require_real("rate", rate, below=1.0)
     if key is None or rate == 0:
@@ -146,18 +161,20 @@ def dropout(x: Array, rate: float, key: Key[Array, " batch"] | None) -> Array:
 
 
 def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | None) -> Array:
-    """What a denoising autoencoder sees of clean units (Vincent et al. 2008, 2010); at key=None the clean ones.
+    """Corrupts the inputs of a denoising autoencoder (Vincent et al. 2008, 2010).
 
-    mask, salt_pepper: each unit is, with probability ``level``, set to 0, or to 0 or 1 alike; nothing makes up for it.
-    gaussian: a normal number of deviation ``level`` is added to each.
-    x [batch, ...]; key: one for each example.  Raises ValueError for another noise or level.
+    mask: each unit is set to 0 with probability ``level``; the others are not rescaled.
+    salt_pepper: each unit is replaced with probability ``level``, by 0 or 1 with equal probability.
+    gaussian: adds normal noise with standard deviation ``level``.
+    x [batch, ...]; key: one per example; None returns x.
+    Raises ValueError for an unknown noise or an invalid level.
     """
     require_one_of("noise", noise, NOISES)
     require_real("level", level, below=math.inf if noise == "gaussian" else 1.0)
     if key is None or noise == "none":
         return x
     if noise == "gaussian":
-        x = x.astype(jnp.result_type(x, float))  # of integers
+        x = x.astype(jnp.result_type(x, float))  # x may hold integers
         return x + level * jax.vmap(
             functools.partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype)
         )(key)
@@ -167,7 +184,7 @@ def corrupt(x: Array, noise: Noise, level: float, key: Key[Array, " batch"] | No
 
 
 def output_activation(output: Output, logits: Array) -> Array:
-    """What the output units say: class probabilities (softmax), independent probabilities (logistic), or the logits."""
+    """Class probabilities (softmax), independent ones (logistic), or the logits (linear)."""
     require_one_of("output", output, OUTPUTS)
     match output:
         case "softmax":
@@ -179,9 +196,9 @@ def output_activation(output: Output, logits: Array) -> Array:
 
 
 def supervised_outputs(output: Output, objective: Objective | None, units: int) -> Outputs:
-    """A Config's property ``outputs``, of ``units`` units whose loss is ``supervised_loss``.
+    """The property ``outputs`` of a Config with ``units`` output units and ``supervised_loss``.
 
-    Targets are classes, or values in the range of the units themselves.
+    Targets are classes, or values in the range of the output units.
     """
     likelihood = output == "softmax" and (objective or NATURAL_OBJECTIVE[output]) == "cross_entropy"
     return Outputs("targets", Targets(units, TARGET_ROWS[output]), likelihood)
@@ -190,9 +207,9 @@ def supervised_outputs(output: Output, objective: Objective | None, units: int) 
 def output_losses(
     output: Output, objective: Objective, logits: Float[Array, "batch out"], targets: Array
 ) -> Array:
-    """Loss of each example [batch], summed over output units.
+    """The loss of each example [batch], summed over output units.
 
-    cross_entropy: -sum t log y for softmax, with -sum (1-t) log(1-y) added for logistic outputs.
+    cross_entropy: -sum t log y for softmax; logistic outputs add -sum (1-t) log(1-y).
     squared_error: 1/2 sum (y - t)^2.
     targets: classes [batch] (integers), or [batch, out] (0/1 or real).
     """
@@ -212,7 +229,7 @@ def output_losses(
 
 
 def require_objective(cfg: Any, output: Output, objective: Objective | None) -> None:
-    """Raises ValueError for the Config ``cfg`` whose objective is not one of its output's."""
+    """Raises ValueError if the Config ``cfg`` has an objective that its output does not support."""
     linear = output == "linear" and objective == "cross_entropy"
     require(not linear, cfg, "objective", "'squared_error' or None for linear outputs")
 
@@ -220,9 +237,9 @@ def require_objective(cfg: Any, output: Output, objective: Objective | None) -> 
 def supervised_loss(
     output: Output, objective: Objective | None, logits: Float[Array, "batch out"], batch: Batch
 ) -> tuple[Array, Aux]:
-    """Summed loss over unmasked examples; objective: None is the natural one of the output.
+    """The loss summed over unmasked examples; objective: None is the output's natural objective.
 
-    Metrics: "accuracy" where targets are classes, "squared_error" (summed over outputs) where outputs are linear.
+    Metrics: "accuracy" for class targets, "squared_error" (summed over outputs) for linear outputs.
     batch: mask [batch], targets: classes [batch] (integers) or [batch, out] (0/1 or real).
     """
     targets = batch["targets"]
@@ -241,9 +258,9 @@ def supervised_loss(
 
 
 def require_noise(cfg: Any, noise: Noise, level: Any) -> None:
-    """Raises ValueError unless ``level``, the field noise_level of a Config, is a number that its noise allows."""
+    """Raises ValueError unless ``level``, the Config's noise_level, is valid for its noise."""
     if noise == "none":
-        # A level alone is a kind forgotten.
+        # A level without noise means that the user forgot to choose the noise.
         require(
             level == 0,
             cfg,
@@ -264,9 +281,10 @@ def require_noise(cfg: Any, noise: Noise, level: Any) -> None:
 def reconstruction_loss(
     output: Output, objective: Objective | None, logits: Array, clean: Array, mask: Array
 ) -> tuple[Array, Aux]:
-    """Summed loss over unmasked examples against the clean inputs themselves; objective: None is the natural one.
+    """The reconstruction loss against the clean inputs, summed over unmasked examples.
 
-    Metric "reconstruction_error": the squared difference, summed over units.  logits, clean [batch, ...]; mask [batch].
+    objective: None is the output's natural objective.  logits, clean [batch, ...]; mask [batch].
+    Metric "reconstruction_error": the squared difference, summed over units.
     """
     logits, clean = (at_least_float32(x.reshape(x.shape[0], -1)) for x in (logits, clean))
     losses = output_losses(output, objective or NATURAL_OBJECTIVE[output], logits, clean)
@@ -275,7 +293,7 @@ def reconstruction_loss(
 
 
 def example_reconstructed(output: Output, key: Array, inputs: Sizes) -> Batch:
-    """Random bits of this shape [batch, ...], normal numbers for linear outputs; no targets."""
+    """Random bits of shape [batch, ...], or normal numbers for linear outputs; no targets."""
     values = (
         jax.random.normal(key, inputs)
         if output == "linear"
@@ -285,7 +303,10 @@ def example_reconstructed(output: Output, key: Array, inputs: Sizes) -> Batch:
 
 
 def example_supervised(output: Output, key: Array, inputs: Sizes, units: int) -> Batch:
-    """Uniform inputs of this shape [batch, ...]; random classes [batch], or normal targets [batch, units] for linear outputs."""
+    """Uniform inputs of shape [batch, ...] with random targets.
+
+    Targets are classes [batch], or normal numbers [batch, units] for linear outputs.
+    """
     input_key, target_key = jax.random.split(key)
     if output == "linear":
         targets = jax.random.normal(target_key, (inputs[0], units))
@@ -300,10 +321,11 @@ def example_supervised(output: Output, key: Array, inputs: Sizes, units: int) ->
 
 @jax.custom_jvp
 def add_gradient(value: Array, surrogate: Array) -> Array:
-    """``value`` exactly, but with the gradient of value + surrogate, of the same shape and type.
+    """``value``, unchanged, with the gradient of value + surrogate (same shape and type).
 
-    For an objective whose gradient is estimated by that of something else.  value + surrogate - stop_gradient(surrogate) loses
-    the value where the surrogate is large, and makes it NaN where that is infinite.
+    For an objective whose gradient is estimated by that of a surrogate.  The usual
+    value + surrogate - stop_gradient(surrogate) loses digits of the value where the surrogate is
+    large, and gives NaN where it is infinite.
     """
     return value
 
@@ -316,10 +338,11 @@ def _add_gradient(
 
 
 def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[Array, Aux]:
-    """Sums per-item losses and metrics over unmasked items: the total and its Aux, as the contract asks.
+    """Sums per-item losses and metrics over unmasked items: the total and Aux of the contract.
 
-    Padding is replaced, not multiplied by zero, so that whatever it holds (NaN too) stays out.
-    losses, mask and metrics have the same shape, [batch] or [batch, time].  Raises ValueError when the mask has another.
+    Padding is replaced, not multiplied by zero, so that its values (even NaN) do not matter.
+    losses, mask and metrics have the same shape, [batch] or [batch, time].
+    Raises ValueError if the mask has another shape.
     """
     require_shape("mask", mask, losses.shape)
     count = jnp.sum(mask, dtype=losses.dtype)
@@ -333,11 +356,14 @@ def summed(losses: Array, mask: Bool[Array, "..."], **metrics: Array) -> tuple[A
 
 
 def mask_of_steps(mask: Array, shape: tuple[int, ...]) -> Array:
-    """A mask [batch, time]; of one [batch] all steps of each row are there where it is.  Raises ValueError for other shapes."""
+    """The mask as [batch, time]; a mask [batch] applies to all steps of a row.
+
+    Raises ValueError for other shapes.
+    """
     require_shape("mask", mask, shape[:1] if mask.ndim == 1 else shape)
     return jnp.broadcast_to(mask[:, None], shape) if mask.ndim == 1 else mask
 
 
 def at_least_float32(x: Array) -> Array:
-    """x in float32, or in its own type if that is wider: what softmax, losses and reductions run in."""
+    """x in float32, or in its own type if wider: the type for softmax, losses and reductions."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,7 +1,8 @@
-"""How probable data are under a restricted Boltzmann machine: log p(v) = -F(v) - log Z.
+"""The likelihood of a restricted Boltzmann machine: log p(v) = -F(v) - log Z.
 
-The partition function Z sums over all states of both layers.  The sum over one of them is known, so small machines can be
-enumerated; for others annealed importance sampling estimates it (Neal 2001; Salakhutdinov and Murray 2008).
+The partition function Z sums over all states of both layers.  The sum over one layer has a closed
+form, so Z of a small machine can be computed by enumerating the states of the other.  For larger
+machines, annealed importance sampling estimates it (Neal 2001; Salakhutdinov and Murray 2008).
 """
 
 import functools
@@ -20,11 +21,15 @@ from zoo.parts.checking import require_integer, require_range, require_shape
 
 MOST_ENUMERATED = 25
 CHUNK = 2**12
-"""States enumerated at a time."""
+"""Number of states enumerated at a time."""
 
 
 class Estimate(NamedTuple):
-    """log_partition: of Z.  standard_error: of that.  log_weights [chains]: their mean weight is Z over the base's."""
+    """An estimate of log Z.
+
+    log_partition: log Z.  standard_error: that of log_partition.
+    log_weights [chains]: log importance weights; their mean weight estimates Z / Z_base.
+    """
 
     log_partition: Array
     standard_error: Array
@@ -48,47 +53,52 @@ def _enumerated(cfg: rbm.Config) -> str | None:
 
 @jax.jit
 def exact_log_partition(cfg: rbm.Config, params: Params) -> Float[Array, ""]:
-    """Log Z, by enumeration of the smaller layer: 2^25 states of it take minutes on a CPU.
+    """Log Z by enumeration of the smaller layer; 2^25 states take minutes on a CPU.
 
-    Raises ValueError unless a layer has at most MOST_ENUMERATED units, Bernoulli ones.
+    Raises ValueError unless one layer has at most MOST_ENUMERATED units, all Bernoulli.
     """
     layer = _enumerated(cfg)
     if layer is None:
         sizes = f"{cfg.visible} {cfg.visible_units} and {cfg.hidden} {cfg.hidden_units}"
         raise ValueError(
-            f"{sizes} units, allowed for an exact partition function: a layer of {MOST_ENUMERATED} bernoulli units or fewer"
+            f"{sizes} units, allowed for an exact partition function: "
+            f"a layer of {MOST_ENUMERATED} bernoulli units or fewer"
         )
     if layer == "visible":
-        kernel, own, other, units = (
+        kernel, bias, other_bias, units = (
             params["kernel"],
             params["visible_bias"],
             params["bias"],
             cfg.hidden_units,
         )
     else:
-        kernel, own, other, units = (
+        kernel, bias, other_bias, units = (
             params["kernel"].T,
             params["bias"],
             params["visible_bias"],
             cfg.visible_units,
         )
-    count, chunk = 2 ** len(own), min(2 ** len(own), CHUNK)
+    count, chunk = 2 ** len(bias), min(2 ** len(bias), CHUNK)
 
     def log_sum(index: Array) -> Array:
         numbers = index * chunk + jnp.arange(chunk)
-        states = ((numbers[:, None] >> jnp.arange(len(own))[None]) & 1).astype(kernel.dtype)
-        normalizers = jnp.sum(rbm.log_normalizer(units, other[None] + states @ kernel), axis=-1)
-        return jax.nn.logsumexp(states @ own + normalizers)
+        states = ((numbers[:, None] >> jnp.arange(len(bias))[None]) & 1).astype(kernel.dtype)
+        normalizers = jnp.sum(
+            rbm.log_normalizer(units, other_bias[None] + states @ kernel), axis=-1
+        )
+        return jax.nn.logsumexp(states @ bias + normalizers)
 
-    # Summed in the end, not one after the other: thousands of roundings of a log near 1,000 would make hundredths of a nat.
+    # One logsumexp at the end.  Adding the chunks one by one would round a log near 1,000 thousands
+    # of times, an error of hundredths of a nat.
     return jax.nn.logsumexp(jax.lax.map(log_sum, jnp.arange(count // chunk)))
 
 
 def base_rates(cfg: rbm.Config, means: Float[Array, " visible"]) -> Float[Array, " visible"]:
-    """Visible biases of a machine without hidden units that knows each unit's mean over the training data, and no more.
+    """Visible biases of a machine without hidden units that has these means.
 
-    Bernoulli means are smoothed, as if a twentieth more data were there, half on, half off: S&M's own program does likewise.
-    Raises ValueError for another number of means and, where they are concrete, for Bernoulli ones outside of 0 to 1.
+    means: mean of each unit over the training data.  Bernoulli means are smoothed by adding 5% of
+    data, half on and half off, as in the program of Salakhutdinov and Murray.
+    Raises ValueError for a wrong number of means, and for concrete Bernoulli means outside 0 to 1.
     """
     require_shape("means", means, (cfg.visible,))
     if cfg.input_range is not None and not isinstance(means, Tracer):
@@ -108,17 +118,23 @@ def annealed_log_partition(
     temperatures: int | Array = 1000,
     base: Float[Array, " visible"],
 ) -> Estimate:
-    """Log Z and its standard error by annealed importance sampling: all chains at once, one Gibbs step at each temperature.
+    """Log Z and its standard error by annealed importance sampling.
 
-    The chains start as independent visible units of biases ``base`` and end at the machine; between them (S&M, equations 15-18):
+    All chains run in parallel, with one Gibbs step at each temperature.  They start from
+    independent visible units with biases ``base`` and end at the machine.  The distributions in
+    between (Salakhutdinov and Murray 2008, equations 15-18):
 
-        log p_beta(v) = -Q(v) + ((1 - beta) base + beta b) v + sum_j log_normalizer(beta (c + v W)_j)
+        log p_beta(v) = -Q(v) + ((1 - beta) base + beta b) v
+                        + sum_j log_normalizer(beta (c + v W)_j)
 
-    base: the training data's ``base_rates``; from other ones, such as the machine's own biases, chains miss what matters by tens
-        of nats without a sign of it.
-    temperatures: number of inverse temperatures between 0 and 1; more of them are nearer, in proportion to the time they take.
-    The standard error is that of the mean weight (delta method); it knows nothing of what no chain has found.
-    Raises ValueError for fewer chains than two, which have no standard error, no temperatures, and another shape of the base.
+    base: ``base_rates`` of the training data.  With others, such as the machine's own biases, the
+        estimate can be wrong by tens of nats with no sign of it.
+    temperatures: number of inverse temperatures between 0 and 1.  More are more accurate, and time
+        is proportional to their number.
+    The standard error is that of the mean weight (delta method); it does not account for modes that
+    no chain has reached.
+    Raises ValueError for fewer than two chains, which have no standard error, for less than one
+    temperature, and for a wrong shape of ``base``.
     """
     require_integer("chains", chains, at_least=2)
     require_integer("temperatures", temperatures)
@@ -135,9 +151,9 @@ def _anneal(
     base = base.astype(kernel.dtype)
 
     def log_probability(beta: Array, visible: Array, field: Array) -> Array:
-        """But for Q(v), which all temperatures share."""
-        own = visible @ ((1 - beta) * base + beta * visible_bias)
-        return own + jnp.sum(rbm.log_normalizer(cfg.hidden_units, beta * field), axis=-1)
+        """Without Q(v), which is the same at all temperatures."""
+        visible_term = visible @ ((1 - beta) * base + beta * visible_bias)
+        return visible_term + jnp.sum(rbm.log_normalizer(cfg.hidden_units, beta * field), axis=-1)
 
     def anneal(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         visible, log_weights = state
@@ -146,9 +162,9 @@ def _anneal(
         log_weights += log_probability(colder, visible, field) - log_probability(
             beta, visible, field
         )
-        each = jax.vmap(jax.random.fold_in, (0, None))(keys, index + 1)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index + 1)
         hidden_keys, visible_keys = (
-            jax.vmap(jax.random.fold_in, (0, None))(each, layer)
+            jax.vmap(jax.random.fold_in, (0, None))(step_keys, layer)
             for layer in (rbm.HIDDEN, rbm.VISIBLE)
         )
         hidden = rbm.draw(cfg.hidden_units, colder * field, hidden_keys)
@@ -161,6 +177,7 @@ def _anneal(
     )
     log_base = jnp.sum(rbm.log_normalizer(cfg.visible_units, base))
     log_base += cfg.hidden * rbm.log_normalizer(cfg.hidden_units, jnp.zeros((), kernel.dtype))
+    # Relative to the largest weight, as in logsumexp: exp(log_weights) could overflow.
     largest = jnp.max(log_weights)
     weights = jnp.exp(log_weights - largest)
     error = jnp.std(weights, ddof=1) / jnp.mean(weights) / jnp.sqrt(chains)
@@ -170,18 +187,21 @@ def _anneal(
 def pseudo_log_likelihood(
     cfg: rbm.Config, params: Params, visible: Float[Array, "batch visible"]
 ) -> Float[Array, " batch"]:
-    """Sum over the visible units of log p(v_i | all others) of binary states (Besag 1975), which needs no partition function.
+    """Sum over visible units of log p(v_i | all others) for binary states (Besag 1975).
 
+    It needs no partition function:
     log p(v_i | others) = log sigmoid(F(v with unit i flipped) - F(v)).
-    Raises ValueError for gaussian visible units, other shapes and, where they are concrete, for states that are not 0 or 1.
+    Raises ValueError for Gaussian visible units, wrong shapes, and concrete states other than 0, 1.
     """
     require_shape("visible", visible, ("batch", cfg.visible))
     if cfg.visible_units != "bernoulli":
         raise ValueError(
             f"visible_units={cfg.visible_units!r}, allowed for a pseudo-likelihood: 'bernoulli'"
         )
-    if not isinstance(visible, Tracer) and (other := np.setdiff1d(visible, (0, 1))).size:
-        raise ValueError(f"visible: {other[0]:g}, allowed for a pseudo-likelihood: states, 0 or 1")
+    if not isinstance(visible, Tracer) and (invalid := np.setdiff1d(visible, (0, 1))).size:
+        raise ValueError(
+            f"visible: {invalid[0]:g}, allowed for a pseudo-likelihood: states, 0 or 1"
+        )
     return _pseudo_log_likelihood(cfg, params, visible)
 
 

@@ -1,8 +1,9 @@
-"""Matlab's convolutions by their own names, for what is written down in them: the review's slides, the DeepLearnToolbox.
+"""Matlab's convolutions by their own names, as used in the review's slides and DeepLearnToolbox.
 
-    full[p] = sum over t of  a[p - t] b[t]        along every axis; b is flipped, unlike the kernels of ``zoo.parts.convolution``
+    full[p] = sum over t of  a[p - t] b[t]        along every axis
 
-The models do not need them: docs/models.md says how what they compute follows from these.
+b is flipped, unlike the kernels of ``zoo.parts.convolution``.  The models do not use these
+functions; docs/models.md explains how the two are related.
 """
 
 import functools
@@ -17,12 +18,16 @@ SHAPES = ("full", "same", "valid")
 
 @functools.partial(jax.jit, static_argnames="shape")
 def convn(a: ArrayLike, b: ArrayLike, shape: str = "full") -> Array:
-    """The convolution of two arrays of any number of axes; one that has fewer has axes of length 1 behind its own, as in Matlab.
+    """The convolution of two arrays with any number of axes.
 
-    shape: full, all positions where they meet, m + n - 1 along an axis; same, the middle of that, as many as ``a`` has, from
-        position floor(n / 2) on (scipy's begins at floor((n - 1) / 2), which for even n is one earlier); valid, where ``b`` lies
-        within ``a``, m - n + 1, and an empty array where it is the larger one along any axis.
-    The result has the arrays' own floating type, for integers the default one.  Raises ValueError for another shape.
+    The array with fewer axes gets trailing axes of length 1, as in Matlab.
+    shape, for lengths m of a and n of b along an axis:
+        full: all positions where the arrays overlap, m + n - 1.
+        same: the central m of these, from position floor(n / 2) (scipy's starts at
+            floor((n - 1) / 2), one earlier for even n).
+        valid: positions where ``b`` lies within ``a``, m - n + 1; empty if ``b`` is longer.
+    The result has the arrays' floating type, or the default one for integers.
+    Raises ValueError for an unknown shape.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape={shape!r}, allowed: {', '.join(map(repr, SHAPES))}")
@@ -42,8 +47,8 @@ def convn(a: ArrayLike, b: ArrayLike, shape: str = "full") -> Array:
         case _:
             wanted, pads = [max(m - max(0, n - 1), 0) for m, n in sizes], [(0, 0)] * axes
     if not all((*a.shape, *b.shape, *wanted)):
-        return jnp.zeros(wanted, dtype)  # the sum of nothing
-    # One example of one channel, in full precision also where a backend would round the factors.
+        return jnp.zeros(wanted, dtype)  # empty, or an empty sum
+    # One example with one channel.  "highest", as some backends round the factors by default.
     result = lax.conv_general_dilated(
         a[None, None], jnp.flip(b)[None, None], (1,) * axes, pads, precision="highest"
     )
@@ -53,11 +58,12 @@ def convn(a: ArrayLike, b: ArrayLike, shape: str = "full") -> Array:
 def conv2(a: ArrayLike, b: ArrayLike, shape: str = "full") -> Array:
     """``convn`` of two matrices.  Matlab's ``conv2(u, v, a)`` is ``conv2(a, jnp.outer(u, v))``.
 
-    Raises ValueError for arrays that are no matrices.
+    Raises ValueError for arrays that are not matrices.
     """
     for name, array in (("a", a), ("b", b)):
         if jnp.ndim(array) != 2:
             raise ValueError(
-                f"{name}: shape {jnp.shape(array)}, expected a matrix [rows, columns]; convn takes any"
+                f"{name}: shape {jnp.shape(array)}, expected a matrix [rows, columns]; "
+                "convn takes any"
             )
     return convn(a, b, shape)

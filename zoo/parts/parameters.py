@@ -1,4 +1,4 @@
-"""Parameters as leaves with names, and those of one model that fit another."""
+"""Parameters by name, and their transfer from one model to another."""
 
 from typing import Any
 
@@ -8,27 +8,29 @@ from zoo.base import Params
 
 
 def restore_matching(earlier: Params, fresh: Params) -> Params:
-    """``fresh`` with every leaf that has the same path and shape in ``earlier`` taken from there.
+    """``fresh``, with every leaf replaced by the leaf of ``earlier`` with the same path and shape.
 
-    So an MLP or a ConvNet starts from a deep belief net or an autoencoder, whose encoders have the names of its layers, and keeps
-    its fresh output layer.  Raises ValueError when nothing is taken.
+    Leaves without such a match stay fresh.  So an MLP or a ConvNet can start from a deep belief net
+    or an autoencoder, whose encoders use the same layer names, and keep its fresh output layer.
+    Raises ValueError if no leaf matches.
     """
-    known, takes = leaves_by_path(earlier), shared(earlier, fresh)
-    if not any(takes.values()):
-        there = ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in known.items())
+    known, matches = leaves_by_path(earlier), shared(earlier, fresh)
+    if not any(matches.values()):
+        table = ", ".join(f"{path} {list(leaf.shape)}" for path, leaf in known.items())
         raise ValueError(
-            f"transfer: no earlier parameter has the path and shape of one of the model's; there are {there}"
+            f"transfer: no earlier parameter has the path and shape of one of the model's; "
+            f"there are {table}"
         )
     flat, structure = jax.tree.flatten(fresh)
-    taken = [
-        known[path].astype(leaf.dtype) if takes[path] else leaf
-        for path, leaf in zip(takes, flat, strict=True)
+    restored = [
+        known[path].astype(leaf.dtype) if matches[path] else leaf
+        for path, leaf in zip(matches, flat, strict=True)
     ]
-    return jax.tree.unflatten(structure, taken)
+    return jax.tree.unflatten(structure, restored)
 
 
 def shared(earlier: Params, fresh: Params) -> dict[str, bool]:
-    """{path of every fresh leaf: whether ``restore_matching`` takes it from ``earlier``}."""
+    """{path of a fresh leaf: whether ``restore_matching`` takes it from ``earlier``}."""
     known = leaves_by_path(earlier)
     return {
         path: path in known and known[path].shape == leaf.shape
@@ -38,5 +40,5 @@ def shared(earlier: Params, fresh: Params) -> dict[str, bool]:
 
 def leaves_by_path(params: Params) -> dict[str, Any]:
     """{"layer_0.kernel": leaf, ...}."""
-    named = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in named}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,7 +1,8 @@
 """Pooling over any number of spatial axes, channels last.
 
-XLA's CPU backend takes 20 times as long for the gradient of a maximum over windows as for the maximum itself, so there both are
-computed tap by tap; other platforms run XLA's own reduction (``jax.lax.platform_dependent``).  They agree to rounding.
+On XLA's CPU backend the gradient of a windowed maximum takes 20 times as long as the maximum, so
+there both are computed tap by tap.  Other platforms run XLA's reduction
+(``jax.lax.platform_dependent``).  The results agree to rounding.
 """
 
 import functools
@@ -27,14 +28,17 @@ from zoo.parts.convolution import (
 Pooling = Literal["max", "mean"]
 
 MOST_TAPS = 32
-"""Windows with more values are pooled by XLA's own reduction everywhere."""
+"""Windows with more values use XLA's reduction on all platforms."""
 
 
 def pool(x: Array, kind: Pooling, window: Sizes, strides: Sizes | None = None) -> Array:
-    """Maximum or mean over windows: [batch, *space, channels] -> [batch, *outputs, channels].  What fills no window is left out.
+    """Maximum or mean over windows: [batch, *space, channels] -> [batch, *outputs, channels].
 
-    strides: the window's sizes unless given; less makes windows overlap.  Of equal maxima the first one has the gradient.
-    Raises ValueError for another kind, for sizes that are not positive integers, and for inputs that hold no window.
+    Inputs at the end that do not fill a window are ignored.
+    strides: by default the window's sizes; smaller ones make windows overlap.
+    Of several equal maxima, the first one gets the gradient.
+    Raises ValueError for an unknown kind, for sizes that are not positive integers, and for inputs
+    smaller than the window.
     """
     require_one_of("kind", kind, get_args(Pooling))
     strides = strides or window
@@ -45,7 +49,8 @@ def pool(x: Array, kind: Pooling, window: Sizes, strides: Sizes | None = None) -
         or min(output_sizes(x.shape[1:-1], window, strides, ((0, 0),) * len(window))) < 1
     ):
         raise ValueError(
-            f"inputs: shape {x.shape}, expected [batch, {len(window)} spatial axes of at least {window}, channels]"
+            f"inputs: shape {x.shape}, expected [batch, {len(window)} spatial axes of at least "
+            f"{window}, channels]"
         )
     return _maximum(x, window, strides) if kind == "max" else _mean(x, window, strides)
 
@@ -99,19 +104,19 @@ def _maximum_backward(
         )[0]
 
     def taps(x: Array, result: Array, error: Array) -> Array:
-        parts, free = [], jnp.ones(result.shape, bool)
+        parts, unassigned = [], jnp.ones(result.shape, bool)
         for tap in _under_window(x, window, strides):
-            hit = free & (tap == result)
+            hit = unassigned & (tap == result)
             parts.append(jnp.where(hit, error, 0))
-            free &= ~hit
+            unassigned &= ~hit
         if window != strides:
             return jax.linear_transpose(lambda x: _under_window(x, window, strides), x)(parts)[0]
-        whole = interleave(parts, window)
+        covered = interleave(parts, window)
         return pad_space(
-            whole,
+            covered,
             tuple(
-                (0, size - have)
-                for size, have in zip(x.shape[1:-1], whole.shape[1:-1], strict=True)
+                (0, size - covered_size)
+                for size, covered_size in zip(x.shape[1:-1], covered.shape[1:-1], strict=True)
             ),
         )
 
@@ -124,7 +129,10 @@ _maximum.defvjp(_maximum_forward, _maximum_backward)
 def _by_platform(
     window: Sizes, taps: Callable[..., Array], plain: Callable[..., Array], *arguments: Array
 ) -> Array:
-    """On a CPU, tap by tap: XLA's own gradient of a maximum is 20 times slower there.  Many taps would be a large program."""
+    """Runs ``taps`` on a CPU and ``plain`` elsewhere.
+
+    Large windows also run ``plain``, as many taps make a large program.
+    """
     if math.prod(window) > MOST_TAPS:
         return plain(*arguments)
     return lax.platform_dependent(*arguments, cpu=taps, default=plain)

@@ -1,6 +1,6 @@
-"""Recurrent layers on top of each other, in one direction or in both.
+"""Stacked recurrent layers, unidirectional or bidirectional.
 
-``zoo.parts.recurrence`` has a single layer.
+See ``zoo.parts.recurrence`` for a single layer.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,20 @@ from zoo.parts.config import NonNegativeFloat, Rate, at_least, static
 from zoo.parts.layers import ComputeDtype, Initializer, dropout
 
 Carry = tuple[Array, ...]
-"""Of each layer, see ``zoo.parts.recurrence``."""
+"""The carry of each layer, see ``zoo.parts.recurrence``."""
 
 
 @static
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Recurrent layers; models make one of their own Configs.
+    """Recurrent layers.  Models derive it from their own Configs.
 
-    units: of every layer.
-    cell: of all layers, as ``zoo.parts.recurrence`` names it.
-    bidirectional: each layer also reads from the end; outputs of both directions lie side by side.
-    reverse: layers of one direction read from the end.
-    dropout: probability that an output is dropped between layers while training.
+    units: number of units of each layer.
+    cell: the cell type of all layers, a name in ``zoo.parts.recurrence``.
+    bidirectional: each layer also reads from the end; the outputs of both directions are
+        concatenated.
+    reverse: unidirectional layers read from the end.
+    dropout: probability of dropping an output between layers in training.
     forget_bias, initializer: see ``zoo.parts.recurrence.init``.
     remat, compute_dtype: see ``zoo.parts.recurrence.unroll``.
     """
@@ -46,11 +47,12 @@ class Config:
 
 
 class Unrolled(NamedTuple):
-    """What ``unroll`` returns.
+    """The results of ``unroll``.
 
-    carry: of all layers and directions.
-    outputs: of the last layer, [batch, time, units].
-    last: those after the last unmasked step, [batch, units]; each direction has a last step of its own.
+    carry: one array per layer and direction.
+    outputs: outputs of the last layer, [batch, time, units].
+    last: outputs of the last unmasked step, [batch, units]; the backward direction ends at the
+        first step.
     intermediates: "hidden_0", ... [batch, time, units]; with ``gates`` also "forget_0", ...
     """
 
@@ -61,9 +63,9 @@ class Unrolled(NamedTuple):
 
 
 def init(cfg: Config, keys: Sequence[Array] | Array, features: int) -> Params:
-    """{"layer_0": see ``zoo.parts.recurrence``, ...} over ``features`` values; keys: one for each layer.
+    """{"layer_0": see ``zoo.parts.recurrence``, ...} for ``features`` inputs; keys: one per layer.
 
-    A bidirectional layer has the parameters of its two directions, {"forward": ..., "backward": ...}.
+    A bidirectional layer has parameters for both directions: {"forward": ..., "backward": ...}.
     """
     params: Params = {}
     for index, (key, size) in enumerate(zip(keys, cfg.units, strict=True)):
@@ -81,7 +83,7 @@ def init(cfg: Config, keys: Sequence[Array] | Array, features: int) -> Params:
 
 
 def initial_carry(cfg: Config, params: Params, batch_size: Any) -> Carry:
-    """Zeros for each layer; () for layers of both directions, which begin anew.
+    """Zeros for each layer; () for bidirectional layers, which always start from zeros.
 
     batch_size: an integer, or symbolic while exporting.
     """
@@ -92,9 +94,9 @@ def initial_carry(cfg: Config, params: Params, batch_size: Any) -> Carry:
 
 
 def step(cfg: Config, params: Params, carry: Sequence[Array], x: Array) -> tuple[Carry, Array]:
-    """One step of layers of one direction, x [batch, features].
+    """One step of unidirectional layers, x [batch, features].
 
-    Returns the carry after it, and the outputs of the last layer [batch, units].
+    Returns the next carry and the outputs of the last layer [batch, units].
     """
     after = []
     for index, state in enumerate(carry):
@@ -116,11 +118,11 @@ def unroll(
     first: int = 0,
     gates: bool = False,
 ) -> Unrolled:
-    """Layers ``first``, ``first + 1``, ... over x [batch, time, features], with dropout between them.
+    """Layers ``first``, ``first + 1``, ... of x [batch, time, features], with dropout between them.
 
-    carry: of each of these layers; () where they read in both directions.
-    mask [batch, time]: False where there is no step.
-    keys: for dropout, one less than layers.
+    carry: one array for each of these layers; () for bidirectional ones.
+    mask [batch, time]: False marks padding.
+    keys: for dropout, one fewer than layers.
     gates: whether the intermediates include the gates.
     """
     after, states, intermediates = [], [], {}
@@ -128,14 +130,18 @@ def unroll(
         layer = params[f"layer_{index}"]
         directions = layer if cfg.bidirectional else {"": layer}
         states, outputs = [], []
-        for direction, own in sorted(directions.items(), reverse=True):  # forward first
+        for direction, direction_params in sorted(
+            directions.items(), reverse=True
+        ):  # forward first
             start = (
-                recurrence.initial_carry(cfg.cell, own, x.shape[0]) if direction else carry[number]
+                recurrence.initial_carry(cfg.cell, direction_params, x.shape[0])
+                if direction
+                else carry[number]
             )
             backward = cfg.reverse or direction == "backward"
             state, hidden = recurrence.unroll(
                 cfg.cell,
-                own,
+                direction_params,
                 start,
                 x,
                 mask,
@@ -147,7 +153,12 @@ def unroll(
             outputs.append(hidden)
             if gates:
                 inner = recurrence.inspect(
-                    cfg.cell, own, start, x, reverse=backward, compute_dtype=cfg.compute_dtype
+                    cfg.cell,
+                    direction_params,
+                    start,
+                    x,
+                    reverse=backward,
+                    compute_dtype=cfg.compute_dtype,
                 )
                 intermediates |= {
                     "_".join(filter(None, (direction, gate, str(index)))): leaf

@@ -1,7 +1,8 @@
 """Convolution over any number of spatial axes, channels last.
 
-``definition`` says what it is, in a line of mathematics and by XLA's own convolution.  ``fast`` has the same as matrix products
-where a CPU runs these faster, and it is this ``convolve`` that the models use.
+``definition`` defines it mathematically and implements it with XLA's convolution.  ``fast``
+computes the same with matrix products where a CPU runs these faster; the models use its
+``convolve``.
 """
 
 from zoo.parts.convolution import definition, fast

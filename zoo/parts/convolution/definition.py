@@ -1,6 +1,6 @@
 """Convolution over any number of spatial axes, channels last.
 
-It is a cross-correlation, as everywhere in this field but in signal processing:
+It is a cross-correlation, as usual in deep learning:
 
     y[n, p, o] = sum over taps t and channels i of  x[n, p * stride + t, i] kernel[t, i, o]
 """
@@ -21,15 +21,17 @@ Pads = tuple[tuple[int, int], ...]
 def convolve(
     x: Array, kernel: Array, strides: Sizes | None = None, pads: Pads | None = None
 ) -> Array:
-    """x [batch, *space, in], kernel [*window, in, out] -> [batch, *outputs, out], by XLA's own convolution.
+    """The convolution of x [batch, *space, in] with kernel [*window, in, out], by XLA.
 
-    strides, pads: one for each spatial axis; 1 and no padding unless given.  Raises ValueError when shapes do not fit.
+    Returns [batch, *outputs, out].
+    strides, pads: one per spatial axis; by default 1 and no padding.
+    Raises ValueError if shapes do not fit.
     """
     return correlate(x, kernel, *fitting(x, kernel, strides, pads))
 
 
 def correlate(x: Array, kernel: Array, strides: Sizes, pads: Pads) -> Array:
-    """``convolve`` with strides and pads that are known to fit."""
+    """``convolve`` with strides and pads that have been checked."""
     axes = "DHW"[3 - len(strides) :] if len(strides) <= 3 else "ABCDEFG"[: len(strides)]
     return lax.conv_general_dilated(
         x, kernel, strides, pads, dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C")
@@ -39,7 +41,7 @@ def correlate(x: Array, kernel: Array, strides: Sizes, pads: Pads) -> Array:
 def fitting(
     x: Array, kernel: Array, strides: Sizes | None, pads: Pads | None
 ) -> tuple[Sizes, Pads]:
-    """Strides and pads, one for each spatial axis.  Raises ValueError when shapes do not fit."""
+    """Strides and pads, one per spatial axis.  Raises ValueError if shapes do not fit."""
     dimensions = kernel.ndim - 2
     strides, pads = strides or (1,) * dimensions, pads or ((0, 0),) * dimensions
     if (
@@ -49,26 +51,32 @@ def fitting(
         or len(pads) != dimensions
     ):
         raise ValueError(
-            f"inputs: shape {x.shape}, expected [batch, {dimensions} spatial axes, {kernel.shape[-2]} channels]"
+            f"inputs: shape {x.shape}, expected [batch, {dimensions} spatial axes, "
+            f"{kernel.shape[-2]} channels]"
         )
     require_steps("strides", strides)
     for pad in itertools.chain.from_iterable(pads):
         require_integer("pads", pad, at_least=0)
     if min(output_sizes(x.shape[1:-1], kernel.shape[:-2], strides, pads)) < 1:
         raise ValueError(
-            f"inputs: shape {x.shape}, expected spatial sizes that hold the kernel's {kernel.shape[:-2]}"
+            f"inputs: shape {x.shape}, expected spatial sizes that hold the kernel's "
+            f"{kernel.shape[:-2]}"
         )
     return strides, pads
 
 
 def output_sizes(space: Sizes, window: Sizes, strides: Sizes, pads: Pads) -> Sizes:
-    """Number of positions of the window along each axis; below 1 where it does not fit."""
+    """Number of window positions along each axis; below 1 if the window does not fit."""
     axes = zip(space, window, strides, pads, strict=True)
     return tuple((size + sum(pad) - taps) // stride + 1 for size, taps, stride, pad in axes)
 
 
 def padding(kind: Padding, space: Sizes, window: Sizes, strides: Sizes) -> Pads:
-    """valid: none.  same: as many outputs as positions divided by the stride.  A number: that many zeros on either side."""
+    """The padding of each spatial axis.
+
+    valid: none.  same: the number of outputs is the number of inputs divided by the stride, rounded
+    up.  An integer: this many zeros on each side.
+    """
     if kind == "valid":
         return ((0, 0),) * len(space)
     if kind == "same":
@@ -87,13 +95,16 @@ def padding(kind: Padding, space: Sizes, window: Sizes, strides: Sizes) -> Pads:
 
 
 def require_steps(name: str, sizes: Sizes) -> None:
-    """Raises ValueError unless all of these sizes, of a window or of strides, are positive integers."""
+    """Raises ValueError unless all sizes (of a window or strides) are positive integers."""
     for size in sizes:
         require_integer(name, size)
 
 
 class Geometry(NamedTuple):
-    """A convolution without its values.  space: sizes of the inputs; pads: zeros (before, after) each spatial axis."""
+    """The sizes of a convolution.
+
+    space: spatial sizes of the inputs.  pads: zeros (before, after) along each spatial axis.
+    """
 
     batch: int
     space: Sizes
@@ -110,7 +121,7 @@ class Geometry(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Multiplications of the definition."""
+        """Number of multiply-adds of the definition."""
         return (
             self.batch
             * math.prod(self.outputs)
@@ -121,5 +132,5 @@ class Geometry(NamedTuple):
 
 
 def geometry(inputs: Sizes, kernel: Sizes, strides: Sizes, pads: Pads) -> Geometry:
-    """The geometry of a convolution from the shapes of its arguments."""
+    """The geometry of a convolution with arguments of these shapes."""
     return Geometry(inputs[0], inputs[1:-1], kernel[:-2], strides, pads, *kernel[-2:])

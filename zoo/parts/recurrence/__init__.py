@@ -1,7 +1,7 @@
 """One recurrent layer over time: tanh or ReLU units, LSTM, GRU.
 
-``definition`` has the equations, a layer's parameters, a single step, and all steps one after the other.  ``fast`` has all steps
-again with a gradient that is written out, and it is this ``unroll`` that the models use.
+``definition`` has the equations, a layer's parameters, a single step, and a plain loop over all
+steps.  ``fast`` has the same loop with a hand-written gradient; the models use its ``unroll``.
 """
 
 from zoo.parts.recurrence import definition, fast

@@ -1,24 +1,28 @@
-"""A recurrent layer over time, as its equations say.
+"""A recurrent layer over time, written like its equations.
 
-From inputs x_t and outputs h_{t-1}; gates are packed side by side in the order given:
+Inputs are x_t and h_{t-1}; gates are packed side by side in the order given:
 
-tanh, relu   h_t = f(x_t U + b + h_{t-1} W)                        LeCun, Bengio, Hinton 2015, figure 5; Elman 1990
-lstm         i, f, o = logistic(x_t U + b + h_{t-1} W)             Hochreiter and Schmidhuber 1997; forget gate f: Gers et al.
-             g = tanh(x_t U + b + h_{t-1} W)                       2000; no peepholes
-             c_t = f c_{t-1} + i g, h_t = o tanh(c_t)              packed i, f, g, o
-gru          r, z = logistic(x_t U + b + h_{t-1} W)                Cho et al. 2014
+tanh, relu   h_t = f(x_t U + b + h_{t-1} W)              LeCun, Bengio, Hinton 2015, figure 5;
+                                                         Elman 1990
+lstm         i, f, o = logistic(x_t U + b + h_{t-1} W)   Hochreiter and Schmidhuber 1997;
+             g = tanh(x_t U + b + h_{t-1} W)             forget gate f: Gers et al. 2000;
+             c_t = f c_{t-1} + i g                       no peepholes
+             h_t = o tanh(c_t)                           packed i, f, g, o
+gru          r, z = logistic(x_t U + b + h_{t-1} W)      Cho et al. 2014
              n = tanh(x_t U + b + r (h_{t-1} W + d))
-             h_t = (1 - z) n + z h_{t-1}                           packed r, z, n
+             h_t = (1 - z) n + z h_{t-1}                 packed r, z, n
 
-A GRU's reset gate r acts behind the recurrent product, as in cuDNN, torch and flax, so that all gates share one (the paper's
-acts on h_{t-1} before it); z keeps the old state, as in the paper's equation 7.
+A GRU's reset gate r is applied after the recurrent product, as in cuDNN, torch and flax, so that
+all gates share one product; in the paper it is applied to h_{t-1} before the product.  z keeps the
+old state, as in the paper's equation 7.
 
 Parameters: {"input": {"kernel" U [features, gates * units], "bias" b [gates * units]},
-             "recurrent": {"kernel" W [units, gates * units]}}; a GRU's "recurrent" also has "bias" d [units].
+             "recurrent": {"kernel" W [units, gates * units]}};
+             a GRU's "recurrent" also has "bias" d [units].
 The carry is one array: h [batch, units], or an LSTM's h and c side by side [batch, 2 * units].
 
-A masked step leaves the carry as it is and has outputs of zero.  Whatever is in padding, NaN too, reaches no value and no
-gradient of the rest.
+A masked step leaves the carry unchanged and outputs zeros.  Padding, even NaN, affects no other
+value and no gradient.
 """
 
 import functools
@@ -44,7 +48,7 @@ GATES: dict[Cell, tuple[str, ...]] = {
     "lstm": ("input", "forget", "candidate", "output"),
     "gru": ("reset", "update", "candidate"),
 }
-"""What a cell computes from its inputs and the state before, in the order in which it is packed."""
+"""The gates of each cell in packing order."""
 State = tuple[Array, ...]
 """(h,) or (h, c)."""
 
@@ -57,9 +61,11 @@ def init(
     initializer: Initializer = "glorot_uniform",
     forget_bias: float = 1.0,
 ) -> Params:
-    """Each gate's input kernel by ``initializer``, its recurrent one orthogonal (Saxe et al. 2014); biases zero.
+    """Parameters: input kernels by ``initializer``, recurrent ones orthogonal (Saxe et al. 2014).
 
-    forget_bias: of an LSTM's forget gate, so that it begins by remembering (Gers et al. 2000; Jozefowicz et al. 2015: 1).
+    Kernels are drawn separately for each gate.  Biases are zero, except for the forget gate.
+    forget_bias: initial bias of an LSTM's forget gate; a positive one makes the cell remember at
+    the start of training (Gers et al. 2000; Jozefowicz et al. 2015 recommend 1).
     """
     require_one_of("cell", cell, CELLS)
     require_one_of("initializer", initializer, INITIALIZERS)
@@ -87,18 +93,21 @@ def init(
 
 
 def carry_size(cell: Cell, units: int) -> int:
-    """Numbers that one row carries from step to step."""
+    """Size of the carry of one row."""
     return 2 * units if cell == "lstm" else units
 
 
 def initial_carry(cell: Cell, params: Params, batch_size: Any) -> Float[Array, "batch state"]:
-    """Zeros, of the type that a carry has: the parameters', but at least float32.  batch_size: symbolic while exporting."""
+    """A carry of zeros, in the parameters' type but at least float32.
+
+    batch_size: an integer, or symbolic while exporting.
+    """
     kernel = params["recurrent"]["kernel"]
     return jnp.zeros((batch_size, carry_size(cell, kernel.shape[0])), wide(kernel))
 
 
 def output_of(cell: Cell, carry: Float[Array, "batch state"]) -> Float[Array, "batch units"]:
-    """The output h that a carry holds: that of the last unmasked step."""
+    """The output h in a carry: that of the last unmasked step."""
     return carry[:, : carry.shape[1] // 2] if cell == "lstm" else carry
 
 
@@ -112,12 +121,15 @@ def unroll(
     reverse: bool = False,
     compute_dtype: ComputeDtype = None,
 ) -> tuple[Float[Array, "batch state"], Float[Array, "batch time units"]]:
-    """All steps from ``carry``, one after the other; ``zoo.parts.recurrence.unroll`` computes the same, its gradient faster.
+    """All steps from ``carry``, one after the other.
 
-    Returns the carry after the last step, and the outputs of each, both of at least float32.
-    mask: False marks steps that are not there.  reverse: from the last step to the first; outputs stay where their inputs are.
-    compute_dtype: of the factors of matrix products; their sums, gates and the carry have at least float32.
-    Raises ValueError when shapes do not fit.
+    ``zoo.parts.recurrence.unroll`` computes the same with a faster gradient.
+    Returns the carry after the last step and the outputs of all steps, both at least float32.
+    mask: False marks padding.
+    reverse: runs from the last step to the first; outputs keep the order of the inputs.
+    compute_dtype: type of the factors of matrix products; sums, gates and the carry are at least
+    float32.
+    Raises ValueError if shapes do not fit.
     """
     carry, x, valid = steps_of(cell, params, carry, inputs, mask, reverse)
     multiply = functools.partial(
@@ -135,7 +147,10 @@ def step(
     *,
     compute_dtype: ComputeDtype = None,
 ) -> tuple[Float[Array, "batch state"], Float[Array, "batch units"]]:
-    """One step of ``unroll``: the carry after it and its outputs.  Raises ValueError when shapes do not fit."""
+    """One step of ``unroll``: the next carry and the outputs.
+
+    Raises ValueError if shapes do not fit.
+    """
     require_fit(cell, params, carry, inputs, ("batch",))
     return advance(
         cell,
@@ -149,7 +164,7 @@ def step(
 def project(
     params: Params, inputs: Float[Array, "*batch features"], *, compute_dtype: ComputeDtype = None
 ) -> Float[Array, "*batch gates"]:
-    """x U + b, of any number of steps in one matrix product: what ``advance`` goes on from."""
+    """x U + b for any number of steps in one matrix product: the input of ``advance``."""
     kernel, bias = params["input"]["kernel"], params["input"]["bias"]
     flat = inputs.astype(kernel.dtype).reshape(-1, inputs.shape[-1])
     projected = _add(product(flat, kernel, compute_dtype=compute_dtype), bias)
@@ -164,7 +179,7 @@ def advance(
     *,
     compute_dtype: ComputeDtype = None,
 ) -> tuple[Float[Array, "batch state"], Float[Array, "batch units"]]:
-    """``step`` from x_t U + b, which may have been computed in parts."""
+    """``step`` from a given x_t U + b, which may be a sum of several projections."""
     kernel = params["recurrent"]["kernel"]
     carry = carry.astype(wide(kernel))
     multiply = functools.partial(product, b=kernel, compute_dtype=compute_dtype)
@@ -179,12 +194,16 @@ def next_state(
     state: State,
     projected: Array,
 ) -> tuple[State, tuple[Array, ...]]:
-    """One step from x_t U + b: the state after it and what its gradient needs beside the states.  multiply: h -> h W."""
+    """One step from x_t U + b.
+
+    Returns the next state and the intermediate results that the gradient needs in addition to the
+    states.  multiply: h -> h W.
+    """
     product = multiply(state[0])
     units = state[0].shape[1]
     match cell:
         case "lstm":
-            # logistic(x) = tanh(x / 2) / 2 + 1 / 2: one tanh serves all gates.
+            # logistic(x) = tanh(x / 2) / 2 + 1 / 2, so one tanh computes all four gates.
             is_candidate = np.arange(4 * units) // units == 2
             scale = jnp.broadcast_to(
                 jnp.asarray(np.where(is_candidate, 1, 0.5), product.dtype), product.shape
@@ -219,14 +238,14 @@ def scan_steps(
     *,
     keep: bool = False,
 ) -> tuple[Array, Array, tuple[Array, ...]]:
-    """The last carry, h of all steps, and with ``keep`` what their gradient needs beside.
+    """The last carry, h of all steps, and, with ``keep``, what the gradient needs in addition.
 
-    That is an LSTM's gates and c, a GRU's gates and the h W + d of its candidate.
+    For an LSTM these are the gates and c, for a GRU the gates and the candidate's h W + d.
     x [time, batch, features]; mask [time, batch, 1]; multiply: h -> h W.
     """
 
-    def body(state: State, at: tuple[Array, Array | None]) -> tuple[State, Any]:
-        projected, valid = at
+    def body(state: State, xs: tuple[Array, Array | None]) -> tuple[State, Any]:
+        projected, valid = xs
         after, inner = next_state(cell, params["recurrent"], multiply, state, projected)
         if valid is not None:
             after = jax.tree.map(functools.partial(jnp.where, valid), after, state)
@@ -240,28 +259,31 @@ def scan_steps(
 def require_fit(
     cell: Cell, params: Params, carry: Array, inputs: Array, axes: tuple[str, ...]
 ) -> None:
-    """Raises ValueError unless inputs [*axes, features], the carry and the parameters of a cell fit each other."""
+    """Raises ValueError unless inputs [*axes, features], carry and parameters fit each other."""
     require_one_of("cell", cell, CELLS)
     units = params["recurrent"]["kernel"].shape[0]
     require_shape("inputs", inputs, (*axes, params["input"]["kernel"].shape[0]))
     require_shape(
         "recurrent kernel", params["recurrent"]["kernel"], (units, len(GATES[cell]) * units)
     )
-    rows = (
-        inputs.shape[0] if isinstance(inputs.shape[0], int) else "batch"
-    )  # exported programs leave the batch open
+    # The batch size is symbolic in exported programs.
+    rows = inputs.shape[0] if isinstance(inputs.shape[0], int) else "batch"
     require_shape("carry", carry, (rows, carry_size(cell, units)))
 
 
 def steps_of(
     cell: Cell, params: Params, carry: Array, inputs: Array, mask: Array | None, reverse: bool
 ) -> tuple[Array, Array, Array | None]:
-    """What ``scan_steps`` takes of the arguments of ``unroll``: the carry, and inputs and mask with time first."""
+    """The arguments of ``unroll`` for ``scan_steps``: carry, and inputs and mask with time first.
+
+    Raises ValueError if shapes do not fit.
+    """
     require_fit(cell, params, carry, inputs, ("batch", "time"))
     kernel = params["input"]["kernel"]
     x = inputs.astype(kernel.dtype)
     if mask is not None:
         require_shape("mask", mask, inputs.shape[:2])
+        # A masked step keeps the carry, but NaN in its inputs would still reach the gradients.
         x = jnp.where(mask[:, :, None], x, 0)
     valid = None if mask is None else _time_first(mask, reverse)[:, :, None]
     return carry.astype(wide(kernel)), _time_first(x, reverse), valid
@@ -274,9 +296,9 @@ def outputs_of(hidden: Array, mask: Array | None, reverse: bool) -> Array:
 
 
 def _time_first(x: Array, reverse: bool) -> Array:
-    """[batch, time, ...] -> [time, batch, ...], time reversed if told so: one scan serves both directions.
+    """[batch, time, ...] -> [time, batch, ...], with time reversed if ``reverse``.
 
-    Masked steps are passed by, wherever they then are.
+    So one scan serves both directions.  Padding may then come first, but masked steps are skipped.
     """
     return jnp.flip(x.swapaxes(0, 1), 0) if reverse else x.swapaxes(0, 1)
 
@@ -287,14 +309,14 @@ def batch_first(x: Array, reverse: bool) -> Array:
 
 
 def wide(kernel: Array) -> Any:
-    """The type of sums: the array's own, but at least float32."""
+    """The type of sums: that of the array, but at least float32."""
     return jnp.promote_types(kernel.dtype, jnp.float32)
 
 
 def product(
     a: Array, b: Array, axes: tuple[int, int] = (1, 0), *, compute_dtype: ComputeDtype = None
 ) -> Array:
-    """The product of two matrices over these axes, its sums in at least float32."""
+    """The product of two matrices over these axes, with sums in at least float32."""
     dtype, summed = (
         compute_dtype or jnp.promote_types(a.dtype, b.dtype),
         jnp.promote_types(a.dtype, jnp.float32),
@@ -306,7 +328,7 @@ def product(
 
 
 def unpack(cell: Cell, carry: Array) -> State:
-    """The arrays that a carry packs side by side."""
+    """Splits a carry into its arrays, (h,) or (h, c)."""
     if cell != "lstm":
         return (carry,)
     h, c = jnp.split(carry, 2, axis=1)

@@ -1,11 +1,13 @@
-"""The same layer over time, and what makes its gradient fast.
+"""The same layer over time with a fast gradient.
 
-``unroll`` projects the inputs of all steps in one matrix product.  Its gradient is written out: all that does not depend on the
-errors of later steps is computed for all steps at once, then a scan back in time only multiplies and adds errors, and the
-gradients of the weights are one matrix product each after it.  First derivatives are by reverse mode only (``jax.custom_vjp``,
-which raises TypeError for forward mode); their own derivatives are by any, and so are those of ``step``.
+``unroll`` projects the inputs of all steps in one matrix product.  Its gradient is written by hand:
+everything that does not depend on the errors of later steps is computed for all steps at once, a
+scan back in time only multiplies and adds errors, and each weight gradient is one matrix product
+afterwards.  First derivatives support reverse mode only (``jax.custom_vjp`` raises TypeError for
+forward mode); higher ones, and those of ``step``, support both modes.
 
-On a CPU two products are written in the form that XLA computes at full speed (docs/speed.md); they agree to rounding.
+On a CPU, two products are written in the form that XLA computes at full speed (docs/speed.md); the
+results agree to rounding.
 """
 
 import functools
@@ -35,13 +37,16 @@ from zoo.parts.recurrence.definition import (
 )
 
 LARGE = 2**16
-"""Numbers of a kernel that costs more to pack in every step than the product with it is worth, for some ten rows."""
+"""Size of a kernel above which packing it costs more than its product with about ten rows."""
 COLLIDING = 512
-"""Columns, or a multiple, of matrices whose rows all fall into the same few lines of a cache."""
+"""Row lengths that are multiples of this map all rows to the same few cache sets."""
 
 
-class _How(NamedTuple):
-    """What is static.  chunk: steps computed again at a time for the gradient; None keeps what they computed."""
+class _Options(NamedTuple):
+    """Static options.
+
+    chunk: number of steps that the gradient recomputes at a time; None keeps all intermediates.
+    """
 
     cell: Cell
     chunk: int | None
@@ -59,17 +64,19 @@ def unroll(
     remat: bool = False,
     compute_dtype: ComputeDtype = None,
 ) -> tuple[Float[Array, "batch state"], Float[Array, "batch time units"]]:
-    """All steps from ``carry``: the carry after the last one, and the outputs of each, both of at least float32.
+    """All steps from ``carry``: the last carry and the outputs of all steps, at least float32.
 
-    mask: False marks steps that are not there.  reverse: from the last step to the first; outputs stay where their inputs are.
-    remat: for the gradient keep only the carry of about every sqrt(time)-th step and compute again what lies between, which
-    takes another forward pass and memory for 2 sqrt(time) steps instead of for all.
-    compute_dtype: of the factors of matrix products; their sums, gates and the carry have at least float32.
-    Raises ValueError when shapes do not fit.
+    mask: False marks padding.
+    reverse: runs from the last step to the first; outputs keep the order of the inputs.
+    remat: keep only the carry of about every sqrt(time)-th step and recompute the rest for the
+    gradient.  This costs another forward pass, and saves memory: 2 sqrt(time) steps instead of all.
+    compute_dtype: type of the factors of matrix products; sums, gates and the carry are at least
+    float32.
+    Raises ValueError if shapes do not fit.
     """
     carry, x, valid = steps_of(cell, params, carry, inputs, mask, reverse)
     chunk = max(1, math.ceil(math.sqrt(inputs.shape[1]))) if remat else None
-    carry, hidden = _unroll(_How(cell, chunk, compute_dtype), params, carry, x, valid)
+    carry, hidden = _unroll(_Options(cell, chunk, compute_dtype), params, carry, x, valid)
     return carry, outputs_of(hidden, mask, reverse)
 
 
@@ -82,9 +89,12 @@ def inspect(
     reverse: bool = False,
     compute_dtype: ComputeDtype = None,
 ) -> dict[str, Array]:
-    """What lies inside of ``unroll``: an LSTM's and a GRU's gates by name, an LSTM's "cell"; [batch, time, units] each."""
+    """Intermediate results of ``unroll``, [batch, time, units] each.
+
+    These are the gates of an LSTM or GRU by name, and an LSTM's "cell".
+    """
     carry, x, _ = steps_of(cell, params, carry, inputs, None, reverse)
-    _, _, inner = _run(_How(cell, None, compute_dtype), params, carry, x, None, keep=True)
+    _, _, inner = _run(_Options(cell, None, compute_dtype), params, carry, x, None, keep=True)
     if not inner:
         return {}
     gates = jnp.split(batch_first(inner[0], reverse), len(GATES[cell]), axis=-1)
@@ -93,62 +103,65 @@ def inspect(
     )
 
 
-def _product(how: _How, a: Array, b: Array, axes: tuple[int, int] = (1, 0)) -> Array:
-    return product(a, b, axes, compute_dtype=how.compute_dtype)
+def _product(options: _Options, a: Array, b: Array, axes: tuple[int, int] = (1, 0)) -> Array:
+    return product(a, b, axes, compute_dtype=options.compute_dtype)
 
 
-def _multiplier(how: _How, matrix: Array) -> Callable[[Array], Array]:
-    """rows [batch, n] -> rows @ matrix [n, m], for the steps of a loop, which the matrix is prepared before.
+def _multiplier(options: _Options, matrix: Array) -> Callable[[Array], Array]:
+    """The function rows [batch, n] -> rows @ matrix [n, m] for the steps of a loop.
 
-    XLA's CPU backend packs the right factor of a product anew in every step, which takes as long as the product of few rows
-    itself; a left factor is read as it lies there.
+    The matrix is prepared here, before the loop.  XLA's CPU backend packs the right factor of a
+    product again in every step, which takes as long as a product with few rows; it reads a left
+    factor in place.
     """
     if matrix.size < LARGE:
-        return functools.partial(_product, how, b=matrix)
+        return functools.partial(_product, options, b=matrix)
 
-    def on_cpu(rows: Array, turned: Array) -> Array:
-        # Without the barrier the compiler exchanges the factors again.
-        return lax.optimization_barrier(_product(how, turned, rows, (1, 1))).T
+    def on_cpu(rows: Array, transposed: Array) -> Array:
+        # Without the barrier, the compiler swaps the factors back.
+        return lax.optimization_barrier(_product(options, transposed, rows, (1, 1))).T
 
-    plain = functools.partial(_product, how, axes=(1, 1))
-    turned = matrix.T
-    return lambda rows: lax.platform_dependent(rows, turned, cpu=on_cpu, default=plain)
+    plain = functools.partial(_product, options, axes=(1, 1))
+    transposed = matrix.T
+    return lambda rows: lax.platform_dependent(rows, transposed, cpu=on_cpu, default=plain)
 
 
-def _correlation(how: _How, a: Array, b: Array) -> Array:
-    """The transpose of a [rows, n] times b [rows, m]: a kernel's gradient from its inputs and the errors of its outputs.
+def _correlation(options: _Options, a: Array, b: Array) -> Array:
+    """a' b for a [rows, n] and b [rows, m]: a kernel's gradient from its inputs and output errors.
 
-    XLA's CPU backend leaves a left factor that it would have to transpose to another library, whose reading of b is at half its
-    speed where the columns of b lie in the same cache lines; so it is transposed first there.
+    If the left factor needs transposing, XLA's CPU backend calls another library, which reads b at
+    half speed when the rows of b map to the same cache sets.  In this case a is transposed first.
     """
-    plain = functools.partial(_product, how, axes=(0, 0))
+    plain = functools.partial(_product, options, axes=(0, 0))
     if b.shape[1] % COLLIDING:
         return plain(a, b)
 
     def on_cpu(a: Array, b: Array) -> Array:
-        return _product(how, lax.optimization_barrier(a.T), b)
+        return _product(options, lax.optimization_barrier(a.T), b)
 
     return lax.platform_dependent(a, b, cpu=on_cpu, default=plain)
 
 
 def _run(
-    how: _How, params: Params, carry: Array, x: Array, mask: Array | None, *, keep: bool
+    options: _Options, params: Params, carry: Array, x: Array, mask: Array | None, *, keep: bool
 ) -> tuple[Array, Array, tuple[Array, ...]]:
-    """``scan_steps``, with the kernel prepared for the steps."""
-    # Cast once, not in every step.
+    """``scan_steps`` with a kernel prepared for the loop."""
+    # Cast once here, not in every step.
     multiply = _multiplier(
-        how, params["recurrent"]["kernel"].astype(how.compute_dtype or wide(carry))
+        options, params["recurrent"]["kernel"].astype(options.compute_dtype or wide(carry))
     )
-    return scan_steps(how.cell, params, carry, x, mask, multiply, how.compute_dtype, keep=keep)
+    return scan_steps(
+        options.cell, params, carry, x, mask, multiply, options.compute_dtype, keep=keep
+    )
 
 
-def _before(first: Array, steps: Array) -> Array:
-    """What each step began with, from what each ended with."""
+def _shift(first: Array, steps: Array) -> Array:
+    """The state before each step, from the first one and the states after each step."""
     return jnp.concatenate([first[None], steps])[:-1]
 
 
 def _back(
-    how: _How,
+    options: _Options,
     params: Params,
     carry: Array,
     x: Array,
@@ -158,53 +171,62 @@ def _back(
     carry_error: Array,
     errors: Array,
 ) -> tuple[Params, Array, Array]:
-    """From the gradients with respect to both results of ``_run``, those for params (of at least float32), carry and x."""
+    """The gradients with respect to params (at least float32), carry and x.
+
+    carry_error, errors: the gradients with respect to the two results of ``_run``.
+    """
     multiply = _multiplier(
-        how, params["recurrent"]["kernel"].T.astype(how.compute_dtype or wide(carry))
+        options, params["recurrent"]["kernel"].T.astype(options.compute_dtype or wide(carry))
     )
-    start = unpack(how.cell, carry)
-    before = _before(start[0], hidden)
+    start = unpack(options.cell, carry)
+    previous = _shift(start[0], hidden)
 
     def valid(factor: Array, otherwise: float = 0.0) -> Array:
-        # Replaced, not multiplied: the state of a row of padding may be anything.
+        # Replaced, not multiplied by zero: a padding row may hold NaN.
         return factor if mask is None else jnp.where(mask, factor, otherwise)
 
-    # Each step's errors of its gates, before their nonlinearities, are factors times errors of h or c.
-    match how.cell:
+    # A step's errors of its gates, before their nonlinearities, are errors of h or c times factors
+    # that do not depend on later steps.  These factors are computed here for all steps at once.
+    # ``factors`` give the errors that are multiplied by W, ``other_factors`` the rest.
+    match options.cell:
         case "lstm":
             gates, cells = inner
             i, f, g, o = jnp.split(gates, 4, axis=-1)
             squashed = jnp.tanh(cells)
             slopes = (
                 g * i * (1 - i),
-                _before(start[1], cells) * f * (1 - f),
+                _shift(start[1], cells) * f * (1 - f),
                 i * (1 - g * g),
                 squashed * o * (1 - o),
             )
             factors = valid(jnp.concatenate(slopes, axis=-1))
-            through = (valid(o * (1 - squashed * squashed)), valid(f, 1.0))
+            other_factors = (valid(o * (1 - squashed * squashed)), valid(f, 1.0))
         case "gru":
             gates, product = inner
             r, z, n = jnp.split(gates, 3, axis=-1)
             candidate = (1 - z) * (1 - n * n)
-            slopes = (candidate * product * r * (1 - r), (before - n) * z * (1 - z), candidate * r)
+            slopes = (
+                candidate * product * r * (1 - r),
+                (previous - n) * z * (1 - z),
+                candidate * r,
+            )
             factors = valid(jnp.concatenate(slopes, axis=-1))
-            through = (valid(candidate), valid(z, 1.0))
+            other_factors = (valid(candidate), valid(z, 1.0))
         case "tanh":
-            factors, through = valid(1 - hidden * hidden), ()
+            factors, other_factors = valid(1 - hidden * hidden), ()
         case "relu":
-            factors, through = valid((hidden > 0).astype(hidden.dtype)), ()
+            factors, other_factors = valid((hidden > 0).astype(hidden.dtype)), ()
 
-    def body(errors: State, at: Any) -> tuple[State, Any]:
-        error, factors, through, valid = at
+    def body(errors: State, xs: Any) -> tuple[State, Any]:
+        error, factors, other_factors, valid = xs
         dh = errors[0] + error
-        if how.cell == "lstm":
-            to_cell, forget = through
+        if options.cell == "lstm":
+            to_cell, forget = other_factors
             dc = errors[1] + dh * to_cell
             inputs = jnp.concatenate([dc, dc, dc, dh], axis=1) * factors
             dh_before, rest, kept = multiply(inputs), (dc * forget,), inputs
-        elif how.cell == "gru":
-            candidate, update = through
+        elif options.cell == "gru":
+            candidate, update = other_factors
             recurrent = jnp.concatenate([dh, dh, dh], axis=1) * factors
             dh_before, rest, kept = (
                 multiply(recurrent) + dh * update,
@@ -214,14 +236,18 @@ def _back(
         else:
             inputs = dh * factors
             dh_before, rest, kept = multiply(inputs), (), inputs
-        if valid is not None and how.cell != "gru":  # whose update gate does it
+        if valid is not None and options.cell != "gru":  # for a GRU, z = 1 in padding does this
+            # A masked step copies the state, so its error passes unchanged.
             dh_before = dh_before + jnp.where(valid, 0, dh)
         return (dh_before, *rest), kept
 
     first, kept = lax.scan(
-        body, unpack(how.cell, carry_error), (errors, factors, through, mask), reverse=True
+        body,
+        unpack(options.cell, carry_error),
+        (errors, factors, other_factors, mask),
+        reverse=True,
     )
-    if how.cell == "gru":
+    if options.cell == "gru":
         recurrent_errors, candidate_errors = kept
         units = start[0].shape[1]
         input_errors = jnp.concatenate(
@@ -230,15 +256,16 @@ def _back(
         bias = {"bias": jnp.sum(recurrent_errors[..., 2 * units :], axis=(0, 1))}
     else:
         recurrent_errors, input_errors, bias = kept, kept, {}
+    # One large product each for all steps instead of a sum of small ones within the scan.
     flat = _flat(input_errors)
     gradients = {
-        "input": {"kernel": _correlation(how, _flat(x), flat), "bias": jnp.sum(flat, axis=0)},
+        "input": {"kernel": _correlation(options, _flat(x), flat), "bias": jnp.sum(flat, axis=0)},
         "recurrent": {
-            "kernel": _correlation(how, _flat(valid(before)), _flat(recurrent_errors)),
+            "kernel": _correlation(options, _flat(valid(previous)), _flat(recurrent_errors)),
             **bias,
         },
     }
-    dx = _product(how, flat, params["input"]["kernel"], (1, 1)).reshape(x.shape)
+    dx = _product(options, flat, params["input"]["kernel"], (1, 1)).reshape(x.shape)
     return gradients, pack(first), dx
 
 
@@ -247,50 +274,56 @@ def _flat(x: Array) -> Array:
 
 
 def _value(
-    how: _How, params: Params, carry: Array, x: Array, mask: Array | None
+    options: _Options, params: Params, carry: Array, x: Array, mask: Array | None
 ) -> tuple[Array, Array]:
-    return _forward(how, False, params, carry, x, mask)[0]
+    return _forward(options, False, params, carry, x, mask)[0]
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 1), inline=True
-)  # outside of any jit, nothing is compiled twice
+# Jitted, so that calls outside of any jit are compiled only once.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _forward(
-    how: _How, keep: bool, params: Params, carry: Array, x: Array, mask: Array | None
+    options: _Options, keep: bool, params: Params, carry: Array, x: Array, mask: Array | None
 ) -> tuple[tuple[Array, Array], Any]:
-    """The last carry and h of all steps; and for the gradient what these computed, or the carry before each chunk."""
-    if how.chunk is None:
-        after, hidden, inner = _run(how, params, carry, x, mask, keep=keep)
+    """The last carry and h of all steps, and the residuals for the gradient.
+
+    Residuals are the intermediates of all steps, or only the carry before each chunk.
+    """
+    if options.chunk is None:
+        after, hidden, inner = _run(options, params, carry, x, mask, keep=keep)
         return (after, hidden), (params, carry, x, mask, hidden, inner)
 
-    def body(carry: Array, at: Any) -> tuple[Array, tuple[Array, Array]]:
-        after, hidden, _ = _run(how, params, carry, *at, keep=False)
+    def body(carry: Array, xs: Any) -> tuple[Array, tuple[Array, Array]]:
+        after, hidden, _ = _run(options, params, carry, *xs, keep=False)
         return after, (hidden, carry)
 
-    after, (hidden, carries) = lax.scan(body, carry, _chunks(how.chunk, x, mask))
+    after, (hidden, carries) = lax.scan(body, carry, _chunks(options.chunk, x, mask))
     return (after, _joined(hidden, x)), (params, carries, x, mask)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(
-    how: _How, saved: Any, errors: tuple[Array, Array]
+    options: _Options, saved: Any, errors: tuple[Array, Array]
 ) -> tuple[Params, Array, Array, None]:
     params, _, x, mask, *_ = saved
-    if how.chunk is None:
+    if options.chunk is None:
         _, carry, _, _, hidden, inner = saved
-        gradients, carry_error, dx = _back(how, params, carry, x, mask, hidden, inner, *errors)
+        gradients, carry_error, dx = _back(options, params, carry, x, mask, hidden, inner, *errors)
     else:
         carries = saved[1]
 
-        def body(so_far: tuple[Array, Params], at: Any) -> tuple[tuple[Array, Params], Array]:
-            (carry_error, sums), (carry, x, mask, errors) = so_far, at
-            _, hidden, inner = _run(how, params, carry, x, mask, keep=True)
+        def body(so_far: tuple[Array, Params], xs: Any) -> tuple[tuple[Array, Params], Array]:
+            (carry_error, sums), (carry, x, mask, errors) = so_far, xs
+            _, hidden, inner = _run(options, params, carry, x, mask, keep=True)
             gradients, carry_error, dx = _back(
-                how, params, carry, x, mask, hidden, inner, carry_error, errors
+                options, params, carry, x, mask, hidden, inner, carry_error, errors
             )
             return (carry_error, jax.tree.map(jnp.add, sums, gradients)), dx
 
-        chunked = (carries, *_chunks(how.chunk, x, mask), _chunks(how.chunk, errors[1], None)[0])
+        chunked = (
+            carries,
+            *_chunks(options.chunk, x, mask),
+            _chunks(options.chunk, errors[1], None)[0],
+        )
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf)), params)
         (carry_error, gradients), dx = lax.scan(body, (errors[0], zeros), chunked, reverse=True)
         dx = _joined(dx, x)
@@ -299,7 +332,7 @@ def _backward(
 
 
 def _chunks(length: int, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
-    """[time, ...] -> [chunks, length, ...], filled up with zeros and with steps that are masked."""
+    """[time, ...] -> [chunks, length, ...]; the last chunk is filled up with zeros, masked."""
     time = x.shape[0]
     missing = -time % length
 
@@ -316,8 +349,8 @@ def _joined(chunks: Array, x: Array) -> Array:
     return chunks.reshape(-1, *chunks.shape[2:])[: x.shape[0]]
 
 
-def _forward_keeping(how: _How, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
-    return _forward(how, True, *arguments)
+def _forward_keeping(options: _Options, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
+    return _forward(options, True, *arguments)
 
 
 _unroll = jax.custom_vjp(_value, nondiff_argnums=(0,))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import evals
 import train
-import train.formats
+import train.formats.lazy
 from evals.tasks.captioning import Captioned, caption, captioned
 from train.batches import Batches, fit_scaling
 from train.data import captions, load_data, parse, with_settings
@@ -462,9 +462,9 @@ def test_faults_of_whole_files(tmp_path):
 def opened(monkeypatch) -> list[str]:
     """Records the names of images as they are decoded."""
     seen = []
-    original = train.formats.read_image
+    original = train.formats.lazy.read_image
     monkeypatch.setattr(
-        train.formats,
+        train.formats.lazy,
         "read_image",
         lambda file, shape: seen.append(file.name) or original(file, shape),
     )
@@ -495,7 +495,7 @@ def test_decoded_images_are_cached_by_content(tmp_path, opened):
     assert len(kept(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("version", ["train.formats.READ_VERSION", "PIL.__version__"])
+@pytest.mark.parametrize("version", ["train.formats.lazy.READ_VERSION", "PIL.__version__"])
 def test_decoded_cache_depends_on_the_decoder(tmp_path, opened, monkeypatch, version):
     name = karpathy(tmp_path)
     load(name)
@@ -522,16 +522,16 @@ def test_repaired_image_is_read_again(tmp_path, monkeypatch):
     name = karpathy(tmp_path)
     whole = load(name, SKIP).fingerprint
     kept(tmp_path)[0].unlink()
-    original = train.formats.read_image
+    original = train.formats.lazy.read_image
 
     def refuse(file, shape):
         if file.name == "3.png":
             raise DataError(f"{file}: unreadable: Permission denied")
         return original(file, shape)
 
-    monkeypatch.setattr(train.formats, "read_image", refuse)
+    monkeypatch.setattr(train.formats.lazy, "read_image", refuse)
     assert load(name, SKIP).fingerprint != whole
-    monkeypatch.setattr(train.formats, "read_image", original)
+    monkeypatch.setattr(train.formats.lazy, "read_image", original)
     assert load(name, SKIP).fingerprint == whole
 
 
@@ -540,7 +540,7 @@ def test_incomplete_cache_file_is_never_used(tmp_path, opened, monkeypatch):
     first = load(name)
     (file,) = kept(tmp_path)
     whole = file.read_bytes()
-    train.formats._pixels_and_digests.cache_clear()
+    train.formats.lazy._pixels_and_digests.cache_clear()
     file.write_bytes(whole[:-1])
     (file.parent / "left-by-a-killed-process.part").write_bytes(whole[:100])
     assert load(name).fingerprint == first.fingerprint

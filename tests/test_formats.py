@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train.formats
+import train.formats.files
+import train.formats.images
 from train.data import load_data
 from train.formats import (
     DataError,
@@ -357,7 +358,7 @@ def peak(read: Callable) -> int:
 
 
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**20)
+    monkeypatch.setattr(train.formats.files, "ALWAYS_BYTES", 2**20)
     zeros = bytes(2**26)
     idx = write(
         tmp_path / "bomb.gz", gzipped(struct.pack(">BBBBI", 0, 0, 8, 1, len(zeros)) + zeros)
@@ -379,7 +380,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 
 
 def test_highly_compressible_data_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.formats, "ALWAYS_BYTES", 2**10)
+    monkeypatch.setattr(train.formats.files, "ALWAYS_BYTES", 2**10)
     images = np.zeros((2_000, 28, 28), np.uint8)
     images[:, 10:18, 13:15] = np.random.default_rng(0).integers(0, 256, (2_000, 8, 2))
     assert same_arrays(
@@ -426,7 +427,7 @@ class TestNotAFile:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(
-            train.formats, "open", refuse, raising=False
+            train.formats.files, "open", refuse, raising=False
         )  # the superuser may read everything
         with pytest.raises(DataError, match=r"secret: unreadable: .*Permission denied"):
             read(write(tmp_path / "secret", b"x"))
@@ -777,8 +778,8 @@ def test_large_images_are_shrunk_in_strips_to_nearly_the_same(tmp_path, monkeypa
     kind = "TIFF" if mode == "CMYK" else "PNG"
     file = write(tmp_path / "image", image_bytes(image, kind))
     whole = read_image(file, shape).astype(int)
-    monkeypatch.setattr(train.formats, "LARGE", 5_000)
-    monkeypatch.setattr(train.formats, "STRIP", 1_000)
+    monkeypatch.setattr(train.formats.images, "LARGE", 5_000)
+    monkeypatch.setattr(train.formats.images, "STRIP", 1_000)
     difference = np.abs(read_image(file, shape) - whole)
     assert difference.mean() < 2
     if shape == (200, 300, 3):
@@ -793,10 +794,10 @@ def test_a_large_jpeg_is_decoded_at_part_of_its_size_and_turned(tmp_path, monkey
     file = write(tmp_path / "image", image_bytes(sensor, "JPEG", exif=exif, quality=95))
     whole = read_image(file, (40, 20, 3)).astype(int)
     decoded = []
-    monkeypatch.setattr(train.formats, "LARGE", 5_000)
-    original = train.formats._converted
+    monkeypatch.setattr(train.formats.images, "LARGE", 5_000)
+    original = train.formats.images._converted
     monkeypatch.setattr(
-        train.formats,
+        train.formats.images,
         "_converted",
         lambda file, image, *how: decoded.append(image.size) or original(file, image, *how),
     )

@@ -6,7 +6,6 @@ which reveal overfitting: Hinton, "A practical guide to training restricted Bolt
 """
 
 import functools
-import html
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import train.engine.loop
 from evals.base import Evaluation
 from evals.report.examples import evenly, spread
-from evals.report.page import COLORS, INK, as_bytes, legend, picture, plot, titled
+from evals.report.page import COLORS, INK, as_bytes, legend, picture, plot, render, titled
 from evals.run import load_split
 from train.dataset import Table, as_many_of_each
 from train.engine.checkpoint import CheckpointError, Checkpoints
@@ -36,7 +35,6 @@ MANY = 1000
 learned structure is in the tails."""
 EARLY, LATE = (76, 141, 255), (232, 116, 59)
 """Colours of the first and the last checkpoint."""
-MORE = "To keep more checkpoints, train with <code>--keep-every</code>."
 
 
 def histograms(evaluation: Evaluation) -> str | None:
@@ -51,26 +49,27 @@ def histograms(evaluation: Evaluation) -> str | None:
     colors = dict(zip(columns, _colors(len(columns)), strict=True))
     intro = (
         f"Histograms of weights, biases, and each hidden unit's mean over {len(rows):,} "
-        f"{evaluation.split} examples, with one line for each kept checkpoint.  {MORE}"
+        f"{evaluation.split} examples, with one line for each kept checkpoint."
     )
-    figures = []
+    plots = []
     for name in next(iter(columns.values())):
         edges = bins([values[name] for values in columns.values()])
         counted = [
             (np.histogram(values[name], edges)[0], colors[step]) for step, values in columns.items()
         ]
-        svg = plot(name, lambda axes, edges=edges, counted=counted: _stairs(axes, edges, counted))
-        figures.append(f"<figure>{svg}</figure>")
+        plots.append(
+            plot(name, lambda axes, edges=edges, counted=counted: _stairs(axes, edges, counted))
+        )
     key = legend((names[step], colors[step]) for step in columns)
-    body = f'<p>{intro}</p>{key}<div class="small plots">{"".join(figures)}</div>'
     shown = run.map(_hidden, {"inputs": evaluation.table["inputs"][spread(evaluation, ROWS)]})
-    pictures = "".join(_units(name, values) for name, values in _ordered(shown).items())
+    layers = [_units(name, values) for name, values in _ordered(shown).items()]
     note = (
         f"Below: hidden units for {len(next(iter(shown.values())))} examples.  Each row is an "
         "example (ordered by class, if there are classes), each column a unit.  A column of "
         "uniform grey is a unit that carries no information."
     )
-    return titled("Weights and units", f"{body}<p>{note}</p>{pictures}")
+    values = {"intro": intro, "legend": key, "plots": plots, "note": note, "layers": layers}
+    return titled("Weights and units", render("histograms.html", **values))
 
 
 def free_energies(evaluation: Evaluation) -> str | None:
@@ -83,17 +82,14 @@ def free_energies(evaluation: Evaluation) -> str | None:
     try:
         held_out, tables = _tables(evaluation)
     except (DataError, RunError) as error:
-        return titled(
-            "Free energy",
-            f"<p>The splits to compare could not be loaded: {html.escape(str(error))}</p>",
-        )
+        return titled("Free energy", render("free_energies.html", error=str(error)))
     names, run = _names(evaluation), evaluation.run
     function = jax.jit(make_evaluate(run.module, run.recipe.model))
     batches = {
         split: evaluation_batches(table, run.recipe.batch_size, run.scaling)
         for split, table in tables.items()
     }
-    lines, steps, means = [], [], {split: [] for split in tables}
+    rows, steps, means = [], [], {split: [] for split in tables}
     for step, params in parameters(evaluation):
         steps.append(step)
         for split, split_batches in batches.items():
@@ -102,8 +98,8 @@ def free_energies(evaluation: Evaluation) -> str | None:
             )
             means[split].append(measured["free_energy"])
         trained, other = (values[-1] for values in means.values())
-        cells = "".join(f"<td>{value:.2f}</td>" for value in (trained, other, other - trained))
-        lines.append(f"<tr><th>{names[step]}</th>{cells}</tr>")
+        energies = [f"{value:.2f}" for value in (trained, other, other - trained)]
+        rows.append((names[step], energies))
     count = len(jax.tree.leaves(tables["train"])[0])
     intro = (
         f"Mean free energy, in nats, of {count:,} training and {count:,} {held_out} examples.  "
@@ -115,10 +111,7 @@ def free_energies(evaluation: Evaluation) -> str | None:
             "the run was trained on it" if "validation" in run.recipe.train_on else "there is none"
         )
         intro += f"  With the test split, not the validation split, as {why}."
-    intro += f"  {MORE}" if len(steps) < 4 else ""
-    header = f"<tr><th>checkpoint</th><th>training</th><th>{held_out}</th><th>difference</th></tr>"
-    table = f'<div><table class="matrix">{header}{"".join(lines)}</table></div>'
-    figures = ""
+    plots = []
     if len(steps) > 1:
         epochs = [_epoch(evaluation, step) for step in steps]
         best = _epoch(evaluation, run.step)
@@ -138,8 +131,8 @@ def free_energies(evaluation: Evaluation) -> str | None:
             plot(name, lambda axes, lines=lines: _curves(axes, epochs, lines, best))
             for name, lines in drawn.items()
         ]
-        figures = "".join(f"<figure>{svg}</figure>" for svg in plots)
-    return titled("Free energy", f'<p>{intro}</p><div class="plots">{figures}{table}</div>')
+    values = {"intro": intro, "few": len(steps) < 4, "held_out": held_out}
+    return titled("Free energy", render("free_energies.html", plots=plots, rows=rows, **values))
 
 
 def parameters(evaluation: Evaluation) -> Iterator[tuple[int, Params]]:
@@ -206,8 +199,11 @@ def _ordered(layers: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(layers.items(), key=lambda item: (item[0] == "code", len(item[0]), item[0])))
 
 
-def _units(name: str, values: np.ndarray) -> str:
-    """Grey picture of values [examples, units]; probabilities range from black (0) to white (1)."""
+def _units(name: str, values: np.ndarray) -> dict[str, str]:
+    """Grey picture of values [examples, units] with its name, a note, and its width in rem.
+
+    Probabilities range from black (0) to white (1).
+    """
     low, high = float(values.min()), float(values.max())
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     units = values.shape[1]
@@ -217,11 +213,8 @@ def _units(name: str, values: np.ndarray) -> str:
         + f"; black {low:.3g}, white {high:.3g}"
     )
     image = picture(as_bytes(values[:, :COLUMNS], (low, high)), f"{name}, units")
-    caption = f'<b>{html.escape(name)}</b> <span class="note">{what}</span>'
-    width = f"--width:{0.625 * min(units, COLUMNS):g}rem"
-    return (
-        f'<figure class="units" style="{width}"><figcaption>{caption}</figcaption>{image}</figure>'
-    )
+    width = f"{0.625 * min(units, COLUMNS):g}"
+    return {"name": name, "what": what, "width": width, "picture": image}
 
 
 def _tables(evaluation: Evaluation) -> tuple[str, dict[str, dict[str, Any]]]:

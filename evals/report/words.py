@@ -3,14 +3,12 @@
 All vectors are normalised to length 1; similarity is the cosine.
 """
 
-import html
 import itertools
-from typing import Any
 
 import numpy as np
 
 from evals.base import Evaluation
-from evals.report.page import titled
+from evals.report.page import render, titled
 from evals.report.points import labelled_map, tsne
 from train.data.text import UNKNOWN
 from train.tasks import Language
@@ -65,20 +63,17 @@ def neighbours(evaluation: Evaluation) -> str | None:
     cosines = units[asked] @ units[:AMONG].T
     cosines[np.arange(len(asked)), asked] = -np.inf
     cosines[:, UNKNOWN] = -np.inf  # stands for many words
-    lines = []
+    rows = []
     for index, row in zip(asked, cosines, strict=True):
         nearest = np.argsort(-row, kind="stable")[: min(NEAREST, len(row) - 2)]
-        words = ", ".join(
-            f'{_word(vocabulary[neighbour])}&nbsp;<span class="note">{row[neighbour]:.2f}</span>'
-            for neighbour in nearest
-        )
-        lines.append(f"<tr><th>{_word(vocabulary[index])}</th><td>{words}</td></tr>")
+        found = [(vocabulary[neighbour], f"{row[neighbour]:.2f}") for neighbour in nearest]
+        rows.append((vocabulary[index], found))
     intro = (
         f"Frequent words of more than three letters, evenly spaced by rank, and the {NEAREST} "
         "words whose vectors have the largest cosine with theirs, among the "
         f"{min(AMONG, len(vocabulary)):,} most frequent words."
     )
-    return titled("Nearest words", f'<p>{intro}</p><table class="facts">{"".join(lines)}</table>')
+    return titled("Nearest words", render("nearest.html", intro=intro, rows=rows))
 
 
 def content_words(vocabulary: tuple[str, ...]) -> list[int]:
@@ -100,7 +95,7 @@ def analogies(evaluation: Evaluation) -> str | None:
     if units is None:
         return None
     index = {word: number for number, word in enumerate(vocabulary)}
-    lines, right, alone, total = [], 0, 0, 0
+    rows, right, alone, total = [], 0, 0, 0
     for name, listed in PAIRS.items():
         pairs = [tuple(pair.split()) for pair in listed.split(", ")]
         known = [(index[a], index[b]) for a, b in pairs if a in index and b in index]
@@ -118,40 +113,21 @@ def analogies(evaluation: Evaluation) -> str | None:
             int((nearest == questions[:, 3]).sum()),
         )
         right, alone, total = right + hits, alone + trivial_hits, total + len(questions)
-        examples = []
-        for number in (
-            np.linspace(0, len(questions) - 1, min(SHOWN, len(questions))).round().astype(int)
-        ):
-            a, b, c, d = (_word(vocabulary[word]) for word in questions[number])
-            answer = _word(vocabulary[predicted[number]])
-            verdict = (
-                f"<b>{answer}</b>"
-                if predicted[number] == questions[number, 3]
-                else f"{answer}, not {d}"
-            )
-            examples.append(f"{a} : {b} = {c} : {verdict}")
-        numbers = f"<td>{len(questions)}</td><td>{hits}</td><td>{trivial_hits}</td>"
-        lines.append(
-            f"<tr><th>{name}</th>{numbers}"
-            f'<td style="text-align: left">{"<br>".join(examples)}</td></tr>'
-        )
+        shown = np.linspace(0, len(questions) - 1, min(SHOWN, len(questions))).round().astype(int)
+        examples = [
+            [vocabulary[word] for word in (*questions[number], predicted[number])]
+            for number in shown
+        ]
+        rows.append((name, (len(questions), hits, trivial_hits), examples))
     if not total:
         return None
-    head = (
-        "<tr><th></th><th>questions</th><th>correct</th><th>correct by c alone</th>"
-        "<th>examples</th></tr>"
-    )
     intro = (
         f"{right} of {total} questions a : b = c : ? are answered correctly by the word whose "
         "vector is nearest to b - a + c, among the whole vocabulary except a, b and c; "
         f"{alone} by the one nearest to c.  The questions come from a short list; those with words "
         "outside of the vocabulary are left out."
     )
-    return titled(
-        "Analogies",
-        f'<p>{intro}</p><div class="scroll">'
-        f'<table class="matrix">{head}{"".join(lines)}</table></div>',
-    )
+    return titled("Analogies", render("analogies.html", intro=intro, rows=rows))
 
 
 def answers(units: np.ndarray, questions: np.ndarray, *, alone: bool = False) -> np.ndarray:
@@ -179,8 +155,4 @@ def word_map(evaluation: Evaluation) -> str | None:
         "Bengio, Hinton (2015).  It keeps near neighbours together; large distances and the axes "
         f"have no meaning.{bare}"
     )
-    return titled("Map of words", f'<p>{intro}</p><div class="scroll">{svg}</div>')
-
-
-def _word(text: Any) -> str:
-    return html.escape(text)
+    return titled("Map of words", render("map.html", intro=intro, svg=svg))

@@ -5,7 +5,6 @@ A *text* is a data set of ``train.data.text``: windows of tokens, which are char
 
 import dataclasses
 import functools
-import html
 import math
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from jax import Array
 from evals import ngrams, verbs
 from evals.base import Evaluation, Measured, Subject
 from evals.metrics import is_whole
-from evals.report.page import titled
+from evals.report.page import render, titled
 from evals.report.words import analogies, neighbours, word_map
 from evals.run import Run
 from train import tasks
@@ -37,7 +36,6 @@ WRITTEN, PROMPT, PASSAGE = (
     {"characters": c, "words": w} for c, w in ((500, 100), (40, 8), (1500, 300))
 )
 """Number of tokens in the report: of each sample, of its prompt, and of the passage."""
-_AS_WRITTEN = "white-space: pre-wrap; overflow-wrap: anywhere"
 DARKEST = 0.55
 """Opacity behind tokens at chance level; text stays readable in light and dark mode."""
 
@@ -246,25 +244,17 @@ def samples(evaluation: Evaluation) -> str | None:
         : PROMPT[tokens]
     ]
     prompt = np.concatenate([[BEGIN], begun]).astype(np.int32)
-    figures = []
+    texts = {}
     for temperature in TEMPERATURES:
         written = write(run, prompt, WRITTEN[tokens], temperature=temperature)
-        text = (
-            f"<b>{html.escape(decode(begun, vocabulary))}</b>"
-            f"{html.escape(decode(written.tolist(), vocabulary))}"
-        )
-        caption = f'<figcaption class="note">temperature {temperature:g}</figcaption>'
-        figures.append(f'<figure>{caption}<p style="{_AS_WRITTEN}">{text}</p></figure>')
+        texts[f"{temperature:g}"] = decode(written.tolist(), vocabulary)
     intro = (
         f"The model continues the first {len(begun)} {tokens} (bold) of example "
         f"{evaluation.example} of the {evaluation.split} split.  Logits are divided by the "
-        "temperature: the lower it is, the more often the most probable token is drawn.  "
-        "<code>zoo-evals sample</code> generates more."
+        "temperature: the lower it is, the more often the most probable token is drawn."
     )
-    columns = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr))"
-    return titled(
-        "Samples", f'<p>{intro}</p><div class="plots" style="{columns}">{"".join(figures)}</div>'
-    )
+    values = {"intro": intro, "prompt": decode(begun, vocabulary), "texts": texts}
+    return titled("Samples", render("samples.html", **values))
 
 
 def passage(evaluation: Evaluation) -> str | None:
@@ -281,16 +271,12 @@ def passage(evaluation: Evaluation) -> str | None:
     targets = table["targets"][table["mask"]][stretch]
     begins = set((tokens_before(table)[table["reset"]] - first).tolist())
     chance = math.log(max(len(vocabulary), 2))
-    parts = []
-    for index, (token, log_p) in enumerate(
-        zip(targets.tolist(), log_probabilities[stretch].tolist(), strict=True)
-    ):
-        parts.append("<hr>" if index and index in begins else "")
-        parts.append(_shaded(decode([token], vocabulary), log_p, chance))
+    shaded = [
+        _shaded(decode([token], vocabulary), log_p, chance)
+        for token, log_p in zip(targets.tolist(), log_probabilities[stretch].tolist(), strict=True)
+    ]
     steps = [p for p in (1, 0.1, 0.01, 0.001) if -math.log(p) < chance]
-    key = " ".join(
-        _shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary))
-    )
+    key = [_shaded(f" {p:.2g} ", math.log(p), chance) for p in (*steps, 1 / len(vocabulary))]
     mean = -log_probabilities[stretch].mean(dtype=np.float64)
     intro = (
         f"{len(targets)} {tokens} of the {evaluation.split} split, starting at example "
@@ -299,20 +285,18 @@ def passage(evaluation: Evaluation) -> str | None:
         f"a uniform guess among all {len(vocabulary):,} tokens.  Here the mean is {mean:.2f} "
         "nats.  A line end is also a token."
     )
-    body = f'<p>{intro}</p><p>p {key}</p><div style="{_AS_WRITTEN}">{"".join(parts)}</div>'
-    return titled("Per-token loss", body)
+    values = {"intro": intro, "key": key, "tokens": shaded, "begins": begins - {0}}
+    return titled("Per-token loss", render("passage.html", **values))
 
 
-def _shaded(text: str, log_p: float, chance: float) -> str:
-    """HTML of a token, shaded by its log p, with line ends made visible."""
+def _shaded(text: str, log_p: float, chance: float) -> dict[str, str]:
+    """A token with line ends made visible, the space after it, its p, and the shade behind it."""
     shade = DARKEST * min(-log_p / chance, 1) if log_p < 0 else 0.0
     shown, space = (
         (text[:-1], " ") if len(text) > 1 and text[-1] == " " else (text.replace("\n", "↵\n"), "")
     )
-    return (
-        f'<span class="miss" style="--shade:{shade:.2f}" title="p {math.exp(log_p):.2g}">'
-        f"{html.escape(shown)}</span>{space}"
-    )
+    p = f"{math.exp(log_p):.2g}"
+    return {"shown": shown, "space": space, "p": p, "shade": f"{shade:.2f}"}
 
 
 def print_sample(run: Run, options: verbs.Sample) -> int:

@@ -1,7 +1,6 @@
 """Reconstruction: how well a model reconstructs its inputs, its samples, and its codes."""
 
 import functools
-import html
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from evals.base import Evaluation, Measured, Subject
 from evals.report.checkpoints import histograms
 from evals.report.examples import evenly, labelled, spread
 from evals.report.maps import feature_maps, first_weights
-from evals.report.page import as_bytes, as_images, legend, picture, plot, titled
+from evals.report.page import as_bytes, as_images, legend, picture, plot, render, titled
 from evals.report.points import neighbour_error, principal, tsne
 from evals.run import Run
 from train import tasks
@@ -60,15 +59,15 @@ def reconstructions(evaluation: Evaluation) -> str | None:
         as_pixels(evaluation, reconstructed),
     )
     assert originals is not None
-    cards = []
-    for number, row in enumerate(rows):
-        images = picture(originals[number], f"example {row}") + picture(
-            pictures[number], f"reconstruction of example {row}"
+    pairs = [
+        (
+            picture(originals[number], f"example {row}"),
+            picture(pictures[number], f"reconstruction of example {row}"),
+            None if targets is None else run.task.labels[targets[row]],
+            f"{errors[number]:.2f}",
         )
-        label = "" if targets is None else f"<b>{html.escape(run.task.labels[targets[row]])}</b> "
-        cards.append(
-            f"<figure>{images}<figcaption>{label}{errors[number]:.2f}</figcaption></figure>"
-        )
+        for number, row in enumerate(rows)
+    ]
     scaled, reconstructed = run.map(_reconstructed, {"inputs": inputs[many]})
     error, constant = (
         np.square(scaled - other).sum(axis=1).mean(dtype=np.float64)
@@ -80,7 +79,7 @@ def reconstructions(evaluation: Evaluation) -> str | None:
         f"{len(many):,} examples is {error:.2f}; if every reconstruction were the mean image, "
         f"it would be {constant:.2f}."
     )
-    return titled("Reconstructions", f'<p>{intro}</p><div class="pairs">{"".join(cards)}</div>')
+    return titled("Reconstructions", render("reconstructions.html", intro=intro, pairs=pairs))
 
 
 def fantasies(evaluation: Evaluation) -> str | None:
@@ -99,25 +98,24 @@ def fantasies(evaluation: Evaluation) -> str | None:
         as_pixels(evaluation, values)
         for values in dreams(run, np.concatenate([data, noise]), chain_key)
     ]
-    tables = []
-    for first, title in (
-        (0, f"from {evaluation.split} examples"),
-        (len(data), "from random states"),
-    ):
-        lines = [f"<tr>{''.join(f'<th>{steps}</th>' for steps in STEPS)}</tr>"]
-        for chain in range(first, first + len(data)):
-            shown = zip(STEPS, columns, strict=True)
-            cells = [
-                picture(pixels[chain], f"chain {chain}, {steps} steps") for steps, pixels in shown
-            ]
-            lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        tables.append(f'<table class="chains"><caption>{title}</caption>{"".join(lines)}</table>')
+    chains = [
+        [
+            picture(pixels[chain], f"chain {chain}, {steps} steps")
+            for steps, pixels in zip(STEPS, columns, strict=True)
+        ]
+        for chain in range(2 * len(data))
+    ]
+    tables = {
+        f"from {evaluation.split} examples": chains[: len(data)],
+        "from random states": chains[len(data) :],
+    }
     intro = (
         "Each row is a Gibbs chain, each column a number of steps: first the start, then the means "
         "of the visible units given the last hidden states.  If the chains mix well, they move "
         "from the start to other probable data."
     )
-    return titled("Fantasies", f'<p>{intro}</p><div class="plots">{"".join(tables)}</div>')
+    values = {"intro": intro, "steps": STEPS, "tables": tables}
+    return titled("Fantasies", render("fantasies.html", **values))
 
 
 def dreams(run: Run, start: np.ndarray, key: Any) -> list[np.ndarray]:
@@ -154,17 +152,11 @@ def codes(evaluation: Evaluation) -> str | None:
         maps["t-SNE of the code"] = tsne(code)
     classes = run.task.labels
     colors = _colors(len(classes))
-    plots = "".join(
-        f"<figure>{plot(name, _scatter(points, targets, colors))}</figure>"
-        for name, points in maps.items()
-    )
-    lines = ["<tr><th>space</th><th>dimensions</th><th>error %</th></tr>"]
-    for name, points in (spaces | maps).items():
-        lines.append(
-            f"<tr><th>{name}</th><td>{points.shape[1]}</td>"
-            f"<td>{100 * neighbour_error(points, targets):.1f}</td></tr>"
-        )
-    caption = "<caption>leave-one-out error of the nearest-neighbour classifier</caption>"
+    plots = [plot(name, _scatter(points, targets, colors)) for name, points in maps.items()]
+    errors = [
+        (name, points.shape[1], f"{100 * neighbour_error(points, targets):.1f}")
+        for name, points in (spaces | maps).items()
+    ]
     known = legend(zip(classes, colors, strict=True)) if len(colors) <= LEGEND else ""
     some = (
         f"{len(rows):,} evenly spaced examples of the {evaluation.count:,}"
@@ -175,9 +167,8 @@ def codes(evaluation: Evaluation) -> str | None:
         f"Each point is one of {some} of the {evaluation.split} split.  Its colour is the class, "
         "which the model did not see."
     )
-    table = f'<table class="matrix">{caption}{"".join(lines)}</table>'
-    body = f'<p>{intro}</p>{known}<div class="plots">{plots}<div>{table}</div></div>'
-    return titled("Codes", body)
+    values = {"intro": intro, "legend": known, "plots": plots, "errors": errors}
+    return titled("Codes", render("codes.html", **values))
 
 
 def as_pixels(evaluation: Evaluation, values: np.ndarray) -> np.ndarray:

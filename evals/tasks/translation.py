@@ -27,7 +27,7 @@ from evals.generation import (
     search,
 )
 from evals.metrics import is_whole
-from evals.report.page import plot, titled
+from evals.report.page import plot, render, titled
 from evals.report.points import labelled_map, tsne
 from evals.run import Run
 from evals.runs import COLORS
@@ -283,7 +283,6 @@ def translations(evaluation: Evaluation) -> str | None:
     chosen = (
         np.linspace(0, len(generated) - 1, min(SHOWN, len(generated))).round().astype(int).tolist()
     )
-    parts = [_listed("Evenly spaced", chosen, evaluation)]
     import sacrebleu
 
     scores = [
@@ -295,50 +294,21 @@ def translations(evaluation: Evaluation) -> str | None:
         for index in np.argsort(scores, kind="stable")[:SHOWN].tolist()
         if generated[index].text != sentences[index][1]
     ]
-    parts.append(
-        _listed(
-            "Farthest from the reference (lowest chrF, a character n-gram F-score)",
-            worst,
-            evaluation,
-        )
-    )
-    return titled("Translations", "".join(parts))
-
-
-def _listed(title: str, rows: Sequence[int], evaluation: Evaluation) -> str:
-    generated, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
-    if not rows:
-        return ""
-    lines = []
-    for index in rows:
-        source, target = sentences[index]
-        cells = (("source", source), ("model", generated[index].text), ("reference", target))
-        texts = "".join(
-            f'<div><span class="note">{name}</span> {html.escape(text)}</div>'
-            for name, text in cells
-        )
-        lines.append(f"<tr><th>{index}</th><td>{texts}</td></tr>")
-    return f'<h3>{title}</h3><table class="facts numbered">{"".join(lines)}</table>'
+    farthest = "Farthest from the reference (lowest chrF, a character n-gram F-score)"
+    groups = {
+        title: [(row, sentences[row][0], generated[row].text, sentences[row][1]) for row in rows]
+        for title, rows in {"Evenly spaced": chosen, farthest: worst}.items()
+    }
+    return titled("Translations", render("translations.html", groups=groups))
 
 
 def alignments(evaluation: Evaluation) -> str | None:
     """Alignments of the chosen example and the next ones."""
     generated, sentences = _translated(evaluation).translations, _translated(evaluation).pairs
     rows = range(evaluation.example, min(evaluation.example + ALIGNED, len(generated)))
-    drawn = [alignment(evaluation.run, sentences[row][0], generated[row]) for row in rows]
-    figures = [
-        f'<figure class="scroll">{svg}<figcaption class="note">example {row}</figcaption></figure>'
-        for row, svg in zip(rows, drawn, strict=True)
-        if svg is not None
-    ]
-    if not figures:
-        return None
-    intro = (
-        "Each row is a token that the model wrote; its attention weights on the source tokens sum "
-        "to 1, as in figure 3 of Bahdanau, Cho, Bengio (2014).  <code>--example N</code> chooses "
-        "other examples; <code>zoo-evals translate --alignment FILE</code> draws your own."
-    )
-    return titled("Alignments", f'<p>{intro}</p><div class="plots">{"".join(figures)}</div>')
+    drawn = {row: alignment(evaluation.run, sentences[row][0], generated[row]) for row in rows}
+    plots = {row: svg for row, svg in drawn.items() if svg is not None}
+    return titled("Alignments", render("alignments.html", plots=plots)) if plots else None
 
 
 def lengths(evaluation: Evaluation) -> str | None:
@@ -352,11 +322,8 @@ def lengths(evaluation: Evaluation) -> str | None:
         "attention, it falls for long sentences, because a single vector has to represent the "
         "whole sentence (Bahdanau et al. 2014, figure 2)."
     )
-    figure = (
-        '<figure style="max-width: 32rem">'
-        f"{lengths_plot({evaluation.run.recipe.name: bins})}</figure>"
-    )
-    return titled("Long sentences", f"<p>{intro}</p>{figure}")
+    svg = lengths_plot({evaluation.run.recipe.name: bins})
+    return titled("Long sentences", render("lengths.html", intro=intro, svg=svg))
 
 
 def phrases(evaluation: Evaluation) -> str | None:
@@ -383,7 +350,7 @@ def phrases(evaluation: Evaluation) -> str | None:
         "figure 4 of LeCun, Bengio, Hinton (2015).  Phrases with similar meaning or structure "
         f"should lie close together.{bare}"
     )
-    return titled("Map of phrases", f'<p>{intro}</p><div class="scroll">{svg}</div>')
+    return titled("Map of phrases", render("map.html", intro=intro, svg=svg))
 
 
 def frequent_phrases(sources: Sequence[str], count: int) -> list[str]:

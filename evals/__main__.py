@@ -12,6 +12,7 @@ if __name__ == "__main__":  # python -m evals; comes before the slow imports
 
 import dataclasses
 import difflib
+import itertools
 import logging
 import pathlib
 import shlex
@@ -103,12 +104,18 @@ def _former(program: str, arguments: list[str]) -> str | None:
 
 
 def _mistyped(program: str, arguments: list[str]) -> str | None:
-    """Error message if the verb is unknown, else None."""
-    if len(arguments) < 2 or arguments[0].startswith("-") or arguments[1].startswith("-"):
+    """Error message if the verb is unknown or follows the run folder, else None."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if not words or words[0] in VERBS:
         return None
-    if arguments[0] in VERBS or pathlib.Path(arguments[0]).exists():
+    if pathlib.Path(words[0]).exists():
+        if len(words) > 1 and words[1] in VERBS:
+            call = shlex.join([words[1], words[0], *words[2:]])
+            return f"error: the verb comes before the run folder: {program} {call}"
         return None
-    near = difflib.get_close_matches(arguments[0], VERBS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(words[0], VERBS, n=1, cutoff=0.5)
+    if len(words) < 2 and not near:
+        return None
     hint = f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}"
     return f"error: neither a verb nor a run folder: {arguments[0]!r}; {hint}"
 

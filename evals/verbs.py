@@ -152,7 +152,5 @@ def require(run: "Run", verb: str, verbs: Mapping[str, Any]) -> None:
         return
     from train.formats import DataError
 
-    has = ", ".join(verbs) or "none"
-    raise DataError(
-        f"{run.folder.path}: {verb} is not for a model of {run.task.name}; its verbs: {has}"
-    )
+    has = f"its verbs: {', '.join(verbs)}" if verbs else "it has no verbs"
+    raise DataError(f"{run.folder.path}: {verb} is not for a model of {run.task.name}; {has}")

@@ -146,6 +146,17 @@ def test_dumb_terminal_gets_plain_lines(capsys, monkeypatch):
     assert capsys.readouterr().out == "name  step 3/4  epoch 1.5  loss 0.5000\n"
 
 
+def test_message_follows_the_newest_line_and_no_time_is_left(capsys):
+    with Progress("name", 40, 2) as progress:
+        for step in (1, 2):
+            progress.update({"step": step, "split": "train", "loss": 0.5}, 8)
+        progress.say("stopped")
+    step, message = capsys.readouterr().out.splitlines()
+    assert step.startswith("name  step 2/40")
+    assert "left" not in step
+    assert message == "stopped"
+
+
 OWN = {
     "predict": {"--invert"},
     "sample": {"--tokens", "--prompt", "--temperature", "--top-k", "--seed"},
@@ -231,6 +242,18 @@ def test_a_mistyped_verb_suggests_the_right_one(classifier, capsys, typed, hint)
         captured = capsys.readouterr()
         assert captured.err == f"error: neither a verb nor a run folder: {typed!r}; {hint}\n"
         assert captured.out == ""
+
+
+def test_a_verb_after_the_run_folder_is_one_line_that_says_so(classifier, capsys):
+    assert _evals(classifier, "predict", "x.png") == 2
+    call = f"{entry.program('evals')} predict {classifier} x.png"
+    message = f"error: the verb comes before the run folder: {call}\n"
+    assert capsys.readouterr().err == message
+
+
+def test_a_mistyped_verb_alone_suggests_the_right_one(capsys):
+    assert _evals("predit") == 2
+    assert "'predit'; did you mean predict?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ COMMANDS = sorted(
         match.strip()
         for document in DOCUMENTS
         for match in re.findall(
-            r"(?:python -m train|zoo-train) ([a-z][^#`\n]*?)(?:  |`|$|, )",
+            r"(?:python -m train|zoo-train) ([a-z][^#`\n]*?)(?:  |`|$|, | &&|; )",
             document.read_text(),
             re.M,
         )

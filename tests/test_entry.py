@@ -113,7 +113,7 @@ def test_console_scripts_do_not_look_into_the_users_folder(hide, tmp_path, progr
         cwd=tmp_path,
     )
     said = {
-        "zoo-train": (2, "no recipe 'mlp-digts'; did you mean mlp-digits"),
+        "zoo-train": (2, "error: no recipe 'mlp-digts'; did you mean mlp-digits"),
         "zoo-evals": (1, "error: no-run: no run here"),
     }
     assert (done.returncode, done.stdout) == (said[program][0], "")

@@ -28,6 +28,7 @@ from train.formats import (
     Images,
     check_inputs,
     check_targets,
+    common_shape,
     image_size,
     map_images,
     read_idx,
@@ -355,6 +356,15 @@ def peak(read: Callable) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_size_suggested_for_images_of_many_sizes_is_their_median(tmp_path):
+    sizes = [(10, 90), (20, 21), (20, 22), (21, 20), (70, 9)]
+    files = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for file, (height, width) in zip(files, sizes, strict=True):
+        Image.new("L", (width, height)).save(file)
+    with pytest.raises(DataError, match=r"5 sizes, .* such as --data\.image-shape 20 21 1$"):
+        common_shape(tmp_path, files)
 
 
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_init_from_applies_to_the_first_stage(tmp_path):
     _assert_equal(result.params, params)
     (tmp_path / "file").unlink()
     assert _bits(train.run(recipe, tmp_path / "run", quiet=True).state) == _bits(result.state)
-    with pytest.raises(RunError, match=r"init_from is '.*file' there and None here"):
+    with pytest.raises(RunError, match=r"init_from is '.*file' there and not set here"):
         train.run(dataclasses.replace(recipe, init_from=None), tmp_path / "run", quiet=True)
 
 
@@ -219,8 +219,8 @@ def test_resuming_with_another_source_is_refused(file, tmp_path):
     shutil.copy(file, tmp_path / "other")
     for folder, source, message in (
         ("run", tmp_path / "other", r"init_from is '.*mlp\.safetensors' there and '.*other' here"),
-        ("run", None, r"init_from is '.*mlp\.safetensors' there and None here"),
-        ("plain", file, r"init_from is None there and '.*mlp\.safetensors' here"),
+        ("run", None, r"init_from is '.*mlp\.safetensors' there and not set here"),
+        ("plain", file, r"init_from is not set there and '.*mlp\.safetensors' here"),
     ):
         with pytest.raises(RunError, match=message):
             _fit(tmp_path / folder, init_from=source)

@@ -686,7 +686,7 @@ def test_invalid_arguments_generate_nothing(evaluation, prompt, length, how, mes
 def test_other_models_cannot_generate_text(copy, monkeypatch, capsys):
     monkeypatch.setattr(evals.evaluation, "restore", lambda _: copy.run)
     assert evals.__main__.main(["sample", "run"]) == 1
-    message = f"{copy.run.folder.path}: sample is not for a model of algorithm; its verbs: none"
+    message = f"{copy.run.folder.path}: sample is not for a model of algorithm; it has no verbs"
     assert capsys.readouterr().err == f"error: {message}\n"
     with pytest.raises(DataError, match="sample is not for a model of algorithm"):
         evals.tasks.language.read_prompt(copy.run, "the")

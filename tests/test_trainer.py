@@ -65,6 +65,12 @@ def test_fit_learns_and_gives_back_the_best_parameters():
     assert np.mean(predicted == held_out["targets"]) == pytest.approx(best["accuracy"])
 
 
+def test_result_is_shown_without_its_arrays():
+    shown = repr(_fit(steps=4))
+    assert "complete=True" in shown
+    assert len(shown) < 500
+
+
 def test_a_run_in_memory_equals_a_run_in_a_folder_and_loads_again(tmp_path):
     in_memory, in_folder = _fit(), _fit(tmp_path / "run")
     assert _bits(in_memory.state) == _bits(in_folder.state)

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             if near
             else f"{entry.program('train')} --list shows them"
         )
-        print(f"no recipe {name!r}; {hint}", file=sys.stderr)
+        print(f"error: no recipe {name!r}; {hint}", file=sys.stderr)
         return 2
     if message := _former(arguments):
         print(message, file=sys.stderr)

@@ -63,8 +63,8 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._unshown:
-            self._print()
+        else:
+            self._print_last()
         if self._writer is not None:
             self._writer.close()
 
@@ -75,6 +75,7 @@ class Progress:
         if self._live is not None:
             self._live.console.print(message, highlight=False, markup=False, soft_wrap=True)
         else:
+            self._print_last()
             print(message, flush=True)
 
     def update(self, line: dict[str, Any], batch_size: int) -> None:
@@ -97,6 +98,12 @@ class Progress:
             (self.total - line["step"]) * batch_size / self._per_second if self._per_second else 0.0
         )
         if time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+            self._print()
+
+    def _print_last(self) -> None:
+        """Prints the newest line, if it is not shown yet, before a message or the end."""
+        if self._unshown:
+            self._left = 0.0  # the message may be that the run stops
             self._print()
 
     def _print(self) -> None:

@@ -417,4 +417,10 @@ def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
         for key in [*there, *(key for key in here if key not in there and path)]:
             yield from differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
     elif json.loads(json.dumps(there)) != json.loads(json.dumps(here)):
-        yield f"{path.removeprefix('recipe.')} is {there!r} there and {here!r} here"
+        field = path.removeprefix("recipe.")
+        yield f"{field} is {_show(there)} there and {_show(here)} here"
+
+
+def _show(value: Any) -> str:
+    """A JSON value for a message; tuples look like the lists that are stored."""
+    return "not set" if value is None else repr(json.loads(json.dumps(value)))

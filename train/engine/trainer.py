@@ -48,9 +48,10 @@ class Result:
 
     module: Model
     cfg: Any
-    params: Params
-    state: TrainState
-    history: list[dict[str, Any]]
+    # Not shown: a notebook would print every array.
+    params: Params = dataclasses.field(repr=False)
+    state: TrainState = dataclasses.field(repr=False)
+    history: list[dict[str, Any]] = dataclasses.field(repr=False)
     complete: bool
     seconds: float
     stopped_by: str | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import statistics
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -142,16 +143,17 @@ def common_shape(where: object, files: Sequence[pathlib.Path]) -> tuple[int, int
 
     Raises DataError if sizes differ, naming the option to set.
     """
-    shapes = set()
+    shapes = []
     for file in files[:: -(-len(files) // LOOKED_AT) or 1]:
         with opened_image(file) as image:
             size = image.size if _turn(image) in SIDEWAYS else (image.height, image.width)
-            shapes.add((*size, 1 if image.mode.startswith(GREY) and image.mode != "LA" else 3))
+            shapes.append((*size, 1 if image.mode.startswith(GREY) and image.mode != "LA" else 3))
     channels = max((shape[2] for shape in shapes), default=1)
     sizes = sorted({shape[:2] for shape in shapes})
     if len(sizes) != 1:
         (low, wide), (high, broad) = sizes[0], sizes[-1]
-        example = f"--data.image-shape {low} {wide} {channels}"
+        height, width = (statistics.median_low(shape[axis] for shape in shapes) for axis in (0, 1))
+        example = f"--data.image-shape {height} {width} {channels}"
         differ = f"images of {len(sizes)} sizes, such as {low}x{wide} and {high}x{broad}"
         raise DataError(f"{where}: {differ}; give the one to resize to, such as {example}")
     return (*sizes[0], channels)

@@ -36,6 +36,7 @@ from jaxtyping import install_import_hook
 with install_import_hook(["zoo"], "beartype.beartype"):
     import zoo  # noqa: F401
 
+from tests.helpers import runs
 from train.engine.parallel import Parallel
 from train.programs import clean
 
@@ -64,3 +65,12 @@ def x64() -> Iterator[None]:
     """Parameters, inputs and arithmetic in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A run of ``mlp-digits`` that all tests share: only to be read, so copy it to write there."""
+    folder = runs.built_once(tmp_path_factory, "classifier", runs.classifier)
+    before = runs.content(folder)
+    yield folder
+    assert runs.content(folder) == before, "a test changed the shared run; let it use a copy"

@@ -180,13 +180,6 @@ def _shown(text):
     return " ".join(re.sub("[│╭╮╰╯─]", " ", text).split())
 
 
-@pytest.fixture(scope="module", name="classifier")
-def _classifier(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert _main("mlp-digits", "--steps", "1", "--quiet", "--out", str(folder)) == 0
-    return folder
-
-
 @pytest.mark.parametrize(("verb", "options"), OWN.items())
 def test_help_of_each_verb_shows_its_own_options(capsys, verb, options):
     assert OWN.keys() == VERBS.keys()

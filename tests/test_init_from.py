@@ -297,14 +297,12 @@ def test_sources_that_cannot_be_used_are_one_line_and_no_folder_is_made(tmp_path
         assert not (tmp_path / "run").exists()
 
 
-def test_command_line_init_from_reports_what_was_taken(tmp_path, capsys):
+def test_command_line_init_from_reports_what_was_taken(classifier, tmp_path, capsys):
     options = ("mlp-digits", "--steps", "2", "--devices", "1")
-    assert main([*options, "--quiet", "--out", str(tmp_path / "first")]) == 0
     again = [*options, "--model.sizes", "64", "512", "512", "11", "--out", str(tmp_path / "second")]
-    assert main([*again, "--init-from", str(tmp_path / "first")]) == 0
+    assert main([*again, "--init-from", str(classifier)]) == 0
     assert (
-        f"starting from {tmp_path / 'first'}: 4 of 6 parameters; fresh: {LAST}"
-        in capsys.readouterr().out
+        f"starting from {classifier}: 4 of 6 parameters; fresh: {LAST}" in capsys.readouterr().out
     )
     assert main(again) == 1
     assert "init_from is" in capsys.readouterr().err

@@ -22,7 +22,6 @@ import evals.tasks.classification
 import train
 import zoo
 from tests.helpers.evaluations import changed
-from train.recipes import RECIPES
 from zoo.convnet import Config, Stage
 
 # One process makes all the runs.
@@ -112,10 +111,8 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dense") / "run"
-    train.run(dataclasses.replace(RECIPES["mlp-digits"], epochs=1), folder, quiet=True)
-    return evals.evaluate(folder)
+def dense(classifier):
+    return evals.evaluate(classifier)
 
 
 def traced(evaluation, example=0):

@@ -52,9 +52,12 @@ KINDS = ("mlp", "convnet", "rbm", "rnnlm")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_device() -> Iterator[None]:
-    """Train on one device by default, because eight devices on two cores are slow."""
+    """Train on one device by default, because eight devices on two cores are slow.
+
+    Of the whole session, so that it also holds for fixtures of modules.
+    """
     with pytest.MonkeyPatch.context() as patch:  # a separate one: tests undo theirs
         patch.setattr("train.engine.trainer.Parallel", functools.partial(Parallel, devices=1))
         yield

@@ -4,7 +4,6 @@ A section is a function of the evaluation that returns its HTML, or None if ther
 show.  Each task adds its own sections: see ``evals.base``.
 """
 
-import html
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +15,8 @@ from evals import tasks
 from evals.base import Evaluation, Section
 from evals.evaluation import training
 from evals.metrics import format_metric, other_task, reached, show_interval
-from evals.report.page import COLORS, INK, listing, page, plot, titled
+from evals.report import page
+from evals.report.page import COLORS, INK, plot, titled
 from train.engine.run_folder import write_text
 from train.recipe import Target, to_dict
 
@@ -30,15 +30,18 @@ def render(evaluation: Evaluation) -> str:
     """The HTML of the report."""
     parts = (section(evaluation) for section in sections_of(evaluation))
     title = f"{evaluation.run.recipe.name}, {evaluation.split}"
-    return page(title, (part for part in parts if part))
+    return page.page(title, (part for part in parts if part))
 
 
 def headline(evaluation: Evaluation) -> str:
     """The metrics, what they were measured on, and whether the recipe's targets are reached."""
     run, trained = evaluation.run, training(evaluation.run.folder)
-    intervals = evaluation.intervals
+    count, intervals = evaluation.items, evaluation.intervals
     tiles = [
-        _tile(name, value, evaluation.items, intervals.get(name))
+        (
+            *format_metric(name, value, count),
+            show_interval(intervals[name], count) if name in intervals else "",
+        )
         for name, value in evaluation.metrics.items()
     ]
     facts = {
@@ -55,8 +58,8 @@ def headline(evaluation: Evaluation) -> str:
         ),
         "Parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(run.params)):,}",
     }
-    rows = listing([*facts.items(), *_expected(evaluation)])
-    return f'<h1>{html.escape(run.recipe.name)}</h1><div class="tiles">{"".join(tiles)}</div>{rows}'
+    items = [*facts.items(), *_expected(evaluation)]
+    return page.render("headline.html", name=run.recipe.name, tiles=tiles, items=items)
 
 
 def curves(evaluation: Evaluation) -> str | None:
@@ -68,17 +71,8 @@ def curves(evaluation: Evaluation) -> str | None:
     )
     if not metrics:
         return None
-    plots = "".join(
-        f"<figure>{_curve(history, name, evaluation.run.step)}</figure>" for name in metrics
-    )
-    note = (
-        "Training values are means over the steps since the previous point, with dropout and other "
-        "noise active."
-    )
-    alone = ' style="max-width: 32rem"' if len(metrics) == 1 else ""
-    return titled(
-        "Learning curves", f'<div class="plots"{alone}>{plots}</div><p class="note">{note}</p>'
-    )
+    plots = [_curve(history, name, evaluation.run.step) for name in metrics]
+    return titled("Learning curves", page.render("curves.html", plots=plots))
 
 
 def configuration(evaluation: Evaluation) -> str:
@@ -92,8 +86,8 @@ def configuration(evaluation: Evaluation) -> str:
         "trained": trained,
         "versions": config["versions"],
     }
-    rows = listing(_flat(to_dict(evaluation.run.recipe) | facts))
-    return titled("Configuration", f"<details open><summary>config.json</summary>{rows}</details>")
+    items = _flat(to_dict(evaluation.run.recipe) | facts)
+    return titled("Configuration", page.render("configuration.html", items=items))
 
 
 def sections_of(evaluation: Evaluation) -> tuple[Section, ...]:
@@ -173,15 +167,6 @@ def _verdict(target: Target, metrics: dict[str, float]) -> str:
     if target.at_least is None and target.at_most is None:
         return "measured"
     return "reached" if reached(target, metrics[target.metric]) else "missed"
-
-
-def _tile(name: str, value: float, count: int, interval: tuple[float, float] | None) -> str:
-    label, number, unit = format_metric(name, value, count)
-    note = "" if interval is None else f'<span class="note">{show_interval(interval, count)}</span>'
-    return (
-        f"<div><span>{html.escape(label)}</span>"
-        f"<b>{number}<small> {html.escape(unit)}</small></b>{note}</div>"
-    )
 
 
 def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:

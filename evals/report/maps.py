@@ -1,13 +1,13 @@
 """Report sections on local filters: feature maps of one example, and first-layer weights."""
 
-import html
 import math
+from typing import Any
 
 import jax
 import numpy as np
 
 from evals.base import Evaluation
-from evals.report.page import as_bytes, picture, titled
+from evals.report.page import as_bytes, picture, render, titled
 from train.batches import Batches
 from train.formats import Images
 
@@ -15,10 +15,10 @@ MAPS_SHOWN = 16
 FRAMES_SHOWN = 8
 UNITS_SHOWN = 64
 READING = {
-    1: "Time runs to the right; each row of a picture is a channel, the first at the bottom.  ",
+    1: "Time runs to the right; each row of a picture is a channel, the first at the bottom.",
     2: "",
     3: "Frames are side by side (in pictures of weights, channels too), "
-    f"at most {FRAMES_SHOWN}, evenly spaced.  ",
+    f"at most {FRAMES_SHOWN}, evenly spaced.",
 }
 """How to read the pictures, by number of spatial axes."""
 
@@ -66,17 +66,15 @@ def feature_maps(evaluation: Evaluation, beside: str = "") -> str | None:
         _layer(name, values, (float(values.min()), float(values.max())))
         for name, values in maps.items()
     ]
-    intro = (
-        f"Example {evaluation.example} of the {evaluation.split} split, from the input at the "
-        "bottom upwards, as in figure 2 of LeCun, Bengio, Hinton (2015).  <code>--example N</code> "
-        "chooses another example."
+    body = render(
+        "feature_maps.html",
+        example=evaluation.example,
+        split=evaluation.split,
+        layers=layers,
+        beside=beside,
+        reading=READING[raw.ndim - 1],
     )
-    note = (
-        "In each layer, black is the minimum and white the maximum; both are given above it.  "
-        f"{READING[raw.ndim - 1]}"
-    )
-    body = f'<div class="network"><div class="layers">{"".join(layers)}</div>{beside}</div>'
-    return titled("Feature maps", f'<p>{intro}</p>{body}<p class="note">{note}</p>')
+    return titled("Feature maps", body)
 
 
 def first_weights(evaluation: Evaluation) -> str | None:
@@ -102,12 +100,14 @@ def first_weights(evaluation: Evaluation) -> str | None:
         largest = float(abs(weights).max())
         pictures[f"unit {unit}"] = as_bytes(weights, (-largest, largest))
     which = f"the {len(shown)} largest of {units}" if len(shown) < units else f"all {units}"
-    intro = f"Filters of <code>{html.escape(name)}</code>, {which}, each on its own scale: "
-    intro += "white is positive, black negative, grey zero.  "
-    reading = READING[next(iter(pictures.values())).ndim - 1]
-    return titled(
-        "First-layer weights", f"<p>{intro}{reading}</p>{_grid(pictures, 'taps weights')}"
+    body = render(
+        "first_weights.html",
+        name=name,
+        which=which,
+        reading=READING[next(iter(pictures.values())).ndim - 1],
+        pictures=_grid(pictures, "taps weights"),
     )
+    return titled("First-layer weights", body)
 
 
 def draw(pixels: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ def _first_kernel(evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
 
 def _layer(
     name: str, values: np.ndarray, value_range: tuple[float, float], colours: bool = False
-) -> str:
+) -> dict[str, Any]:
     """A row of pictures of values [*space, channels].
 
     There is one picture for each channel; colours and time series are a single picture.
@@ -175,19 +175,18 @@ def _layer(
         chosen = np.sort(np.argsort(-contrast, kind="stable")[:MAPS_SHOWN])
         shown = {f"{name}, map {index}": pixels[..., index, None] for index in chosen}
         what += f", the {MAPS_SHOWN} with most contrast" if channels > MAPS_SHOWN else ""
-    note = f'<span class="note">{what}; {value_range[0]:.3g} to {value_range[1]:.3g}</span>'
-    pictures = _grid(shown, "signals", "input" if name == "input" else "")
-    return f"<figure><figcaption><b>{html.escape(name)}</b> {note}</figcaption>{pictures}</figure>"
+    return {
+        "name": name,
+        "note": f"{what}; {value_range[0]:.3g} to {value_range[1]:.3g}",
+        "pictures": _grid(shown, "signals", "input" if name == "input" else ""),
+    }
 
 
 def _grid(shown: dict[str, np.ndarray], signals: str, kind: str = "") -> str:
     """Arranges pictures, {title: bytes [*space, channels]}, by their number of spatial axes."""
     first = next(iter(shown.values()))
     kind = f"{kind} {(signals, 'weights', 'strips')[first.ndim - 2]}".strip()
-    width = (
-        f' style="--width:{2.25 * min(len(first), FRAMES_SHOWN):g}rem"' if first.ndim == 4 else ""
-    )  # every frame has the same width
-    return (
-        f'<div class="{kind}"{width}>'
-        f"{''.join(picture(draw(pixels), name) for name, pixels in shown.items())}</div>"
-    )
+    # Every frame has the same width.
+    width = f"{2.25 * min(len(first), FRAMES_SHOWN):g}" if first.ndim == 4 else ""
+    pictures = [picture(draw(pixels), name) for name, pixels in shown.items()]
+    return render("grid.html", kind=kind, width=width, pictures=pictures)

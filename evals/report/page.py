@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import html
 import importlib.util
 import io
 import pathlib
@@ -38,8 +37,13 @@ def _templates() -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-    """Renders a template from ``assets``.  Values are escaped unless they are ``Markup``."""
-    return _templates().get_template(template).render(values)
+    """Renders a template from ``assets``.  Values are escaped unless they are ``Markup``.
+
+    The result is ``Markup``, so it can be a value of another template.
+    """
+    from markupsafe import Markup
+
+    return Markup(_templates().get_template(template).render(values))
 
 
 def page(title: str, sections: Iterable[str]) -> str:
@@ -71,16 +75,17 @@ def show_output(value: float) -> str:
 
 def unbroken(output: Any) -> str:
     """An output of a classifier, on one line."""
-    return show_output(float(output)).replace(" ", "&nbsp;")
+    return show_output(float(output)).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def legend(items: Iterable[tuple[str, str]]) -> str:
     """A legend of (name, colour), shared by several plots."""
-    entries = "".join(
-        f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
-        for name, color in items
-    )
-    return f'<p class="legend">{entries}</p>'
+    return render("legend.html", items=items)
+
+
+def strip(figures: Iterable[tuple[str, str]]) -> str:
+    """Figures side by side: (picture, caption) of each."""
+    return render("strip.html", figures=figures)
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
@@ -118,16 +123,13 @@ def picture(pixels: np.ndarray, alt: str) -> str:
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" '
-        f'title="{html.escape(alt)}">'
-    )
+    return render("picture.html", data=base64.b64encode(buffer.getvalue()).decode(), alt=alt)
 
 
 def plot(name: str, draw: Callable[[Any], None]) -> str:
     """SVG of a matplotlib plot.  draw(axes): draws the content.  name: the title."""
     import matplotlib
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
     style = {
@@ -160,4 +162,4 @@ def plot(name: str, draw: Callable[[Any], None]) -> str:
             buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.base import Evaluation
 from evals.report.maps import spatial
-from evals.report.page import COLORS, is_image_shape, plot, titled
+from evals.report.page import COLORS, is_image_shape, plot, render, titled
 from evals.run import Run, predict_batch
 from train.formats import Images
 from zoo.base import Model, Params
@@ -54,22 +54,16 @@ def shifts(evaluation: Evaluation, targets: np.ndarray) -> str | None:
         if len(rows) == len(inputs)
         else f"{len(rows):,} of {len(inputs):,} examples, evenly spaced"
     )
-    intro = (
-        f"Mean accuracy on {count}, with inputs shifted {where}; the border is filled with the "
-        f"minimum of the data, {low:g}."
+    body = render(
+        "shifts.html",
+        count=count,
+        where=where,
+        low=f"{low:g}",
+        plot=plot("accuracy %", lambda axes: _draw(axes, shares, f"shift, {unit}")),
+        unit=unit,
+        shares=shares,
     )
-    lines = "".join(
-        f"<tr><th>{shift}</th><td>{100 * share:.1f}</td></tr>" for shift, share in enumerate(shares)
-    )
-    table = (
-        f'<table class="matrix"><tr><th>shift, {unit}</th><th>accuracy %</th></tr>{lines}</table>'
-    )
-    figure = (
-        f"<figure>{plot('accuracy %', lambda axes: _draw(axes, shares, f'shift, {unit}'))}</figure>"
-    )
-    return titled(
-        "Small shifts", f'<p>{intro}</p><div class="plots">{figure}<div>{table}</div></div>'
-    )
+    return titled("Small shifts", body)
 
 
 def accuracies(

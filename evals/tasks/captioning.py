@@ -17,7 +17,6 @@ section 3).
 import collections
 import dataclasses
 import functools
-import html
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple, cast
@@ -39,7 +38,7 @@ from evals.generation import (
     require_search,
     search,
 )
-from evals.report.page import REPORT_NEEDS, can_render, page, picture, titled
+from evals.report.page import REPORT_NEEDS, can_render, page, picture, render, strip, titled
 from evals.run import Run
 from train import tasks
 from train.batches import Batches
@@ -55,8 +54,6 @@ ROWS = 50
 """Images captioned at a time."""
 SHOWN = 3
 """Images in each group of the report."""
-ZOOM = 160
-"""Approximate side of a picture in the report, in pixels."""
 
 
 class Pointing(NamedTuple):
@@ -335,10 +332,7 @@ def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
     """
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     grey = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    figures = [
-        f"<figure>{picture(grey, 'image')}"
-        f"<figcaption>{html.escape(written.text)}</figcaption></figure>"
-    ]
+    figures = [(picture(grey, "image"), written.text)]
     # Padded, so that captions of all lengths share one compiled program: later tokens do not affect
     # earlier weights.
     before = np.full(task_of(run).max_length + 1, END, np.int32)
@@ -348,13 +342,8 @@ def overlays(run: Run, image: np.ndarray, written: Generated) -> str:
         vocabulary = task_of(run).target.vocabulary
         for token, looked in zip(written.tokens, weights[0], strict=False):
             word = vocabulary[int(token)].lstrip("▁")
-            title = f"while it writes {word}"
-            lit = lighten(pixels, looked)
-            figures.append(
-                f"<figure>{picture(lit, title)}"
-                f"<figcaption>{html.escape(word)}</figcaption></figure>"
-            )
-    return f'<div class="strips" style="--width: {ZOOM}px">{"".join(figures)}</div>'
+            figures.append((picture(lighten(pixels, looked), f"while it writes {word}"), word))
+    return strip(figures)
 
 
 def lighten(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -397,22 +386,18 @@ def captioned(evaluation: Evaluation) -> str | None:
     )
     groups = {"From the chosen example on": chosen, "Correct, with the highest confidence": best}
     groups |= {"Wrong, with the lowest confidence": worst[:SHOWN]}
-    parts = []
-    for title, rows in groups.items():
-        parts.append(f"<h3>{title}</h3>" if rows else "")
-        for row in rows:
-            note = (
-                f'<p class="note">example {row}; references: '
-                f"{html.escape('; '.join(references[row]))}</p>"
-            )
-            parts.append(note + overlays(evaluation.run, images[row], captions[row]))
-    intro = (
-        f"{len(captions) - len(wrong):,} of {len(captions):,} captions equal a reference.  "
-        "Each picture is lit where the model looked while it wrote the word below, as in figure 3 "
-        "of LeCun, Bengio, Hinton (2015).  <code>--example N</code> chooses other images; "
-        "<code>zoo-evals caption</code> captions your own."
+
+    def shown(row: int) -> dict[str, Any]:
+        pictures = overlays(evaluation.run, images[row], captions[row])
+        return {"example": row, "references": references[row], "overlays": pictures}
+
+    body = render(
+        "captions.html",
+        correct=f"{len(captions) - len(wrong):,}",
+        count=f"{len(captions):,}",
+        groups={title: [*map(shown, rows)] for title, rows in groups.items()},
     )
-    return titled("Captions", f"<p>{intro}</p>{''.join(parts)}")
+    return titled("Captions", body)
 
 
 def read_own(run: Run, file: Any) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html
 import itertools
 import math
 import os
@@ -20,7 +19,7 @@ from evals.files import Failures, holds_arrays, read_inputs, readable
 from evals.gradients import through_time
 from evals.metrics import confusion_matrix
 from evals.report import maps
-from evals.report.page import as_images, listing, picture, show_output, titled, unbroken
+from evals.report.page import as_images, picture, render, show_output, titled, unbroken
 from evals.report.shifts import shifts
 from evals.run import Run, class_names, predict_batch, restore
 from train import tasks
@@ -104,8 +103,11 @@ def confusions(evaluation: Evaluation) -> str | None:
         return None
     names = class_names(evaluation.run, predictions.outputs.shape[1])
     counts = confusion_matrix(predictions.targets, predictions.classes, len(names))
-    few = len(names) <= MATRIX_CLASSES
-    return titled("Confusion matrix", _matrix(counts, names) if few else _pairs(counts, names))
+    if len(names) <= MATRIX_CLASSES:
+        body = render("confusions.html", names=names, rows=_matrix(counts))
+    else:
+        body = render("confusions.html", items=_pairs(counts, names))
+    return titled("Confusion matrix", body)
 
 
 def mistakes(evaluation: Evaluation) -> str | None:
@@ -118,23 +120,26 @@ def mistakes(evaluation: Evaluation) -> str | None:
     worst = wrong[np.argsort(-predictions.losses[wrong], kind="stable")][:MISTAKES]
     inputs = evaluation.table["inputs"]
     images = as_images(inputs[worst], evaluation.run.data.input_range)
-    cards = []
-    for number, index in enumerate(worst):
-        image = picture(images[number], f"example {index}") if images is not None else ""
-        predicted, true = predictions.classes[index], predictions.targets[index]
-        lines = [
-            f"predicted <b>{html.escape(names[predicted])}</b> "
-            f"{unbroken(predictions.outputs[index, predicted])}",
-            f"true <b>{html.escape(names[true])}</b> {unbroken(predictions.outputs[index, true])}",
-            f'<span class="note">loss {predictions.losses[index]:.2f}<br>example {index}</span>',
-        ]
-        cards.append(f"<figure>{image}<figcaption>{'<br>'.join(lines)}</figcaption></figure>")
+
+    def shown(index: Any, label: Any) -> tuple[str, str]:
+        return names[label], unbroken(predictions.outputs[index, label])
+
+    cards = [
+        {
+            "image": picture(images[number], f"example {index}") if images is not None else "",
+            "predicted": shown(index, predictions.classes[index]),
+            "true": shown(index, predictions.targets[index]),
+            "loss": f"{predictions.losses[index]:.2f}",
+            "example": index,
+        }
+        for number, index in enumerate(worst)
+    ]
     intro = f"{len(wrong):,} of {evaluation.count:,} examples are misclassified"
     if len(worst) < len(wrong):
         intro += f"; these {len(worst)} have the highest loss."
     else:
         intro += "." if len(wrong) else ": none."
-    return titled("Worst mistakes", f'<p>{intro}</p><div class="cards">{"".join(cards)}</div>')
+    return titled("Worst mistakes", render("mistakes.html", intro=intro, cards=cards))
 
 
 def feature_maps(evaluation: Evaluation) -> str | None:
@@ -162,42 +167,39 @@ def _scores(evaluation: Evaluation) -> str:
     true = predictions.targets[evaluation.example]
     names = class_names(evaluation.run, len(outputs))
     scale = max(float(outputs.max()), 1.0)
-    lines = []
-    for index in np.argsort(-outputs, kind="stable")[:BARS]:
-        kind = ' class="true"' if index == true else ""
-        width = 100 * max(float(outputs[index]), 0) / scale
-        cells = f"<th{kind}>{html.escape(names[index])}</th>"
-        cells += f'<td class="bar"><div style="width:{width:.1f}%"></div></td>'
-        lines.append(f"<tr>{cells}<td>{unbroken(outputs[index])}</td></tr>")
-    title = f"<p>Predictions (the true class is <b>{html.escape(names[true])}</b>):</p>"
-    return f'<aside>{title}<table class="scores">{"".join(lines)}</table></aside>'
+    rows = [
+        {
+            "name": names[index],
+            "true": index == true,
+            "width": f"{100 * max(float(outputs[index]), 0) / scale:.1f}",
+            "output": unbroken(outputs[index]),
+        }
+        for index in np.argsort(-outputs, kind="stable")[:BARS]
+    ]
+    return render("scores.html", true_class=names[true], rows=rows)
 
 
-def _matrix(counts: np.ndarray, names: list[str]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    cells = [f"<tr><th></th>{head}<th>error %</th></tr>"]
+def _matrix(counts: np.ndarray) -> list[dict[str, Any]]:
+    """For each true class: (count, shade) of each predicted class, and the error."""
+    rows = []
     for true, row in enumerate(counts):
         total = max(int(row.sum()), 1)
-        line = f"<th>{html.escape(names[true])}</th>"
-        for predicted, count in enumerate(row):
-            # The square root keeps a single mistake visible next to hundreds of correct ones.
-            shade = f"{math.sqrt(count / total) * 0.75:.2f}" if count else "0"
-            kind = "hit" if true == predicted else "miss"
-            line += f'<td class="{kind}" style="--shade:{shade}">{count or ""}</td>'
-        cells.append(f'<tr>{line}<td class="note">{100 - 100 * row[true] / total:.1f}</td></tr>')
-    caption = "<caption>rows: true class; columns: predicted class</caption>"
-    table = f'<table class="matrix">{caption}{"".join(cells)}</table>'
-    return f'<div class="scroll">{table}</div>'
+        # The square root keeps a single mistake visible next to hundreds of correct ones.
+        shades = [f"{math.sqrt(count / total) * 0.75:.2f}" if count else "0" for count in row]
+        cells = zip(row, shades, strict=True)
+        rows.append({"cells": cells, "error": f"{100 - 100 * row[true] / total:.1f}"})
+    return rows
 
 
-def _pairs(counts: np.ndarray, names: list[str]) -> str:
+def _pairs(counts: np.ndarray, names: list[str]) -> list[tuple[str, str]]:
+    """The most frequent confusions: the two classes, and how often."""
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]
     pairs = [divmod(int(index), len(counts)) for index in order if wrong.flat[index]]
-    return "<p>The most frequent confusions (true, predicted):</p>" + listing(
+    return [
         (f"{names[true]}, {names[predicted]}", f"{wrong[true, predicted]} of {counts[true].sum()}")
         for true, predicted in pairs
-    )
+    ]
 
 
 SECTIONS = (confusions, mistakes, feature_maps, maps.first_weights, small_shifts, through_time)

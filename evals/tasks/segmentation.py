@@ -10,9 +10,7 @@ Unlabelled pixels are never counted, but they differ from every label, so they c
 
 import dataclasses
 import functools
-import html
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +22,7 @@ from evals.base import Evaluation, Measured, Subject
 from evals.files import Failures, readable
 from evals.metrics import confusion_matrix, is_whole
 from evals.report.maps import feature_maps, first_weights
-from evals.report.page import as_bytes, picture, titled
+from evals.report.page import as_bytes, picture, render, strip, titled
 from evals.run import Run
 from train import tasks
 from train.formats import DataError, image_size, read_image
@@ -35,8 +33,6 @@ BOUNDARY = 2
 NOTE = f"boundary: within {BOUNDARY} pixels of another label"
 SHOWN = 3
 """Images in each group of the report."""
-ZOOM = 160
-"""Approximate side of a picture in the report, in pixels."""
 VOID = (224, 224, 192)
 """Colour of unlabelled pixels, as in Pascal VOC."""
 
@@ -198,66 +194,45 @@ def segmented(evaluation: Evaluation) -> str | None:
         int(row) for row in np.argsort(ious, kind="stable") if np.isfinite(ious[row])
     ]  # NaNs are last
     chosen = range(evaluation.example, min(evaluation.example + SHOWN, len(predicted)))
-    parts = [_classes(run, matrix)]
-    for title, rows in (
-        ("From the chosen example on", chosen),
-        ("Best", order[::-1][:SHOWN]),
-        ("Worst", order[:SHOWN]),
-    ):
-        parts.append(f"<h3>{title}</h3>")
-        for row in rows:
-            image = as_bytes(np.asarray(table["inputs"][row]), run.data.input_range)
-            figures = (
-                (image[..., 0] if image.shape[-1] == 1 else image, "image"),
-                (
-                    overlay(image, targets[row], mask[row]),
-                    "true: " + shares(run, targets[row][mask[row]]),
-                ),
-                (overlay(image, predicted[row]), "predicted: " + shares(run, predicted[row])),
-            )
-            note = (
-                f'<p class="note">example {row}, mean IoU of its classes '
-                f"{100 * ious[row]:.1f} %</p>"
-            )
-            parts.append(note + strip(figures))
-    intro = (
-        "Intersection over union (IoU) of a class: the number of pixels whose true and predicted "
-        "labels are both the class, divided by the number where at least one is, over the whole "
-        "split.  <code>--example N</code> chooses other images; <code>zoo-evals segment</code> "
-        "labels your own."
+    groups = {"From the chosen example on": chosen}
+    groups |= {"Best": order[::-1][:SHOWN], "Worst": order[:SHOWN]}
+
+    def shown(row: int) -> dict[str, Any]:
+        image = as_bytes(np.asarray(table["inputs"][row]), run.data.input_range)
+        figures = (
+            (image[..., 0] if image.shape[-1] == 1 else image, "image"),
+            (
+                overlay(image, targets[row], mask[row]),
+                "true: " + shares(run, targets[row][mask[row]]),
+            ),
+            (overlay(image, predicted[row]), "predicted: " + shares(run, predicted[row])),
+        )
+        pictures = strip((picture(pixels, text), text) for pixels, text in figures)
+        return {"example": row, "iou": f"{100 * ious[row]:.1f}", "strip": pictures}
+
+    body = render(
+        "segmentation.html",
+        classes=_classes(run, matrix),
+        groups={title: map(shown, rows) for title, rows in groups.items()},
     )
-    return titled("Segmentation", f"<p>{intro}</p>{''.join(parts)}")
+    return titled("Segmentation", body)
 
 
-def strip(figures: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Pictures side by side, each with a caption."""
-    shown = (
-        f"<figure>{picture(pixels, text)}<figcaption>{html.escape(text)}</figcaption></figure>"
-        for pixels, text in figures
-    )
-    return f'<div class="strips" style="--width: {ZOOM}px">{"".join(shown)}</div>'
-
-
-def _classes(run: Run, matrix: np.ndarray) -> str:
-    colours = palette(len(matrix))
-    head = "<tr><th>class</th><th>IoU %</th><th>recall %</th><th>share of all pixels %</th></tr>"
-    lines = [head]
+def _classes(run: Run, matrix: np.ndarray) -> list[dict[str, Any]]:
+    """A row of the report's table for each class that occurs."""
+    colours, rows = palette(len(matrix)), []
     for label, overlap in enumerate(overlaps(matrix)):
         if np.isnan(overlap):
             continue
         true = int(matrix[label].sum())
-        recall = f"{100 * matrix[label, label] / true:.1f}" if true else ""
+        numbers = (
+            f"{100 * overlap:.1f}",
+            f"{100 * matrix[label, label] / true:.1f}" if true else "",
+            f"{100 * true / matrix.sum():.1f}",
+        )
         dot = "background:rgb({},{},{})".format(*colours[label]) if label else "border:1px solid"
-        name = (
-            f'<span class="legend"><span><i style="{dot}"></i>'
-            f"{html.escape(name_of(run, label))}</span></span>"
-        )
-        cells = "".join(
-            f"<td>{cell}</td>"
-            for cell in (f"{100 * overlap:.1f}", recall, f"{100 * true / matrix.sum():.1f}")
-        )
-        lines.append(f"<tr><th>{name}</th>{cells}</tr>")
-    return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'
+        rows.append({"name": name_of(run, label), "dot": dot, "numbers": numbers})
+    return rows
 
 
 def segment_files(run: Run, options: verbs.Segment) -> int:

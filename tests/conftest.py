@@ -56,7 +56,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def _one_device() -> Iterator[None]:
     """Train on one device by default, because eight devices on two cores are slow.
 
-    Of the whole session, so that it also holds for fixtures of modules.
+    It has session scope, so that it also holds for module-scoped fixtures.
     """
     with pytest.MonkeyPatch.context() as patch:  # a separate one: tests undo theirs
         patch.setattr("train.engine.trainer.Parallel", functools.partial(Parallel, devices=1))

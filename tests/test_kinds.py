@@ -57,7 +57,7 @@ EXAMPLES = {
     "captions": ("captions:a.json", "captions:captions_{split}2014.json"),
     "synthetic": ("synthetic:40x6x5x3/4",),
 }
-"""Of each form by its first word."""
+"""By the first word of the form."""
 NAMES = [name for names in EXAMPLES.values() for name in names]
 SETTINGS = {
     "text": {"tokens": "words", "window": 7, "min_count": 3},

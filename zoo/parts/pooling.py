@@ -36,7 +36,7 @@ def pool(x: Array, kind: Pooling, window: Sizes, strides: Sizes | None = None) -
 
     Inputs at the end that do not fill a window are ignored.
     strides: by default the window's sizes; smaller ones make windows overlap.
-    Of several equal maxima, the first one gets the gradient.
+    The first of several equal maxima gets the gradient.
     Raises ValueError for an unknown kind, for sizes that are not positive integers, and for inputs
     smaller than the window.
     """

@@ -640,12 +640,7 @@ def test_predict_command_labels_and_names_the_broken_file(run_dir, evaluation, t
         *" ".join(f"{k} {100 * outputs[k]:.1f} %" for k in best).split(),
     ]
     for name in ("broken.png", "wrong.npz", "empty.npz", "missing.png"):
-        assert (
-            evals.__main__.main(
-                ["predict", str(run_dir), str(tmp_path / name), good[1], "--invert"]
-            )
-            == 1
-        )
+        assert evals.__main__.main(["predict", str(run_dir), str(tmp_path / name), good[1]]) == 1
         captured = capsys.readouterr()
         assert captured.err.startswith(f"error: {tmp_path / name}: ")
         assert captured.err.count("\n") == 1

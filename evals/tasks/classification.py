@@ -301,10 +301,12 @@ def show_item(run: Run, label: str, outputs: np.ndarray) -> str:
 
 def print_predictions(run: Run, options: verbs.Predict) -> int:
     """Prints a line for each item of each file; reports and skips files that cannot be read."""
-    failures = Failures()
+    failures, images, labelled = Failures(), set(map(str, options.files)), False
     for label, outputs in predict_files(run, options.files, invert=options.invert, failed=failures):
         print(show_item(run, label, outputs))
-    if not options.invert and not all(map(holds_arrays, options.files)):
+        labelled = labelled or label in images
+    grey = tuple(run.data.input_shape or ())[2:] == (1,)  # colours have no polarity
+    if labelled and grey and not options.invert:
         print(POLARITY, file=sys.stderr)
     return int(failures.any)
 

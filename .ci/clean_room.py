@@ -24,6 +24,7 @@ EXTRAS = (
     "matplotlib",
     "sklearn",
     "sacrebleu",
+    "jiwer",
     "grain",
     "tensorboardX",
     "beartype",

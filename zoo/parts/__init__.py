@@ -8,6 +8,10 @@ recurrent_layers   stacked and bidirectional recurrent layers
 attention          soft attention
 decoder            a recurrent network that generates a sequence given a memory
 language           token embeddings, the loss of the next token, generation
+acoustics          log-mel spectra and MFCC of a recording
+labelling          labellings of a sequence: the CTC loss, the best path, edit distance
+prefix_search      the most probable labelling: prefix beam search with a lexicon and bigrams
+hmm                hidden Markov models: likelihood, posteriors, best path, graphs of phones
 decode             greedy decoding, sampling and beam search with any step function
 likelihood         the likelihood of a restricted Boltzmann machine
 matlab             Matlab's convolutions
@@ -16,35 +20,43 @@ config, checking   checks of Configs and arguments
 """
 
 from zoo.parts import (
+    acoustics,
     attention,
     checking,
     config,
     convolution,
     decode,
     decoder,
+    hmm,
+    labelling,
     language,
     layers,
     likelihood,
     matlab,
     parameters,
     pooling,
+    prefix_search,
     recurrence,
     recurrent_layers,
 )
 
 __all__ = [
+    "acoustics",
     "attention",
     "checking",
     "config",
     "convolution",
     "decode",
     "decoder",
+    "hmm",
+    "labelling",
     "language",
     "layers",
     "likelihood",
     "matlab",
     "parameters",
     "pooling",
+    "prefix_search",
     "recurrence",
     "recurrent_layers",
 ]

@@ -103,7 +103,7 @@ def test_signals_move_along_time_only():
     ]
     assert set(starts) == set(range(5))
     with pytest.raises(
-        ValueError, match=r"augment: rotate=3, allowed for signals .*: scale, shift and crop"
+        ValueError, match=r"augment: rotate=3, allowed for signals .*: scale, shift, crop and masks"
     ):
         deform(Augment(rotate=3), signals, KEYS)
 
@@ -165,3 +165,71 @@ def test_bad_settings_are_refused_before_anything_is_run(tmp_path):
             out=out,
         )
     assert not out.exists()
+
+
+FRAMES = jax.random.normal(jax.random.key(3), (64, 30, 8))
+LENGTHS = jnp.asarray(np.random.default_rng(0).integers(5, 31, 64))
+recordings = jax.jit(train.augment.deform_recordings, static_argnums=0)
+
+
+def test_the_speed_of_a_recording_changes_its_length():
+    frames, lengths = recordings(Augment(scale=0.5), FRAMES, LENGTHS, KEYS)
+    assert frames.shape == FRAMES.shape
+    ratio = np.asarray(lengths) / np.asarray(LENGTHS)
+    assert np.all(lengths <= 30)
+    assert 0.55 < ratio.min() < 0.75
+    assert 1.3 < ratio.max() < 1.7
+    # A ramp stays a ramp from the first to the last frame, of another slope.
+    ramp = jnp.broadcast_to(jnp.arange(30.0)[None, :, None], FRAMES.shape)
+    frames, lengths = recordings(Augment(scale=0.5), ramp, LENGTHS, KEYS)
+    for row, (before, after) in enumerate(zip(LENGTHS.tolist(), lengths.tolist(), strict=True)):
+        expected = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+        np.testing.assert_allclose(frames[row, :after, 3], expected, atol=1e-4)
+
+
+def test_a_deformed_recording_does_not_depend_on_its_padding():
+    augment = Augment(scale=0.2, shift_bands=1.5, mask_bands=3, mask_frames=4)
+    valid = np.arange(30)[None, :, None] < np.asarray(LENGTHS)[:, None, None]
+    found = recordings(augment, FRAMES, LENGTHS, KEYS)
+    others = recordings(augment, jnp.where(valid, FRAMES, 1e6), LENGTHS, KEYS)
+    np.testing.assert_array_equal(found[1], others[1])
+    for row, length in enumerate(found[1].tolist()):
+        np.testing.assert_array_equal(found[0][row, :length], others[0][row, :length])
+
+
+def test_masks_hide_ranges_of_bands_and_of_time():
+    long = jnp.full(64, 30)
+    hidden = []
+    for augment in (Augment(mask_bands=3, masks=1), Augment(mask_frames=9, masks=1)):
+        frames, lengths = recordings(augment, FRAMES, long, KEYS)
+        np.testing.assert_array_equal(lengths, long)
+        changed = np.asarray(frames != FRAMES)
+        hidden.append(changed)
+        means = np.broadcast_to(np.asarray(FRAMES).mean(axis=(1, 2))[:, None, None], FRAMES.shape)
+        np.testing.assert_allclose(np.asarray(frames)[changed], means[changed], atol=1e-5)
+    bands, times = hidden[0].any(axis=1), hidden[1].any(axis=2)
+    np.testing.assert_array_equal(hidden[0], np.repeat(bands[:, None], 30, axis=1))
+    np.testing.assert_array_equal(hidden[1], np.repeat(times[:, :, None], 8, axis=2))
+    for ranges, most in ((bands, 3), (times, 9)):
+        assert set(ranges.sum(axis=1)) == set(range(most + 1))
+        assert np.all(
+            np.abs(np.diff(np.pad(ranges, ((0, 0), (1, 1))).astype(int))).sum(axis=1) <= 2
+        )
+
+
+def test_spectra_move_by_bands():
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[None, None], FRAMES.shape)
+    frames, _ = recordings(Augment(shift_bands=2.0), ramp, jnp.full(64, 30), KEYS)
+    moved = np.asarray(frames - ramp)
+    np.testing.assert_allclose(
+        moved[:, :, 3:5], np.broadcast_to(moved[:, :1, 3:4], (64, 30, 2)), atol=1e-5
+    )
+    assert -2 <= moved[:, 0, 3].min() < -1.5
+    assert 1.5 < moved[:, 0, 3].max() <= 2
+
+
+def test_other_deformations_of_recordings_are_refused():
+    with pytest.raises(ValueError, match="augment: crop=2, allowed for recordings: scale, shift_b"):
+        recordings(Augment(crop=2), FRAMES, LENGTHS, KEYS)
+    with pytest.raises(ValueError, match=r"mask_frames=2, allowed for images .*: anything but mas"):
+        deform(Augment(mask_frames=2), IMAGES, KEYS)

@@ -23,7 +23,7 @@ from train.dataset import Table
 from train.engine.parallel import Layout, Parallel
 from train.engine.stage import evaluation_batches
 from train.formats import DataError
-from train.samplers import Bucketed
+from train.samplers import Bucketed, bucket_edges, bucket_of
 from train.tasks import Translation
 from train.tokens import END, UNKNOWN, Tokenizer
 
@@ -240,7 +240,7 @@ def test_no_number_is_in_two_splits_and_words_are_those_of_the_library():
 )
 def test_buckets_hold_every_sentence_and_every_epoch_is_a_permutation(lengths, buckets, batch_size):
     most = np.max(lengths, axis=0)
-    edges = pairs._edges(np.array(lengths), most, buckets)
+    edges = bucket_edges(np.array(lengths), most, buckets)
     assert all(
         list(edge) == sorted(set(edge)) and edge[-1] == m
         for edge, m in zip(edges, most, strict=True)
@@ -251,7 +251,7 @@ def test_buckets_hold_every_sentence_and_every_epoch_is_a_permutation(lengths, b
     widths = {"inputs.source": edges[0]} | dict.fromkeys(
         ("inputs.target", "targets", "mask"), edges[1]
     )
-    bucket = pairs._buckets(np.array(lengths), edges)
+    bucket = bucket_of(np.array(lengths), edges)
     batches = Batches(Table(table, Bucketed(bucket, widths)), batch_size, seed=3)
     for epoch in (0, 1):
         seen = []
@@ -265,14 +265,14 @@ def test_buckets_hold_every_sentence_and_every_epoch_is_a_permutation(lengths, b
 
 def test_batches_are_trimmed_to_their_bucket_without_loss():
     lengths = np.array([(3, 4), (9, 2), (5, 5), (2, 9), (8, 8), (3, 3)])
-    edges = pairs._edges(lengths, lengths.max(axis=0), 2)
+    edges = bucket_edges(lengths, lengths.max(axis=0), 2)
     table = pairs._table(
         [(list(range(2, a + 1)), list(range(2, b + 1))) for a, b in lengths], lengths, edges
     )
     widths = {"inputs.source": edges[0]} | dict.fromkeys(
         ("inputs.target", "targets", "mask"), edges[1]
     )
-    buckets = pairs._buckets(lengths, edges)
+    buckets = bucket_of(lengths, edges)
     batches = evaluation_batches(Table(table, Bucketed(buckets, widths)), 2, None)
     shapes = set()
     for step in range(batches.steps_per_epoch):

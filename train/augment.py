@@ -1,8 +1,12 @@
-"""Data augmentation on the device: random affine and elastic maps, flips and crops.
+"""Data augmentation on the device: random affine and elastic maps, flips, crops and masks.
 
 All deformations change the input position of each output pixel, so any combination is a single
 bilinear resampling with repeated borders: y[p] = x[c + A (p - c) + t + d(p)].  Each example has its
 own key.  Evaluation never deforms.
+
+Recordings, {"frames" [batch, time, bands], "lengths"}, are resampled over time, which changes their
+length, and over bands; then bands and stretches of time are masked (SpecAugment, Park et al. 2019,
+section 2).
 """
 
 import dataclasses
@@ -19,16 +23,23 @@ from zoo.base import Batch
 
 AUGMENT_STREAM = 2**31 - 1
 """Folded into an example's key, so that the model does not draw the same numbers."""
-PLANAR = ("rotate", "shear", "elastic", "flip_horizontal", "flip_vertical")
-"""Settings that need two spatial axes."""
+MASK_STREAM = 2**31 - 2
+"""The same, for masks."""
+OF_IMAGES = (
+    "rotate", "scale", "shear", "shift", "crop", "flip_horizontal", "flip_vertical", "elastic",
+)  # fmt: skip
+OF_SIGNALS = ("scale", "shift", "crop", "mask_bands", "mask_frames")
+OF_RECORDINGS = ("scale", "shift_bands", "mask_bands", "mask_frames")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Random deformations of images [height, width, channels] or signals [time, channels].
 
-    Signals allow only scale, shift and crop.  Each deformation is drawn for every example at every
-    step, uniformly within plus or minus the setting unless stated otherwise.
+    Also of recordings, see the module.  Signals allow only scale, shift, crop and masks, recordings
+    only scale (their speed), shift_bands and masks.  Each deformation is drawn for every example at
+    every step, uniformly within plus or minus the setting unless stated
+    otherwise.
     """
 
     rotate: float = 0.0
@@ -48,6 +59,14 @@ class Augment:
     """Deviation in pixels of a smooth random displacement (Simard et al. 2003: 1.4)."""
     smoothness: float = 4.0
     """Standard deviation in pixels of the Gaussian that smooths the elastic displacement."""
+    shift_bands: float = 0.0
+    """Translation of a recording's spectra in bands, including fractions."""
+    mask_bands: int = 0
+    """Most bands or channels in a masked range, which becomes the mean (SpecAugment's F)."""
+    mask_frames: int = 0
+    """Most time steps in a masked stretch (SpecAugment's T)."""
+    masks: int = 2
+    """Number of masked ranges of each kind."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -59,6 +78,10 @@ class Augment:
             "shift": 1e4,
             "crop": 10_000,
             "elastic": 1e4,
+            "shift_bands": 1e4,
+            "mask_bands": 10_000,
+            "mask_frames": 10_000,
+            "masks": 100,
         }
         for field, bound in most.items():
             if not 0 <= getattr(self, field) <= bound:
@@ -71,7 +94,7 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any deformation is enabled."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name != "smoothness")
+        fields = {field.name for field in dataclasses.fields(self)} - {"smoothness", "masks"}
         return any(getattr(self, name) for name in fields)
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -83,12 +106,17 @@ class Augment:
                 f"augment: inputs {shape}, "
                 "allowed: images [height, width, channels] or signals [time, channels]"
             )
-        for name in PLANAR if len(shape) == 2 else ():
-            if getattr(self, name):
-                raise ValueError(
-                    f"augment: {name}={getattr(self, name)!r}, "
-                    f"allowed for signals {shape}: scale, shift and crop"
-                )
+        if len(shape) == 2:
+            self.require(f"signals {shape}", "scale, shift, crop and masks", *OF_SIGNALS)
+        else:
+            self.require(f"images {shape}", "anything but masks", *OF_IMAGES)
+
+    def require(self, what: str, allowed: str, *names: str) -> None:
+        """Raises ValueError if a deformation is enabled that is not one of ``names``."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in (*names, "smoothness", "masks") and value:
+                raise ValueError(f"augment: {field.name}={value!r}, allowed for {what}: {allowed}")
 
 
 def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
@@ -100,9 +128,66 @@ def deform(augment: Augment, inputs: Array, keys: Array) -> Array:
         return inputs
     augment.check(inputs.shape[1:])
     images = inputs[:, None] if inputs.ndim == 3 else inputs
-    return jax.vmap(_resample)(images, _all_places(augment, images.shape[1:3], keys)).reshape(
+    resampled = jax.vmap(_resample)(images, _all_places(augment, images.shape[1:3], keys)).reshape(
         inputs.shape
     )
+    if inputs.ndim == 4:
+        return resampled
+    return _masked(augment, resampled, jnp.full(len(inputs), inputs.shape[1]), keys)
+
+
+def deform_recordings(
+    augment: Augment, frames: Array, lengths: Array, keys: Array
+) -> tuple[Array, Array]:
+    """Deformed recordings, of the same shape and type, and their lengths.
+
+    frames: [batch, time, bands], valid up to lengths [batch], integers.  A recording is slowed down
+    to at most the length of the array.
+    """
+    if not augment.active:
+        return frames, lengths
+    augment.require("recordings", "scale, shift_bands and masks", *OF_RECORDINGS)
+    time, bands = frames.shape[1:]
+
+    def places(length: Array, key: Array) -> tuple[Array, Array]:
+        speed, shift = jax.random.uniform(key, (2,), minval=-1, maxval=1)
+        wanted = jnp.round(length * jnp.exp(speed * augment.scale)).astype(lengths.dtype)
+        after = jnp.clip(wanted, jnp.minimum(length, 1), time)
+        # Output frame t shows the centre of the same part of the recording.
+        moment = (jnp.arange(time) + 0.5) * (length / jnp.maximum(after, 1)) - 0.5
+        moment = jnp.clip(moment, 0, jnp.maximum(length - 1, 0))
+        band = jnp.arange(bands) + shift * augment.shift_bands
+        return jnp.stack(jnp.broadcast_arrays(moment[:, None], band[None])), after
+
+    drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, AUGMENT_STREAM)
+    positions, after = jax.vmap(places)(lengths, drawn)
+    resampled = jax.vmap(_resample)(frames[..., None], positions)[..., 0]
+    return _masked(augment, resampled, after, keys), after
+
+
+def _masked(augment: Augment, frames: Array, lengths: Array, keys: Array) -> Array:
+    """Frames [batch, time, channels] with random ranges replaced by the recording's mean."""
+    sides = (augment.mask_frames, augment.mask_bands)
+    if not augment.masks or not any(sides):
+        return frames
+
+    def one(frames: Array, length: Array, key: Array) -> Array:
+        time, bands = frames.shape
+        hidden = jnp.zeros(frames.shape, bool)
+        for axis, (most, size) in enumerate(zip(sides, (length, bands), strict=True)):
+            width_key, place_key = jax.random.split(jax.random.fold_in(key, axis))
+            widths = jax.random.randint(width_key, (augment.masks, 1), 0, most + 1)
+            room = jnp.maximum(size - widths, 0)
+            starts = jnp.floor(jax.random.uniform(place_key, widths.shape) * (room + 1))
+            places = jnp.arange((time, bands)[axis])[None]
+            inside = jnp.any((places >= starts) & (places < starts + widths), axis=0)
+            hidden |= jnp.expand_dims(inside, 1 - axis)
+        valid = (jnp.arange(time) < length)[:, None]
+        mean = jnp.sum(jnp.where(valid, frames, 0)) / jnp.maximum(length * bands, 1)
+        return jnp.where(hidden, mean.astype(frames.dtype), frames)
+
+    drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, MASK_STREAM)
+    return jax.vmap(one)(frames, lengths, drawn)
 
 
 def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
@@ -113,10 +198,13 @@ def deform_batch(augment: Augment, batch: Batch, keys: Array) -> Batch:
     if not augment.active:
         return batch
     inputs, targets = batch["inputs"], batch.get("targets")
+    if isinstance(inputs, dict) and "frames" in inputs:
+        frames, lengths = deform_recordings(augment, inputs["frames"], inputs["lengths"], keys)
+        return {**batch, "inputs": {**inputs, "frames": frames, "lengths": lengths}}
     if isinstance(inputs, dict):
         raise ValueError(
             f"augment: inputs are {', '.join(sorted(inputs))}, "
-            "allowed: one array of images or signals"
+            "allowed: one array of images or signals, or frames and lengths"
         )
     deformed = {**batch, "inputs": deform(augment, inputs, keys)}
     if targets is None or targets.ndim != 3 or targets.shape != inputs.shape[:-1]:

@@ -86,6 +86,31 @@ def as_table(table: Mapping[str, Any]) -> Table:
     return Table(dict(table), Contiguous() if "reset" in table else Shuffled())
 
 
+MOST_NAMED = 5
+"""Number of items that a message lists."""
+
+
+class Bad:
+    """Collects unusable lines, images and recordings by their fault."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, what: str, place: str) -> None:
+        """Records an item with this fault."""
+        self.places.setdefault(what, []).append(place)
+
+    def check(self, name: str, cfg: Any) -> None:
+        """Raises DataError listing some of the items, unless the user chose to skip them."""
+        if cfg.on_bad == "skip" or not self.places:
+            return
+        messages = []
+        for what, places in self.places.items():
+            more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+            messages.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
+        raise DataError(f"{name}: {'; '.join(messages)}; data.on_bad=skip leaves them out")
+
+
 class Endless:
     """A training split that is not a table: see ``train.drawn`` and ``train.experience``."""
 

@@ -248,3 +248,45 @@ class Bucketed:
     def arrays(self) -> dict[str, np.ndarray]:
         """The buckets."""
         return {"bucket": self.buckets}
+
+
+def bucket_of(lengths: np.ndarray, edges: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The bucket of each row, int32 [n], by the lengths [n, sequences] of its sequences."""
+    sides = [np.searchsorted(edge, lengths[:, side]) for side, edge in enumerate(edges)]
+    return np.max(sides, axis=0).astype(np.int32)
+
+
+def bucket_edges(
+    lengths: np.ndarray, most: np.ndarray, buckets: int
+) -> tuple[tuple[int, ...], ...]:
+    """Widths of the buckets for each sequence of a row, the same number for all.
+
+    lengths [n, sequences].  most [sequences]: the last widths.  The widths of each sequence
+    minimize the padding of that sequence alone.
+    """
+    candidates = [
+        sorted({*side.tolist(), int(last)}) for side, last in zip(lengths.T, most, strict=True)
+    ]
+    count = min([buckets, *map(len, candidates)])
+    return tuple(
+        _fewest_places(side, edges, count)
+        for side, edges in zip(lengths.T, candidates, strict=True)
+    )
+
+
+def _fewest_places(lengths: np.ndarray, edges: list[int], count: int) -> tuple[int, ...]:
+    """The ``count`` of these edges, with the last, that need the fewest places for all rows."""
+    # below[j]: number of rows up to the length of edge j - 1.
+    below = [0, *(int(np.sum(lengths <= edge)) for edge in edges)]
+    # Dynamic programming over the number of buckets.  best[j]: the fewest places for all rows up
+    # to edge j, and the edges that achieve it; one more bucket per pass.
+    best = [(below[j + 1] * edge, (edge,)) for j, edge in enumerate(edges)]
+    for _ in range(count - 1):
+        best = [
+            min(
+                (places + (below[j + 1] - below[i + 1]) * edge, (*taken, edge))
+                for i, (places, taken) in enumerate(best[:j] or best[:1])
+            )
+            for j, edge in enumerate(edges)
+        ]
+    return best[-1][1]

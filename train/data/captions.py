@@ -53,8 +53,8 @@ import numpy as np
 from train import tokens as tokenizers
 from train.batches import MEASURED, not_streamed
 from train.data.base import Finder, Form, ImageShape, Sentences, named, path_after
-from train.data.pairs import NAMES, Bad, MissingSplitError, of_split
-from train.dataset import SPLIT_OF, Dataset, Table
+from train.data.pairs import NAMES, MissingSplitError, of_split
+from train.dataset import SPLIT_OF, Bad, Dataset, Table
 from train.engine.step import root_key
 from train.formats import DataError, Mapped, check_image_shape, map_images, read_text, reading
 from train.places import NO_CACHE, ProgressBar, cache

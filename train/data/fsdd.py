@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 import re
 import wave
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from train.data.base import Finder, Form, Source, path_after, split_options
 from train.dataset import Dataset, Table
 from train.formats import DataError, not_read, opened, reading, visible
 from train.tasks import Classification
+from zoo.parts import acoustics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def load(cfg: Config, find: Finder) -> Dataset:
 
 
 RATE, WINDOW, HOP, FFT, BANDS, FRAMES = 8000, 200, 80, 256, 40, 100
+FRONT_END = acoustics.Config(rate=RATE, bands=BANDS, window=WINDOW / RATE)
 SAMPLES = WINDOW + HOP * (FRAMES - 1)
 FLOOR = 1e-6
 """-60 dB.  Below it is mostly room noise, which differs by speaker."""
@@ -105,24 +107,12 @@ def centred(samples: np.ndarray, length: int = SAMPLES) -> np.ndarray:
     return np.pad(kept, (before, length - len(kept) - before))
 
 
-def mel_filters() -> np.ndarray:
-    """The triangular filters, float64 [FFT // 2 + 1, BANDS].
-
-    Filter b rises from 0 at edge b to 1 at edge b + 1 and falls to 0 at edge b + 2.
-    """
-    edges = 700 * (
-        10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BANDS + 2) / 2595) - 1
-    )
-    frequency = np.arange(FFT // 2 + 1)[:, None] * RATE / FFT
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    return np.maximum(
-        0, np.minimum((frequency - low) / (centre - low), (high - frequency) / (high - centre))
-    )
-
-
 def log_mel(signals: np.ndarray) -> np.ndarray:
     """Signals [n, samples] -> features, float32 [n, 1 + (samples - WINDOW) // HOP, BANDS]."""
-    hann, filters = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW), mel_filters()
+    hann, filters = (
+        0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW),
+        acoustics.mel_filters(FRONT_END),
+    )
     features = []
     for start in range(0, len(signals), BLOCK):
         windows = np.lib.stride_tricks.sliding_window_view(
@@ -147,22 +137,7 @@ def read_fsdd(
     "speakers": int32 [n]}, ...}, the sorted names of the speakers, and a note on files that are
     not recordings.  Raises DataError naming the file and its fault, or the known speakers.
     """
-    with reading(folder):
-        place = folder / "recordings" if (folder / "recordings").is_dir() else folder
-        if not place.is_dir():
-            raise DataError(f"{place}: not a folder")
-        entries = visible(place)
-        files = [entry for entry in entries if entry.suffix.lower() == ".wav"]
-    if not files:
-        raise DataError(f"{place}: no files DIGIT_SPEAKER_INDEX.wav")
-    parsed = []
-    for file in files:
-        match = NAME.fullmatch(file.name)
-        if not match:
-            raise DataError(
-                f"{file}: expected a name like 7_speaker_23.wav: DIGIT_SPEAKER_INDEX.wav"
-            )
-        parsed.append(match.groups())
+    place, parsed, files, others = listed(folder)
     speakers = tuple(sorted({speaker for _, speaker, _ in parsed}))
     if held_out and held_out not in speakers:
         raise DataError(f"{place}: no speaker {held_out!r}; known: {', '.join(speakers)}")
@@ -188,8 +163,41 @@ def read_fsdd(
     splits = {
         split: {key: value[rows] for key, value in table.items()} for split, rows in chosen.items()
     }
-    return (
-        splits,
-        speakers,
-        not_read([entry for entry in entries if entry.suffix.lower() != ".wav"]),
-    )
+    return splits, speakers, not_read(others)
+
+
+class Listed(NamedTuple):
+    """The files of a data set.
+
+    place: the folder they are in.  names: (digit, speaker, index) of each of ``files``.
+    others: files that are not recordings.
+    """
+
+    place: pathlib.Path
+    names: list[tuple[str, str, str]]
+    files: list[pathlib.Path]
+    others: list[pathlib.Path]
+
+
+def listed(folder: pathlib.Path) -> Listed:
+    """The files DIGIT_SPEAKER_INDEX.wav in the folder or in its recordings/.
+
+    Raises DataError if there is none, and for a wav file with another name.
+    """
+    with reading(folder):
+        place = folder / "recordings" if (folder / "recordings").is_dir() else folder
+        if not place.is_dir():
+            raise DataError(f"{place}: not a folder")
+        entries = visible(place)
+    files = [entry for entry in entries if entry.suffix.lower() == ".wav"]
+    if not files:
+        raise DataError(f"{place}: no files DIGIT_SPEAKER_INDEX.wav")
+    names = []
+    for file in files:
+        match = NAME.fullmatch(file.name)
+        if not match:
+            raise DataError(
+                f"{file}: expected a name like 7_speaker_23.wav: DIGIT_SPEAKER_INDEX.wav"
+            )
+        names.append(match.groups())
+    return Listed(place, names, files, [entry for entry in entries if entry not in set(files)])

@@ -27,9 +27,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from train.data.base import Finder, Form, Sentences, missing, named, path_after
-from train.dataset import WORDS, Columns, Dataset, Table
+from train.dataset import WORDS, Bad, Columns, Dataset, Table
 from train.formats import DataError, read_byte_lines
-from train.samplers import Bucketed
+from train.samplers import Bucketed, bucket_edges, bucket_of
 from train.tasks import Translation
 from train.tokens import UNKNOWN, packed, teacher_forcing
 from train.tokens import fit as fit_tokenizer
@@ -39,8 +39,6 @@ NAMES = WORDS | {"test": (*WORDS["test"], "test_2016_flickr")}
 NUMBERS = {"train": 10_000, "validation": 1_000, "test": 1_000}
 SIDES = ("source", "target")
 CORPUS = "numbers-[^-]+-[^-]+|multi30k-en-fr"
-MOST_NAMED = 5
-"""Number of lines that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,27 +134,6 @@ class Encoded(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Bad:
-    """Collects unusable lines, captions and images by their fault."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[str]] = {}
-
-    def add(self, what: str, place: str) -> None:
-        """Records an item with this fault."""
-        self.places.setdefault(what, []).append(place)
-
-    def check(self, name: str, cfg: Sentences) -> None:
-        """Raises DataError listing some of the items, unless the user chose to skip them."""
-        if cfg.on_bad == "skip" or not self.places:
-            return
-        messages = []
-        for what, places in self.places.items():
-            more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-            messages.append(f"{what}: {', '.join(places[:MOST_NAMED])}{more}")
-        raise DataError(f"{name}: {'; '.join(messages)}; data.on_bad=skip leaves them out")
-
-
 def encode(
     name: str, splits: dict[str, list[Line]], cfg: Config, bad: Bad, task: Translation | None = None
 ) -> Encoded:
@@ -203,9 +180,9 @@ def encode(
         for split, pairs in coded.items()
     }
     most = np.max([sides.max(axis=0) for sides in lengths.values()], axis=0)
-    edges = _edges(next(iter(lengths.values())), most, cfg.buckets)
+    edges = bucket_edges(next(iter(lengths.values())), most, cfg.buckets)
     tables = {split: _table(coded[split], lengths[split], edges) for split in coded}
-    buckets = {split: _buckets(lengths[split], edges) for split in coded}
+    buckets = {split: bucket_of(lengths[split], edges) for split in coded}
     widths = {"inputs.source": edges[0]} | dict.fromkeys(
         ("inputs.target", "targets", "mask"), edges[1]
     )
@@ -248,46 +225,12 @@ def padding(table: Columns, bucket: np.ndarray, widths: dict[str, tuple[int, ...
 
 
 def _table(
-    pairs: Sequence[Any], lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]
+    pairs: Sequence[Any], lengths: np.ndarray, edges: Sequence[tuple[int, ...]]
 ) -> dict[str, Any]:
     source = packed([source for source, _ in pairs], edges[0][-1])
     decoder_inputs, targets, mask = teacher_forcing([target for _, target in pairs], edges[1][-1])
     inputs = {"source": source, "lengths": lengths[:, 0].astype(np.int32), "target": decoder_inputs}
     return {"inputs": inputs, "targets": targets, "mask": mask}
-
-
-def _buckets(lengths: np.ndarray, edges: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
-    """The bucket of each pair, int32 [n], by the lengths [n, 2] of both sentences."""
-    sides = [np.searchsorted(edge, lengths[:, side]) for side, edge in enumerate(edges)]
-    return np.max(sides, axis=0).astype(np.int32)
-
-
-def _edges(
-    lengths: np.ndarray, most: np.ndarray, buckets: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bucket lengths of sources and of targets, the same number of both; the last are ``most``.
-
-    lengths [n, 2].  Each side's lengths minimize the padding of that side alone.
-    """
-    candidates = [sorted({*lengths[:, side].tolist(), int(most[side])}) for side in (0, 1)]
-    count = min(buckets, *map(len, candidates))
-    chosen = []
-    for side, lens in enumerate(candidates):
-        # below[j]: number of sentences up to the length of edge j - 1.
-        below = [0, *(int(np.sum(lengths[:, side] <= edge)) for edge in lens)]
-        # Dynamic programming over the number of buckets.  best[j]: the fewest positions for all
-        # sentences up to edge j, and the edges that achieve it; one more bucket per pass.
-        best = [(below[j + 1] * edge, (edge,)) for j, edge in enumerate(lens)]
-        for _ in range(count - 1):
-            best = [
-                min(
-                    (places + (below[j + 1] - below[i + 1]) * edge, (*taken, edge))
-                    for i, (places, taken) in enumerate(best[:j] or best[:1])
-                )
-                for j, edge in enumerate(lens)
-            ]
-        chosen.append(best[-1][1])
-    return chosen[0], chosen[1]
 
 
 def numbers(name: str, languages: Sequence[str]) -> dict[str, list[Line]]:

@@ -1,6 +1,7 @@
 """Readers of data files.  The only exception is DataError, which names the file and its fault."""
 
 from train.formats.arrays import MAX_CLASSES, check_inputs, check_targets, read_idx, read_npz
+from train.formats.audio import Audio, read_audio, read_audio_bytes
 from train.formats.files import MAX_BYTES, DataError, named, not_read, opened, reading, visible
 from train.formats.images import (
     check_image_shape,
@@ -17,6 +18,7 @@ from train.formats.text import decoded, read_byte_lines, read_lines, read_text
 __all__ = [
     "MAX_BYTES",
     "MAX_CLASSES",
+    "Audio",
     "DataError",
     "Images",
     "Mapped",
@@ -31,6 +33,8 @@ __all__ = [
     "not_read",
     "opened",
     "opened_image",
+    "read_audio",
+    "read_audio_bytes",
     "read_byte_lines",
     "read_idx",
     "read_image",

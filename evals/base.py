@@ -55,16 +55,19 @@ class Subject(NamedTuple):
 class Measured:
     """The output of ``measure``.  Tasks subclass it to add fields for their sections.
 
-    metrics: by full name, such as "test accuracy %"; the last word is the unit, if any.
+    metrics: by full name, such as "test accuracy %"; the last word is the unit, if any, or a % is
+        inside: "test WER % with lexicon".
     note: how metrics were computed, where their names do not tell.
     tokens: number of tokens that metrics are averaged over; None if these are examples.
     shares: {metric: n}: the percentages that are proportions of n independent examples.
+    intervals: {metric: (low, high)}: 95 % confidence intervals of others, in the metric's unit.
     """
 
     metrics: dict[str, float]
     note: str = ""
     tokens: int | None = None
     shares: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,8 +126,8 @@ class Evaluation:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % confidence intervals, in per cent, of ``shares``: see ``evals.intervals``."""
-        ends = {}
+        """95 % confidence intervals, measured or of ``shares``: see ``evals.intervals``."""
+        ends = dict(self.measured.intervals)
         for name, count in self.measured.shares.items():
             if name in self.metrics:
                 low, high = wilson(self.metrics[name] / 100, count)

@@ -406,7 +406,7 @@ def _value(row: Row) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{value:.2f}" if metric.endswith("%") else f"{value:.4g}"
+    return f"{value:.2f}" if "%" in metric.split() else f"{value:.4g}"
 
 
 def _bound(target: Any) -> str:

@@ -47,9 +47,12 @@ def show_interval(interval: tuple[float, float], count: int) -> str:
 def format_metric(name: str, value: float, count: int) -> tuple[str, str, str]:
     """Label, number and unit ("" if none); the unit of a score is its maximum: "of 100".
 
-    Percentages are formatted by ``format_percent`` for ``count`` items.
+    Percentages are formatted by ``format_percent`` for ``count`` items.  Theirs is the only unit
+    that may be followed by words: "WER % with lexicon" has the label "WER with lexicon".
     """
     label, _, unit = name.rpartition(" ")
+    if " % " in name:
+        label, unit = name.replace(" % ", " ", 1), "%"
     if unit.startswith(SCORES):
         return name, f"{value:.2f}", "of 1000" if unit == "CIDEr-D" else "of 100"
     if unit not in UNITS:

@@ -127,12 +127,33 @@ class Segment(_OfFiles):
     """Swap light and dark, for images with the opposite polarity to the training data."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transcribe(_OfFiles):
+    """Writes down what is said in recordings: for each file, its name, a tab, and the transcript.
+
+    A model whose frames are normalised over the recordings of a speaker (normalise=speaker) takes
+    all files for recordings of one speaker; with --each, every file is a speaker of its own.
+    """
+
+    usage, does = "FILE", "transcribes a recording"
+    files: Files
+    """Sound files, such as WAV or FLAC, of any rate; - is standard input."""
+    beam: int = 25
+    """Width of the prefix beam search; 1 takes the most probable path, without a lexicon."""
+    lexicon: bool = True
+    """Write only words of the training data or their dictionary, if the model writes characters and
+    knows the words.  There is no language model: the run folder does not contain the text."""
+    each: bool = False
+    """Normalise the frames of each file alone."""
+
+
 VERBS: dict[str, type[Verb]] = {
     "predict": Predict,
     "sample": Sample,
     "translate": Translate,
     "caption": Caption,
     "segment": Segment,
+    "transcribe": Transcribe,
 }
 """Every verb by name."""
 FORMER = {

@@ -456,7 +456,7 @@ CASES = PADDED | {
 }
 """Values that outputs may declare."""
 PROTOCOLS = {
-    zoo.Recurrent: {"rnn", "nnlm", "rnnlm"},
+    zoo.Recurrent: {"rnn", "nnlm", "rnnlm", "ctc"},
     zoo.Conditional: {"seq2seq", "captioner", "hard_captioner"},
     zoo.Autoencoder: {"autoencoder", "conv_autoencoder"},
     zoo.EnergyModel: {"rbm"},
@@ -522,10 +522,27 @@ def test_loss_is_a_likelihood_if_declared(case):
     cfg, batch, (outputs, (total, _), (_, seen)) = _outputs_of(case)
     targets = batch["targets"]
     probabilities = seen["outputs"] if "outputs" in seen else jax.nn.softmax(outputs)
-    of_targets = jnp.take_along_axis(probabilities, targets[..., None], axis=-1)[..., 0]
+    if cfg.outputs.aligned:
+        of_targets = jnp.take_along_axis(probabilities, targets[..., None], axis=-1)[..., 0]
+    else:
+        steps = _config(case)[0].steps_of(cfg, batch["inputs"]["lengths"])
+        of_targets = _of_labellings(np.asarray(probabilities), np.asarray(targets), steps.tolist())
     nats = -np.log(of_targets).sum()
     assert cfg.outputs.likelihood == np.isclose(total, nats, rtol=1e-5)
     assert cfg.outputs.likelihood or not np.isclose(total, nats, rtol=1e-2)
+
+
+def _of_labellings(probabilities, labels, steps):
+    """The probability of each row's labelling: the sum over the paths that it is the labelling of.
+
+    steps: valid steps of each row.
+    """
+    totals = np.zeros(len(steps))
+    for row, count in enumerate(steps):
+        for path in itertools.product(range(probabilities.shape[2]), repeat=count):
+            if [label for label, _ in itertools.groupby(path) if label] == list(labels[row]):
+                totals[row] += np.prod(probabilities[row, range(count), path])
+    return totals
 
 
 def test_a_greedy_autoencoder_reconstructs_hidden_units_above_its_first_pair():

@@ -39,6 +39,11 @@ EXAMPLES = {
     "folder": ("folder:a/b", "folder:C:/a@b"),
     "stream": ("stream:a/b",),
     "fsdd": ("fsdd:a", "fsdd:a@home@bob", "fsdd:a@home/b"),
+    "speech": ("speech:a.tsv", "speech:a:b"),
+    "an4": ("an4", "an4:a/an4"),
+    "librispeech": ("librispeech:a",),
+    "timit": ("timit:a",),
+    "spoken": ("spoken-digits", "spoken-digits:a"),
     "moving_digits": ("moving_digits",),
     "topics": ("topics",),
     "brown": ("brown",),
@@ -59,6 +64,10 @@ EXAMPLES = {
 }
 """By the first word of the form."""
 NAMES = [name for names in EXAMPLES.values() for name in names]
+RECORDED = {
+    "features": "mfcc", "bands": 30, "coefficients": 20, "deltas": 2, "normalise": "global",
+    "buckets": 2, "on_bad": "skip",
+}  # fmt: skip
 SETTINGS = {
     "text": {"tokens": "words", "window": 7, "min_count": 3},
     "pairs": {"tokens": "words", "min_count": 3, "max_length": 9, "on_bad": "skip", "buckets": 2},
@@ -66,6 +75,9 @@ SETTINGS = {
     "folder": {"image_shape": (4, 5, 3)},
     "masks": {"image_shape": (4, 5, 3)},
     "scenes": {"max_length": 9},
+    "speech": {"units": "words", "rate": 8000, **RECORDED},
+    "timit": {"rate": 8000, **RECORDED},
+    "spoken_digits": {"units": "characters", "count": 7, **RECORDED},
 }
 """{kind: settings}, each with a value other than its default."""
 

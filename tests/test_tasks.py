@@ -12,6 +12,7 @@ from train import tasks, tokens
 from train.recipe import module_of as model_of
 from train.recipes import RECIPES
 from zoo.base import Outputs
+from zoo.parts import acoustics
 
 WORDS = tokens.fit("words", ["a b", "b c"], size=0, min_count=1)
 SUBWORDS = tokens.fit("subwords", ["a b c", "b c d"], size=20, min_count=1)
@@ -25,6 +26,14 @@ EXAMPLES = {
     "algorithm": tasks.Algorithm(("0", "1")),
     "translation": tasks.Translation(SUBWORDS, WORDS),
     "captioning": tasks.Captioning(WORDS, 7),
+    "transcription": tasks.Transcription(
+        ("", "AH", "N", "SIL"),
+        "phones",
+        acoustics.Config(bands=20),
+        "global",
+        moments=((0.5,) * 20, (2.0,) * 20),
+        scored=("", "AH", "N", ""),
+    ),
 }
 """A value of every task."""
 

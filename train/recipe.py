@@ -23,6 +23,7 @@ D = TypeVar("D")
 Mode = Literal["max", "min"]
 BETTER: dict[str, Mode] = {
     "accuracy": "max",
+    "label_error": "min",
     "loss": "min",
     "reconstruction_error": "min",
     "squared_error": "min",
@@ -125,7 +126,8 @@ class Recipe(Generic[C, D]):
     keep_every: float | None = None
     """Epochs between checkpoints that are kept, rounded to a multiple of eval_every."""
     select_by: str | None = None
-    """Validation metric that selects the best checkpoint; by default accuracy, else loss."""
+    """Validation metric that selects the best checkpoint; by default accuracy, else label_error,
+    else loss."""
     select_mode: Mode | None = None
     """Which value is best; by default max for accuracy, min for losses and errors."""
     patience: int | None = None

@@ -13,7 +13,13 @@ import numpy as np
 
 from train.tokens import Tokenizer
 from zoo.base import Outputs
+from zoo.parts import acoustics
 
+Units = Literal["characters", "words", "phones"]
+"""What a label of a transcript stands for."""
+Normalise = Literal["speaker", "utterance", "global"]
+"""The frames whose mean and deviation normalise a frame: those of its speaker, of its utterance, or
+of the training split."""
 MOST_LISTED = 5
 """Maximum number of classes listed in a message."""
 
@@ -154,6 +160,38 @@ class Captioning(Task):
         return {"vocabulary": len(self.target.vocabulary)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Transcription(Task):
+    """The labels of an utterance, see ``train.acoustic``.
+
+    vocabulary: what each label stands for; "" for the blank, label 0.  Labels of characters include
+        the space between words.
+    units: what the labels are.
+    features: of the frames.
+    normalise: the frames that mean and deviation of each value are of.
+    moments: mean and deviation of each value, for normalise="global"; else ().
+    words: the words that may occur, if that is known.
+    scored: the label that each counts as in error rates, "" for none; () for itself.
+    """
+
+    name = "transcription"
+    vocabulary: tuple[str, ...]
+    units: Units
+    features: acoustics.Config
+    normalise: Normalise
+    moments: tuple[tuple[float, ...], ...] = ()
+    words: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's vocabulary and values per frame."""
+        return {"vocabulary": len(self.vocabulary), "features": self.features.values}
+
+    def __str__(self) -> str:
+        return f"transcription into {len(self.vocabulary) - 1:,} {self.units}"
+
+
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
@@ -166,6 +204,7 @@ TASKS: dict[str, type[Task]] = {
         Algorithm,
         Translation,
         Captioning,
+        Transcription,
     )
 }
 """Every task by name."""
@@ -198,18 +237,27 @@ def to_dict(task: Task) -> dict[str, Any]:
 
 def from_dict(fields: Mapping[str, Any]) -> Task:
     """The inverse of ``to_dict``.  Raises KeyError, TypeError or ValueError for other values."""
-    values = {name: _value(value) for name, value in fields.items() if name != "name"}
-    return TASKS[fields["name"]](**values)
+    task = TASKS[fields["name"]]
+    kinds = {field.name: field.type for field in dataclasses.fields(task)}
+    values = {name: _value(kinds[name], value) for name, value in fields.items() if name != "name"}
+    return task(**values)
 
 
 def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, Tokenizer) else value
+    if isinstance(value, Tokenizer):
+        return value.to_dict()
+    return dataclasses.asdict(value) if isinstance(value, acoustics.Config) else value
 
 
-def _value(value: Any) -> Any:
+def _value(kind: Any, value: Any) -> Any:
+    """The value of a field.  kind: its annotation."""
     if isinstance(value, dict):
-        return Tokenizer.from_dict(value)
-    return tuple(value) if isinstance(value, list) else value
+        return Tokenizer.from_dict(value) if kind is Tokenizer else kind(**value)
+    return _frozen(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _listed(what: str, names: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ from zoo import (
     captioner,
     conv_autoencoder,
     convnet,
+    ctc,
     dbn,
     fcn,
     hard_captioner,
@@ -50,9 +51,9 @@ from zoo.parts.config import replace, static
 __all__ = [
     "MODELS", "Adaptable", "Autoencoder", "Aux", "Batch", "Conditional", "EnergyModel",
     "Generative", "Model", "Outputs", "Params", "Recurrent",
-    "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "create", "dbn", "fcn",
-    "hard_captioner", "list_models", "mlp", "nnlm", "parts", "rbm", "rnn", "rnnlm", "seq2seq",
-    "static",
+    "autoencoder", "base", "captioner", "conv_autoencoder", "convnet", "create", "ctc", "dbn",
+    "fcn", "hard_captioner", "list_models", "mlp", "nnlm", "parts", "rbm", "rnn", "rnnlm",
+    "seq2seq", "static",
 ]  # fmt: skip
 __version__ = "0.2.0.dev0"
 
@@ -66,6 +67,7 @@ MODELS: dict[str, Model] = {
     "rnn": rnn,
     "nnlm": nnlm,
     "rnnlm": rnnlm,
+    "ctc": ctc,
     "seq2seq": seq2seq,
     "captioner": captioner,
     "hard_captioner": hard_captioner,

@@ -51,6 +51,7 @@ class Targets(NamedTuple):
     """The targets that a loss accepts.
 
     units: outputs per item; an integer target is the index of one of them, the class.
+    least: the smallest such index that is a target.
     rows: the alternative to classes, one number per output: any finite "numbers", "probabilities"
         in 0..1, or a "distribution", whose probabilities sum to 1.  None if only classes are
         allowed.
@@ -58,6 +59,7 @@ class Targets(NamedTuple):
 
     units: int
     rows: Literal["numbers", "probabilities", "distribution"] | None = None
+    least: int = 0
 
 
 class Outputs(NamedTuple):
@@ -68,11 +70,14 @@ class Outputs(NamedTuple):
         of layers).  "density": the model defines an energy of the inputs.
     targets: the targets that the loss accepts; None for models without targets.
     likelihood: whether the loss of an item is -log p(its target), so that its unit is the nat.
+    aligned: whether outputs and targets correspond one to one.  If not, the targets are a labelling
+        of the sequence of outputs, see ``zoo.parts.labelling``.
     """
 
     of: Literal["targets", "inputs", "hidden", "density"]
     targets: Targets | None = None
     likelihood: bool = False
+    aligned: bool = True
 
 
 @runtime_checkable

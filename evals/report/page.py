@@ -128,6 +128,22 @@ def picture(pixels: np.ndarray, alt: str) -> str:
 
 def plot(name: str, draw: Callable[[Any], None]) -> str:
     """SVG of a matplotlib plot.  draw(axes): draws the content.  name: the title."""
+
+    def content(figure: Any) -> None:
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title(name, loc="left", fontsize=12)
+        axes.grid(alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    return figure_svg(name, content, (5, 3.2))
+
+
+def figure_svg(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> str:
+    """SVG of a matplotlib figure.  draw(figure): draws the content.  name: unique in the page.
+
+    size: in inches, of 72 pixels.
+    """
     import matplotlib
     from markupsafe import Markup
     from matplotlib.figure import Figure
@@ -152,14 +168,24 @@ def plot(name: str, draw: Callable[[Any], None]) -> str:
     )
     buffer = io.StringIO()
     with matplotlib.rc_context(style):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(5, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.set_title(name, loc="left", fontsize=12)
-        axes.grid(alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         figure.savefig(
             buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     svg = buffer.getvalue()
     return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor"))
+
+
+def sound(samples: np.ndarray, rate: int) -> str:
+    """HTML player of samples [n] in -1..1, as a 16-bit WAV."""
+    import wave
+
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        pcm = np.clip(np.round(samples * 32768), -32768, 32767)
+        file.writeframes(pcm.astype("<i2").tobytes())
+    return render("sound.html", data=base64.b64encode(buffer.getvalue()).decode())

@@ -10,6 +10,7 @@ from evals.tasks import (
     reconstruction,
     regression,
     segmentation,
+    transcription,
     translation,
 )
 from train.tasks import Task
@@ -24,6 +25,7 @@ TASKS: dict[type[Task], TaskModule] = {
     algorithm.TASK: algorithm,
     translation.TASK: translation,
     captioning.TASK: captioning,
+    transcription.TASK: transcription,
 }
 """The module of every task in ``train.tasks.TASKS``."""
 

@@ -31,8 +31,11 @@ from train.data import (
     pixels,
     scenes,
     sequences,
+    speech,
+    spoken_digits,
     synthetic,
     text,
+    timit,
 )
 from train.data.base import Finder, Form, KindModule, Source
 from train.dataset import Dataset
@@ -57,6 +60,9 @@ KINDS: dict[str, KindModule] = {
     "npz": npz,
     "folder": folder,
     "fsdd": fsdd,
+    "spoken_digits": spoken_digits,
+    "speech": speech,
+    "timit": timit,
     "moving_digits": moving_digits,
     "text": text,
     "sequences": sequences,

@@ -20,8 +20,9 @@ from train.dataset import Dataset
 from train.formats import DataError
 from train.places import locate, roots
 from train.settings import settle
-from train.tasks import Task
+from train.tasks import Normalise, Task, Units
 from train.tokens import Kind
+from zoo.parts import acoustics
 
 NO_PATH = "a path must follow the colon"
 S = TypeVar("S", bound="Source")
@@ -94,6 +95,52 @@ class Sentences(Source):
     on_bad: Literal["error", "skip"] = "error"
     """How to handle lines and captions that are empty, too long or not UTF-8: report an error, or
     skip and count them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recordings(Source):
+    """Options for recordings with transcripts."""
+
+    counts: ClassVar[tuple[str, ...]] = ("rate", "bands", "coefficients", "buckets")
+    units: Units = "characters"
+    """What a label stands for."""
+    features: Literal["log_mel", "mfcc"] = "log_mel"
+    """Of a frame: log-mel spectra, or cepstral coefficients."""
+    rate: int = 16_000
+    """Samples a second; recordings with another rate are resampled."""
+    bands: int = 40
+    """Mel bands."""
+    coefficients: int = 13
+    """Cepstral coefficients of features=mfcc."""
+    deltas: Literal[0, 1, 2] = 0
+    """1 appends the change of each value over time, 2 also the change of that."""
+    normalise: Normalise = "speaker"
+    """Scale each value to mean 0 and deviation 1 over the recordings of a speaker, over the
+    utterance, or over all training recordings (global)."""
+    buckets: int = 5
+    """Number of length buckets: fewer compile faster, more need less padding."""
+    on_bad: Literal["error", "skip"] = "error"
+    """How to handle recordings and transcripts that cannot be used: report an error, or skip and
+    count them."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        super().__post_init__()
+        try:
+            self.front_end  # noqa: B018 (checks its fields)
+        except ValueError as error:
+            raise ValueError(f"data: {error}") from None
+
+    @property
+    def front_end(self) -> acoustics.Config:
+        """The features of a frame."""
+        return acoustics.Config(
+            kind=self.features,
+            rate=self.rate,
+            bands=self.bands,
+            coefficients=self.coefficients,
+            deltas=self.deltas,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _checked(where: str, targets: Any, mask: Any, axes: int, allowed: Targets) -
     kind = _kind(targets)
     if kind in "bi" and targets.ndim == axes and (allowed.rows is None or allowed.units > 1):
         targets = targets.astype(np.int32) if kind == "b" else targets
-        _unless_hidden(lambda seen: _check_classes(where, seen, allowed.units), targets, mask, axes)
+        _unless_hidden(lambda seen: _check_classes(where, seen, allowed), targets, mask, axes)
         return targets
     rows = allowed.rows
     if kind in "bif" and rows and targets.ndim == axes + 1 and targets.shape[-1] == allowed.units:
@@ -122,7 +122,7 @@ def _expected(targets: Any, kind: str, axes: int, allowed: Targets) -> str:
     """Describes the allowed targets, and how to convert almost correct ones."""
     items, parts = ", ".join([*map(str, targets.shape[:1]), *["..."] * (axes > 1)]), []
     if allowed.rows is None or allowed.units > 1:
-        parts.append(f"classes, integers from 0 to {allowed.units - 1} [{items}]")
+        parts.append(f"classes, integers from {allowed.least} to {allowed.units - 1} [{items}]")
         if kind == "f" and targets.ndim == axes and np.array_equal(targets, np.trunc(targets)):
             parts[-1] += ", which .astype(int) makes of these"
         elif kind in "bi" and targets.ndim == axes + 1 and targets.shape[-1] == 1:
@@ -162,11 +162,14 @@ def _there(array: Any, mask: Any, axes: int) -> Any:
     )  # for other shapes, training raises a better error
 
 
-def _check_classes(where: str, classes: Any, units: int) -> None:
-    if classes.size and not 0 <= (least := classes.min()) <= (greatest := classes.max()) < units:
-        bad = least if least < 0 else greatest
+def _check_classes(where: str, classes: Any, allowed: Targets) -> None:
+    if not classes.size:
+        return
+    least, greatest = classes.min(), classes.max()
+    if not allowed.least <= least <= greatest < allowed.units:
         raise ValueError(
-            f"{where} hold class {bad}, the model has {units} outputs, allowed: 0 to {units - 1}"
+            f"{where} hold class {least if least < allowed.least else greatest}, the model has "
+            f"{allowed.units} outputs, allowed: {allowed.least} to {allowed.units - 1}"
         )
 
 
@@ -261,6 +264,11 @@ READ: dict[str, tuple[str, Callable[[Run], bool]]] = {
         ),
     ),
     "augment.smoothness": ("elastic", lambda run: run.recipe.augment.elastic > 0),
+    "augment.masks": (
+        "mask_bands or mask_frames",
+        lambda run: run.recipe.augment.mask_bands > 0 or run.recipe.augment.mask_frames > 0,
+    ),
+    "data.coefficients": ("features='mfcc'", lambda run: run.recipe.data.features == "mfcc"),
     "data.subwords": ("tokens='subwords'", lambda run: run.recipe.data.tokens == "subwords"),
     "data.min_count": (
         "tokens 'words' or 'characters'",

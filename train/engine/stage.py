@@ -30,7 +30,7 @@ from train.tasks import Task, learned
 from zoo.base import Adaptable, Model, Params
 from zoo.parts.config import replace
 
-PREFERRED = ("accuracy", "loss")
+PREFERRED = ("accuracy", "label_error", "loss")
 """Default selection metrics, in this order."""
 EVAL_BATCH, SMALL = 250, 2**14
 """Minimum evaluation batch size for examples of at most SMALL values.

@@ -13,10 +13,13 @@ from train.recipes import (
     pixels,
     rbm,
     rnn,
+    speech,
     translation,
 )
 
-FAMILIES = (mlp, convnet, rbm, dbn, autoencoder, rnn, language, translation, captions, pixels)
+FAMILIES = (
+    mlp, convnet, rbm, dbn, autoencoder, rnn, language, translation, captions, pixels, speech,
+)  # fmt: skip
 RECIPES: dict[str, Recipe[Any, Any]] = {
     recipe.name: recipe for family in FAMILIES for recipe in family.RECIPES
 }

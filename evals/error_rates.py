@@ -7,11 +7,23 @@ transforms, which strip and split sentences, is applied.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from evals.base import Subject
+from evals.intervals import DRAWS, bootstrap
+
+RATES = {"characters": "CER", "words": "WER", "phones": "PER"}
+"""The error rate of each unit."""
+NEW = " of new sentences"
+NORMALISED = {
+    "speaker": "over the speaker's recordings in the split (transductive)",
+    "utterance": "over the recording",
+    "global": "over the training split",
+}
+"""For display: what the frames are normalised over."""
 NEEDS_JIWER = "no error rates: they need jiwer: pip install 'purezoo[evals]'"
 Labels = tuple[str, ...]
 """The labels of an utterance: characters, words or phones."""
@@ -92,3 +104,77 @@ def count_errors(references: Sequence[Labels], transcripts: Sequence[Labels]) ->
         for each in edits
     ]
     return ErrorCounts(np.array(errors, int), np.array(list(map(len, references)), int), edits)
+
+
+class Rates(NamedTuple):
+    """Metrics by name without the split, such as "PER % of new sentences", and their intervals."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+def rates(
+    counts: Mapping[str, ErrorCounts], speakers: Sequence[str], new: np.ndarray, suffix: str = ""
+) -> Rates:
+    """The rates of all recordings and of the ``new`` ones, unless these are all or none.
+
+    counts: by the name of their rate.  speakers: of the recordings, for the intervals; () if they
+    are not known.  new: see ``new_sentences``.  suffix: of the names.
+    """
+    count = len(next(iter(counts.values())).errors)
+    groups = {suffix: np.arange(count)}
+    if 0 < len(new) < count:
+        groups[suffix + NEW] = new
+    metrics, intervals = {}, {}
+    for group, rows in groups.items():
+        for name, each in counts.items():
+            chosen, full = each.of(rows), f"{name} %{group}"
+            if not chosen.labels.any():  # none of them counts
+                continue
+            metrics[full] = chosen.rate
+            if not len(speakers):
+                continue
+            of_rows = [speakers[row] for row in rows.tolist()]
+            ends = bootstrap(chosen.errors, chosen.labels, of_rows)
+            if ends is not None:
+                intervals[full] = 100 * ends[0], 100 * ends[1]
+    return Rates(metrics, intervals)
+
+
+def new_sentences(subject: Subject) -> tuple[np.ndarray, Sequence[str]]:
+    """The recordings whose sentences do not occur in training, and the training sentences.
+
+    All recordings, and (), if the texts are not known.
+    """
+    splits, texts = subject.dataset.splits, subject.table.extras.get("texts", ())
+    training = [
+        text
+        for split in subject.run.recipe.train_on.split("+")
+        if split in splits
+        for text in splits[split].extras.get("texts", ())
+    ]
+    known = {" ".join(text.split()) for text in training}
+    rows = [row for row, text in enumerate(texts) if " ".join(text.split()) not in known]
+    return np.array(rows, int), training
+
+
+def described_errors(counts: Mapping[str, ErrorCounts]) -> str:
+    """For display: "CER: 285 errors in 2,565 characters, WER: 196 errors in 773 words"."""
+    of = {name: units for units, name in RATES.items()}
+    return ", ".join(
+        f"{name}: {each.errors.sum():,} errors in {each.labels.sum():,} {of[name]}"
+        for name, each in counts.items()
+    )
+
+
+def described_rates(
+    counts: Mapping[str, ErrorCounts], found: Rates, speakers: Sequence[str], new: np.ndarray
+) -> list[str]:
+    """For display: what ``rates`` found besides the errors of all recordings."""
+    notes, total = [], len(next(iter(counts.values())).errors)
+    if 0 < len(new) < total:
+        of = {name: each.of(new) for name, each in counts.items()}
+        notes.append(f"new sentences, {len(new):,} of {total:,}: {described_errors(of)}")
+    if found.intervals:
+        notes.append(f"intervals: bootstrap of {len(set(speakers))} speakers, {DRAWS:,} draws")
+    return notes

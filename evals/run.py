@@ -1,18 +1,14 @@
 """A finished run: its best model, its data, and a loop that maps a function over examples."""
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-import jax
-import numpy as np
 
 from train.batches import Scaling
 from train.data import DataError, load_data, parse, with_settings
 from train.dataset import Dataset, Table
 from train.engine.run_folder import RunData, RunError, RunFolder, restore_best
-from train.engine.stage import evaluation_batches
+from train.engine.stage import evaluation_batches, scan_batches
 from train.recipe import Recipe, module_of
 from train.stream import make_batches
 from train.tasks import Task, learned
@@ -79,20 +75,7 @@ class Run(NamedTuple):
             batches = evaluation_batches(table, self.recipe.batch_size, self.scaling)
         else:
             batches = make_batches(table, rows, seed=None, scaling=self.scaling)
-        carry, results, structure = start(batches.padded), [], None
-        with contextlib.closing(batches):
-            for index in range(batches.steps_per_epoch):
-                carry, values = step(carry, batches.batch(index))
-                leaves, structure = jax.tree.flatten(jax.device_get(values))
-                if not results:
-                    results = [
-                        np.zeros((batches.size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves
-                    ]
-                rows_here = batches.rows(index)
-                real = rows_here >= 0  # negative rows are padding
-                for result, leaf in zip(results, leaves, strict=True):
-                    result[rows_here[real]] = leaf[real]
-        return jax.tree.unflatten(structure, results)
+        return scan_batches(batches, step, start(batches.padded))
 
 
 def restore(run_dir: str | os.PathLike[str]) -> Run:

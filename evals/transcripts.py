@@ -1,7 +1,7 @@
 """Transcripts of recordings: the best path, and the prefix beam search with a lexicon."""
 
-import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals import verbs
-from evals.base import Measured
-from evals.error_rates import ErrorCounts, Labels
+from evals.error_rates import Labels
 from evals.metrics import is_whole
+from evals.recordings import Heard, Pictures, Spike, frames_for
 from evals.run import Run
 from train import tasks
-from train.acoustic import frames_of, normalised
+from train.dataset import Table
 from zoo.base import Model, Params
 from zoo.parts import labelling, prefix_search
 
@@ -41,22 +41,6 @@ class Labeller(Model, Protocol):
     def steps_of(self, cfg: Any, lengths: Any) -> Any:
         """Steps of recordings with these numbers of frames."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Transcribed(Measured):
-    """The references and transcripts of a split, and what the sections show of them.
-
-    references, transcripts: the labels that count, of each recording.  counts: their errors; None
-    without jiwer.  rate: name of their rate, such as "CER".
-    speakers: of the recordings; () if that is not known.
-    """
-
-    references: list[Labels]
-    transcripts: list[Labels]
-    counts: ErrorCounts | None
-    rate: str
-    speakers: Sequence[str] = ()
 
 
 class Dictionary(NamedTuple):
@@ -153,20 +137,68 @@ def _log_p(module: Labeller, cfg: Any, params: Params, inputs: Any) -> Any:
     return jax.nn.log_softmax(logits), module.steps_of(cfg, inputs["lengths"])
 
 
-def posteriors(run: Run, frames: np.ndarray) -> np.ndarray:
-    """Probabilities [steps, labels] of the blank and the labels, given frames [time, values]."""
-    inputs = {"frames": frames[None], "lengths": np.array([len(frames)], np.int32)}
+def pictures(run: Run) -> Pictures:
+    """How the report draws the recordings of a run."""
+    task, many = task_of(run), 10**6
+    return Pictures(
+        functools.partial(aligned, run),
+        "Below: the probability of the blank (grey) and of the labels of the transcript and the "
+        "reference at every step, as in figure 1 of Graves et al. (2006); each label of the "
+        "transcript stands where its probability is greatest. Bottom: where each label of the "
+        "reference lies, on the reference's most probable path",
+        task.vocabulary,
+        [bool(name) for name in task.scored or task.vocabulary],
+        labelling.BLANK,
+        task.features.hop * many / _steps_of(run, many),
+    )
 
-    def function(module: Any, cfg: Any, params: Params, batch: Any) -> Any:
-        return jnp.exp(_log_p(module, cfg, params, batch["inputs"])[0])
 
-    return run.map(function, {"inputs": inputs}, rows=1)[0]
+def aligned(run: Run, table: Table, rows: Sequence[int]) -> list[Heard]:
+    """What the model heard in some rows of a table, and the alignments of their references.
+
+    All are as wide as the table and taken one by one, so the model is compiled only once.
+    """
+    chosen = np.asarray(rows, int)
+    columns = {"inputs": table["inputs"], "targets": table["targets"], "mask": table["mask"]}
+    columns = jax.tree.map(lambda column: np.asarray(column[chosen]), columns)
+    found = zip(*run.map(_aligned, columns, rows=1), strict=True)
+    heard = []
+    for row, (outputs, places, fits) in enumerate(found):
+        length = int(columns["inputs"]["lengths"][row])
+        steps = _steps_of(run, length)
+        frames = columns["inputs"]["frames"][row, :length]
+        heard.append(
+            Heard(
+                frames[:, : frames.shape[1] // (1 + task_of(run).features.deltas)],
+                outputs[:steps],
+                spikes(outputs[:steps]),
+                columns["targets"][row][columns["mask"][row]].tolist(),
+                places[:steps] if fits else None,
+            )
+        )
+    return heard
 
 
-def step_seconds(run: Run) -> float:
-    """Duration of a step."""
-    many = 10**6
-    return task_of(run).features.hop * many / _steps_of(run, many)
+@functools.partial(jax.jit, static_argnums=0)
+def _aligned(module: Labeller, cfg: Any, params: Params, batch: Any) -> Any:
+    log_p, steps = _log_p(module, cfg, params, batch["inputs"])
+    counts = jnp.sum(batch["mask"], axis=1, dtype=jnp.int32)
+    found = labelling.forced_alignment(log_p, steps, batch["targets"], counts)
+    return jnp.exp(log_p), found.places, jnp.isfinite(found.log_probability)
+
+
+def spikes(outputs: np.ndarray) -> list[Spike]:
+    """The labels of the best path through probabilities [steps, labels].
+
+    Each is at the step of its run where its probability is greatest.
+    """
+    found, first = [], 0
+    for label, run in itertools.groupby(outputs.argmax(axis=1).tolist()):
+        after = first + len(list(run))
+        if label != labelling.BLANK:
+            found.append(Spike(first + int(outputs[first:after, label].argmax()), label))
+        first = after
+    return found
 
 
 def transcribe(
@@ -186,11 +218,7 @@ def transcribe(
     recording that is shorter than a frame, and for what is out of range.
     """
     task = task_of(run)
-    raw = frames_of(task.features, recordings) if len(recordings) else []
-    if short := [index for index, frames in enumerate(raw) if not len(frames)]:
-        least = task.features.window_samples
-        raise ValueError(f"recordings[{short[0]}]: shorter than a frame, {least} samples")
-    scaled = normalised(raw, speakers or [""] * len(raw), task)
+    scaled = frames_for(task, recordings, speakers)
     order = sorted(range(len(scaled)), key=lambda index: len(scaled[index]))
     texts, rows = [""] * len(scaled), min(ROWS, max(len(scaled), 1))
     for first in range(0, len(order), rows):

@@ -20,7 +20,7 @@ from evals.hlo import Collective, collectives, sizes
 from train.engine.optimizer import Optimizer
 from train.recipe import Recipe
 from train.recipes import RECIPES
-from zoo import captioner, convnet, mlp, rbm, rnn, rnnlm
+from zoo import captioner, convnet, ctc, mlp, rbm, rnn, rnnlm, seq2seq
 
 pytestmark = pytest.mark.slow
 
@@ -194,6 +194,33 @@ def test_length_option_sets_sequence_length(module):
     first, second, third = (total(step.operations).products for step in steps)
     assert second - first == third - second
     assert (first < second) == (module is not mlp)
+
+
+def test_without_the_option_sequences_keep_their_different_lengths():
+    step = make(Recipe(name="", model=seq2seq.PRESETS["tiny"]), 4, jax.devices()[:1], "cpu")
+    shapes = [aval.shape for aval in step.traced.jaxpr.in_avals]
+    assert seq2seq.EXAMPLE_SOURCE != seq2seq.EXAMPLE_TARGET
+    assert shapes.count((1, 4, seq2seq.EXAMPLE_SOURCE)) == 1
+    assert shapes.count((1, 4, seq2seq.EXAMPLE_TARGET)) == 3  # as inputs, targets and mask
+
+
+@pytest.mark.parametrize(
+    ("length", "labels", "expected"),
+    [(None, None, (14, 3)), (70, None, (70, 15)), (1, None, (1, 1)), (70, 8, (70, 8))],
+)
+def test_a_labelling_keeps_its_proportion_to_the_sequence(length, labels, expected):
+    """The example batch has 14 frames and 3 labels."""
+    cfg = ctc.PRESETS["tiny"]
+    recipe = Recipe(name="", model=cfg)
+    step = make(recipe, 4, jax.devices()[:1], "cpu", length, labels)
+    shapes = [aval.shape for aval in step.traced.jaxpr.in_avals]
+    frames, places = expected
+    assert (1, 4, frames, cfg.features) in shapes
+    assert shapes.count((1, 4, places)) == 2  # targets and mask
+    assert (1, 4) in shapes  # lengths
+    # Only the loss depends on the number of labels.
+    more = make(recipe, 4, jax.devices()[:1], "cpu", length, places + 1)
+    assert total(more.operations).products > total(step.operations).products
 
 
 def test_unexpected_reductions_are_described():
@@ -428,6 +455,7 @@ def test_a_wrong_command_line_is_one_clear_line(capsys, tmp_path, monkeypatch):
         (["--topology", "v9:2x2"], "--topology v9:2x2, allowed: v4, v5e, v5p or v6e", 2),
         (["--per-chip", "0"], "--per-chip", 2),
         (["--length", "0"], "--length", 2),
+        (["--labels", "0"], "--labels", 2),
         (
             ["--per-chip", "4", "--global-batch", "8"],
             "--per-chip, allowed without --global-batch",

@@ -43,6 +43,7 @@ EXAMPLES = {
     "an4": ("an4", "an4:a/an4"),
     "librispeech": ("librispeech:a",),
     "timit": ("timit:a",),
+    "states": ("states:an4", "states:timit:a/b"),
     "spoken": ("spoken-digits", "spoken-digits:a"),
     "moving_digits": ("moving_digits",),
     "topics": ("topics",),
@@ -77,6 +78,15 @@ SETTINGS = {
     "scenes": {"max_length": 9},
     "speech": {"units": "words", "rate": 8000, **RECORDED},
     "timit": {"rate": 8000, **RECORDED},
+    "states": {
+        **{name: value for name, value in RECORDED.items() if name != "buckets"},
+        "features": "log_mel",
+        "deltas": 1,
+        "rate": 8000,
+        "context": 7,
+        "states": 2,
+        "labelled": 0.5,
+    },
     "spoken_digits": {"units": "characters", "count": 7, **RECORDED},
 }
 """{kind: settings}, each with a value other than its default."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import types
@@ -24,11 +25,11 @@ from evals.speed.rows import (
     Line,
     Options,
     Others,
+    algorithm_row,
     augment_row,
     beam_row,
     compare,
     convolutions_row,
-    energy_row,
     generate_row,
     interleave,
     loop_row,
@@ -37,6 +38,7 @@ from evals.speed.rows import (
     step_row,
     unroll_row,
 )
+from evals.speed.speech import PREFIX_SEARCHES, SPEECH, aligning, utterances
 from evals.speed.translation import END, SEARCHES, TRANSLATION, network, sentences
 from evals.speed.workloads import DEFORMATIONS, WORKLOADS, convolutional
 from tests.conftest import THOROUGH
@@ -60,6 +62,7 @@ SMALL = {
     "translation": {"batch": 5, "units": 6, "length": 4, "vocabulary": 9},
     "caption": {"batch": 5, "width": 1 / 32, "side": 24, "length": 4, "vocabulary": 9},
     "pixels": {"batch": 3, "width": 1 / 16, "side": 16},
+    "ctc": {"batch": 4, "units": 6, "length": 24, "labels": 4},
 }
 if not THOROUGH:  # convnet is like them
     del SMALL["lenet5"], SMALL["vgg32"]
@@ -99,7 +102,7 @@ def tiny_rows(monkeypatch):
 @pytest.fixture(scope="module", params=SMALL)
 def trained(request):
     """A small workload, its contenders after three steps, and the losses of the steps."""
-    sequences = RECURRENT | TRANSLATION | CAPTIONS
+    sequences = RECURRENT | TRANSLATION | CAPTIONS | SPEECH
     work = (WORKLOADS | sequences | PIXELS)[request.param][0](**SMALL[request.param])
     found = contenders(work, rate=0.5 if request.param in sequences else 0.02)
     losses = {name: [] for name in found}
@@ -364,7 +367,12 @@ def test_beam_row_compares_every_peer(capsys):
     make = functools.partial(TASKS["beam"], batch=16)
     lines = [
         *beam_row(
-            "beam", make, {"numpy": 0.4}, "sentences_per_second", Options(rounds=1, seconds=0.001)
+            "beam",
+            make,
+            SEARCHES,
+            {"numpy": 0.4},
+            "sentences_per_second",
+            Options(rounds=1, seconds=0.001),
         )
     ]
     assert [(line.row, line.peer, line.at_most) for line in lines] == [
@@ -377,6 +385,48 @@ def test_beam_row_compares_every_peer(capsys):
     for line in lines:
         assert line.sentences_per_second == pytest.approx(16e3 / line.zoo_ms)
         assert f"{line.sentences_per_second:,.0f} sentences/s" in shown
+
+
+def test_prefix_search_contenders_agree():
+    """Utterances long enough for the beam to lose prefixes, and for repeated labels."""
+    found = {}
+    for name, kind in PREFIX_SEARCHES.items():
+        search = kind(utterances(batch=5, length=20, labels=5, beam=6))
+        search.step()
+        found[name] = search.best()
+    labels = [row for row, _ in found["zoo"]]
+    assert len(set(labels)) == 5
+    assert any(a == b for row in labels for a, b in itertools.pairwise(row))
+    for peer in found.keys() - {"zoo"}:
+        assert [row for row, _ in found[peer]] == labels
+        np.testing.assert_allclose(
+            [score for _, score in found[peer]], [score for _, score in found["zoo"]], atol=1e-3
+        )
+
+
+def test_contenders_for_the_ctc_loss_agree():
+    found = {}
+    for name, contender in aligning(batch=3, length=9, labels=4, vocabulary=5).items():
+        contender.step()
+        loss, gradient = contender.outputs
+        gradient = np.moveaxis(gradient.numpy(), 0, 1) if name == "torch" else gradient
+        found[name] = float(loss), gradient
+    loss, gradient = found["zoo"]
+    assert np.abs(gradient).max() > 0.1
+    for peer in found.keys() - {"zoo"}:
+        assert found[peer][0] == pytest.approx(loss, rel=1e-5)
+        np.testing.assert_allclose(found[peer][1], gradient, atol=1e-5)
+
+
+def test_prefix_search_row_counts_utterances(capsys):
+    make = functools.partial(utterances, batch=2, length=5, labels=4, beam=3)
+    options = Options(rounds=1, seconds=0.001)
+    rate = "utterances_per_second"
+    lines = [*beam_row("prefix-search", make, PREFIX_SEARCHES, {"numpy": 0.5}, rate, options)]
+    assert [(line.peer, line.at_most) for line in lines] == [("numpy", 0.5), ("dictionaries", None)]
+    show(lines[0])
+    assert f"{lines[0].utterances_per_second:,.0f} utterances/s" in capsys.readouterr().out
+    assert lines[0].utterances_per_second == pytest.approx(2e3 / lines[0].zoo_ms)
 
 
 def test_convolutions_are_those_of_the_workloads():
@@ -516,9 +566,10 @@ def test_annealing_contenders_agree():
 
 def test_a_row_of_an_algorithm_compares_each_peer_at_each_size():
     lines = [
-        *energy_row(
+        *algorithm_row(
             "ais",
             lambda temperatures=3, chains=4: annealing(temperatures, chains, 5, 3),
+            {"torch": 1.0, "numpy": 1.0},
             Options(1, 0),
         )
     ]

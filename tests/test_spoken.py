@@ -9,13 +9,13 @@ import pytest
 from train import acoustic, tasks
 from train.acoustic import Moments, Sounds, Spoken, encode, frames_of, normalised
 from train.data import load_data
-from train.data.base import Recordings
+from train.data.base import Utterances
 from train.dataset import Bad, Dataset
 from train.formats import DataError
 from zoo.parts import acoustics
 
 RATE = 8000
-CFG = Recordings(rate=RATE, bands=8, buckets=2)
+CFG = Utterances(rate=RATE, bands=8, buckets=2)
 RANDOM = np.random.default_rng(0)
 
 
@@ -119,7 +119,7 @@ def test_frames_are_normalised_over_the_chosen_recordings(normalise):
 def test_a_constant_value_is_not_blown_up():
     frames = np.zeros((5, 2), np.float32)
     frames[:, 1] = np.arange(5)
-    (scaled,) = normalised([frames], ["ann"], _task())
+    (scaled,) = normalised([frames], ["ann"], _task().normalise, _task().moments)
     assert not scaled[:, 0].any()
     assert scaled[:, 1].std() == pytest.approx(1, abs=1e-3)
 
@@ -140,7 +140,7 @@ def test_a_task_survives_storage():
 def test_other_data_are_encoded_as_a_trained_model_needs_them():
     cfg = dataclasses.replace(CFG, normalise="global")
     _, task, _ = encode("data", _splits(), cfg, Bad())
-    other = Recordings(bands=30, normalise="utterance", units="words")
+    other = Utterances(bands=30, normalise="utterance", units="words")
     tables, again, _ = encode("other", {"test": _splits()["test"]}, other, Bad(), task)
     assert again is task
     np.testing.assert_array_equal(
@@ -197,7 +197,7 @@ def test_a_split_without_usable_recordings_is_an_error():
 )
 def test_invalid_options_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        Recordings(**fields)
+        Utterances(**fields)
 
 
 def test_sounds_are_names_with_samples():

@@ -34,6 +34,19 @@ EXAMPLES = {
         moments=((0.5,) * 20, (2.0,) * 20),
         scored=("", "AH", "N", ""),
     ),
+    "states": tasks.States(
+        phones=("AH", "SIL"),
+        silence=1,
+        states=1,
+        features=acoustics.Config(kind="mfcc", coefficients=2),
+        normalise="speaker",
+        context=3,
+        means=((0.0, 1.0), (2.0, 3.0)),
+        variances=((1.0, 1.0), (2.0, 0.5)),
+        log_stay=((-0.5,), (-0.25,)),
+        log_bigram=((-1.0,) * 3,) * 3,
+        log_prior=(-0.5, -1.0),
+    ),
 }
 """A value of every task."""
 

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import re
 import sys
@@ -27,7 +28,7 @@ from evals.intervals import bootstrap, wilson
 from evals.metrics import format_metric, show_metric
 from evals.report import utterances
 from evals.tasks import transcription
-from evals.transcripts import dictionary_of, posteriors, scored, text_of, transcribe
+from evals.transcripts import aligned, dictionary_of, scored, text_of, transcribe
 from tests.helpers import tones
 from train.engine.optimizer import Optimizer
 from train.formats import DataError
@@ -358,12 +359,52 @@ def test_scored_labels_and_text(run):
     assert text_of(dataclasses.replace(run.task, units="phones"), ["AH", "N"]) == "AH N"
 
 
-def test_posteriors_are_probabilities_of_the_steps(evaluation, run):
-    frames = evaluation.table["inputs"]["frames"][0, :31]
-    outputs = posteriors(run, frames)
-    assert outputs.shape == (11, len(run.task.vocabulary))
-    np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
-    assert transcripts.step_seconds(run) == pytest.approx(0.03, rel=1e-4)
+def test_the_alignment_has_a_probability_for_each_step_and_all_labels_in_order(evaluation, run):
+    table, ids = evaluation.table, transcripts.decode(evaluation.run, evaluation.table)
+    rows = [7, 0, 3]
+    for row, heard in zip(rows, aligned(run, table, rows), strict=True):
+        outputs, places = heard.outputs, heard.places
+        steps = -(-int(table["inputs"]["lengths"][row]) // 3)
+        assert outputs.shape == (steps, len(run.task.vocabulary))
+        np.testing.assert_allclose(outputs.sum(axis=1), 1, rtol=1e-5)
+        assert [spike.label for spike in heard.found] == ids[row].tolist()
+        assert places is not None
+        assert len(places) == steps
+        found = [place for place, _ in itertools.groupby(places.tolist()) if place >= 0]
+        assert found == list(range(table["mask"][row].sum()))
+    assert transcripts.pictures(run).step == pytest.approx(0.03, rel=1e-4)
+
+
+def test_letters_are_aligned_with_their_tones(evaluation, run):
+    """A letter lies within a step of its 80 ms or of the silence of 60 ms before or after it."""
+    table, near, count = evaluation.table, [], 0
+    rows = np.flatnonzero(evaluation.measured.counts.errors == 0)[:10].tolist()
+    for row, heard in zip(rows, aligned(run, table, rows), strict=True):
+        places = heard.places
+        assert places is not None
+        text, begin = table.extras["texts"][row], 0.05
+        letters = utterances.segments(places, text, [False] * len(text))
+        for each in letters:
+            end = begin + (0.08 if each.text != " " else 0)
+            middle = (each.first + each.after) / 2 * 0.03
+            near.append(begin - 0.09 < middle < end + 0.09)
+            begin, count = end + 0.06, count + 1
+    assert count > 30
+    assert np.mean(near) > 0.9
+
+
+def test_a_reference_that_does_not_fit_has_no_alignment(evaluation, run):
+    table = evaluation.table
+    lengths = table["inputs"]["lengths"].copy()
+    lengths[3] = 4
+    short = table.having(inputs={**table["inputs"], "lengths": lengths})
+    (found,) = aligned(run, short, [3])
+    assert len(found.outputs) == 2
+    assert found.places is None
+    assert aligned(run, short, [4])[0].places is not None
+    if importlib.util.find_spec("matplotlib") is not None:
+        changed = dataclasses.replace(evaluation, subject=evaluation.subject._replace(table=short))
+        assert "too short for the reference" in str(utterances.example_utterance(changed))
 
 
 def _write(file, samples, rate=tones.RATE):
@@ -451,8 +492,11 @@ def test_the_report_shows_an_utterance_the_worst_ones_and_rates(evaluation):
     for title in ("An utterance", "Worst transcripts", "Errors by speaker and length"):
         assert f"<h2>{title}</h2>" in page
     assert "Example 3 of the test split, speaker dan" in page
+    for word in set(evaluation.table.extras["texts"][3].split()):
+        assert re.search(rf"<text[^>]*>{word}</text>", page), "the words of the alignment"
     worst = np.flatnonzero(evaluation.measured.counts.errors)
     assert page.count("<audio") == 1 + min(len(worst), utterances.WORST)
+    assert page.count("where the reference lies</summary>") == min(len(worst), utterances.WORST)
     assert all(f"<th>{speaker}</th>" in page for speaker in tones.SPEAKERS)
     assert "test WER with lexicon" in page
 
@@ -512,13 +556,36 @@ def test_perfect_transcripts_of_one_speaker_have_no_such_sections(evaluation):
 def test_spikes_are_the_best_path_at_its_peaks():
     outputs = np.array([[0.9, 0.1, 0], [0.3, 0.6, 0.1], [0.1, 0.9, 0], [0.8, 0.2, 0],
                         [0, 0.7, 0.3], [0.1, 0.2, 0.7]])  # fmt: skip
-    assert utterances.spikes(outputs) == [(2, 1), (4, 1), (5, 2)]
-    found = utterances.spikes(outputs)
+    assert transcripts.spikes(outputs) == [(2, 1), (4, 1), (5, 2)]
+    found = transcripts.spikes(outputs)
     ids, count = labelling.best_path(jnp.log(outputs + 1e-9)[None], jnp.array([6]))
     assert [spike.label for spike in found] == ids[0, : int(count[0])].tolist()
     edits = [Edit("equal", ("a",), ("a",)), Edit("delete", ("b",), ()), Edit("insert", (), ("c",))]
-    assert utterances.wrong_spikes(edits, [True, False, True]) == [False, False, True]
-    assert utterances.wrong_spikes([], [True]) == [False]
+    in_transcript = [edit.transcript for edit in edits]
+    wrong = utterances.wrong_labels(in_transcript, edits, [True, False, True])
+    assert wrong == [False, False, True]
+    in_reference = [edit.reference for edit in edits]
+    assert utterances.wrong_labels(in_reference, edits, [True, True]) == [False, True]
+    assert utterances.wrong_labels([], [], [True]) == [False]
+
+
+def test_labels_and_words_of_an_alignment():
+    places = np.array([-1, 0, 0, 1, -1, 2, 3, -1, -1, 4])
+    letters = utterances.segments(places, "ab cd", [False, False, False, True, False])
+    assert letters == [
+        ("a", 1, 3, False), ("b", 3, 4, False), (" ", 5, 6, False), ("c", 6, 7, True),
+        ("d", 9, 10, False),
+    ]  # fmt: skip
+    assert utterances.words(letters) == [("ab", 1, 4, False), ("cd", 6, 10, True)]
+    assert utterances.words(utterances.segments(places[:1], "", [])) == []
+
+
+def test_texts_that_would_touch_are_on_two_lines():
+    assert utterances.staggered([], []) == []
+    assert utterances.staggered([0, 2, 4], [1, 1, 1]) == [0, 0, 0]
+    assert utterances.staggered([0, 0.5, 1, 5], [1, 1, 1, 1]) == [0, 1, 0, 0]
+    # A third one touches either line: it goes where less is in its way.
+    assert utterances.staggered([0, 0.2, 0.3], [1, 1, 1]) == [0, 1, 0]
 
 
 def test_rates_by_speaker_and_bins_of_lengths():

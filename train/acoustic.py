@@ -20,12 +20,12 @@ import numpy as np
 from train.dataset import Bad, Table
 from train.formats import DataError
 from train.samplers import Bucketed, bucket_edges, bucket_of
-from train.tasks import Transcription
+from train.tasks import Normalise, States, Transcription
 from zoo.parts import acoustics
 from zoo.parts.labelling import BLANK
 
 if TYPE_CHECKING:
-    from train.data.base import Recordings
+    from train.data.base import Utterances
 
 BLOCK = 4096
 """Windows whose features are computed at once."""
@@ -114,14 +114,33 @@ _deltas = jax.jit(acoustics.with_deltas)
 def _with_deltas(front_end: acoustics.Config, frames: np.ndarray) -> np.ndarray:
     if not front_end.deltas or not len(frames):
         return frames
-    # Padded, so that few lengths are compiled.
-    time = -(-len(frames) // 256) * 256
-    padded = np.pad(frames, ((0, time - len(frames)), (0, 0)))[None]
-    return np.asarray(_deltas(front_end, padded, np.array([len(frames)])))[0, : len(frames)]
+    deltas = _deltas(front_end, _long(frames), np.array([len(frames)]))
+    return np.asarray(deltas)[0, : len(frames)]
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
     return (np.round(values * ROUNDED) / ROUNDED).astype(np.float32)
+
+
+def windows(frames: Sequence[np.ndarray], context: int) -> np.ndarray:
+    """Every frame of recordings with its neighbours: float32 [all frames, context, values].
+
+    context: an odd number.  The frames at the ends of a recording are repeated.
+    """
+    parts = []
+    for each in frames:
+        spliced = _spliced(_long(each), np.array([len(each)]), context // 2)
+        parts.append(np.asarray(spliced)[0, : len(each)])
+    joined = np.concatenate(parts)
+    return joined.reshape(len(joined), context, -1)
+
+
+_spliced = jax.jit(acoustics.splice, static_argnums=2)
+
+
+def _long(frames: np.ndarray) -> np.ndarray:
+    """A recording as a batch of one, padded so that few lengths are compiled."""
+    return np.pad(frames, ((0, -len(frames) % 256), (0, 0)))[None]
 
 
 class Moments(NamedTuple):
@@ -142,14 +161,23 @@ class Moments(NamedTuple):
         return _rounded((frames - self.mean) / self.deviation)
 
 
+def moments_of(frames: Sequence[np.ndarray], over: Normalise) -> tuple[tuple[float, ...], ...]:
+    """The moments that a task stores: of all training frames for "global", else ()."""
+    moments = Moments.of(frames) if over == "global" else ()
+    return tuple(tuple(map(float, values)) for values in moments)
+
+
 def normalised(
-    frames: Sequence[np.ndarray], speakers: Sequence[str], task: Transcription
+    frames: Sequence[np.ndarray],
+    speakers: Sequence[str],
+    over: Normalise,
+    moments: Sequence[Sequence[float]] = (),
 ) -> list[np.ndarray]:
-    """Normalised frames of recordings, see the module."""
-    if task.normalise == "global":
-        moments = Moments(*map(np.asarray, task.moments))
-        return [moments.apply(each) for each in frames]
-    groups = speakers if task.normalise == "speaker" else range(len(frames))
+    """Normalised frames of recordings, see the module.  moments: for "global"."""
+    if over == "global":
+        known = Moments(*map(np.asarray, moments))
+        return [known.apply(each) for each in frames]
+    groups = speakers if over == "speaker" else range(len(frames))
     members: dict[Any, list[np.ndarray]] = {}
     for group, each in zip(groups, frames, strict=True):
         members.setdefault(group, []).append(each)
@@ -160,7 +188,7 @@ def normalised(
 def encode(
     name: str,
     splits: Mapping[str, Sequence[Spoken]],
-    cfg: "Recordings",
+    cfg: "Utterances",
     bad: Bad,
     task: Transcription | None = None,
     *,
@@ -175,9 +203,9 @@ def encode(
     Raises DataError for unusable recordings and for splits without usable ones.
     """
     front_end = task.features if task else cfg.front_end
-    kept, frames = _usable(splits, front_end, bad)
+    kept, frames = usable(splits, front_end, bad, _least)
     bad.check(name, cfg)
-    _require_some(name, kept)
+    require_some(name, kept)
     task = task or _fitted(kept["train"], frames["train"], cfg, words, scored or {})
     label = {text: index for index, text in enumerate(task.vocabulary) if index != BLANK}
     for split, spoken in kept.items():
@@ -191,13 +219,15 @@ def encode(
         kept[split] = [spoken[row] for row in rows]
         frames[split] = [frames[split][row] for row in rows]
     bad.check(name, cfg)
-    _require_some(name, kept)
+    require_some(name, kept)
     labels = {
         split: [[label[text] for text in each.labels] for each in spoken]
         for split, spoken in kept.items()
     }
     scaled = {
-        split: normalised(frames[split], [each.speaker for each in spoken], task)
+        split: normalised(
+            frames[split], [each.speaker for each in spoken], task.normalise, task.moments
+        )
         for split, spoken in kept.items()
     }
     lengths = {
@@ -217,14 +247,23 @@ def encode(
         }
         columns = _columns(scaled[split], labels[split], int(most[0]), longest)
         tables[split] = Table(columns, sampler, extras)
-    notes = [f"left out: {len(places):,} recordings, {what}" for what, places in bad.places.items()]
-    return Encoded(tables, task, (*notes, *_described(task, kept, lengths, edges[0], front_end)))
+    first = lengths[next(iter(lengths))]
+    share = 100 * (1 - first.sum() / np.asarray(edges[0])[np.searchsorted(edges[0], first)].sum())
+    shapes = ", ".join(map(str, edges[0]))
+    padding = f"filled up to {shapes} frames: {share:.1f} % of the frames are padding"
+    return Encoded(tables, task, (*described(task, kept, lengths, bad), padding))
 
 
-def _usable(
-    splits: Mapping[str, Sequence[Spoken]], front_end: acoustics.Config, bad: Bad
+def usable(
+    splits: Mapping[str, Sequence[Spoken]],
+    front_end: acoustics.Config,
+    bad: Bad,
+    least: Callable[[Spoken], int],
 ) -> tuple[dict[str, list[Spoken]], dict[str, list[np.ndarray]]]:
-    """The recordings that can be read and have labels and enough frames, and their frames."""
+    """The recordings that can be read and have labels and enough frames, and their frames.
+
+    bad: collects the others.  least: fewest frames of a recording.
+    """
     kept: dict[str, list[Spoken]] = {}
     frames: dict[str, list[np.ndarray]] = {}
     for split, spoken in splits.items():
@@ -247,9 +286,7 @@ def _usable(
                 yield read
 
         computed = frames_of(front_end, samples())
-        enough = [
-            len(part) >= _least(each.labels) for part, each in zip(computed, readable, strict=True)
-        ]
+        enough = [len(part) >= least(each) for part, each in zip(computed, readable, strict=True)]
         for each, fits in zip(readable, enough, strict=True):
             if not fits:
                 bad.add("fewer frames than its labels need", each.name)
@@ -258,12 +295,13 @@ def _usable(
     return kept, frames
 
 
-def _least(labels: Sequence[str]) -> int:
+def _least(spoken: Spoken) -> int:
     """Fewest frames for these labels, see ``zoo.parts.labelling.fits``."""
-    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+    return len(spoken.labels) + sum(a == b for a, b in itertools.pairwise(spoken.labels))
 
 
-def _require_some(name: str, splits: Mapping[str, Sequence[Any]]) -> None:
+def require_some(name: str, splits: Mapping[str, Sequence[Any]]) -> None:
+    """Raises DataError naming the splits without recordings."""
     if without := ", ".join(split for split, spoken in splits.items() if not spoken):
         raise DataError(f"{name}: no usable recording in {without}")
 
@@ -271,20 +309,19 @@ def _require_some(name: str, splits: Mapping[str, Sequence[Any]]) -> None:
 def _fitted(
     spoken: Sequence[Spoken],
     frames: Sequence[np.ndarray],
-    cfg: "Recordings",
+    cfg: "Utterances",
     words: Iterable[str],
     scored: Mapping[str, str],
 ) -> Transcription:
     """The task of the training split."""
     vocabulary = ("", *sorted({text for each in spoken for text in each.labels}))
-    moments = Moments.of(frames) if cfg.normalise == "global" else ()
     known = {word for each in spoken for word in each.text.split()} | set(words)
     return Transcription(
         vocabulary,
         cfg.units,
         cfg.front_end,
         cfg.normalise,
-        moments=tuple(tuple(map(float, values)) for values in moments),
+        moments=moments_of(frames, cfg.normalise),
         words=tuple(sorted(known)),
         scored=tuple(scored.get(text, text) for text in vocabulary) if scored else (),
     )
@@ -307,15 +344,17 @@ def _columns(
     }
 
 
-def _described(
-    task: Transcription,
+def described(
+    task: Transcription | States,
     kept: Mapping[str, Sequence[Spoken]],
     lengths: Mapping[str, np.ndarray],
-    edges: tuple[int, ...],
-    front_end: acoustics.Config,
+    bad: Bad,
 ) -> Iterator[str]:
+    """Notes for the user.  lengths: frames of each recording."""
+    for what, places in bad.places.items():
+        yield f"left out: {len(places):,} recordings, {what}"
     for split, spoken in kept.items():
-        minutes = lengths[split].sum() * front_end.hop / 60
+        minutes = lengths[split].sum() * task.features.hop / 60
         speakers = len({each.speaker for each in spoken})
         yield f"{split}: {len(spoken):,} recordings, {speakers} speakers, {minutes:.1f} minutes"
     by = {split: {each.speaker for each in spoken} for split, spoken in kept.items()}
@@ -324,8 +363,3 @@ def _described(
             yield f"{split}: {len(shared)} of its speakers are also in training"
     over = {"speaker": "the speaker's recordings in the split (transductive)"}
     yield f"normalised over {over.get(task.normalise, task.normalise)}"
-    first = next(iter(lengths))
-    padded = np.asarray(edges)[np.searchsorted(edges, lengths[first])].sum()
-    share = 100 * (1 - lengths[first].sum() / padded)
-    shapes = ", ".join(map(str, edges))
-    yield f"filled up to {shapes} frames: {share:.1f} % of the frames are padding"

@@ -224,6 +224,10 @@ class Batches(Feed):
         """The table of the step's group and the scaling, replicated."""
         return self._arrays[self.order.group(step)]
 
+    def close(self) -> None:
+        """Frees the copy of the table on the devices; it is made again when needed."""
+        self.__dict__.pop("_arrays", None)
+
     def alike(self, step: int, count: int) -> int:
         """How many of the ``count`` steps from ``step`` on have the same ``arrays``."""
         if self.order.places is None:

@@ -79,6 +79,10 @@ class Table(Mapping[str, Any]):
         yield from sorted(self.extras.items())
 
 
+Outputs = Callable[[Table], np.ndarray]
+"""The outputs of a model for every row of a table."""
+
+
 def as_table(table: Mapping[str, Any]) -> Table:
     """Columns as a Table.  Rows are read in order with a column "reset", else shuffled."""
     if isinstance(table, Table):
@@ -130,6 +134,10 @@ class Dataset:
     input_range: smallest and largest raw input value, for preprocess="unit".
     notes: information for the user on how the data were read.
     source: the Config that describes the data, see ``train.data``; None for arrays in memory.
+    identity: the fingerprint, if the content does not determine it: columns that were computed may
+        differ in their last bits from machine to machine, and a recipe may relabel the data.
+    relabel: for data whose targets a model can improve: (outputs) -> the data with those targets,
+        where outputs(table) [n, ...] are a model's; see ``Recipe.relabel``.
 
     Lists become arrays, and masks of 0 and 1 become boolean.  Raises ValueError for unknown splits,
     splits without inputs, ragged lists, and masks with other values or False everywhere.
@@ -141,6 +149,8 @@ class Dataset:
     input_range: tuple[float, float] = (0.0, 1.0)
     notes: tuple[str, ...] = ()
     source: Any = None
+    identity: str = ""
+    relabel: "Callable[[Outputs], Dataset] | None" = None
 
     def __post_init__(self) -> None:
         """Raises ValueError: see the class."""
@@ -165,6 +175,8 @@ class Dataset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the content.  A run resumes only on data with the same fingerprint."""
+        if self.identity:
+            return self.identity
         digest = hashlib.blake2b(digest_size=8)
         for split in sorted(self.splits):
             for name, value in self.splits[split].content():

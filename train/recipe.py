@@ -146,6 +146,9 @@ class Recipe(Generic[C, D]):
     transfer: Suppress[str] = "matching"
     """Name in train.transfer.TRANSFERS: how the previous stage initialises this one."""
 
+    relabel: Suppress[bool] = False
+    """Whether the targets of this stage are those that the previous stage's model assigns."""
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
         if isinstance(self.init_from, os.PathLike):
@@ -185,6 +188,11 @@ class Recipe(Generic[C, D]):
             raise ValueError(
                 f"recipe {self.name}: replicas={self.replicas}, sweep={self.sweep}, "
                 "allowed after another stage: 1, ()"
+            )
+        if self.relabel and not (self.after and self.after.data == self.data):
+            raise ValueError(
+                f"recipe {self.name}: relabel=True, "
+                "allowed without an earlier stage on the same data: False"
             )
         if self.sweep:
             _swept(self)

@@ -192,6 +192,45 @@ class Transcription(Task):
         return f"transcription into {len(self.vocabulary) - 1:,} {self.units}"
 
 
+@dataclasses.dataclass(frozen=True)
+class States(Task):
+    """The state of a hidden Markov model at each frame of speech, see ``train.data.states``.
+
+    phones: names by number; each has ``states`` states, and target p * states + s is state s of
+        phone p.
+    silence: the phone that may occur between words, which is not part of a transcript; None if
+        there is none.
+    features, normalise, moments, scored: as of ``Transcription``; scored is by phone.
+    context: frames that the model sees at once, the middle one of which is in that state.
+    means, variances: [states of all phones][values], Gaussians of frames in each state.
+    log_stay, log_bigram, log_prior: see ``train.alignment.Transitions``.
+    """
+
+    name = "states"
+    phones: tuple[str, ...]
+    silence: int | None
+    states: int
+    features: acoustics.Config
+    normalise: Normalise
+    context: int
+    means: tuple[tuple[float, ...], ...]
+    variances: tuple[tuple[float, ...], ...]
+    log_stay: tuple[tuple[float, ...], ...]
+    log_bigram: tuple[tuple[float, ...], ...]
+    log_prior: tuple[float, ...]
+    moments: tuple[tuple[float, ...], ...] = ()
+    scored: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the states: "AH 1", "AH 2", ..."""
+        parts = range(1, self.states + 1)
+        return tuple(f"{phone} {part}" for phone in self.phones for part in parts)
+
+    def __str__(self) -> str:
+        return f"states of {len(self.phones)} phones, {self.states} each"
+
+
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
@@ -205,6 +244,7 @@ TASKS: dict[str, type[Task]] = {
         Translation,
         Captioning,
         Transcription,
+        States,
     )
 }
 """Every task by name."""

@@ -78,8 +78,10 @@ class Command:
     global_batch: tuple[int, ...] = ()
     """Total examples on all chips instead; one row for each value."""
     length: int | None = None
-    """Steps per sequence, or tokens per text, sentence or caption; by default the few of the
-    model's example batch."""
+    """Steps per sequence, frames per recording, or tokens per text, sentence or caption; by default
+    the few of the model's example batch."""
+    labels: int | None = None
+    """Labels per recording; by default in the proportion of the model's example batch."""
     compute_dtype: Literal["bfloat16"] | None = None
     """Type to compute in; by default the recipe's."""
     compile: bool = True
@@ -161,9 +163,12 @@ def _problem(command: Command, topology: str) -> str:
         if name not in RECIPES:
             near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0)[0]
             return f"no recipe {name!r}; did you mean {near}?  All: {', '.join(RECIPES)}"
-    for value in (command.per_chip, command.length, *command.global_batch):
+    for value in (command.per_chip, command.length, command.labels, *command.global_batch):
         if value is not None and value < 1:
-            return "error: --per-chip, --length and --global-batch, allowed: positive integers"
+            return (
+                "error: --per-chip, --length, --labels and --global-batch, "
+                "allowed: positive integers"
+            )
     if command.per_chip and command.global_batch:
         return "error: --per-chip, allowed without --global-batch only"
     kind = topology.partition(":")[0]
@@ -199,6 +204,7 @@ def measure(
         devices or jax.devices()[:1],
         command.platform,
         command.length,
+        command.labels,
     )
     seconds = step_seconds(step.operations, step.moved, chip)
     backward = step_seconds(step.operations, 0, chip) - step_seconds(step.forward, 0, chip)

@@ -133,12 +133,14 @@ def make(
     devices: Sequence[Any],
     platform: str,
     length: int | None = None,
+    labels: int | None = None,
 ) -> Step:
     """The step of a recipe, sharded over devices as the trainer does by default.
 
     batch: total examples, instead of the recipe's; shapes come from the model's example batch,
     which the plan of steps contains directly.  length: of its sequences; None keeps the example
-    batch's.
+    batch's.  labels: of a sequence whose targets are a labelling (``zoo.base.Outputs.aligned``);
+    None keeps the example batch's proportion to the length.
     """
     cfg, module = recipe.model, module_of(recipe.model)
     layout = Layout(Parallel(), devices=devices)
@@ -154,8 +156,8 @@ def make(
     key = jax.eval_shape(lambda: root_key(0))
     state = jax.eval_shape(lambda key: init_state(module, cfg, optimizer, key, batch), key)
     examples = jax.eval_shape(lambda key: module.example_batch(cfg, key, layout.rows(batch)), key)
-    if length is not None and isinstance(module, Recurrent | Conditional):
-        examples = _of_length(examples, length)
+    if isinstance(module, Recurrent | Conditional):
+        examples = _of_length(examples, length, labels, aligned=cfg.outputs.aligned)
     _, metrics = jax.eval_shape(build(), state, ((), examples), key)
     plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), examples)
     number = jax.ShapeDtypeStruct((), jnp.int32)
@@ -187,17 +189,28 @@ def make(
     )
 
 
-def _of_length(examples: dict[str, Any], length: int) -> dict[str, Any]:
-    """Shapes of a batch whose sequences, along axis 1, have ``length`` steps.
+def _of_length(
+    examples: dict[str, Any], length: int | None, labels: int | None, *, aligned: bool
+) -> dict[str, Any]:
+    """Shapes of a batch whose sequences, along axis 1, have ``length`` steps; None keeps them.
 
-    Images and per-sequence targets keep their shapes.
+    Images and per-sequence targets keep their shapes.  Targets that are not aligned with the
+    outputs have ``labels`` places; by default as many for each step as in the examples.
     """
+    steps = max(leaf.shape[1] for leaf in jax.tree.leaves(examples["inputs"]) if leaf.ndim > 1)
+    factor = (length or steps) / steps
 
     def resized(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        once = path[0].key in ("targets", "mask") and examples["mask"].ndim == 1
+        of_targets = path[0].key in ("targets", "mask")
+        once = of_targets and examples["mask"].ndim == 1
         if once or leaf.ndim == 1 or path[-1].key == "image":
             return leaf
-        return jax.ShapeDtypeStruct((leaf.shape[0], length, *leaf.shape[2:]), leaf.dtype)
+        rows, size, *rest = leaf.shape
+        if of_targets and not aligned:
+            size = labels or max(round(factor * size), 1)
+        else:
+            size = length or size
+        return jax.ShapeDtypeStruct((rows, size, *rest), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(resized, examples)
 

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from evals.base import Evaluation
-from evals.error_rates import Edit, ErrorCounts, Labels
+from evals.error_rates import RATES, Edit, ErrorCounts, Labels
+from evals.recordings import Heard, Transcribed
 from evals.report.page import COLORS, INK, figure_svg, plot, render, sound, titled
-from evals.transcripts import SPACE, Transcribed, posteriors, step_seconds, task_of
+from evals.transcripts import SPACE
 from train.formats import DataError
-from zoo.parts.labelling import BLANK
 
 WORST, SPEAKERS = 10, 40
 """Most utterances and speakers shown."""
 MOST_SOUND = 2_000_000
 """Most characters of the sounds in a section."""
-WIDTH, HEIGHT, PER_SECOND, REM = 10, 4.6, 2.5, 4.4
+WIDTH, HEIGHT, PER_SECOND, REM = 10, 5.6, 2.5, 4.4
 """Of the plot of a recording: least width, height, width per second, in inches of REM rem."""
 BINS, FEWEST = 6, 10
 """Bins of lengths; fewest recordings per bin."""
@@ -26,79 +26,172 @@ OPEN_BOX = "␣"
 """Shown for a space that is wrong or missing."""
 
 
-class Spike(NamedTuple):
-    """A label of the best path: the step of its run where its probability is greatest."""
+class Segment(NamedTuple):
+    """A label or word of the reference, and its steps in the alignment, without ``after``.
 
-    step: int
-    label: int
+    wrong: whether it has an error in the transcript.
+    """
+
+    text: str
+    first: int
+    after: int
+    wrong: bool
 
 
 def example_utterance(evaluation: Evaluation) -> str | None:
-    """The chosen recording: features, probabilities of the labels, and the transcript."""
-    measured, run, row = _transcribed(evaluation), evaluation.run, evaluation.example
-    inputs, task = evaluation.table["inputs"], task_of(run)
-    frames = np.asarray(inputs["frames"][row, : inputs["lengths"][row]])
-    outputs = posteriors(run, frames)
-    found = spikes(outputs)
-    names = task.scored or task.vocabulary
-    edits = measured.counts.edits[row] if measured.counts else []
-    wrong = wrong_spikes(edits, [bool(names[spike.label]) for spike in found])
-    values = "mel bands" if task.features.kind == "log_mel" else "coefficients"
-    seconds, step = len(frames) * task.features.hop, step_seconds(run)
-    width = max(WIDTH, PER_SECOND * seconds)
-
-    def draw(figure: Any) -> None:
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        static = frames.shape[1] // (1 + task.features.deltas)
-        above.imshow(
-            frames[:, :static].T, origin="lower", aspect="auto", cmap="magma",
-            interpolation="none", extent=(0, seconds, 0, static), vmin=-2.5, vmax=2.5,
-        )  # fmt: skip
-        above.set_ylabel(values)
-        times = (np.arange(len(outputs)) + 0.5) * step
-        below.plot(times, outputs[:, BLANK], color="#9aa3ad", linewidth=1)
-        for label in sorted({spike.label for spike in found}):
-            below.plot(times, outputs[:, label], linewidth=1.4)
-        for spike, bad in zip(found, wrong, strict=True):
-            below.text(
-                times[spike.step], 1.04, task.vocabulary[spike.label].replace(SPACE, OPEN_BOX),
-                ha="center", fontsize=9, color=COLORS["validation"] if bad else INK,
-            )  # fmt: skip
-        below.set(xlim=(0, seconds), ylim=(0, 1.18), yticks=(0, 0.5, 1))
-        below.set_xlabel("seconds")
-        below.set_ylabel("probability")
-        for axes in (above, below):
-            axes.spines[["top", "right"]].set_visible(False)
-
+    """The chosen recording: features, probabilities, the alignment, and the transcript."""
+    measured = _transcribed(evaluation)
+    row = min(evaluation.example, len(measured.references) - 1)
+    (found,) = measured.pictures.hear(evaluation.table, [row])
+    svg, width = _picture(measured, row, found, "Utterance")
+    log_mel = measured.features.kind == "log_mel"
     body = render(
         "utterance.html",
         example=row,
         split=evaluation.split,
         speaker=measured.speakers[row] if measured.speakers else "",
-        values="log-mel spectrum" if task.features.kind == "log_mel" else "cepstral coefficients",
-        wrong=any(wrong),
-        svg=figure_svg("Utterance", draw, (width, HEIGHT)),
-        width=f"{REM * width:g}",
+        values="log-mel spectrum" if log_mel else "cepstral coefficients",
+        about=measured.pictures.about,
+        wrong=bool(measured.counts and measured.counts.errors[row]),
+        svg=svg,
+        width=width,
         sound=_sound(evaluation, row),
         items=_texts(evaluation, row).items(),
     )
     return titled("An utterance", body)
 
 
-def spikes(outputs: np.ndarray) -> list[Spike]:
-    """The labels of the best path through probabilities [steps, labels]."""
-    found, first = [], 0
-    for label, run in itertools.groupby(outputs.argmax(axis=1).tolist()):
-        after = first + len(list(run))
-        if label != BLANK:
-            found.append(Spike(first + int(outputs[first:after, label].argmax()), label))
-        first = after
-    return found
+def _picture(measured: Transcribed, row: int, heard: Heard, name: str) -> tuple[str, str]:
+    """The picture of a recording as SVG, and its least width in rem.  name: see ``figure_svg``."""
+    pictures, features, outputs = measured.pictures, measured.features, heard.outputs
+    edits = measured.counts.edits[row] if measured.counts else []
+    wrong = wrong_labels(
+        [edit.transcript for edit in edits],
+        edits,
+        [pictures.counted[spike.label] for spike in heard.found],
+    )
+    missed = wrong_labels(
+        [edit.reference for edit in edits], edits, [pictures.counted[i] for i in heard.reference]
+    )
+    shown = sorted({spike.label for spike in heard.found} | set(heard.reference))
+    colors = {label: f"C{index % 10}" for index, label in enumerate(shown)}
+    seconds, step = len(heard.frames) * features.hop, pictures.step
+    width = max(WIDTH, PER_SECOND * seconds)
+
+    def draw(figure: Any) -> None:
+        above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(6, 4, 2))
+        above.imshow(
+            heard.frames.T, origin="lower", aspect="auto", cmap="magma",
+            interpolation="none", extent=(0, seconds, 0, heard.frames.shape[1]),
+            vmin=-2.5, vmax=2.5,
+        )  # fmt: skip
+        above.set_ylabel("mel bands" if features.kind == "log_mel" else "coefficients")
+        times = (np.arange(len(outputs)) + 0.5) * step
+        if pictures.background is not None:
+            middle.plot(times, outputs[:, pictures.background], color="#9aa3ad", linewidth=1)
+        for label in shown:
+            middle.plot(times, outputs[:, label], color=colors[label], linewidth=1.4)
+        texts = [_visible(pictures.names[spike.label]) for spike in heard.found]
+        centres = [times[spike.step] for spike in heard.found]
+        _write(middle, texts, centres, wrong, (1.08, 1.22), width / seconds)
+        middle.set(xlim=(0, seconds), ylim=(0, 1.36), yticks=(0, 0.5, 1), ylabel="probability")
+        # Words are in a line below their letters.
+        lowest = 0 if measured.units == "characters" else 1
+        below.set(ylim=(lowest, 3), yticks=(), xlabel="seconds")
+        if heard.places is None:
+            below.text(seconds / 2, 1.8, "too short for the reference", ha="center")
+        else:
+            labels = [pictures.names[label] for label in heard.reference]
+            letters = segments(heard.places, labels, missed)
+            # A gap of a pixel separates neighbours of the same colour.
+            gap = seconds / width / 72
+            for label, each in zip(heard.reference, letters, strict=True):
+                begin, duration = each.first * step, (each.after - each.first) * step
+                below.broken_barh([(begin, duration - gap)], (1.2, 0.25), color=colors[label])
+            texts = [_visible(label) for label in labels]
+            centres = [(each.first + each.after) / 2 * step for each in letters]
+            _write(below, texts, centres, missed, (1.68, 2.35), width / seconds)
+            for each in words(letters) if measured.units == "characters" else ():
+                begin, duration = each.first * step, (each.after - each.first) * step
+                below.broken_barh([(begin, duration)], (0.1, 0.85), color="#9aa3ad", alpha=0.3)
+                below.text(
+                    begin + duration / 2, 0.5, each.text, ha="center", va="center_baseline",
+                    fontsize=9, color=COLORS["validation"] if each.wrong else INK, parse_math=False,
+                )  # fmt: skip
+        for axes in (above, middle, below):
+            axes.spines[["top", "right"]].set_visible(False)
+        below.spines["left"].set_visible(False)
+
+    return figure_svg(name, draw, (width, HEIGHT)), f"{REM * width:g}"
 
 
-def wrong_spikes(edits: Sequence[Edit], counted: Sequence[bool]) -> list[bool]:
-    """Whether each label of the best path is an error.  counted: whether it counts at all."""
-    flags = (edit.kind != "equal" for edit in edits for _ in edit.transcript)
+def _visible(label: str) -> str:
+    return label.replace(SPACE, OPEN_BOX)
+
+
+def _write(
+    axes: Any,
+    texts: Sequence[str],
+    centres: Sequence[float],
+    wrong: Sequence[bool],
+    heights: tuple[float, float],
+    per_second: float,
+) -> None:
+    """Writes labels at times, on a second line above where they would touch.
+
+    per_second: inches of the picture per second.
+    """
+    size = 9
+    lines = staggered(
+        centres, [(0.65 * len(text) + 0.2) * size / 72 / per_second for text in texts]
+    )
+    for text, centre, bad, line in zip(texts, centres, wrong, lines, strict=True):
+        axes.text(
+            centre, heights[line], text, ha="center", fontsize=size,
+            color=COLORS["validation"] if bad else INK, parse_math=False,
+        )  # fmt: skip
+
+
+def staggered(centres: Sequence[float], widths: Sequence[float]) -> list[int]:
+    """Which of two lines each text goes to so that few of them touch: the first, if it has room."""
+    ends, lines = [-math.inf, -math.inf], []
+    for centre, width in zip(centres, widths, strict=True):
+        begin = centre - width / 2
+        line = 0 if begin >= ends[0] or ends[0] <= ends[1] else 1
+        ends[line] = centre + width / 2
+        lines.append(line)
+    return lines
+
+
+def segments(places: np.ndarray, labels: Sequence[str], wrong: Sequence[bool]) -> list[Segment]:
+    """Where each label of the reference lies.  places: int [steps], see ``Aligned``."""
+    at = [np.flatnonzero(places == place) for place in range(len(labels))]
+    return [
+        Segment(label, int(steps[0]), int(steps[-1]) + 1, bad)
+        for label, steps, bad in zip(labels, at, wrong, strict=True)
+    ]
+
+
+def words(letters: Sequence[Segment]) -> list[Segment]:
+    """The words between spaces, from the beginning of the first letter to the end of the last."""
+    groups = itertools.groupby(letters, lambda each: each.text == SPACE)
+    return [
+        Segment(
+            "".join(each.text for each in word), word[0].first, word[-1].after,
+            any(each.wrong for each in word),
+        )
+        for word in (list(group) for is_space, group in groups if not is_space)
+    ]  # fmt: skip
+
+
+def wrong_labels(
+    parts: Sequence[Labels], edits: Sequence[Edit], counted: Sequence[bool]
+) -> list[bool]:
+    """Whether each label of a transcript or a reference is an error.
+
+    parts: its labels in each of the edits.  counted: whether each label counts at all.
+    """
+    flags = (edit.kind != "equal" for edit, part in zip(edits, parts, strict=True) for _ in part)
     return [each and next(flags, False) for each in counted]
 
 
@@ -109,10 +202,11 @@ def worst_utterances(evaluation: Evaluation) -> str | None:
     if counts is None or not counts.errors.any():
         return None
     order = np.lexsort((counts.labels, -counts.errors))[:WORST].tolist()
+    order = [row for row in order if counts.errors[row]]
     utterances, size = [], 0
-    for row in order:
-        if not counts.errors[row]:
-            break
+    heard = measured.pictures.hear(evaluation.table, order)
+    for row, found in zip(order, heard, strict=True):
+        svg, width = _picture(measured, row, found, f"Worst utterance {row}")
         player = _sound(evaluation, row)
         size += len(player or "")
         utterances.append(
@@ -122,10 +216,12 @@ def worst_utterances(evaluation: Evaluation) -> str | None:
                 "errors": f"{counts.errors[row]:,}",
                 "labels": f"{counts.labels[row]:,}",
                 "sound": player if size <= MOST_SOUND else None,
+                "svg": svg,
+                "width": width,
             }
             | _texts(evaluation, row)
         )
-    units = task_of(evaluation.run).units
+    units = measured.units
     wrong = int((counts.errors > 0).sum())
     intro = (
         f"{wrong:,} of {len(counts.errors):,} transcripts differ from the reference.  Those with "
@@ -142,8 +238,8 @@ def by_speaker_and_length(evaluation: Evaluation) -> str | None:
     if measured.counts is None:
         return None
     rates = by_speaker(measured.counts, measured.speakers)
-    lengths, rate = by_length(measured.counts.labels), measured.rate
-    units = task_of(evaluation.run).units
+    lengths, units = by_length(measured.counts.labels), measured.units
+    rate = RATES[units]
     sentences, rows, svg = [], [], None
     if len(rates) > 1:
         most = max(max(rates.values()), 1e-9)
@@ -223,7 +319,7 @@ def marked(edits: Sequence[Edit], between: str) -> str:
 def _texts(evaluation: Evaluation, row: int) -> dict[str, str]:
     """The reference and the transcript of a recording, as HTML."""
     measured = _transcribed(evaluation)
-    between = "" if task_of(evaluation.run).units == "characters" else SPACE
+    between = "" if measured.units == "characters" else SPACE
     transcript = between.join(measured.transcripts[row])
     if measured.counts is not None:
         transcript = marked(measured.counts.edits[row], between)
@@ -239,7 +335,7 @@ def _sound(evaluation: Evaluation, row: int) -> str | None:
         samples = recordings.read(row)
     except (DataError, OSError):
         return None
-    player = sound(samples, task_of(evaluation.run).features.rate)
+    player = sound(samples, _transcribed(evaluation).features.rate)
     return player if len(player) <= MOST_SOUND else None
 
 

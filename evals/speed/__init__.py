@@ -13,9 +13,15 @@ the extremes are reported.  Below 1 the zoo is faster.
     translation   GRUs of 256 units with attention, sentences of 20 tokens out of 8,000, batch 64
     caption       an LSTM of 256 units with attention over 8x8 locations of 96x96 images,
                   captions of 12 tokens out of 1,000, batch 32
+    ctc           a bidirectional LSTM of 3x128 units that reads four frames a step, with CTC,
+                  16 recordings of up to 320 frames
     beam          translations of 16 such sentences with beam width 5, all steps compiled, over the
                   same search in numpy and in a Python loop
     captioning    captions of 16 such images, 12 tokens each, over the same
+    prefix-search labels of 32 recordings of 75 steps with beam width 25, over the same search in
+                  numpy and with Python's dictionaries
+    ctc-loss      the CTC loss of 32 sequences of 300 steps with 40 labels out of 29, and its
+                  gradient, over torch and over optax alone
     loop          the trainer's host loop over the jitted step alone, for a tiny model, for that of
                   ``mlp``, and for LeNet-5
     parallel      the step as ``train.engine.parallel`` compiles it over the jitted step alone, for
@@ -32,7 +38,7 @@ the extremes are reported.  Below 1 the zoo is faster.
     convolutions  the formulation that ``zoo.parts.convolution`` chooses over the fastest one, for
                   each pass of each convolution up to ``tdnn``
 
-The first seven time the step, the step with each size doubled (batch, width, size of the inputs
+The first eight time the step, the step with each size doubled (batch, width, size of the inputs
 ...), compilation, and the first step.  The last one shows the estimate and the measurement of every
 plausible formulation.
 
@@ -41,7 +47,7 @@ only train: flax linen with optax.sgd in its TrainState, jitted, with donated st
 modules and its SGD, on two threads.  A busy machine flatters the zoo, because torch's threads wait
 for each other and suffer most; the command reports the time taken by other programs.
 
-``workloads`` holds the models; ``recurrent``, ``translation`` and ``captions`` hold the sequence
-models; ``contenders`` the training steps; ``energy`` the algorithms without a loss gradient;
-``rows`` the measurements.
+``workloads`` holds the models; ``recurrent``, ``translation``, ``captions`` and ``speech`` hold
+the sequence models; ``contenders`` the training steps; ``energy`` the algorithms without a loss
+gradient; ``rows`` the measurements.
 """

@@ -178,6 +178,8 @@ def _note(line: Line) -> str:
         notes.append(f"{line.tokens_per_second:,.0f} tokens/s")
     if line.sentences_per_second is not None:
         notes.append(f"{line.sentences_per_second:,.0f} sentences/s")
+    if line.utterances_per_second is not None:
+        notes.append(f"{line.utterances_per_second:,.0f} utterances/s")
     if line.zoo_bytes is not None and line.peer_bytes is not None:
         notes.append(f"{line.zoo_bytes / 1e6:.1f} MB (peer {line.peer_bytes / 1e6:.1f})")
     if line.chosen is not None and line.measured_ms and line.estimated_ms:

@@ -69,8 +69,7 @@ def flax_program(work: Workload, rate: float = RATE) -> Program:
     def step(state: FlaxState, batch: Batch, *lengths: Array) -> tuple[FlaxState, Array]:
         def objective(params: Params) -> Array:
             logits = state.apply_fn({"params": params}, batch["inputs"], *lengths)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-            return losses.mean(where=batch["mask"] if lengths else None)
+            return work.flax_loss(logits, batch)
 
         loss, gradients = jax.value_and_grad(objective)(state.params)
         return state.apply_gradients(grads=gradients), loss
@@ -222,15 +221,12 @@ class Torch(BackToBack):
         self.inputs = jax.tree.map(
             lambda leaf: torch.tensor(np.asarray(leaf)), work.batch["inputs"]
         )
-        # The loss ignores targets of -100.
-        targets = np.where(work.batch["mask"], work.batch["targets"], -100)
-        self.targets = torch.tensor(targets).long().flatten()
         self.network = work.torch_network()
         with torch.no_grad():
             for tensor, array in zip(self.trained(), work.torch_params(params), strict=True):
                 tensor.copy_(torch.tensor(np.asarray(array)))
         self.optimizer = torch.optim.SGD(self.trained(), lr=rate, momentum=MOMENTUM)
-        self.loss = torch.nn.functional.cross_entropy
+        self.loss = work.torch_loss(work.batch)
 
     def trained(self) -> list[Any]:
         """The network's trainable parameters."""
@@ -239,7 +235,7 @@ class Torch(BackToBack):
     def step(self) -> None:
         """Runs a step."""
         self.optimizer.zero_grad()
-        self.outputs = self.loss(self.network(self.inputs).flatten(0, -2), self.targets)
+        self.outputs = self.loss(self.network(self.inputs))
         self.outputs.backward()
         self.optimizer.step()
 

@@ -13,7 +13,7 @@ from jax import Array
 
 import zoo
 from evals.speed.contenders import BackToBack
-from evals.speed.workloads import Workload
+from evals.speed.workloads import Workload, masked_cross_entropy
 from zoo.base import Params
 from zoo.interop import recurrent_weights
 from zoo.parts import recurrence
@@ -79,7 +79,17 @@ def lstm_ragged(batch: int = 16, units: int = 256, length: int = 200) -> Workloa
     }
     network = RecurrentNetwork(cfg.units, cfg.output_units, bidirectional=True)
     make = functools.partial(torch_recurrent, network, FRAME, tuple(lengths.tolist()))
-    return Workload(zoo.rnn, cfg, arrays, network, make, torch_params, flax_params, lengths)
+    return Workload(
+        zoo.rnn,
+        cfg,
+        arrays,
+        network,
+        make,
+        torch_params,
+        flax_params,
+        lengths,
+        flax_loss=masked_cross_entropy,
+    )
 
 
 RECURRENT: dict[str, tuple[Callable[..., Workload], dict[str, float]]] = {

@@ -33,7 +33,14 @@ from evals.speed.contenders import (
 from evals.speed.energy import ENERGY
 from evals.speed.pixels import PIXELS
 from evals.speed.recurrent import LENGTHS, RECURRENT, WRITERS, Generated, Looped, Unrolled
-from evals.speed.translation import SEARCHES, TRANSLATION, Task, sentences
+from evals.speed.speech import (
+    ALIGNING_AT_MOST,
+    PREFIX_SEARCHES,
+    SPEECH,
+    aligning,
+    utterances,
+)
+from evals.speed.translation import SEARCHES, TRANSLATION, sentences
 from evals.speed.workloads import (
     DEFORMATIONS,
     LOOPS,
@@ -52,7 +59,7 @@ LOOP_US_AT_MOST = 60.0
 PARALLEL_AT_MOST = 1.03
 REPLICAS = 8
 START_AT_MOST = 0.5
-GENERATE_AT_MOST = 1 / 3
+GENERATE_AT_MOST = SEARCH_AT_MOST = 1 / 3
 MOST_PROCESS_ROUNDS = 3
 """Most rounds of whole processes, which take long."""
 DISPATCH = 100
@@ -106,7 +113,7 @@ class Line:
     growth: time relative to the row's original size.
     overhead_us: median over rounds of zoo's time - peer's; _best: between the fastest rounds.
     at_most: promised bound of the ratio, or of the overhead if there is one.
-    images_per_second, tokens_per_second, sentences_per_second: the zoo's.
+    images_per_second, tokens_per_second, sentences_per_second, utterances_per_second: the zoo's.
     zoo_bytes, peer_bytes: of intermediate results.
     chosen: the zoo's formulation of a convolution; the peer is the fastest one, perhaps the same.
     measured_ms, estimated_ms: {formulation: time}.
@@ -129,6 +136,7 @@ class Line:
     images_per_second: float | None = None
     tokens_per_second: float | None = None
     sentences_per_second: float | None = None
+    utterances_per_second: float | None = None
     zoo_bytes: float | None = None
     peer_bytes: float | None = None
     chosen: str | None = None
@@ -446,11 +454,17 @@ def passes(works: Iterable[Workload]) -> list[tuple[Geometry, Pass]]:
     return list(pairs)
 
 
-def energy_row(row: str, make: Callable[..., dict[str, Timed]], options: Options) -> Iterator[Line]:
-    """Lines of an algorithm at the default sizes of ``make``, and with each size doubled."""
-    yield from sized_lines(
-        row, make, _defaults(make), dict.fromkeys(("torch", "numpy"), 1.0), options
-    )
+def algorithm_row(
+    row: str,
+    make: Callable[..., dict[str, Timed]],
+    at_most: dict[str, float],
+    options: Options,
+) -> Iterator[Line]:
+    """Lines of an algorithm at the default sizes of ``make``, and with each size doubled.
+
+    at_most: {peer: ratio}.
+    """
+    yield from sized_lines(row, make, _defaults(make), at_most, options)
 
 
 def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
@@ -466,14 +480,20 @@ def generate_row(writers: dict[str, Any], options: Options) -> Iterator[Line]:
 
 
 def beam_row(
-    row: str, make: Callable[[], Task], at_most: dict[str, float], unit: str, options: Options
+    row: str,
+    make: Callable[[], Any],
+    kinds: dict[str, type[Any]],
+    at_most: dict[str, float],
+    unit: str,
+    options: Options,
 ) -> Iterator[Line]:
-    """One compiled beam search over the same search in numpy and in a Python loop.
+    """One compiled beam search over the same search in numpy and in Python.
 
+    make: the task of all contenders.  kinds: {contender: class}, called with the task.
     at_most: {peer: ratio}.  unit: the Line's field for the inputs processed per second.
     """
     task = make()
-    searches = {name: kind(task) for name, kind in SEARCHES.items()}
+    searches = {name: kind(task) for name, kind in kinds.items()}
     times = interleave(searches, options)
     rate = {unit: searches["zoo"].batch / float(np.median(times["zoo"]))}
     for peer in (name for name in times if name != "zoo"):
@@ -514,22 +534,44 @@ ROWS: dict[str, Callable[[Options], Iterator[Line]]] = {
     **{
         row: functools.partial(step_row, row, make, at_most)
         for row, (make, at_most) in (
-            WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS
+            WORKLOADS | RECURRENT | TRANSLATION | CAPTIONS | PIXELS | SPEECH
         ).items()
     },
     "generate": functools.partial(generate_row, WRITERS),
     "beam": functools.partial(
-        beam_row, "beam", sentences, {"numpy": 0.4, "Python loop": 1.0}, "sentences_per_second"
+        beam_row,
+        "beam",
+        sentences,
+        SEARCHES,
+        {"numpy": 0.4, "Python loop": 1.0},
+        "sentences_per_second",
     ),
     "captioning": functools.partial(
-        beam_row, "captioning", pictures, {"numpy": 1.0, "Python loop": 1.0}, "images_per_second"
+        beam_row,
+        "captioning",
+        pictures,
+        SEARCHES,
+        {"numpy": 1.0, "Python loop": 1.0},
+        "images_per_second",
+    ),
+    "ctc-loss": functools.partial(algorithm_row, "ctc-loss", aligning, ALIGNING_AT_MOST),
+    "prefix-search": functools.partial(
+        beam_row,
+        "prefix-search",
+        utterances,
+        PREFIX_SEARCHES,
+        dict.fromkeys(("numpy", "dictionaries"), SEARCH_AT_MOST),
+        "utterances_per_second",
     ),
     "unroll": functools.partial(unroll_row, LENGTHS),
     "loop": functools.partial(loop_row, LOOPS),
     "parallel": functools.partial(parallel_row, LOOPS),
     "replicas": functools.partial(replicas_row, SIDE_BY_SIDE),
     "start": functools.partial(start_row, ("mlp-digits", "convnet-digits")),
-    **{row: functools.partial(energy_row, row, make) for row, make in ENERGY.items()},
+    **{
+        row: functools.partial(algorithm_row, row, make, {"torch": 1.0, "numpy": 1.0})
+        for row, make in ENERGY.items()
+    },
     "augment": functools.partial(augment_row, DEFORMATIONS, WORKLOADS["lenet5"][0]),
     "convolutions": functools.partial(convolutions_row, [make for make, _ in WORKLOADS.values()]),
 }

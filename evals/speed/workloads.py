@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import Array
 
 import zoo
@@ -18,15 +20,36 @@ from zoo.convnet import Stage
 from zoo.parts.convolution import Geometry, Sizes
 
 
+def mean_cross_entropy(logits: Array, batch: Batch) -> Array:
+    """Of all targets."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
+
+
+def masked_cross_entropy(logits: Array, batch: Batch) -> Array:
+    """The mean over the unmasked targets."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return losses.mean(where=batch["mask"])
+
+
+def torch_cross_entropy(batch: Batch) -> Callable[[Any], Any]:
+    """The mean over the unmasked targets, of logits in torch."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    # The loss ignores targets of -100.
+    targets = torch.tensor(np.where(batch["mask"], batch["targets"], -100)).long().flatten()
+    return lambda logits: torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets)
+
+
 @dataclass(frozen=True)
 class Workload:
-    """A classifier in three frameworks, and the batch it trains on.
+    """A model with targets in three frameworks, and the batch it trains on.
 
     network: a linen module from inputs (and ``lengths`` if present) to logits.
     torch_network: makes the equivalent torch module, in torch's fastest memory layout.
     torch_params: converts the zoo's params to the order and layout of its trained parameters.
     flax_params: renames the zoo's params for the linen module; the identity if names agree.
     lengths: of the sequences in a batch [batch], if they differ; steps beyond them are masked.
+    flax_loss: of logits, and the batch.  torch_loss: makes the same of logits for a batch.
     """
 
     module: Model
@@ -37,6 +60,8 @@ class Workload:
     torch_params: Callable[[Params], list[Any]]
     flax_params: Callable[[Params], Params] = lambda params: params
     lengths: Array | None = None
+    flax_loss: Callable[[Array, Batch], Array] = mean_cross_entropy
+    torch_loss: Callable[[Batch], Callable[[Any], Any]] = torch_cross_entropy
 
 
 def mlp(batch: int = 128, width: int = 800) -> Workload:

@@ -10,6 +10,7 @@ from evals.tasks import (
     reconstruction,
     regression,
     segmentation,
+    states,
     transcription,
     translation,
 )
@@ -26,6 +27,7 @@ TASKS: dict[type[Task], TaskModule] = {
     translation.TASK: translation,
     captioning.TASK: captioning,
     transcription.TASK: transcription,
+    states.TASK: states,
 }
 """The module of every task in ``train.tasks.TASKS``."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from train.acoustic import Spoken, encode
-from train.data.base import Finder, Form, Recordings, just, named
+from train.data.base import Finder, Form, Utterances, just, named
 from train.dataset import Bad, Dataset
 from train.tasks import Transcription
 
@@ -19,7 +19,7 @@ SPEAKERS = ("ann", "bob", "cat", "dan")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recordings):
+class Config(Utterances):
     """Sentences of one to three words."""
 
     kind: ClassVar[str] = "tones"

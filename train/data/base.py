@@ -99,9 +99,9 @@ class Sentences(Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recordings(Source):
-    """Options for recordings with transcripts."""
+    """Options for the frames of recordings with transcripts."""
 
-    counts: ClassVar[tuple[str, ...]] = ("rate", "bands", "coefficients", "buckets")
+    counts: ClassVar[tuple[str, ...]] = ("rate", "bands", "coefficients")
     units: Units = "characters"
     """What a label stands for."""
     features: Literal["log_mel", "mfcc"] = "log_mel"
@@ -117,8 +117,6 @@ class Recordings(Source):
     normalise: Normalise = "speaker"
     """Scale each value to mean 0 and deviation 1 over the recordings of a speaker, over the
     utterance, or over all training recordings (global)."""
-    buckets: int = 5
-    """Number of length buckets: fewer compile faster, more need less padding."""
     on_bad: Literal["error", "skip"] = "error"
     """How to handle recordings and transcripts that cannot be used: report an error, or skip and
     count them."""
@@ -141,6 +139,15 @@ class Recordings(Source):
             coefficients=self.coefficients,
             deltas=self.deltas,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Utterances(Recordings):
+    """Options for recordings as sequences."""
+
+    counts: ClassVar[tuple[str, ...]] = (*Recordings.counts, "buckets")
+    buckets: int = 5
+    """Number of length buckets: fewer compile faster, more need less padding."""
 
 
 @dataclasses.dataclass(frozen=True)

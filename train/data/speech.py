@@ -13,14 +13,14 @@ file alone, every tenth speaker is for test too.  ``train.acoustic`` describes t
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from train import utterances
 from train.acoustic import Spoken, encode
-from train.data.base import Finder, Form, Recordings, named, path_after
+from train.data.base import Finder, Form, Utterances, named, path_after
 from train.dataset import SPLITS, Bad, Dataset
 from train.formats import DataError, read_audio
 from train.tasks import Transcription, Units
@@ -33,7 +33,7 @@ Pronunciations = Mapping[str, Sequence[tuple[str, ...]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recordings):
+class Config(Utterances):
     """A corpus of speech."""
 
     kind: ClassVar[str] = "speech"
@@ -86,10 +86,33 @@ _READERS = {
 }
 
 
-def load(cfg: Config, find: Finder) -> Dataset:
-    """Frames and labels of the recordings, see ``train.acoustic``."""
-    place, known = find(cfg.path), find.task_of(Transcription, cfg)
-    units: Units = known.units if known else cfg.units
+class Corpus(NamedTuple):
+    """The recordings of a corpus, by split.
+
+    words: those of its dictionary.
+    pronounced: the pronunciations of each word of a recording, in phones.
+    pauses: whether the words may be silent in between, unlike labels that name silence too.
+    scored: see ``train.tasks.Transcription``, by phone; {} if all phones count as themselves.
+    """
+
+    spoken: Mapping[str, Sequence[Spoken]]
+    words: Collection[str]
+    pronounced: Callable[[Spoken], Sequence[Sequence[Sequence[str]]]]
+    pauses: bool
+    scored: Mapping[str, str]
+
+
+class Recorded(Protocol):
+    """``recordings`` of a corpus.  bad: collects unusable ones.  rate: of their samples."""
+
+    def __call__(self, cfg: Any, find: Finder, bad: Bad, *, units: Units, rate: int) -> Corpus:
+        """The recordings, with labels of these units."""
+        ...
+
+
+def recordings(cfg: Config, find: Finder, bad: Bad, *, units: Units, rate: int) -> Corpus:
+    """See ``Recorded``."""
+    place = find(cfg.path)
     pronunciations = _pronunciations(cfg, place, find)
 
     def labels(text: str, utterance: Utterance) -> Sequence[str]:
@@ -102,25 +125,43 @@ def load(cfg: Config, find: Finder) -> Dataset:
             raise DataError(f"words that the dictionary lacks ({', '.join(unknown[:3])})")
         return [phone for word in words for phone in pronunciations[word][0]]
 
-    splits = _READERS[cfg.layout](place)
-    return of_utterances(cfg, splits, place, find, labels, words=pronunciations)
+    return Corpus(
+        spoken_of(_READERS[cfg.layout](place), place, find, labels, bad, rate),
+        words=pronunciations,
+        pronounced=lambda spoken: [pronunciations[word] for word in spoken.text.split()],
+        pauses=True,
+        scored={},
+    )
 
 
-def of_utterances(
-    cfg: Recordings,
+def load(cfg: Config, find: Finder) -> Dataset:
+    """Frames and labels of the recordings, see ``train.acoustic``."""
+    return labelled(cfg, find, recordings)
+
+
+def labelled(cfg: Utterances, find: Finder, read: Recorded) -> Dataset:
+    """The data set of a corpus: frames and labels of its recordings."""
+    known, bad = find.task_of(Transcription, cfg), Bad()
+    rate = (known.features if known else cfg.front_end).rate
+    corpus = read(cfg, find, bad, units=known.units if known else cfg.units, rate=rate)
+    encoded = encode(
+        named(cfg), corpus.spoken, cfg, bad, known, words=corpus.words, scored=corpus.scored
+    )
+    return Dataset(str(cfg), encoded.tables, encoded.task, notes=encoded.notes)
+
+
+def spoken_of(
     splits: Mapping[str, Sequence[Utterance]],
     place: pathlib.Path,
     find: Finder,
     labels: Callable[[str, Utterance], Sequence[str]],
-    **options: Any,
-) -> Dataset:
-    """The data set of a corpus.
+    bad: Bad,
+    rate: int,
+) -> dict[str, list[Spoken]]:
+    """The recordings of utterances, with missing splits taken from the others.
 
-    place: its folder or file.  labels: (text, utterance) -> its labels; raises DataError.
-    options: see ``train.acoustic.encode``.
+    place: folder or file of the corpus.  labels: (text, utterance) -> its labels; raises DataError.
     """
-    known, bad = find.task_of(Transcription, cfg), Bad()
-    rate = (known.features if known else cfg.front_end).rate
     spoken: dict[str, list[Spoken]] = {}
     for split, members in divided(splits, divide=find.divide).items():
         spoken[split] = []
@@ -131,8 +172,7 @@ def of_utterances(
                 spoken[split].append(Spoken(name, each.speaker, text, labels(text, each), read))
             except DataError as error:
                 bad.add(str(error), name)
-    encoded = encode(named(cfg), spoken, cfg, bad, known, **options)
-    return Dataset(str(cfg), encoded.tables, encoded.task, notes=encoded.notes)
+    return spoken
 
 
 def divided(

@@ -21,7 +21,7 @@ import numpy as np
 
 from train.acoustic import Spoken, encode
 from train.data import fsdd
-from train.data.base import Finder, Form, Recordings, named
+from train.data.base import Finder, Form, Utterances, named
 from train.dataset import Bad, Dataset
 from train.formats import DataError, not_read
 from train.tasks import Transcription
@@ -40,12 +40,12 @@ NOISE = 2e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recordings):
+class Config(Utterances):
     """Strings of spoken digits."""
 
     kind: ClassVar[str] = "spoken_digits"
     identity: ClassVar[tuple[str, ...]] = ("path",)
-    counts: ClassVar[tuple[str, ...]] = (*Recordings.counts, "count")
+    counts: ClassVar[tuple[str, ...]] = (*Utterances.counts, "count")
     path: str = ""
     """A folder of FSDD; "" for the embedded recordings."""
     count: int = 1000

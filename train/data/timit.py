@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from train import utterances
-from train.data.base import Finder, Form, Recordings, path_after
-from train.data.speech import of_utterances
-from train.dataset import Dataset
+from train.data.base import Finder, Form, Utterances, path_after
+from train.data.speech import Corpus, labelled, spoken_of
+from train.dataset import Bad, Dataset
+from train.tasks import Units
 from train.utterances import Utterance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Recordings):
+class Config(Utterances):
     """TIMIT."""
 
     kind: ClassVar[str] = "timit"
@@ -43,14 +44,24 @@ FORMS = {
 }
 
 
-def load(cfg: Config, find: Finder) -> Dataset:
-    """Frames and labels of the recordings, see ``train.acoustic``."""
+def recordings(cfg: Config, find: Finder, bad: Bad, *, units: Units, rate: int) -> Corpus:
+    """See ``train.data.speech.Recorded``."""
     place = find(cfg.path)
     splits = utterances.read_timit(place)
     phones = {phone for each in splits.values() for one in each for phone in one.phones or ()}
-    scored = {phone: "".join(utterances.fold_phones((phone,), 39)) for phone in phones}
 
     def labels(text: str, utterance: Utterance) -> Sequence[str]:
         return utterance.phones or ()
 
-    return of_utterances(cfg, splits, place, find, labels, scored=scored)
+    return Corpus(
+        spoken_of(splits, place, find, labels, bad, rate),
+        words=(),
+        pronounced=lambda spoken: [[(phone,)] for phone in spoken.labels],
+        pauses=False,
+        scored={phone: "".join(utterances.fold_phones((phone,), 39)) for phone in phones},
+    )
+
+
+def load(cfg: Config, find: Finder) -> Dataset:
+    """Frames and labels of the recordings, see ``train.acoustic``."""
+    return labelled(cfg, find, recordings)

@@ -1,15 +1,18 @@
 """Preparation of one stage of a recipe, checked before creating a folder or running a step."""
 
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from train.batches import Batches, Feed, Scaling, fit_scaling
-from train.dataset import Dataset, Endless, as_table
+from train.dataset import Dataset, Endless, Table, as_table
 from train.engine.checkpoint import describe
 from train.engine.checks import (
     check_columns,
@@ -108,6 +111,10 @@ def prepare(
     check_read(
         recipe, validates="validation" in dataset.splits and "validation" not in splits, kept=kept
     )
+    if recipe.relabel and dataset.relabel is None:
+        raise ValueError(
+            f"recipe {recipe.name}: relabel=True, allowed for data {dataset.name}: False"
+        )
     recipe = _with_sizes(recipe, dataset)
     cfg, only = recipe.model, recipe.optimizer.only
     example = jax.eval_shape(lambda: module.example_batch(cfg, root_key(0), 1))
@@ -203,6 +210,37 @@ def evaluation_batches(
     small = shuffled and max(math.prod(leaf.shape[1:]) for leaf in leaves) <= SMALL
     rows = min(max(batch_size, EVAL_BATCH if small else 1), len(leaves[0]))
     return make_batches(table, rows, seed=None, scaling=scaling, layout=layout)
+
+
+def scan_batches(batches: Batches, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any) -> Any:
+    """The values of every row of a table, in order: a tree of numpy arrays [n, ...].
+
+    step: (carry, batch) -> (carry, values [batch, ...]).
+    """
+    results, structure = [], None
+    with contextlib.closing(batches):
+        for index in range(batches.steps_per_epoch):
+            carry, values = step(carry, batches.batch(index))
+            leaves, structure = jax.tree.flatten(jax.device_get(values))
+            if not results:
+                results = [np.zeros((batches.size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+            rows = batches.rows(index)
+            real = rows >= 0  # negative rows are padding
+            for result, leaf in zip(results, leaves, strict=True):
+                result[rows[real]] = leaf[real]
+    return jax.tree.unflatten(structure, results)
+
+
+def relabelled(stage: Stage, params: Params) -> Dataset:
+    """The stage's data with the targets that its trained model assigns, see ``Recipe.relabel``."""
+    apply = jax.jit(functools.partial(stage.module.apply, stage.recipe.model))
+
+    def outputs(table: Table) -> np.ndarray:
+        batches = evaluation_batches(table, stage.recipe.batch_size, stage.batches.scaling)
+        return scan_batches(batches, lambda _, batch: ((), apply(params, batch["inputs"])), ())
+
+    assert stage.dataset.relabel is not None  # see prepare
+    return stage.dataset.relabel(outputs)
 
 
 def _with_sizes(recipe: Recipe[Any, Any], dataset: Dataset) -> Recipe[Any, Any]:

@@ -25,7 +25,7 @@ from train.engine.optimizer import trained
 from train.engine.parallel import Parallel
 from train.engine.progress import NOT_METRICS, Progress, summary_writer
 from train.engine.run_folder import RunFolder, differences, jax_settings, versions, write_json
-from train.engine.stage import Stage, check_params, prepare
+from train.engine.stage import Stage, check_params, prepare, relabelled
 from train.engine.step import TrainState
 from train.recipe import Recipe, module_of, to_dict
 from train.transfer import TRANSFERS, load_params, matching
@@ -110,7 +110,7 @@ def fit(
     names = [
         field.name
         for field in dataclasses.fields(Recipe)
-        if field.name not in ("name", "model", "data", "after", "transfer")
+        if field.name not in ("name", "model", "data", "after", "transfer", "relabel")
     ]
     for setting in settings:
         if setting not in names:
@@ -190,6 +190,10 @@ def _run(
     parallel: Parallel,
     manner: "_Manner",
 ) -> Result:
+    def prepared(recipe: Recipe[Any, Any], dataset: Dataset) -> Stage:
+        module = module_of(recipe.model)
+        return prepare(recipe, dataset, module, parallel, kept=out is not None)
+
     def prepare_all() -> list[Stage]:
         if out is not None:
             RunFolder(out).require_writable()
@@ -199,16 +203,7 @@ def _run(
         for recipe in recipes:
             recipe.data.check(recipe.model, recipe.preprocess)
             datasets[recipe.data] = datasets.get(recipe.data) or load_data(recipe.data, data_dir)
-        stages = [
-            prepare(
-                recipe,
-                datasets[recipe.data],
-                module_of(recipe.model),
-                parallel,
-                kept=out is not None,
-            )
-            for recipe in recipes
-        ]
+        stages = [prepared(recipe, datasets[recipe.data]) for recipe in recipes]
         for earlier, stage in itertools.pairwise(stages):
             initial = jax.eval_shape(
                 functools.partial(_transfer, earlier, stage),
@@ -233,6 +228,9 @@ def _run(
     result, interrupts = None, Interrupts()
     for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         if result is not None:
+            if stage.recipe.relabel:
+                stage = prepared(recipes[index], relabelled(stages[index - 1], result.params))
+                stages[index] = stage
             fresh = stage.fresh()
             params = _transfer(stages[index - 1], stage, result.params, fresh)
             note = (

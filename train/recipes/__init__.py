@@ -8,6 +8,7 @@ from train.recipes import (
     captions,
     convnet,
     dbn,
+    dbn_hmm,
     language,
     mlp,
     pixels,
@@ -19,6 +20,7 @@ from train.recipes import (
 
 FAMILIES = (
     mlp, convnet, rbm, dbn, autoencoder, rnn, language, translation, captions, pixels, speech,
+    dbn_hmm,
 )  # fmt: skip
 RECIPES: dict[str, Recipe[Any, Any]] = {
     recipe.name: recipe for family in FAMILIES for recipe in family.RECIPES

@@ -9,7 +9,7 @@ attention          soft attention
 decoder            a recurrent network that generates a sequence given a memory
 language           token embeddings, the loss of the next token, generation
 acoustics          log-mel spectra and MFCC of a recording
-labelling          labellings of a sequence: the CTC loss, the best path, edit distance
+labelling          labellings of a sequence: the CTC loss, best path, alignment, edit distance
 prefix_search      the most probable labelling: prefix beam search with a lexicon and bigrams
 hmm                hidden Markov models: likelihood, posteriors, best path, graphs of phones
 decode             greedy decoding, sampling and beam search with any step function

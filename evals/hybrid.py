@@ -21,7 +21,7 @@ from zoo.parts import hmm
 POWERS = (0.0, 0.5, 1.0)
 """Exponents of the prior by which posteriors are divided."""
 FIRST_WEIGHTS = tuple(2.0**exponent for exponent in range(6))
-"""Of the bigram; more are tried around and beyond the best."""
+"""Weights of the bigram that are tried first; then those around and beyond the best."""
 MOST_WEIGHT = 256.0
 ROWS = 512
 """Frames of recordings whose states are computed at a time."""

@@ -23,14 +23,14 @@ SPACE = " "
 """The label between words."""
 BEAM = 25
 LANGUAGE_WEIGHT, WORD_BONUS = 0.0, 1.0
-"""Of the search with a lexicon, see ``zoo.parts.prefix_search``.
+"""Settings of the search with a lexicon, see ``zoo.parts.prefix_search``.
 
 Chosen on AN4's validation split (WER 8.8 %; 9.2 with weight 0.25, 9.7 with 0.5, 10.6 with 1), with
 a model trained on the training split alone.  Spelled names and numbers are hardly predictable, so
 bigrams do not help there.
 """
 MOST_WORDS = 5000
-"""Of a bigram model, whose table is quadratic in the words."""
+"""Most words of a bigram model, whose table has an entry for each pair of words."""
 ROWS, STEP = 16, 64
 """Recordings transcribed at a time; padded lengths are multiples of STEP frames."""
 

@@ -73,5 +73,5 @@ def test_recipes_are_explained_where_they_are_defined():
     explained = "".join(family.__doc__ or "" for family in FAMILIES)
     for name in RECIPES:
         assert name in explained or name.startswith(
-            ("mlp-toolbox-", "convnet-tdnn-without-", "rbm20-", "rbm500-", "dbn-hmm-an4-")
+            ("mlp-toolbox-", "convnet-tdnn-without-", "rbm20-", "rbm500-")
         )

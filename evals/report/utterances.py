@@ -19,7 +19,7 @@ WORST, SPEAKERS = 10, 40
 MOST_SOUND = 2_000_000
 """Most characters of the sounds in a section."""
 WIDTH, HEIGHT, PER_SECOND, REM = 10, 5.6, 2.5, 4.4
-"""Of the plot of a recording: least width, height, width per second, in inches of REM rem."""
+"""A picture's least width, height, and width per second, in inches; an inch is REM rem."""
 BINS, FEWEST = 6, 10
 """Bins of lengths; fewest recordings per bin."""
 OPEN_BOX = "␣"

@@ -5,7 +5,7 @@
     python -m train dbn-hmm-an4 --data.context 15       wider windows
 
 dbn-hmm-an4-quarter and dnn-hmm-an4-quarter know the words of a quarter of the recordings;
-dbn-hmm-an4-1, -2, -4 and -5 (``dbn-hmm-an4-1`` to ``dbn-hmm-an4-5``) have as many hidden layers.
+dbn-hmm-an4-1, dbn-hmm-an4-2, dbn-hmm-an4-4 and dbn-hmm-an4-5 have as many hidden layers.
 
 A Gaussian hidden Markov model aligns the recordings (``train.data.states``).  A deep belief net
 learns windows of frames, layer by layer; with a softmax layer on top, it learns the states of the

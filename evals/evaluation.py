@@ -39,7 +39,7 @@ def evaluate(
     own_data = data is None or data == str(run.recipe.data)
     dataset = load_dataset(run, data_dir) if own_data else load_other(run, str(data), data_dir)
     table = split_of(dataset, split)
-    count = table.size
+    count = table.examples
     if not (is_whole(example) and 0 <= example < count):
         has = f"as the {split} split has {count:,} examples"
         raise ValueError(f"example={example!r}, allowed: 0 to {count - 1}, {has}")

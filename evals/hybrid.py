@@ -117,7 +117,7 @@ def pictures(run: Run, weights: Weights) -> Pictures:
 
 def aligned(run: Run, weights: Weights, table: Table, rows: Sequence[int]) -> list[Heard]:
     """What the model heard in some recordings of a table, and the alignments of their words."""
-    task, lengths = task_of(run), table.extras["lengths"]
+    task, lengths = task_of(run), table.parts
     starts = np.cumsum([0, *lengths])
     chosen = [np.arange(starts[row], starts[row] + lengths[row]) for row in rows]
     windows_of = table["inputs"][np.concatenate(chosen)]

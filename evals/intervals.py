@@ -14,7 +14,7 @@ import numpy as np
 Z = 1.959963984540054
 """A normal variable lies within Z standard deviations of its mean with probability 95 %."""
 DRAWS, SEED = 2000, 0
-"""Of the bootstrap."""
+"""Draws and seed of the bootstrap."""
 FEWEST_GROUPS = 3
 """A bootstrap over fewer groups says nothing."""
 

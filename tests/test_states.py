@@ -101,7 +101,7 @@ def test_the_alignment_finds_the_letters(data):
     task = task_of(data)
     assert task.phones == ("a", "b", "c", "d", "SIL")
     table = data.splits["test"]
-    paths = hybrid.by_recording(table["targets"], table.extras["lengths"])
+    paths = hybrid.by_recording(table["targets"], table.parts)
     right = total = 0
     for path, text in zip(paths, table.extras["texts"], strict=True):
         start = 0
@@ -153,7 +153,7 @@ def test_viterbi_training_does_not_make_the_data_less_likely(data):
     """Each round raises the likelihood of the best path (Juang and Rabiner 1990)."""
     table = data.splits["train"]
     middle = np.asarray(table["inputs"][:, 2])
-    frames = hybrid.by_recording(middle, table.extras["lengths"])
+    frames = hybrid.by_recording(middle, table.parts)
     words = spelled(table)
     stay = np.full((5, 3), np.log(0.5))
     align = alignment.aligner(words, list(map(len, frames)), stay, silence=4)
@@ -173,7 +173,7 @@ def test_viterbi_training_does_not_make_the_data_less_likely(data):
 def test_recordings_of_one_batch_are_aligned_as_alone(data):
     table, task = data.splits["test"], task_of(data)
     gaussians = alignment.Gaussians(np.array(task.means), np.array(task.variances))
-    frames = hybrid.by_recording(np.asarray(table["inputs"][:, 2]), table.extras["lengths"])
+    frames = hybrid.by_recording(np.asarray(table["inputs"][:, 2]), table.parts)
     words = spelled(table)
     stay = np.array(task.log_stay)
     scores = gaussians.log_p(frames)
@@ -182,7 +182,7 @@ def test_recordings_of_one_batch_are_aligned_as_alone(data):
         alone = alignment.aligner([words[row]], [len(frames[row])], stay, silence=4)([scores[row]])
         np.testing.assert_array_equal(alone[0], together[row])
         np.testing.assert_array_equal(
-            together[row], hybrid.by_recording(table["targets"], table.extras["lengths"])[row]
+            together[row], hybrid.by_recording(table["targets"], table.parts)[row]
         )
 
 
@@ -192,11 +192,11 @@ def test_recordings_of_one_batch_are_aligned_as_alone(data):
 def test_windows_repeat_the_frames_at_the_ends(data):
     table = data.splits["test"]
     assert table["inputs"].shape[1:] == (5, 8 * 3)
-    first = table["inputs"][: table.extras["lengths"][0]]
+    first = table["inputs"][: table.parts[0]]
     np.testing.assert_array_equal(first[0, 0], first[0, 2])
     np.testing.assert_array_equal(first[0, 3], first[1, 2])
     np.testing.assert_array_equal(first[-1, 4], first[-1, 2])
-    assert sum(table.extras["lengths"]) == table.size == len(table["targets"])
+    assert sum(table.parts) == table.size == len(table["targets"])
     assert table.extras["phones"][0] == [c for c in table.extras["texts"][0] if c != " "]
 
 
@@ -313,9 +313,9 @@ def test_a_stage_learns_what_the_one_before_assigns(config, data, folder):
     assert (before.log_prior, before.log_stay) != (after.log_prior, after.log_stay)
     table = data.splits["train"]
     log_p = np.asarray(jax.nn.log_softmax(module.apply(cfg, params, jnp.asarray(table["inputs"]))))
-    scores = hybrid.by_recording(log_p - np.array(before.log_prior), table.extras["lengths"])
+    scores = hybrid.by_recording(log_p - np.array(before.log_prior), table.parts)
     words = spelled(table)
-    align = alignment.aligner(words, table.extras["lengths"], np.array(before.log_stay), silence=4)
+    align = alignment.aligner(words, table.parts, np.array(before.log_stay), silence=4)
     paths = align(scores)
     found = alignment.transitions(paths, phones=5, states=3)
     np.testing.assert_allclose(found.log_prior, after.log_prior, atol=1e-3)
@@ -375,20 +375,31 @@ def test_the_picture_shows_the_transcript_and_the_alignment(folder, data):
     rows = [3, 0]
     names = measured.pictures.names
     for row, heard in zip(rows, measured.pictures.hear(table, rows), strict=True):
-        length = table.extras["lengths"][row]
+        length = table.parts[row]
         assert heard.frames.shape == (length, 8)
         assert heard.outputs.shape == (length, 5)
         np.testing.assert_allclose(heard.outputs.sum(axis=1), 1, rtol=1e-4)
         assert tuple(names[spike.label] for spike in heard.found) == measured.transcripts[row]
         assert [names[label] for label in heard.reference] == table.extras["phones"][row]
         assert heard.places is not None
-        targets = hybrid.by_recording(table["targets"], table.extras["lengths"])[row]
+        targets = hybrid.by_recording(table["targets"], table.parts)[row]
         for place, target in zip(heard.places, targets, strict=True):
             silent = names[target // 3] == "SIL"
             assert (place < 0) == silent
             assert silent or heard.reference[place] == target // 3
     if importlib.util.find_spec("matplotlib") is not None:
         assert "middle of its frames" in str(utterances.example_utterance(evaluation))
+
+
+def test_an_example_is_a_recording(folder):
+    with pytest.raises(ValueError, match=f"example={COUNTS['test']}, allowed: 0 to 11"):
+        evals.evaluate(folder, example=COUNTS["test"])
+
+
+def test_splits_are_joined_with_their_recordings(data):
+    joined = data.joined("train", "validation")
+    assert joined.examples == COUNTS["train"] + COUNTS["dev"] == len(joined.extras["texts"])
+    assert sum(joined.parts) == joined.size
 
 
 def test_the_verb_prints_phones(folder, config, capsys):

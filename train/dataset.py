@@ -35,11 +35,14 @@ class Table(Mapping[str, Any]):
     columns: inputs, targets, mask, reset, as in batches, see ``zoo.base``.
     sampler: selects the rows of each batch.
     extras: {name: [n]}: arrays or tuples that only the evaluation reads.
+    parts: rows of each example that the evaluation shows, such as the frames of a recording, whose
+        extras are then by example; () if each row is an example.
     """
 
     columns: Mapping[str, Any]
     sampler: Sampler = Shuffled()  # noqa: RUF009 (frozen)
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parts: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
@@ -55,6 +58,11 @@ class Table(Mapping[str, Any]):
         """Number of rows."""
         return len(jax.tree.leaves(dict(self.columns))[0])
 
+    @property
+    def examples(self) -> int:
+        """Number of examples that the evaluation shows, see ``parts``."""
+        return len(self.parts) or self.size
+
     def having(self, **columns: Any) -> "Table":
         """The same rows with these columns replaced or added."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
@@ -69,7 +77,9 @@ class Table(Mapping[str, Any]):
             for name, value in self.extras.items()
             if all(name in other.extras for other in others)
         }
-        return Table(columns, self.sampler.joined([other.sampler for other in others]), extras)
+        sampler = self.sampler.joined([other.sampler for other in others])
+        parts = tuple(part for table in (self, *others) for part in table.parts)
+        return Table(columns, sampler, extras, parts)
 
     def content(self) -> Iterator[tuple[str, Any]]:
         """Names and values of everything that affects a run, for the fingerprint."""
@@ -77,6 +87,8 @@ class Table(Mapping[str, Any]):
             yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
         yield from sorted(self.sampler.arrays().items())
         yield from sorted(self.extras.items())
+        if self.parts:
+            yield "parts", self.parts
 
 
 Outputs = Callable[[Table], np.ndarray]
@@ -236,7 +248,7 @@ def _table(where: str, table: Any) -> Table | Endless:
     if "mask" in arrays and arrays["mask"].size and not arrays["mask"].any():
         raise ValueError(f"{where} mask: False everywhere, allowed: True somewhere")
     original = as_table(table)
-    return Table(arrays, original.sampler, original.extras)
+    return dataclasses.replace(original, columns=arrays)
 
 
 def _named(where: str, table: Mapping[Any, Any]) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from zoo.parts.convolution import Geometry, Sizes
 
 
 def mean_cross_entropy(logits: Array, batch: Batch) -> Array:
-    """Of all targets."""
+    """The mean over all targets."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
 
 

@@ -113,7 +113,7 @@ def _network(subject: Subject, table: Table) -> Transcribe:
     """Transcripts of a split by the network, with any weights."""
     task = hybrid.task_of(subject.run)
     log_p = hybrid.log_posteriors(subject.run, table)
-    parts = hybrid.by_recording(log_p, table.extras["lengths"])
+    parts = hybrid.by_recording(log_p, table.parts)
     return functools.partial(hybrid.transcripts, task, parts)
 
 
@@ -123,7 +123,7 @@ def _gaussians(subject: Subject, table: Table) -> Transcribe:
     assert isinstance(task, TASK)
     gaussians = alignment.Gaussians(np.array(task.means), np.array(task.variances))
     frames = np.asarray(table["inputs"][:, task.context // 2])
-    log_p = gaussians.log_p(hybrid.by_recording(frames, table.extras["lengths"]))
+    log_p = gaussians.log_p(hybrid.by_recording(frames, table.parts))
     return functools.partial(hybrid.transcripts, task, log_p)
 
 

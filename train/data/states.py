@@ -6,9 +6,10 @@ librispeech:DIR or timit:DIR.  There is nothing but the words to learn the state
 
 An example is a frame with its neighbours: inputs float32 [n, context, values], first to last frame
 of the first recording, of the second, ...; at its ends, the outermost frame is repeated.  Targets
-are int32 [n], see ``train.tasks.States``.  Extras are those of ``train.acoustic`` for each
-recording, and for each its "lengths" and "phones", the reference.  The targets may be replaced by
-those of a network, see ``train.recipe.Recipe.relabel``.
+are int32 [n], see ``train.tasks.States``.  The examples of a report are the recordings, of which
+the frames are ``parts``: extras are those of ``train.acoustic`` for each recording, and "phones",
+its reference.  The targets may be replaced by those of a network, see
+``train.recipe.Recipe.relabel``.
 """
 
 import dataclasses
@@ -239,10 +240,10 @@ def _windows(task: States, sentences: _Sentences) -> Table:
         "texts": tuple(each.text for each in sentences.spoken),
         "speakers": tuple(each.speaker for each in sentences.spoken),
         "recordings": Sounds.of(sentences.spoken),
-        "lengths": tuple(map(len, sentences.frames)),
         "phones": tuple(each.labels for each in sentences.spoken),
     }
-    return Table({"inputs": windows(sentences.frames, task.context)}, extras=extras)
+    columns = {"inputs": windows(sentences.frames, task.context)}
+    return Table(columns, extras=extras, parts=tuple(map(len, sentences.frames)))
 
 
 def _aligned(
@@ -273,7 +274,7 @@ def _labelled(
         scores = {}
         for split, table in dataset.tables.items():
             log_p = np.asarray(jax.nn.log_softmax(outputs(table))) - np.array(task.log_prior)
-            scores[split] = np.split(log_p, np.cumsum(table.extras["lengths"])[:-1])
+            scores[split] = np.split(log_p, np.cumsum(table.parts)[:-1])
         paths = _aligned(task, splits, scores)
         again = dataclasses.replace(dataset, task=_with_transitions(task, paths["train"]))
         return _labelled(again, splits, paths)

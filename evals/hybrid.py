@@ -69,16 +69,19 @@ def by_recording(values: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
-def decode(task: tasks.States, scores: Scores, weight: float) -> list[np.ndarray]:
+def decode(task: tasks.States, log_p: Scores, weights: Weights) -> list[np.ndarray]:
     """The state of each frame in the best path, int32 [frames], of each recording.
 
-    scores: log p(frame | state), or in its place, log p(state | frame) less that of the prior.
-    weight: exponent of the bigram.
+    log_p: log p(state | frame); or log p(frame | state), with weights.prior 0.
     """
+    prior = weights.prior * np.array(task.log_prior, np.float32)
     graph = hmm.phone_loop(
-        np.array(task.log_bigram), np.array(task.log_stay), states=task.states, weight=weight
+        np.array(task.log_bigram),
+        np.array(task.log_stay),
+        states=task.states,
+        weight=weights.bigram,
     )
-    return alignment.decode(scores, graph)
+    return alignment.decode([each - prior for each in log_p], graph)
 
 
 def phones_of(task: tasks.States, path: np.ndarray) -> Labels:
@@ -95,8 +98,7 @@ def scored(task: tasks.States, phones: Sequence[str]) -> Labels:
 
 def transcripts(task: tasks.States, log_p: Scores, weights: Weights) -> list[Labels]:
     """The phones of recordings.  log_p: log posteriors of the states."""
-    scaled = [each - weights.prior * np.array(task.log_prior, np.float32) for each in log_p]
-    return [phones_of(task, path) for path in decode(task, scaled, weights.bigram)]
+    return [phones_of(task, path) for path in decode(task, log_p, weights)]
 
 
 def pictures(run: Run, weights: Weights) -> Pictures:
@@ -124,9 +126,8 @@ def aligned(run: Run, weights: Weights, table: Table, rows: Sequence[int]) -> li
     log_p = by_recording(
         log_posteriors(run, {"inputs": windows_of}, rows=ROWS), list(map(len, chosen))
     )
-    scaled = [each - weights.prior * np.array(task.log_prior, np.float32) for each in log_p]
     heard = []
-    for frames, each, path in zip(chosen, log_p, decode(task, scaled, weights.bigram), strict=True):
+    for frames, each, path in zip(chosen, log_p, decode(task, log_p, weights), strict=True):
         middle = np.asarray(table["inputs"][frames, task.context // 2])
         found, _ = _visits(task, path)
         reference, places = _visits(task, np.asarray(table["targets"][frames]))

@@ -30,7 +30,7 @@ from train.engine.run_folder import RunFolder
 from train.recipe import Recipe
 from train.tasks import States, Transcription
 from zoo import dbn, mlp
-from zoo.parts import hmm
+from zoo.parts import acoustics, hmm
 
 needs_jiwer = pytest.mark.skipif(importlib.util.find_spec("jiwer") is None, reason="needs jiwer")
 SETTINGS: dict[str, Any] = {"rate": tones.RATE, "bands": 12, "coefficients": 8, "context": 5}
@@ -412,6 +412,32 @@ def test_the_verb_prints_phones(folder, config, capsys):
     assert set(phones.split()) <= set(text)
     assert evals.__main__.main(["transcribe", str(folder), file, "--beam", "3"]) == 1
     assert "--beam and --lexicon are for models of zoo.ctc" in capsys.readouterr().err
+
+
+def test_decoding_divides_by_the_prior_and_weighs_the_bigram():
+    """By hand: three frames, two phones of one state."""
+    task = States(
+        phones=("a", "b"),
+        silence=None,
+        states=1,
+        features=acoustics.Config(kind="mfcc"),
+        normalise="utterance",
+        context=1,
+        means=(),
+        variances=(),
+        log_stay=((np.log(0.5),),) * 2,
+        log_bigram=((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0)),
+        log_prior=(float(np.log(0.9)), float(np.log(0.1))),
+    )
+    log_p = [np.log(np.full((3, 2), [0.7, 0.3], np.float32))]
+
+    def found(bigram: float, prior: float) -> list[tuple[str, ...]]:
+        return hybrid.transcripts(task, log_p, Weights(bigram, prior))
+
+    assert found(0.1, 0.0) == [("a",)], "more probable in each frame"
+    assert found(0.1, 1.0) == [("b",)], "0.3 / 0.1 is more than 0.7 / 0.9"
+    # Only starting with a costs anything; that outweighs one frame of log 7/3, less than 1.
+    assert found(4.0, 0.0) == [("b", "a")]
 
 
 @needs_jiwer

@@ -194,3 +194,11 @@ def test_an4_as_published():
     assert len(task_of(data).words) == 101
     characters = load_data("an4")
     assert characters.splits["test"]["mask"].sum() == 2565
+
+
+def test_a_missing_an4_says_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_DATA_DIR", raising=False)
+    for name in ("an4", "states:an4"):
+        with pytest.raises(DataError, match=r"data 'an4': not found\.  Put an4/ with train\.tsv"):
+            load_data(name, tmp_path)

@@ -20,7 +20,7 @@ import numpy as np
 
 from train import utterances
 from train.acoustic import Spoken, encode
-from train.data.base import Finder, Form, Utterances, named, path_after
+from train.data.base import Finder, Form, Utterances, missing, named, path_after
 from train.dataset import SPLITS, Bad, Dataset
 from train.formats import DataError, read_audio
 from train.tasks import Transcription, Units
@@ -112,7 +112,7 @@ class Recorded(Protocol):
 
 def recordings(cfg: Config, find: Finder, bad: Bad, *, units: Units, rate: int) -> Corpus:
     """See ``Recorded``."""
-    place = find(cfg.path)
+    place = _place(cfg, find)
     pronunciations = _pronunciations(cfg, place, find)
 
     def labels(text: str, utterance: Utterance) -> Sequence[str]:
@@ -191,6 +191,17 @@ def divided(
         kept, held_out = utterances.by_speaker(splits["train"])
         splits = {**splits, "train": kept, "validation": held_out}
     return {split: list(splits[split]) for split in SPLITS if split in splits}
+
+
+def _place(cfg: Config, find: Finder) -> pathlib.Path:
+    try:
+        return find(cfg.path)
+    except DataError:
+        if str(cfg) != "an4":
+            raise
+        raise missing(
+            cfg, "an4/ with train.tsv, test.tsv, their recordings and an4_canon.json in DIR"
+        ) from None
 
 
 def _pronunciations(cfg: Config, place: pathlib.Path, find: Finder) -> Pronunciations:

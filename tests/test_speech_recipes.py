@@ -35,9 +35,14 @@ def test_strings_of_digits_are_recognised(folder):
     assert low < evaluation.metrics["test WER %"] < high
     recordings = evaluation.table.extras["recordings"]
     texts = evaluation.table.extras["texts"]
-    heard = transcribe(evaluation.run, [recordings.read(row) for row in range(20)])
-    right = sum(a == b for a, b in zip(heard, texts, strict=False))
-    assert right >= 10
+    heard = transcribe(
+        evaluation.run,
+        [recordings.read(row) for row in range(len(texts))],
+        speakers=evaluation.table.extras["speakers"],
+        beam=1,
+    )
+    right = sum(a == b for a, b in zip(heard, texts, strict=True))
+    assert 100 * right / len(texts) == pytest.approx(evaluation.metrics["test exact %"], abs=0.5)
 
 
 def test_a_file_is_transcribed(folder, tmp_path, capsys):

@@ -180,7 +180,9 @@ def edit_distance(
 
         def row(before: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
             index, label = step
-            changed = jnp.minimum(before[1:] + 1, before[:-1] + (others != label))
+            changed = jnp.minimum(
+                before[1:] + 1, before[:-1] + (others != label).astype(before.dtype)
+            )
             fewest = jnp.concatenate([jnp.array([index + 1]), changed])
             # Insertions: after[j] = min over k <= j of fewest[k] + j - k.
             after = jax.lax.cummin(fewest - places) + places
